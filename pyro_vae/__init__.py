@@ -1,0 +1,8 @@
+"""Variational autoencoders, declared once in Pyro, trained and compared by any inference algorithm."""
+
+from pyro_vae.batch import Batch
+from pyro_vae.conditional import Conditional, Fixed, Learned, Network
+from pyro_vae.networks import conv_decoder, conv_encoder, mlp
+from pyro_vae.vae import VAE
+
+__all__ = ["VAE", "Batch", "Conditional", "Fixed", "Learned", "Network", "conv_decoder", "conv_encoder", "mlp"]

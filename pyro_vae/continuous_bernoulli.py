@@ -1,0 +1,106 @@
+r"""The continuous Bernoulli distribution, right in float32 at every logit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+# Below this |logit| the closed forms cancel, and their Taylor series hold to 1e-9 (the first term left out of
+# the log partition is (logit / 2)^6 / 2835), while the closed forms still hold above it.
+_SERIES_BELOW = 0.05
+# cdf and icdf are ratios of expm1 and log1p, which do not cancel; only a logit of 0 must be kept away.
+_ZERO_BELOW = 1e-6
+
+
+def _safe(logits: Tensor, below: float = _SERIES_BELOW) -> tuple[Tensor, Tensor]:
+    """Where the series applies, and logits that keep the closed form (and its gradient) finite there."""
+    small = logits.abs() < below
+    return small, torch.where(small, torch.ones_like(logits), logits)
+
+
+class ContinuousBernoulli(dist.ContinuousBernoulli):
+    r"""Continuous Bernoulli on [0, 1], computed in logit space throughout.
+
+    .. math:: \log p(x) = x\eta - A(\eta), \qquad A(\eta) = \log\frac{e^\eta - 1}{\eta}
+
+    with logit :math:`\eta`. `torch.distributions.ContinuousBernoulli` clamps its probabilities: in float32 its
+    log density is wrong by 0.2 nats at a logit of 20 and by 1.1 nats at 50. Here values and gradients hold at
+    every logit. `Conditional` puts this class in the place of the original.
+
+    Reference: Loaiza-Ganem and Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational
+    autoencoders", 2019, equations 6-8.
+
+    Example:
+        >>> import torch
+        >>> ContinuousBernoulli(logits=torch.tensor(50.0)).log_prob(torch.tensor(0.8))
+        tensor(-6.0880)
+    """
+
+    def _cont_bern_log_norm(self) -> Tensor:
+        # The base class multiplies by p^x (1-p)^(1-x); its log normaliser is softplus(logit) - A(logit).
+        return softplus(self.logits) - self.log_partition
+
+    @property
+    def log_partition(self) -> Tensor:
+        r"""A(logit), the log of the integral of exp(x logit) over [0, 1]."""
+        half = self.logits.abs() / 2
+        small, safe = _safe(half)
+        closed = safe + torch.log(-torch.expm1(-2 * safe) / (2 * safe))
+        square = half.square()
+        series = square / 6 - square.square() / 180
+        return self.logits / 2 + torch.where(small, series, closed)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        return value * self.logits - self.log_partition
+
+    @property
+    def mean(self) -> Tensor:
+        small, safe = _safe(self.logits)
+        closed = 1 / (-torch.expm1(-safe)) - 1 / safe
+        square = self.logits.square()
+        return torch.where(small, 0.5 + self.logits / 12 * (1 - square / 60), closed)
+
+    @property
+    def variance(self) -> Tensor:
+        half = self.logits / 2
+        small, safe = _safe(half)
+        closed = (1 / safe.square() - 1 / torch.sinh(safe).square()) / 4
+        return torch.where(small, (1 - half.square() / 5) / 12, closed)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        small, safe = _safe(self.logits, _ZERO_BELOW)
+        negative = -safe.abs()
+        reflected = torch.where(safe > 0, 1 - value, value)
+        closed = torch.expm1(reflected * negative) / torch.expm1(negative)
+        closed = torch.where(safe > 0, 1 - closed, closed)
+        series = value * (1 + self.logits * (value - 1) / 2)
+        return torch.where(small, series, closed).clamp(0, 1)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        small, safe = _safe(self.logits, _ZERO_BELOW)
+        negative = -safe.abs()
+        reflected = torch.where(safe > 0, 1 - value, value)
+        closed = torch.log1p(reflected * torch.expm1(negative)) / negative
+        closed = torch.where(safe > 0, 1 - closed, closed)
+        series = value * (1 + self.logits * (1 - value) / 2)
+        return torch.where(small, series, closed).clamp(0, 1)
+
+    def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return self.icdf(torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device))
+
+    def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
+        with torch.no_grad():
+            return self.rsample(sample_shape)
+
+    def entropy(self) -> Tensor:
+        return self.log_partition - self.mean * self.logits
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousBernoulli:
+        return super().expand(batch_shape, self._get_checked_instance(ContinuousBernoulli, _instance))

@@ -1,0 +1,114 @@
+"""A data set, split and in the units of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .binarisation import bernoulli_draw
+from .raw import Binarisation, Scaling
+from .units import DataTransform
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    r"""Training, validation and test data in model units, with all that a result must record about them.
+
+    Attributes:
+        train: N x D float32. Under dynamic binarisation grey values in [0, 1], from which `transform`
+            draws anew; already binarised under static and threshold binarisation.
+        valid: N x D float32, or None. Binarised once, by the recorded seed.
+        test: N x D float32, or None. Binarised once, by the recorded seed.
+        units: the map between model units and the data's own.
+        labels: for each part the N labels (int64), aligned to its rows; empty where there are none.
+        seed: of the split and of every binarisation but the dynamic one of `train`.
+        split: fractions that were split off; None where the official sets are used as they are.
+        source: name and sha256 of each file.
+        cross_entropy: True where a Bernoulli likelihood on grey values was asked for: its numbers are a
+            cross-entropy, not a log-likelihood, and must be called so.
+    """
+
+    train: Tensor
+    valid: Tensor | None
+    test: Tensor | None
+    units: DataTransform
+    labels: Mapping[str, Tensor] = field(default_factory=dict)
+    seed: int = 0
+    split: tuple[float, ...] | None = None
+    source: Mapping[str, str] = field(default_factory=dict)
+    cross_entropy: bool = False
+
+    @property
+    def name(self) -> str:
+        r"""The catalogue's name, or the file's stem."""
+        return self.units.name
+
+    @property
+    def image_shape(self) -> tuple[int, ...] | None:
+        r"""Shape of one datum, such as (28, 28); None for a table."""
+        return self.units.image_shape
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        r"""Names of a table's columns; None where they have none."""
+        return self.units.columns
+
+    @property
+    def binarisation(self) -> Binarisation:
+        r"""One of `none`, `static`, `dynamic` and `threshold`."""
+        return self.units.binarisation
+
+    @property
+    def scaling(self) -> Scaling:
+        r"""One of `none`, `unit` and `standardise`."""
+        return self.units.scaling
+
+    @property
+    def centre(self) -> Tensor | None:
+        r"""What `to_model_units` subtracts, () or (D,) float64; None where scaling is `none`."""
+        return self.units.centre
+
+    @property
+    def scale(self) -> Tensor | None:
+        r"""What `to_model_units` divides by, () or (D,) float64; None where scaling is `none`."""
+        return self.units.scale
+
+    @property
+    def log_jacobian(self) -> float:
+        r"""Nats to add to log p(x) in model units to have it in the data's own units."""
+        return self.units.log_jacobian
+
+    def transform(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        r"""Do to a training minibatch what every step does: a Bernoulli draw if binarisation is dynamic.
+
+        Args:
+            x: rows of `train`, B x D.
+            generator: of the draw; unused otherwise.
+
+        Returns:
+            B x D, same dtype: in {0, 1} under dynamic binarisation, `x` itself otherwise.
+        """
+        return bernoulli_draw(x, generator) if self.binarisation == "dynamic" else x
+
+    def to_model_units(self, x: Tensor) -> Tensor:
+        r"""Centre and scale data in their own units; see `DataTransform.to_model_units`."""
+        return self.units.to_model_units(x)
+
+    def to_own_units(self, x: Tensor) -> Tensor:
+        r"""Undo `to_model_units`; see `DataTransform.to_own_units`."""
+        return self.units.to_own_units(x)
+
+    def record(self) -> dict[str, Any]:
+        r"""Return what a result must record, ready for JSON; `DataTransform.from_record` reads it too."""
+        sizes = {"train": self.train, "valid": self.valid, "test": self.test}
+        return self.units.record() | {
+            "n": {part: len(x) for part, x in sizes.items() if x is not None},
+            "seed": self.seed,
+            "split": None if self.split is None else list(self.split),
+            "source": dict(self.source),
+            "cross_entropy": self.cross_entropy,
+        }

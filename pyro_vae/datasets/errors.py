@@ -1,0 +1,36 @@
+"""The one error of the data sets, and the suggestion of a near match."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+
+class DataError(ValueError):
+    r"""Data that cannot be used: one line that says what was given, what was expected and what to do."""
+
+
+def near_match(given: str, allowed: Sequence[str]) -> str:
+    r"""Return " (did you mean `x`?)" for the allowed name nearest to `given`, or an empty string."""
+    match = difflib.get_close_matches(given.lower(), allowed, n=1, cutoff=0.5)
+    return f" (did you mean `{match[0]}`?)" if match else ""
+
+
+def check_choice(argument: str, given: object, allowed: Sequence[str]) -> None:
+    r"""Refuse a value of an argument that is not one of the allowed words.
+
+    Raises:
+        DataError: naming the argument, the value, the allowed values and the nearest of them.
+    """
+    if given is not None and given not in allowed:
+        words = ", ".join(f"`{word}`" for word in allowed)
+        raise DataError(
+            f"`{argument}`: got `{given}`{near_match(str(given), allowed)}; pass one of {words}, "
+            "or leave it out for the default of the likelihood's support"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message, at most 160 characters, or its type's name."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__

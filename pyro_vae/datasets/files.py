@@ -1,0 +1,218 @@
+"""Files of the catalogue: found in a folder or the cache, else downloaded; never used unchecked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError, first_line
+
+TIMEOUT = 30.0  # seconds without a byte before a mirror counts as dead
+
+# All that a broken archive has been seen to raise when numpy or gzip reads it.
+READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError)
+
+
+@dataclass(frozen=True)
+class Download:
+    r"""A public file: its name, its mirrors in order, and the hash its bytes must have (None: unknown)."""
+
+    name: str
+    urls: tuple[str, ...]
+    known_hash: str | None
+
+
+@dataclass(frozen=True)
+class CatalogueFile:
+    r"""A file that a data set reads.
+
+    Attributes:
+        path: where it lies below a data folder, such as `mnist/train-images-idx3-ubyte.gz`.
+        sha256: of its bytes.
+        alternatives: ways to get it, in order; each is all that must be downloaded for it.
+        convert: makes the arrays of the npz file out of the downloads' paths, by name; None where the one
+            download is the file itself.
+        content: `content_digest` of an npz file's arrays, which a conversion must reproduce even where
+            another compressor makes other bytes; None where bytes alone count.
+    """
+
+    path: str
+    sha256: str
+    alternatives: tuple[tuple[Download, ...], ...]
+    convert: Callable[[Mapping[str, Path]], dict[str, NDArray[Any]]] | None = None
+    content: str | None = None
+
+
+def cache_folder() -> Path:
+    r"""Return the folder of downloads: `PYRO_VAE_CACHE` from the environment, else the user's cache."""
+    import pooch
+
+    given = os.environ.get("PYRO_VAE_CACHE")
+    return Path(given).expanduser() if given else Path(pooch.os_cache("pyro_vae"))
+
+
+def fetch(file: CatalogueFile, folder: str | os.PathLike[str] | None = None, progress: bool = False) -> Path:
+    r"""Return the path of a catalogue's file whose checksum is right.
+
+    Looked for in `folder`, in `PYRO_VAE_DATA`, in the cache, then downloaded into the cache. A damaged file
+    of the user's is an error; a damaged one in the cache is removed and downloaded again.
+
+    Args:
+        file: which file.
+        folder: a data folder, with the catalogue's layout.
+        progress: whether to show a bar while downloading.
+
+    Raises:
+        DataError: naming a damaged file with both checksums, or all places and mirrors that had none.
+    """
+    places = [("folder", folder), ("PYRO_VAE_DATA", os.environ.get("PYRO_VAE_DATA"))]
+    looked = []
+    for place, root in places:
+        if not root:
+            continue
+        path = Path(root).expanduser() / file.path
+        looked.append(f"`{path}` ({place})")
+        if path.is_file():
+            found = checksum(path)
+            if not _genuine(file, path, found):
+                raise DataError(
+                    f"`{path}` is damaged or another file: expected sha256 `{file.sha256}`, found `{found}`; "
+                    f"delete it to have it downloaded, or get it again from {file.alternatives[0][0].urls[0]}"
+                )
+            return path
+    cache = cache_folder()
+    target = cache / file.path
+    looked.append(f"`{target}` (cache)")
+    reasons: list[str] = []
+    try:
+        if target.is_file():
+            if _genuine(file, target, checksum(target)):
+                return target
+            target.unlink()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if any(_download(file, way, target, progress, reasons) for way in file.alternatives):
+            return target
+    except OSError as error:
+        reasons.append(f"cache not writable: {first_line(error)}")
+    raise DataError(
+        f"`{file.path}` was not found: looked for {', '.join(looked)}, then downloaded in vain "
+        f"({'; '.join(reasons)}); connect to the network, or put the file below a folder and name "
+        "that folder by `folder` or the environment variable `PYRO_VAE_DATA`"
+    )
+
+
+def checksum(path: Path) -> str:
+    r"""Return the sha256 of a file's bytes.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"`{path}` cannot be read ({first_line(error)}); check its permissions") from error
+
+
+def content_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    r"""Return a sha256 over names, dtypes, shapes and values of arrays, whatever their compression."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _genuine(file: CatalogueFile, path: Path, found: str) -> bool:
+    if found == file.sha256:
+        return True
+    if file.content is None:
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return content_digest(archive) == file.content
+    except READ_ERRORS:
+        return False
+
+
+def _download(
+    file: CatalogueFile, way: tuple[Download, ...], target: Path, progress: bool, reasons: list[str]
+) -> bool:
+    if file.convert is None:
+        return _retrieve(way[0], target, progress, reasons)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        sources = {download.name: Path(scratch) / download.name for download in way}
+        for download in way:
+            if not _retrieve(download, sources[download.name], progress, reasons):
+                return False
+        try:
+            arrays = file.convert(sources)
+        except Exception as error:  # a foreign format can fail in any way, and is then one more dead mirror
+            reasons.append(f"{way[0].urls[0]}: unreadable ({first_line(error)})")
+            return False
+        if content_digest(arrays) != file.content:
+            reasons.append(f"{way[0].urls[0]}: not the expected arrays")
+            return False
+        part = Path(scratch) / target.name
+        with part.open("wb") as stream:
+            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+        os.replace(part, target)
+    return True
+
+
+def _retrieve(download: Download, target: Path, progress: bool, reasons: list[str]) -> bool:
+    import pooch
+
+    logger = pooch.get_logger()
+    level = logger.level
+    for url in download.urls:
+        bar = _Bar(download.name) if progress else None
+        logger.setLevel("WARNING")
+        try:
+            pooch.retrieve(
+                url,
+                known_hash=download.known_hash,
+                fname=target.name,
+                path=target.parent,
+                downloader=pooch.HTTPDownloader(progressbar=bar or False, timeout=TIMEOUT),
+            )
+            return True
+        except (OSError, ValueError) as error:
+            reasons.append(f"{url}: {first_line(error)}")
+        finally:
+            logger.setLevel(level)
+            if bar:
+                bar.close()
+    return False
+
+
+class _Bar:
+    r"""The progress bar that pooch asks for, drawn by rich."""
+
+    def __init__(self, name: str) -> None:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+
+        self.total = 0
+        self._progress = Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        self._task = self._progress.add_task(name, total=None)
+        self._progress.start()
+
+    def update(self, count: int) -> None:
+        self._progress.update(self._task, advance=count, total=self.total)
+
+    def reset(self) -> None:
+        self._progress.reset(self._task)
+
+    def close(self) -> None:
+        self._progress.stop()

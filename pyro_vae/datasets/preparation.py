@@ -1,0 +1,150 @@
+"""Rows on their way from a file to the model: scaled, checked against the support, binarised."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributions.constraints import Constraint
+
+from .binarisation import bernoulli_draw, generator_for, threshold
+from .errors import DataError
+from .raw import Binarisation, RawData, Scaling
+from .support import Kind, outside
+from .units import fit_transform
+
+
+class Preparation:
+    r"""The parts of a data set, scaled at construction, then checked and binarised by `finish`.
+
+    Args:
+        raw: the data set.
+        parts: for each part the name of its array and its rows (None: all, in order).
+        binarisation: what is done to grey values.
+        scaling: fitted on the training rows.
+
+    Raises:
+        DataError: naming a constant column, or a cell beyond float32.
+    """
+
+    def __init__(
+        self,
+        raw: RawData,
+        parts: dict[str, tuple[str, Tensor | None]],
+        binarisation: Binarisation,
+        scaling: Scaling,
+    ) -> None:
+        self.raw, self.parts = raw, parts
+        own = {part: self._rows(raw.arrays[array], rows) for part, (array, rows) in parts.items()}
+        self.units = fit_transform(raw, own["train"], binarisation, scaling)
+        self.x = {part: self.units.to_model_units(x) for part, x in own.items()}
+        self._check_float32()
+
+    def finish(self, kind: Kind, support: Constraint | None, *, asked: bool, seed: int) -> bool:
+        r"""Check every part against the support and binarise it.
+
+        Args:
+            kind: of the support.
+            support: of one datum; None checks nothing.
+            asked: whether the binarisation was asked for, which is what allows a cross-entropy.
+            seed: of the binarisation.
+
+        Returns:
+            Whether a Bernoulli likelihood on these values is a cross-entropy, not a likelihood.
+
+        Raises:
+            DataError: naming the first cell outside the support.
+        """
+        how = self.units.binarisation
+        if how != "none":
+            self._check_unit(f"binarisation=`{how}`")
+            if self.raw.bernoulli != "static":
+                self._binarise(how, seed)
+        elif kind == "binary":
+            # A mass has no Jacobian, and a cross-entropy neither.
+            self.units = replace(self.units, log_jacobian=0.0)
+            if not asked:
+                self._check_binary()
+            self._check_unit("a Bernoulli likelihood on grey values")
+            return self._first_grey() is not None
+        if support is not None and kind != "binary":
+            self._check_support(support, leave_out="train" if how == "dynamic" else None)
+        return False
+
+    def labels(self) -> dict[str, Tensor]:
+        r"""Return the labels of each part that has them, aligned to its rows."""
+        return {
+            part: self._rows(self.raw.labels[array], rows).to(torch.int64)
+            for part, (array, rows) in self.parts.items()
+            if array in self.raw.labels
+        }
+
+    def _binarise(self, how: Binarisation, seed: int) -> None:
+        r"""Binarise every part, but leave the training part's grey values to the draws of each step."""
+        for part, x in self.x.items():
+            if how == "threshold":
+                self.x[part] = threshold(x)
+            elif how == "static" or part != "train":
+                self.x[part] = bernoulli_draw(x, generator_for(seed, part))
+
+    @staticmethod
+    def _rows(array: NDArray[Any], rows: Tensor | None) -> Tensor:
+        x = torch.from_numpy(array)
+        return x if rows is None else x[rows]
+
+    def _first(self, bad: dict[str, Tensor]) -> str | None:
+        r"""Describe the flagged cell that comes first in the file; None where none is flagged."""
+        places = []
+        for part, flags in bad.items():
+            hits = flags.any(1).nonzero().flatten()
+            if len(hits):
+                array, rows = self.parts[part]
+                first = int((hits if rows is None else rows[hits]).argmin())
+                row = int(hits[first])
+                in_file = row if rows is None else int(rows[row])
+                column = int(flags[row].to(torch.uint8).argmax())
+                places.append(((list(self.raw.arrays).index(array), in_file), part, row, column))
+        if not places:
+            return None
+        (_, in_file), part, row, column = min(places)
+        scaled = "" if self.units.scale is None else f", scaled to {self.x[part][row, column].item():g}"
+        return self.raw.cell(self.parts[part][0], in_file, column) + scaled
+
+    def _first_grey(self) -> str | None:
+        return self._first({part: (x != 0) & (x != 1) for part, x in self.x.items()})
+
+    def _check_float32(self) -> None:
+        cell = self._first({part: ~x.isfinite() for part, x in self.x.items()})
+        if cell:
+            raise DataError(
+                f"`{self.raw.title}`: found {cell}, beyond float32; rescale the column, or pass "
+                "scaling=`standardise`"
+            )
+
+    def _check_unit(self, what: str) -> None:
+        cell = self._first({part: (x < 0) | (x > 1) for part, x in self.x.items()})
+        if cell:
+            raise DataError(
+                f"`{self.raw.title}`: found {cell}; {what} needs values in [0, 1]: pass scaling=`unit`, "
+                "or rescale the file (scaling is fitted on the training rows, and others may lie beyond)"
+            )
+
+    def _check_binary(self) -> None:
+        cell = self._first_grey()
+        if cell:
+            raise DataError(
+                f"`{self.raw.title}`: found {cell}, outside the likelihood's support {{0, 1}}; choose "
+                "binarisation=`dynamic`, `static` or `threshold`, or `none` for a cross-entropy that is no "
+                "log-likelihood, or a likelihood on grey values"
+            )
+
+    def _check_support(self, support: Constraint, leave_out: str | None) -> None:
+        cell = self._first({part: outside(support, x) for part, x in self.x.items() if part != leave_out})
+        if cell:
+            raise DataError(
+                f"`{self.raw.title}`: found {cell}, outside the likelihood's support `{support}`; choose another "
+                "likelihood, or another `scaling` or `binarisation`"
+            )

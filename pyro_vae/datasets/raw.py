@@ -1,0 +1,83 @@
+"""A data set as its files hold it: before any split, scaling or binarisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError
+
+Binarisation = Literal["none", "static", "dynamic", "threshold"]
+Scaling = Literal["none", "unit", "standardise"]
+
+
+@dataclass(frozen=True, eq=False)
+class RawData:
+    r"""Arrays in the data's own units, and what is known of them.
+
+    Attributes:
+        name: the catalogue's name, or the file's stem.
+        arrays: N x D each; one array `all`, or official sets among `train`, `valid` and `test`.
+        files: sha256 of each file that was read.
+        labels: N integers for each array, or empty.
+        image_shape: shape of one datum; None for a table.
+        columns: names of a table's columns.
+        level: greatest grey level of an image's cell; None for a table.
+        bernoulli: binarisation that a Bernoulli likelihood gets unless another is asked for; `static` says
+            that the file itself is binarised.
+        path: of the user's file, as given; None for the catalogue.
+    """
+
+    name: str
+    arrays: dict[str, NDArray[Any]]
+    files: dict[str, str]
+    labels: dict[str, NDArray[Any]] = field(default_factory=dict)
+    image_shape: tuple[int, ...] | None = None
+    columns: tuple[str, ...] | None = None
+    level: float | None = None
+    bernoulli: Binarisation = "none"
+    path: str | None = None
+
+    @property
+    def title(self) -> str:
+        r"""What an error calls it: the path of a user's file, else the name."""
+        return self.path or self.name
+
+    @property
+    def dim(self) -> int:
+        r"""Number D of cells of one datum."""
+        return int(next(iter(self.arrays.values())).shape[1])
+
+    def cell(self, part: str, row: int, column: int) -> str:
+        r"""Describe the cell at 0-based (row, column): its value and its place, counted from 1."""
+        value = self.arrays[part][row, column]
+        name = f"`{self.columns[column]}`" if self.columns else str(column + 1)
+        of = "" if part == "all" else f" of `{part}`"
+        return f"`{value:g}` in data row {row + 1}{of} (counted from 1, without a header), column {name}"
+
+
+def check_finite(raw: RawData) -> RawData:
+    r"""Return `raw` if it has rows and columns, and every cell is finite.
+
+    Raises:
+        DataError: naming the first empty array, or the first NaN or infinite cell.
+    """
+    for part, array in raw.arrays.items():
+        of = "" if part == "all" else f"array `{part}` "
+        if 0 in array.shape:
+            raise DataError(
+                f"`{raw.title}`: {of}holds {array.shape[0]} rows of {array.shape[1]} columns; at least "
+                "one row and one column are needed"
+            )
+        if array.dtype.kind == "f":
+            bad = ~np.isfinite(array)
+            if bad.any():
+                row, column = divmod(int(bad.argmax()), array.shape[1])
+                raise DataError(
+                    f"`{raw.title}`: found {raw.cell(part, row, column)}; every cell must be a finite "
+                    "number: fill in or drop missing values first"
+                )
+    return raw

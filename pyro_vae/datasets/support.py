@@ -1,0 +1,86 @@
+"""What the support of a likelihood asks of its data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from .raw import Binarisation, RawData, Scaling
+
+Kind = Literal["binary", "unit", "real", "other"]
+
+
+def base_support(support: Constraint) -> Constraint:
+    r"""Return the constraint inside all `constraints.independent`."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
+
+
+def support_kind(support: Constraint | None) -> Kind:
+    r"""Name the support: `binary` for {0, 1}, `unit` for [0, 1], `real` for the real line (and None)."""
+    if support is None:
+        return "real"
+    base = base_support(support)
+    if isinstance(base, type(constraints.boolean)):
+        return "binary"
+    if isinstance(base, type(constraints.real)):
+        return "real"
+    if isinstance(base, (constraints.interval, constraints.integer_interval)):
+        low, high = (torch.as_tensor(getattr(base, f"{end}_bound")) for end in ("lower", "upper"))
+        if bool((low == 0).all() and (high == 1).all()):
+            return "binary" if base.is_discrete else "unit"
+    return "other"
+
+
+def choose(
+    raw: RawData, kind: Kind, binarisation: Binarisation | None, scaling: Scaling | None
+) -> tuple[Binarisation, Scaling]:
+    r"""Fill in what was not asked for: the defaults of `load`."""
+    if raw.bernoulli == "static":
+        binarisation = "static"
+    elif binarisation is None:
+        binarisation = raw.bernoulli if kind == "binary" else "none"
+    if scaling is None:
+        if raw.level is not None:
+            scaling = "none" if kind == "other" and binarisation == "none" else "unit"
+        else:
+            scaling = "standardise" if kind == "real" and binarisation == "none" else "none"
+    return binarisation, scaling
+
+
+def outside(support: Constraint, x: Tensor) -> Tensor:
+    r"""Flag the cells outside the support.
+
+    A support of whole vectors (a simplex) is checked row by row, and column 0 is flagged. What cannot be
+    told from flat rows (a support that depends on parameters, one of several vectors a datum, bounds of
+    another shape) passes: the likelihood's own validation decides it.
+
+    Args:
+        support: of one datum, maybe inside `constraints.independent`.
+        x: N x D, model units.
+
+    Returns:
+        N x D, bool.
+    """
+    flags = torch.zeros(x.shape, dtype=torch.bool)
+    base = base_support(support)
+    if (
+        isinstance(base, type)
+        or constraints.is_dependent(base)
+        or (base.event_dim > 0 and base is not support)
+    ):
+        return flags
+    try:
+        inside = base.check(x)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return flags
+    if inside.shape == x.shape:
+        return ~inside
+    if inside.shape == x.shape[:1]:
+        flags[:, 0] = ~inside
+    return flags

@@ -1,0 +1,259 @@
+"""The user's own files: tables and arrays of numbers, with every bad cell named."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .errors import DataError, first_line
+from .files import READ_ERRORS, checksum
+from .raw import RawData, check_finite
+
+FORMATS = (".csv", ".parquet", ".npy", ".npz")
+_PARTS = ("train", "valid", "test")
+
+
+def read_table(
+    path: str | os.PathLike[str], columns: Sequence[str] | None = None
+) -> tuple[Tensor, tuple[str, ...] | None]:
+    r"""Read new data to score: the reader of `load`, with its errors, but no split and no scaling.
+
+    Args:
+        path: a `.csv` (comma-separated, names in its first line), `.parquet`, `.npy` or `.npz` file; of an
+            `.npz` file, the array `x`, `images` or the only one.
+        columns: names that the table must have, in the order wanted; its other columns are left out.
+            Without names in the file, their number alone is checked.
+
+    Returns:
+        N x D float64 in the file's own units (images are flattened), and the columns' names, if any.
+
+    Raises:
+        DataError: for a file that is absent, damaged or empty, a cell that is not a finite number (with its
+            row, counted from 1 without the header, and its column), or columns that are missing.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from pyro_vae.datasets import read_table
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "new.csv"
+        ...     _ = path.write_text("height,weight\n1.8,75\n1.7,68\n")
+        ...     read_table(path, columns=["weight"])
+        (tensor([[75.],
+                [68.]], dtype=torch.float64), ('weight',))
+    """
+    raw = read_file(path, columns)
+    if "all" not in raw.arrays:
+        sets = ", ".join(f"`{part}`" for part in raw.arrays)
+        raise DataError(
+            f"`{path}`: holds the sets {sets}, and one array is wanted; save the rows to read "
+            "as the array `x`"
+        )
+    names = raw.columns if raw.columns is not None else (None if columns is None else tuple(columns))
+    return torch.from_numpy(raw.arrays["all"].astype(np.float64)), names
+
+
+def read_file(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> RawData:
+    r"""Read a user's file as it is; see `read_table` for formats and errors."""
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
+        raise DataError(
+            f"`{path}`: got a file of type `{suffix or 'none'}`; expected one of "
+            f"{', '.join(f'`{form}`' for form in FORMATS)}: save the data in one of these"
+        )
+    if not path.is_file():
+        raise DataError(f"`{path}`: there is no such file; check the path (looked from `{Path.cwd()}`)")
+    files = {path.name: checksum(path)}
+    if suffix in (".csv", ".parquet"):
+        frame = _csv(path) if suffix == ".csv" else _parquet(path)
+        frame = frame if columns is None else _select(path, frame, columns)
+        names = tuple(str(name) for name in frame.columns)
+        raw = RawData(path.stem, {"all": _numbers(path, frame)}, files, columns=names, path=str(path))
+    else:
+        arrays = _arrays(path)
+        shapes = {array.shape[1:] for array in arrays.values()}
+        if len(shapes) > 1:
+            raise DataError(
+                f"`{path}`: its arrays have rows of different shapes {sorted(shapes)}; save sets of one shape"
+            )
+        shape = shapes.pop()
+        flat = {part: array.reshape(len(array), -1) for part, array in arrays.items() if array.size}
+        if len(flat) < len(arrays):
+            empty = next(part for part in arrays if part not in flat)
+            raise DataError(
+                f"`{path}`: array `{empty}` holds zero rows or columns; at least one of each is needed"
+            )
+        image = tuple(int(size) for size in shape) if len(shape) > 1 else None
+        level = None
+        if image is not None:
+            level = 1.0 if max(array.max() for array in flat.values()) <= 1 else 255.0
+        raw = RawData(path.stem, flat, files, image_shape=image, level=level, path=str(path))
+        if columns is not None and len(columns) != raw.dim:
+            raise DataError(
+                f"`{path}`: got {raw.dim} columns; expected the {len(columns)} of the training data"
+            )
+    return check_finite(raw)
+
+
+def _damaged(path: Path, error: BaseException) -> DataError:
+    return DataError(
+        f"`{path}` cannot be read as `{path.suffix.lower()}` ({first_line(error)}): it may be truncated or "
+        "damaged; write or copy it again"
+    )
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    try:
+        with warnings.catch_warnings():
+            # pandas drops surplus cells with a warning alone.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            options: dict[str, Any] = {"skipinitialspace": True, "encoding": "utf-8-sig"}
+            head = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **options)
+            names = [str(name) for name in head.iloc[0]]
+            _check_header(path, names)
+            return pd.read_csv(
+                path,
+                index_col=False,
+                low_memory=False,
+                skip_blank_lines=len(names) > 1,
+                **options,
+            )
+    except pd.errors.EmptyDataError as error:
+        raise DataError(
+            f"`{path}`: holds zero rows; a first line of column names and at least one row are needed"
+        ) from error
+    except DataError:
+        raise
+    except (*READ_ERRORS, pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise _damaged(path, error) from error
+
+
+def _check_header(path: Path, names: list[str]) -> None:
+    if "" in names:
+        raise DataError(
+            f"`{path}`: column {names.index('') + 1} has no name in the first line; name it, or leave an "
+            "index out when writing the file (`index=False` in pandas)"
+        )
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    numbers = pd.to_numeric(pd.Series(names), errors="coerce").notna().all()
+    if numbers and names != [str(index) for index in range(len(names))]:
+        raise DataError(
+            f"`{path}`: its first line holds numbers (`{','.join(names)[:60]}`); expected the columns' "
+            "names: add a first line of names"
+        )
+    if repeated is not None:
+        raise DataError(f"`{path}`: the column name `{repeated}` occurs twice; give each column its own name")
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise DataError(
+            f"`{path}`: reading `.parquet` needs pyarrow; install it by `pip install pyro-vae[parquet]`, or "
+            "save the table as `.csv`"
+        ) from error
+    try:
+        return pd.read_parquet(path, engine="pyarrow")
+    except READ_ERRORS as error:
+        raise _damaged(path, error) from error
+
+
+def _select(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    frame = frame.rename(columns=str)
+    missing = [name for name in columns if name not in frame.columns]
+    if missing:
+        have = ", ".join(f"`{name}`" for name in frame.columns)
+        raise DataError(
+            f"`{path}`: lacks the columns {', '.join(f'`{name}`' for name in missing)}; it has {have[:300]}: "
+            "name the columns as in the training data"
+        )
+    return frame[list(columns)]
+
+
+def _numbers(path: Path, frame: pd.DataFrame) -> NDArray[np.float64]:
+    values = np.empty(frame.shape, dtype=np.float64)
+    for index, name in enumerate(frame.columns):
+        series = frame[name]
+        if pd.api.types.is_numeric_dtype(series.dtype) and series.dtype.kind != "c":
+            values[:, index] = series.to_numpy(dtype=np.float64, na_value=np.nan)
+            missing = series.isna().to_numpy()
+        else:
+            numbers = pd.to_numeric(series.map(str), errors="coerce")
+            values[:, index] = numbers.to_numpy(dtype=np.float64)
+            missing = numbers.isna().to_numpy()
+        if missing.any():
+            row = int(missing.argmax())
+            cell = series.iloc[row]
+            given = (
+                "an empty or missing cell" if pd.api.types.is_scalar(cell) and pd.isna(cell) else f"`{cell}`"
+            )
+            raise DataError(
+                f"`{path}`: found {given} in data row {row + 1} (counted from 1, without the header), column "
+                f"`{name}`; every cell must be a finite number: encode words as numbers, and fill in or drop "
+                "missing values"
+            )
+    return values
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            arrays = {path.stem: loaded}
+        else:
+            with loaded:
+                arrays = {name: loaded[name] for name in loaded.files}
+    except READ_ERRORS as error:
+        if "allow_pickle" in str(error):
+            raise DataError(
+                f"`{path}`: holds Python objects or is no numpy file, and unpickling may run any code; save "
+                "a plain array of numbers with `numpy.save`"
+            ) from error
+        raise _damaged(path, error) from error
+    chosen = (
+        _choose_arrays(path, arrays)
+        if path.suffix.lower() == ".npz"
+        else {"all": next(iter(arrays.values()))}
+    )
+    for name, array in chosen.items():
+        if array.dtype.kind not in "biuf":
+            raise DataError(f"`{path}`: array `{name}` is of dtype `{array.dtype}`; save real numbers")
+        if array.ndim < 2:
+            raise DataError(
+                f"`{path}`: array `{name}` has shape {array.shape}; expected rows of columns, N x D, or N "
+                "images: reshape a single column to (N, 1)"
+            )
+    return {name: _plain(array) for name, array in chosen.items()}
+
+
+def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    # Other integers, half and long precision and foreign byte orders lack kernels in torch.
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8)
+    return array if array.dtype in (np.uint8, np.float32, np.float64) else array.astype(np.float64)
+
+
+def _choose_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    parts = {part: arrays[part] for part in _PARTS if part in arrays}
+    if len(parts) > 1 and "train" in parts:
+        return parts
+    singles: list[str] = [name for name in ("x", "images", "train") if name in arrays]
+    if not singles and len(arrays) == 1:
+        singles = list(arrays)
+    if not singles:
+        have = ", ".join(f"`{given}`" for given in arrays) or "none"
+        raise DataError(
+            f"`{path}`: its arrays are {have}; expected `train` with `valid` or `test`, or one array `x` or "
+            "`images`: save it under one of these names"
+        )
+    return {"all": arrays[singles[0]]}

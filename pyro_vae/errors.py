@@ -1,0 +1,31 @@
+"""What the library raises when an input cannot be used."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """An input that cannot be used: the message says what was given, what is expected and what to do."""
+
+
+class NonFiniteError(ArithmeticError):
+    """Training met a loss or a gradient that is not finite; the last good parameters are in place."""
+
+
+def near_match(name: str, allowed: Iterable[str]) -> str:
+    """Returns `` did you mean `x`?`` for the nearest of ``allowed``, or the whole list where none is near.
+
+    Example:
+        >>> near_match("Bernouli", ["Bernoulli", "Normal"])
+        'did you mean `Bernoulli`?'
+        >>> near_match("q", ["Bernoulli", "Normal"])
+        'expected one of `Bernoulli`, `Normal`.'
+    """
+    names = list(allowed)
+    lowered = {candidate.lower(): candidate for candidate in names}
+    near = difflib.get_close_matches(name.lower(), list(lowered), n=1)
+    if near:
+        return f"did you mean `{lowered[near[0]]}`?"
+    return "expected one of " + ", ".join(f"`{candidate}`" for candidate in names) + "."

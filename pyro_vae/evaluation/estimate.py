@@ -1,0 +1,69 @@
+r"""A number about data, with its reliability."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate of a mean over data, in nats per datum, that carries its errors.
+
+    Attributes:
+        value: The mean over the data.
+        standard_error: Monte Carlo standard error of ``value``, given these data.
+        sampling_error: Standard error of ``value`` as an estimate of the mean over the data's population.
+        pointwise: Value of each datum, shape ``(N,)``.
+        diagnostics: ``num_samples``, and where importance weights are involved ``pareto_k`` and
+            ``effective_sample_size`` of each datum, shape ``(N,)``.
+
+    Example:
+        >>> Estimate.of(torch.tensor([-1.0, -3.0]), torch.tensor([0.3, 0.4]))
+        Estimate(-2.0000 ± 0.2500 (Monte Carlo) ± 1.0000 (data), 2 data)
+    """
+
+    value: float
+    standard_error: float
+    sampling_error: float
+    pointwise: Tensor
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, pointwise: Tensor, pointwise_error: Tensor, **diagnostics: Any) -> Estimate:
+        """Returns the estimate of the mean of independent per-datum estimates.
+
+        Arguments:
+            pointwise: Shape ``(N,)``, in nats.
+            pointwise_error: Monte Carlo standard error of each, shape ``(N,)``.
+            **diagnostics: Kept as they are.
+        """
+        pointwise, pointwise_error = pointwise.double().cpu(), pointwise_error.double().cpu()
+        n = len(pointwise)
+        return cls(
+            value=float(pointwise.mean()),
+            standard_error=float(pointwise_error.square().sum().sqrt() / n),
+            sampling_error=float(pointwise.std() / n**0.5) if n > 1 else float("nan"),
+            pointwise=pointwise,
+            diagnostics={"pointwise_error": pointwise_error, **diagnostics},
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"Estimate({self.value:.4f} ± {self.standard_error:.4f} (Monte Carlo) ± {self.sampling_error:.4f} (data), "
+            f"{len(self.pointwise)} data)"
+        )
+
+    def shifted(self, constant: float) -> Estimate:
+        """Returns the estimate with a constant added to every datum, such as the log-Jacobian of a change of units."""
+        return Estimate(
+            self.value + constant,
+            self.standard_error,
+            self.sampling_error,
+            self.pointwise + constant,
+            self.diagnostics,
+        )

@@ -1,0 +1,64 @@
+r"""The wake-sleep algorithm."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from pyro_vae.batch import Batch
+from pyro_vae.errors import InputError
+from pyro_vae.inference.inference import Inference, Loss, Phase
+from pyro_vae.vae import VAE
+
+
+class WakeSleep(Inference):
+    r"""The wake-sleep algorithm: each half of the VAE is trained on the other's draws.
+
+    .. math::
+        \text{wake, theta alone:}\quad & -\log p_\theta(x, z), & z &\sim q(z|x) \\
+        \text{sleep, phi alone:}\quad & -\log q_\phi(z|x), & (z, x) &\sim p_\theta
+
+    The wake phase ascends the ELBO in theta; the sleep phase descends KL(p(z|x) || q(z|x)) on dreams, another
+    objective, so that the two need not agree and the ELBO may end lower than that of `AEVB`. It needs no
+    reparameterization: discrete latents are allowed.
+
+    Reference: Hinton, Dayan, Frey and Neal, "The wake-sleep algorithm for unsupervised neural networks", 1995.
+
+    Example:
+        >>> [sorted(phase.moves) for phase in WakeSleep().phases]
+        [['theta'], ['phi']]
+    """
+
+    name: ClassVar[str] = "wake-sleep"
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(self._wake, frozenset({"theta"})), Phase(self._sleep, frozenset({"phi"})))
+
+    def _wake(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
+        with torch.no_grad():
+            q = vae.encode(batch)
+            z = q.sample()
+            log_q = q.log_prob(z)
+        log_joint = vae.prior_given(batch).log_prob(z) + vae.log_likelihood(z, batch)
+        value = -batch.mean(log_joint) - vae.log_parameter_prior_per_datum()
+        return Loss(value, batch.mean(log_joint.detach() - log_q)), None
+
+    def _sleep(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
+        with torch.no_grad():
+            p = vae.prior_given(batch)
+            z = p.sample() if p.batch_shape else p.sample((batch.size,))
+            dreams = batch._replace(x=vae.decode(z, batch).sample())
+        return Loss(-batch.mean(vae.encode(dreams).log_prob(z)), None), None
+
+    def check(self, vae: VAE) -> None:
+        """Raises an `InputError` where the prior or the likelihood shares parameters with the posterior."""
+        inference = {id(parameter) for parameter in vae.phi.values()}
+        for part in ("prior", "likelihood"):
+            shared = [name for name, p in getattr(vae, part).named_parameters() if id(p) in inference]
+            if shared:
+                raise InputError(
+                    f"WakeSleep: the {part} shares `{shared[0]}` with the posterior, so neither phase can move one "
+                    "of them alone; use aevb."
+                )

@@ -1,0 +1,37 @@
+r"""Blocks that change the process's or a module's state and put it back: random streams, evaluation mode, validation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pyro
+import torch
+from torch import nn
+
+
+@contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """Seeds torch, NumPy and Python within the block, and puts their random states back after it."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002: the global state is the point
+    with torch.random.fork_rng():
+        pyro.set_rng_seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module into evaluation mode within the block; every part's own mode comes back after it."""
+    modes = {child: child.training for child in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for child, training in modes.items():
+            child.training = training

@@ -1,0 +1,97 @@
+r"""The posterior that a prior's support asks for: a Normal in unconstrained space, pushed onto the support."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import biject_to
+from torch.distributions.transforms import Transform, identity_transform
+
+from pyro_vae.conditional import Conditional
+from pyro_vae.errors import InputError
+from pyro_vae.modes import isolated
+
+
+class Pushforward(nn.Module):
+    r"""A distribution in unconstrained space, pushed through a bijection onto a prior's support.
+
+    .. math:: z = T(u), \quad u \sim q(u|x), \qquad \log q(z|x) = \log q(u|x) - \log |\det J_T(u)|
+
+    Arguments:
+        base: Module whose ``forward(context)`` returns the distribution of u.
+        prior: Module whose ``forward()`` returns the prior; T is ``biject_to`` of its support. It is not owned:
+            its parameters stay out of this module's.
+
+    Reference: Kucukelbir et al., "Automatic differentiation variational inference", 2017, section 2.3.
+    """
+
+    def __init__(self, base: nn.Module, prior: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+        object.__setattr__(self, "_prior", prior)  # a plain attribute, so that it is no submodule
+
+    def forward(self, context: Tensor) -> TorchDistribution:
+        """Returns q(z|x) given a context of shape ``(..., C)``."""
+        return dist.TransformedDistribution(self.base(context), [self.transform()])
+
+    def transform(self) -> Transform:
+        """The bijection T from unconstrained space onto the prior's support."""
+        return biject_to(self._prior().support)
+
+
+def derive_posterior(prior: nn.Module, encoder: nn.Module) -> nn.Module:
+    """Returns the posterior for a prior: a diagonal Normal, pushed onto the prior's support where that is bounded.
+
+    Arguments:
+        prior: Module whose ``forward()`` returns the prior.
+        encoder: Network from the data (and context) to features.
+
+    Raises:
+        InputError: For a discrete prior, and for one whose density does not integrate to 1 over the support that
+            it declares.
+    """
+    p = prior()
+    family = _family_name(p)
+    remedy = f"pass posterior=Conditional(dist.{family}, {tuple(p.event_shape)}, given=...)"
+    if p.support.is_discrete:
+        raise InputError(f"VAE: no posterior follows from the discrete prior `{family}`; {remedy}.")
+    try:
+        transform = biject_to(p.support)
+    except NotImplementedError:
+        raise InputError(f"VAE: no bijection onto the support {p.support} of the prior `{family}` is known; {remedy}.") from None
+    on_the_line = _is_identity(transform)
+    if on_the_line and not _vanishes_at_infinity(p):
+        raise InputError(
+            f"VAE: the density of the prior `{family}` does not integrate to 1 over the support that it declares "
+            f"({p.support}), so a Normal posterior would give an ELBO above log p(x); {remedy}."
+        )
+    base = Conditional(dist.Normal, transform.inverse_shape(p.event_shape), given=encoder)
+    return base if on_the_line else Pushforward(base, prior)
+
+
+def _is_identity(transform: Transform) -> bool:
+    base = getattr(transform, "base_transform", transform)
+    return base is identity_transform or base == identity_transform
+
+
+def _family_name(distribution: TorchDistribution) -> str:
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return type(distribution).__name__
+
+
+@torch.no_grad()
+def _vanishes_at_infinity(prior: TorchDistribution) -> bool:
+    """Whether |z| p(z) is below 1 far outside the prior's bulk, as for every density that integrates to 1.
+
+    A periodic density, such as the von Mises density on its declared support, keeps its height there.
+    """
+    with isolated(0):
+        z = prior.sample((256,))
+    centre, spread = z.mean(0), z.std(0) + 1e-6
+    steps = torch.linspace(1e4, 1.01e4, 257, dtype=z.dtype, device=z.device).reshape(-1, *(1 for _ in centre.shape))
+    tails = torch.cat([centre - steps * spread, centre + steps * spread])
+    volume = tails.abs().log().flatten(1).sum(1)
+    return not bool((prior.log_prob(tails) + volume > 0).any())

@@ -1,0 +1,419 @@
+r"""The variational autoencoder: a prior, a likelihood and a posterior as a Pyro model and guide."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.distributions import transform_to
+
+from pyro_vae.batch import Batch
+from pyro_vae.errors import InputError
+from pyro_vae.networks import mlp
+from pyro_vae.parameter_prior import ParameterPrior
+from pyro_vae.posteriors import derive_posterior
+from pyro_vae.probe import call_once, check_batch_shape
+
+_instances = itertools.count()
+
+
+class Programs(NamedTuple):
+    """A Pyro model and guide that leave the param store untouched; their parameters are the module's own."""
+
+    model: Callable[[Tensor | Batch], Tensor]
+    guide: Callable[[Tensor | Batch], Tensor]
+
+
+class VAE(nn.Module):
+    r"""A variational autoencoder, declared once and trained by any inference algorithm.
+
+    .. math:: z \sim p(z), \qquad x \sim p(x|z), \qquad q(z|x) \approx p(z|x)
+
+    `model` and `guide` are Pyro callables for `pyro.infer.SVI`, `Trace_ELBO`, `TraceMeanField_ELBO` and
+    `Predictive`; they register the parameters in Pyro's param store under a name of this instance's own, which a
+    deep copy and an unpickled instance do not share. `pyro_vae.fit` leaves the param store untouched.
+
+    The generative parameters theta are those of the prior and the likelihood that are not the posterior's; the
+    inference parameters phi are those of the posterior.
+
+    Arguments:
+        prior: p(z): a `Conditional`, or any module whose ``forward()`` returns a distribution with
+            ``batch_shape == ()`` (``forward(context)`` where the batches have a context).
+        likelihood: p(x|z): a module whose ``forward(context)`` maps ``(..., L)`` to a distribution with
+            ``batch_shape == (...)``.
+        posterior: q(z|x): a module whose ``forward(context)`` maps flattened data ``(..., D)`` to a distribution
+            over z. A network that returns features instead is taken as the encoder of a posterior that follows
+            from the prior's support: a diagonal Normal in unconstrained space, pushed through ``biject_to`` of
+            the support. None: the same, with the likelihood's own hidden layers in reverse as encoder.
+        size: N, the number of training data. `model` and `guide` then scale a minibatch of M by N/M, so that
+            Pyro's SVI sees the ELBO of the whole data set.
+        parameter_prior: A `ParameterPrior`, or a univariate distribution for the weight matrices of theta: the
+            MAP criterion. Needs ``size``.
+        context_features: C, the number of covariates in ``Batch.context``, which are concatenated to what prior,
+            likelihood and posterior receive.
+
+    Raises:
+        InputError: Where the parts do not fit each other, a discrete prior comes without a posterior, or the
+            prior's density does not integrate to 1 over the support that it declares.
+
+    Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013.
+
+    Example:
+        >>> import pyro.distributions as dist, torch
+        >>> from pyro_vae import Conditional, Fixed, mlp
+        >>> vae = VAE(
+        ...     prior=Conditional(dist.Normal, (8,), loc=Fixed(0.0), scale=Fixed(1.0)),
+        ...     likelihood=Conditional(dist.Bernoulli, (64,), given=mlp(8, 100)),
+        ...     posterior=Conditional(dist.Normal, (8,), given=mlp(64, 100)),
+        ... )
+        >>> vae.log_weights(torch.zeros(5, 64), num_particles=3).shape
+        torch.Size([3, 5])
+    """
+
+    def __init__(
+        self,
+        prior: nn.Module,
+        likelihood: nn.Module,
+        posterior: nn.Module | None = None,
+        *,
+        size: int | None = None,
+        parameter_prior: ParameterPrior | torch.distributions.Distribution | None = None,
+        context_features: int = 0,
+    ) -> None:
+        super().__init__()
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise InputError(f"VAE: `size` is the number of training data, a positive integer; got `{size!r}`.")
+        if parameter_prior is not None and size is None:
+            raise InputError("VAE: `parameter_prior` is weighed against the whole data set; pass size=N, its size.")
+        if isinstance(parameter_prior, torch.distributions.Distribution):
+            parameter_prior = ParameterPrior(parameter_prior)
+        self.prior, self.likelihood = prior, likelihood
+        self.size, self.parameter_prior, self.context_features = size, parameter_prior, context_features
+        p = call_once("prior", prior, *([self._zeros(0)] if context_features else []))
+        self.latent_shape = p.event_shape
+        x_given_z = call_once("likelihood", likelihood, self._zeros(self.latent_shape.numel()))
+        check_batch_shape("likelihood", x_given_z)
+        self.event_shape = x_given_z.event_shape
+        self.posterior = self._posterior(posterior, x_given_z)
+        self._identify()
+
+    # ------------------------------------------------------------------ the Pyro programs
+
+    def model(self, data: Tensor | Batch) -> Tensor:
+        """The generative program p(z) p(x|z), with ``x`` observed, for Pyro's own inference.
+
+        Sites ``z`` and ``x`` lie in the plate ``data`` (dim -1), scaled by N/M where ``size`` is set; a parameter
+        prior is the factor ``parameter_prior``.
+
+        Arguments:
+            data: Shape ``(B, *event_shape)``, or a `Batch`.
+
+        Returns:
+            The value of ``x``.
+        """
+        self._register(self.theta)
+        return self._generate(data)
+
+    def guide(self, data: Tensor | Batch) -> Tensor:
+        """The inference program q(z|x), for Pyro's own inference; arguments as for `model`."""
+        self._register(self.phi)
+        return self._infer(data)
+
+    @property
+    def programs(self) -> Programs:
+        """`model` and `guide` without registration in the param store."""
+        return Programs(self._generate, self._infer)
+
+    def _generate(self, data: Tensor | Batch) -> Tensor:
+        batch = self.check(data)
+        if self.parameter_prior is not None:
+            pyro.factor("parameter_prior", self.log_parameter_prior())
+        with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self._scale(batch)):
+            z = pyro.sample("z", self.prior_given(batch))
+            x_given_z, x = self._observed(z, batch)
+            observed: Tensor = pyro.sample("x", x_given_z, obs=x)
+        return observed
+
+    def _infer(self, data: Tensor | Batch) -> Tensor:
+        batch = self.check(data)
+        with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self._scale(batch)):
+            z: Tensor = pyro.sample("z", self.encode(batch))
+        return z
+
+    def _scale(self, batch: Batch) -> float | Tensor:
+        scale = 1.0 if self.size is None else self.size / batch.size
+        return scale if batch.weight is None else scale * batch.weight
+
+    # ------------------------------------------------------------------ the three distributions
+
+    def prior_given(self, batch: Batch) -> TorchDistribution:
+        """Returns p(z), or p(z|context) with ``batch_shape == (B,)`` where the batch has a context."""
+        return self.prior() if batch.context is None else self.prior(batch.context)
+
+    def decode(self, z: Tensor, batch: Tensor | Batch | None = None) -> TorchDistribution:
+        """Returns p(x|z).
+
+        Arguments:
+            z: Shape ``(..., *latent_shape)``; ends in ``(..., B, *latent_shape)`` where ``batch`` is given.
+            batch: The data whose context and offset apply.
+
+        Returns:
+            A distribution with ``batch_shape == (...)`` and the data's ``event_shape``.
+        """
+        given = _flatten(z, len(self.latent_shape)).to(self.dtype)
+        if not isinstance(batch, Batch):
+            return self.likelihood(given)
+        if batch.context is not None:
+            given = torch.cat([given, batch.context.expand(*given.shape[:-1], -1)], dim=-1)
+        return self.likelihood(given) if batch.offset is None else self.likelihood(given, batch.offset)
+
+    def encode(self, data: Tensor | Batch) -> TorchDistribution:
+        """Returns q(z|x), with ``batch_shape == (B,)``.
+
+        Arguments:
+            data: Shape ``(B, *event_shape)``, or a `Batch`. Masked cells enter as 0.
+        """
+        batch = self.check(data)
+        x = batch.x if batch.mask is None else torch.where(batch.mask, batch.x, torch.zeros_like(batch.x))
+        given = _flatten(x, len(self.event_shape))
+        if batch.context is not None:
+            given = torch.cat([given, batch.context], dim=-1)
+        return self.posterior(given)
+
+    def log_likelihood(self, z: Tensor, data: Tensor | Batch) -> Tensor:
+        """Returns log p(x|z) over the observed cells, in nats, shape ``(..., B)`` for z of ``(..., B, *latent_shape)``."""
+        x_given_z, x = self._observed(z, self.check(data))
+        return x_given_z.log_prob(x)
+
+    def log_weights(self, data: Tensor | Batch, num_particles: int = 1) -> Tensor:
+        r"""Returns :math:`\log w_k = \log p(x, z_k) - \log q(z_k|x)` for :math:`z_k \sim q(z|x)`.
+
+        Never scaled by N/M or by weights: its mean over k is the ELBO of each datum, the log of the mean of w an
+        importance estimate of log p(x). Gradients pass through z where q is reparameterizable.
+
+        Arguments:
+            data: Shape ``(B, *event_shape)``, or a `Batch`.
+            num_particles: K.
+
+        Returns:
+            Shape ``(K, B)``, in nats.
+        """
+        batch = self.check(data)
+        q = self.encode(batch)
+        z = q.rsample((num_particles,)) if q.has_rsample else q.sample((num_particles,))
+        return self.prior_given(batch).log_prob(z) + self.log_likelihood(z, batch) - q.log_prob(z)
+
+    # ------------------------------------------------------------------ what a trained model is used for
+
+    @torch.no_grad()
+    def generate(self, n: int, context: Tensor | None = None) -> Tensor:
+        """Returns n draws of x from the model, shape ``(n, *event_shape)``.
+
+        Arguments:
+            n: Number of draws.
+            context: Shape ``(n, C)``, where the model has one.
+        """
+        p = self.prior() if context is None else self.prior(context)
+        z = p.sample((n,)) if p.batch_shape == () else p.sample()
+        given = None if context is None else Batch(z, context=context)
+        return self.decode(z, given).sample()
+
+    @torch.no_grad()
+    def reconstruct(self, data: Tensor | Batch, num_samples: int | None = None) -> Tensor:
+        """Returns what the model makes of the data after encoding them.
+
+        Arguments:
+            data: Shape ``(B, *event_shape)``, or a `Batch`.
+            num_samples: None: the likelihood's mean (its mode where it has no mean) at the posterior's mean,
+                shape ``(B, *event_shape)``. S: that many draws of x for z drawn from q(z|x), shape
+                ``(S, B, *event_shape)``.
+        """
+        batch = self.check(data)
+        q = self.encode(batch)
+        if num_samples is not None:
+            return self.decode(q.sample((num_samples,)), batch).sample()
+        return centre(self.decode(centre(q), batch))
+
+    # ------------------------------------------------------------------ parameters
+
+    @property
+    def theta(self) -> dict[str, nn.Parameter]:
+        """The generative parameters by name: the prior's and the likelihood's that are not the posterior's."""
+        inference = {id(parameter) for parameter in self.posterior.parameters()}
+        return {name: p for name, p in self.named_parameters() if id(p) not in inference}
+
+    @property
+    def phi(self) -> dict[str, nn.Parameter]:
+        """The inference parameters by name: the posterior's."""
+        return {f"posterior.{name}": p for name, p in self.posterior.named_parameters()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the parameters."""
+        return self._like().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self._like().device
+
+    def _like(self) -> Tensor:
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return next((t for t in tensors if t.dtype.is_floating_point), torch.empty(()))
+
+    def log_parameter_prior(self) -> Tensor:
+        """Returns log p(theta) in nats; 0 without a parameter prior."""
+        if self.parameter_prior is None:
+            return torch.zeros((), device=self.device, dtype=self.dtype)
+        return self.parameter_prior.log_prob(self.theta)
+
+    def log_parameter_prior_per_datum(self) -> Tensor:
+        """Returns log p(theta) / N in nats per datum; 0 without a parameter prior."""
+        return self.log_parameter_prior() / (self.size or 1)
+
+    # ------------------------------------------------------------------ names in the param store
+
+    def _identify(self) -> None:
+        """Takes a name of its own in the param store, whose entries go when the instance does."""
+        self._name = f"vae-{next(_instances)}"
+        finalizer = weakref.finalize(self, _forget, self._name)
+        finalizer.atexit = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        for parameter in self.parameters():
+            parameter.__dict__.pop("unconstrained", None)  # Pyro's weak reference, which cannot be pickled
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # copies and unpickled instances come through here
+        super().__setstate__(state)
+        self._identify()
+
+    def _register(self, parameters: dict[str, nn.Parameter]) -> None:
+        store = pyro.get_param_store()
+        for name, parameter in parameters.items():
+            if not parameter.requires_grad:
+                continue
+            if not parameter.is_contiguous():
+                raise InputError(
+                    f"VAE: the parameter `{name}` is not contiguous, so Pyro would train a copy of it; "
+                    "replace it by nn.Parameter(parameter.detach().contiguous())."
+                )
+            entry = f"{self._name}.{name}"
+            if entry in store and store[entry] is not parameter:  # assigned anew since it was registered
+                del store[entry]
+            pyro.param(entry, parameter)
+
+    # ------------------------------------------------------------------ checks
+
+    def check(self, data: Tensor | Batch) -> Batch:
+        """Returns the data as a `Batch` of the model's floating-point type.
+
+        Raises:
+            InputError: For a trailing shape that is not the likelihood's, an empty batch, or a context that the
+                model was not declared with.
+        """
+        batch = Batch.of(data)
+        if batch.x.shape[1:] != self.event_shape or batch.x.dim() == 0 or batch.size == 0:
+            raise InputError(
+                f"VAE: expected data of shape (B, {', '.join(map(str, self.event_shape))}) with B >= 1, got "
+                f"{tuple(batch.x.shape)}; reshape them, or declare the likelihood with that event_shape."
+            )
+        given = 0 if batch.context is None else batch.context.shape[-1]
+        if given != self.context_features:
+            raise InputError(
+                f"VAE: declared with context_features={self.context_features}, got a context of {given}."
+            )
+        return batch if batch.x.dtype.is_floating_point else batch._replace(x=batch.x.to(self.dtype))
+
+    def _observed(self, z: Tensor, batch: Batch) -> tuple[TorchDistribution, Tensor]:
+        """p(x|z) restricted to the observed cells, and x with the others filled by a value inside the support."""
+        x_given_z = self.decode(z, batch)
+        if batch.mask is None:
+            return x_given_z, batch.x
+        reinterpreted = x_given_z.event_dim
+        cells = x_given_z
+        while isinstance(cells, torch.distributions.Independent):
+            cells = cells.base_dist
+        if cells.event_dim > 0:
+            raise InputError(
+                f"VAE: `mask` hides single cells, but the cells of `{type(cells).__name__}` depend on each other; "
+                "use a likelihood whose cells are independent."
+            )
+        support = cells.support
+        zeros = torch.zeros_like(batch.x)
+        filler = zeros if support.is_discrete else transform_to(support)(zeros)
+        x = torch.where(batch.mask, batch.x, filler)
+        return cells.mask(batch.mask).to_event(reinterpreted), x
+
+    def _posterior(self, posterior: nn.Module | None, x_given_z: TorchDistribution) -> nn.Module:
+        """The posterior as given, or the one that follows from the prior's support."""
+        width = self.event_shape.numel()
+        if posterior is None:
+            hidden = getattr(getattr(self.likelihood, "given", None), "hidden", (200,))
+            like = self._like()
+            posterior = mlp(width + self.context_features, *reversed(hidden)).to(like.device, like.dtype)
+        q = call_once("posterior", posterior, self._zeros(width))
+        if isinstance(q, Tensor):
+            posterior = derive_posterior(self.prior, posterior)
+            q = call_once("posterior", posterior, self._zeros(width))
+        check_batch_shape("posterior", q)
+        if q.event_shape != self.latent_shape:
+            raise InputError(
+                f"VAE: the posterior's z has shape {tuple(q.event_shape)}, the prior's {tuple(self.latent_shape)}; "
+                "declare both with the same event_shape."
+            )
+        return posterior
+
+    def probe_batch(self) -> Batch:
+        """Returns a batch of two zeros, with a context where the model has one."""
+        x = torch.zeros(2, *self.event_shape, device=self.device, dtype=self.dtype)
+        context = x.new_zeros(2, self.context_features) if self.context_features else None
+        return Batch(x, context)
+
+    def probe_input(self) -> Tensor:
+        """Returns zeros of the shape that the posterior receives for two data."""
+        return self._zeros(self.event_shape.numel())
+
+    def _zeros(self, width: int) -> Tensor:
+        return torch.zeros(2, width + self.context_features, device=self.device, dtype=self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"latent_shape={tuple(self.latent_shape)}, event_shape={tuple(self.event_shape)}, size={self.size}"
+
+
+def centre(distribution: TorchDistribution) -> Tensor:
+    """Returns a distribution's mean; where it has none, its mode, or the image of its base distribution's centre."""
+    for statistic in ("mean", "mode"):
+        try:
+            value: Tensor = getattr(distribution, statistic)
+        except (NotImplementedError, AttributeError):
+            continue
+        if not bool(value.isnan().all()):  # torch returns NaN for the mean of a Categorical
+            return value
+    base = getattr(distribution, "base_dist", None)
+    if base is None:
+        raise InputError(f"`{type(distribution).__name__}` has neither mean nor mode; ask for num_samples draws.")
+    value = centre(base)
+    for transform in getattr(distribution, "transforms", ()):
+        value = transform(value)
+    return value
+
+
+def _flatten(x: Tensor, event_dim: int) -> Tensor:
+    """Gives x one event dimension in place of ``event_dim``."""
+    if event_dim == 1:
+        return x
+    return x.unsqueeze(-1) if event_dim == 0 else x.flatten(-event_dim)
+
+
+def _forget(name: str) -> None:
+    store = pyro.get_param_store()
+    for entry in [entry for entry in store.keys() if entry.startswith(name + ".")]:  # noqa: SIM118
+        del store[entry]
