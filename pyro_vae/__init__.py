@@ -2,7 +2,21 @@
 
 from pyro_vae.batch import Batch
 from pyro_vae.conditional import Conditional, Fixed, Learned, Network
+from pyro_vae.evaluation import Estimate
 from pyro_vae.networks import conv_decoder, conv_encoder, mlp
+from pyro_vae.training import fit
 from pyro_vae.vae import VAE
 
-__all__ = ["VAE", "Batch", "Conditional", "Fixed", "Learned", "Network", "conv_decoder", "conv_encoder", "mlp"]
+__all__ = [
+    "VAE",
+    "Batch",
+    "Conditional",
+    "Estimate",
+    "Fixed",
+    "Learned",
+    "Network",
+    "conv_decoder",
+    "conv_encoder",
+    "fit",
+    "mlp",
+]

@@ -60,7 +60,8 @@ class Batch(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Returns the batch with ``function`` applied to every field that is present."""
-        return Batch(*(None if field is None else function(field) for field in self))
+        rest = (None if field is None else function(field) for field in self[1:])
+        return Batch(function(self.x), *rest)
 
     def select(self, index: Tensor | slice) -> Batch:
         """Returns the data at ``index`` (positions or a slice along the first dimension)."""

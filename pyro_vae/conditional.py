@@ -195,15 +195,13 @@ class Conditional(nn.Module):
         signature = _signature(self.family)
         for name, source in sources.items():
             if name not in signature:
-                raise InputError(
-                    f"Conditional: `{family}` has no parameter `{name}`; {near_match(name, signature)}"
-                )
+                raise InputError(f"Conditional: `{family}` has no parameter `{name}`; {near_match(name, signature)}")
             if not isinstance(source, Network | Learned | Fixed):
                 raise InputError(
                     f"Conditional: `{family}.{name}` must be Network(), Learned(...) or Fixed(...), "
                     f"got `{source!r}`; write {name}=Fixed({source!r}) for a constant."
                 )
-        shadowed = set()
+        shadowed: set[str] = set()
         for aliases in _ALIASES:
             present = [name for name in aliases if name in signature]
             named = [name for name in present if name in sources]
@@ -256,7 +254,9 @@ class Conditional(nn.Module):
         if source.init is None:
             raw = torch.zeros(raw_shape)
         else:
-            init = torch.as_tensor(source.init, dtype=None if isinstance(source.init, Tensor) else torch.get_default_dtype())
+            init = torch.as_tensor(
+                source.init, dtype=None if isinstance(source.init, Tensor) else torch.get_default_dtype()
+            )
             init = init.expand(shape)
             _check_value(where, source, constraint, init)
             raw = transform.inv(init).detach().clone().contiguous()
@@ -287,7 +287,10 @@ class Conditional(nn.Module):
     def _shape(self, where: str, name: str, source: Network | Learned, constraint: Constraint) -> torch.Size:
         """Shape of a network's or a learned parameter, in its constrained space."""
         d, rank = self.family_event_dim, constraint.event_dim
-        batch, event = self.event_shape[: len(self.event_shape) - d], self.event_shape[len(self.event_shape) - d :]
+        batch, event = (
+            self.event_shape[: len(self.event_shape) - d],
+            self.event_shape[len(self.event_shape) - d :],
+        )
         declared = None if source.shape is None else torch.Size(_as_shape(source.shape))
         if isinstance(source, Learned) and declared is None and source.init is not None:
             declared = torch.as_tensor(source.init).shape
@@ -338,8 +341,10 @@ class Conditional(nn.Module):
                 built = self._build(self._parameters_from(raw, None), () if raw is None else (1,))
         except (ValueError, TypeError, RuntimeError, NotImplementedError, IndexError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"Conditional: `{self.family.__name__}` cannot be built for event_shape "
-                             f"{tuple(self.event_shape)}: {reason}") from error
+            raise InputError(
+                f"Conditional: `{self.family.__name__}` cannot be built for event_shape "
+                f"{tuple(self.event_shape)}: {reason}"
+            ) from error
         if built.event_shape != self.event_shape:
             raise InputError(
                 f"Conditional: `{self.family.__name__}` has events of shape {tuple(built.event_shape)}, but "

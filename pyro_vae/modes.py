@@ -1,10 +1,10 @@
-r"""Blocks that change the process's or a module's state and put it back: random streams, evaluation mode, validation."""
+"""Blocks that change the process's random streams or a module's mode, and put them back."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import numpy as np
 import pyro
@@ -15,7 +15,7 @@ from torch import nn
 @contextmanager
 def isolated(seed: int) -> Iterator[None]:
     """Seeds torch, NumPy and Python within the block, and puts their random states back after it."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002: the global state is the point
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng():
         pyro.set_rng_seed(seed)
         try:
@@ -26,12 +26,17 @@ def isolated(seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module into evaluation mode within the block; every part's own mode comes back after it."""
+def switched(module: nn.Module, training: bool) -> Iterator[None]:
+    """Puts a module into training or evaluation mode within the block; every part's own mode comes back after it."""
     modes = {child: child.training for child in module.modules()}
-    module.eval()
+    module.train(training)
     try:
         yield
     finally:
-        for child, training in modes.items():
-            child.training = training
+        for child, was_training in modes.items():
+            child.training = was_training
+
+
+def evaluating(module: nn.Module) -> AbstractContextManager[None]:
+    """Puts a module into evaluation mode within the block."""
+    return switched(module, training=False)

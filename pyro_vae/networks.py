@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class MLP(nn.Sequential):
         if not all(isinstance(size, int) and size > 0 for size in sizes):
             raise InputError(f"mlp: layer sizes are positive integers, got {sizes}.")
         layers: list[nn.Module] = []
-        for size, next_size in zip(sizes, sizes[1:], strict=False):
+        for size, next_size in pairwise(sizes):
             layers += [nn.Linear(size, next_size), activation()]
         super().__init__(*layers)
         self.in_features, self.out_features, self.hidden = in_features, sizes[-1], tuple(hidden)
@@ -131,9 +132,7 @@ class ConvDecoder(nn.Module):
         outputs = (*channels[1:], num_parameters * depth)
         for i, (before, after) in enumerate(zip(channels, outputs, strict=True)):
             odd = (heights[i + 1] % 2, widths[i + 1] % 2)
-            layers.append(
-                nn.ConvTranspose2d(before, after, kernel_size=4, stride=2, padding=1, output_padding=odd)
-            )
+            layers.append(nn.ConvTranspose2d(before, after, kernel_size=4, stride=2, padding=1, output_padding=odd))
             layers.append(activation())
         self.convolutions = nn.Sequential(*layers[:-1])
 

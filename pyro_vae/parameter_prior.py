@@ -14,8 +14,8 @@ class ParameterPrior:
     r"""Independent priors p(theta) over the generative parameters, in the space in which they are optimised.
 
     Training then maximises the bound on :math:`\sum_i \log p(x_i) + \log p(\theta)`, of which a minibatch of M
-    of N data sees :math:`\frac{N}{M}\sum_{i \in M} \mathrm{ELBO}_i + \log p(\theta)`. With N(0, I) it is the weight decay
-    of the AEVB paper.
+    of N data sees :math:`\frac{N}{M}\sum_{i \in M} \mathrm{ELBO}_i + \log p(\theta)`. With N(0, I) it is the weight
+    decay of the AEVB paper.
 
     Attributes:
         distribution: A univariate distribution, applied to every element.

@@ -30,7 +30,7 @@ class Pushforward(nn.Module):
     def __init__(self, base: nn.Module, prior: nn.Module) -> None:
         super().__init__()
         self.base = base
-        object.__setattr__(self, "_prior", prior)  # a plain attribute, so that it is no submodule
+        self.__dict__["_prior"] = prior  # not a submodule
 
     def forward(self, context: Tensor) -> TorchDistribution:
         """Returns q(z|x) given a context of shape ``(..., C)``."""
@@ -38,7 +38,7 @@ class Pushforward(nn.Module):
 
     def transform(self) -> Transform:
         """The bijection T from unconstrained space onto the prior's support."""
-        return biject_to(self._prior().support)
+        return biject_to(self.__dict__["_prior"]().support)
 
 
 def derive_posterior(prior: nn.Module, encoder: nn.Module) -> nn.Module:
@@ -60,7 +60,9 @@ def derive_posterior(prior: nn.Module, encoder: nn.Module) -> nn.Module:
     try:
         transform = biject_to(p.support)
     except NotImplementedError:
-        raise InputError(f"VAE: no bijection onto the support {p.support} of the prior `{family}` is known; {remedy}.") from None
+        raise InputError(
+            f"VAE: no bijection onto the support {p.support} of the prior `{family}` is known; {remedy}."
+        ) from None
     on_the_line = _is_identity(transform)
     if on_the_line and not _vanishes_at_infinity(p):
         raise InputError(

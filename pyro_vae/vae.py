@@ -188,7 +188,15 @@ class VAE(nn.Module):
         return self.posterior(given)
 
     def log_likelihood(self, z: Tensor, data: Tensor | Batch) -> Tensor:
-        """Returns log p(x|z) over the observed cells, in nats, shape ``(..., B)`` for z of ``(..., B, *latent_shape)``."""
+        """Returns log p(x|z) over the observed cells, in nats.
+
+        Arguments:
+            z: Shape ``(..., B, *latent_shape)``.
+            data: Shape ``(B, *event_shape)``, or a `Batch`.
+
+        Returns:
+            Shape ``(..., B)``.
+        """
         x_given_z, x = self._observed(z, self.check(data))
         return x_given_z.log_prob(x)
 
@@ -327,9 +335,7 @@ class VAE(nn.Module):
             )
         given = 0 if batch.context is None else batch.context.shape[-1]
         if given != self.context_features:
-            raise InputError(
-                f"VAE: declared with context_features={self.context_features}, got a context of {given}."
-            )
+            raise InputError(f"VAE: declared with context_features={self.context_features}, got a context of {given}.")
         return batch if batch.x.dtype.is_floating_point else batch._replace(x=batch.x.to(self.dtype))
 
     def _observed(self, z: Tensor, batch: Batch) -> tuple[TorchDistribution, Tensor]:

@@ -31,6 +31,6 @@ def check_choice(argument: str, given: object, allowed: Sequence[str]) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of an error's message, at most 160 characters, or its type's name."""
-    lines = str(error).strip().splitlines()
+    r"""Return the first line of an error's message, or its root cause's: at most 160 characters."""
+    lines = str(error).split("(Caused by ")[-1].strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__

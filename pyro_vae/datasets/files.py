@@ -140,15 +140,13 @@ def _genuine(file: CatalogueFile, path: Path, found: str) -> bool:
     if file.content is None:
         return False
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return content_digest(archive) == file.content
     except READ_ERRORS:
         return False
 
 
-def _download(
-    file: CatalogueFile, way: tuple[Download, ...], target: Path, progress: bool, reasons: list[str]
-) -> bool:
+def _download(file: CatalogueFile, way: tuple[Download, ...], target: Path, progress: bool, reasons: list[str]) -> bool:
     if file.convert is None:
         return _retrieve(way[0], target, progress, reasons)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:

@@ -92,6 +92,11 @@ def load(
     """
     check_choice("binarisation", binarisation, get_args(Binarisation))
     check_choice("scaling", scaling, get_args(Scaling))
+    if scaling == "standardise" and binarisation not in (None, "none"):
+        raise DataError(
+            f"`scaling`: got `standardise` with binarisation=`{binarisation}`, which needs grey values "
+            "in [0, 1]; pass scaling=`unit`, or binarisation=`none`"
+        )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise DataError(f"`seed`: got {seed!r}; pass an integer of at least 0")
     raw = _read(name, folder, progress)
@@ -101,9 +106,7 @@ def load(
             "load `mnist` for grey levels"
         )
     kind = support_kind(support)
-    how, scaled = choose(
-        raw, kind, cast("Binarisation | None", binarisation), cast("Scaling | None", scaling)
-    )
+    how, scaled = choose(raw, kind, cast("Binarisation | None", binarisation), cast("Scaling | None", scaling))
     parts, fractions = partition(raw, split, seed)
     preparation = Preparation(raw, parts, how, scaled)
     cross_entropy = preparation.finish(kind, support, asked=binarisation is not None, seed=seed)

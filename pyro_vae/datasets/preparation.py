@@ -120,8 +120,7 @@ class Preparation:
         cell = self._first({part: ~x.isfinite() for part, x in self.x.items()})
         if cell:
             raise DataError(
-                f"`{self.raw.title}`: found {cell}, beyond float32; rescale the column, or pass "
-                "scaling=`standardise`"
+                f"`{self.raw.title}`: found {cell}, beyond float32; rescale the column, or pass scaling=`standardise`"
             )
 
     def _check_unit(self, what: str) -> None:
@@ -144,7 +143,8 @@ class Preparation:
     def _check_support(self, support: Constraint, leave_out: str | None) -> None:
         cell = self._first({part: outside(support, x) for part, x in self.x.items() if part != leave_out})
         if cell:
+            said = " ".join(str(support).split())[:100]
             raise DataError(
-                f"`{self.raw.title}`: found {cell}, outside the likelihood's support `{support}`; choose another "
-                "likelihood, or another `scaling` or `binarisation`"
+                f"`{self.raw.title}`: found {cell}, outside the likelihood's support `{said}`; choose "
+                "another likelihood, or another `scaling` or `binarisation`"
             )

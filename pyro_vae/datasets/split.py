@@ -40,9 +40,7 @@ def partition(
         return {part: (part, None) for part in raw.arrays}, None
     if official and set(raw.arrays) != {"train", "test"}:
         sets = ", ".join(f"`{part}`" for part in raw.arrays)
-        raise DataError(
-            f"`{raw.title}`: its sets {sets} are official; leave `split` out to use them as they are"
-        )
+        raise DataError(f"`{raw.title}`: its sets {sets} are official; leave `split` out to use them as they are")
     fractions = _fractions(raw.title, DEFAULT_SPLIT if split is None else split, official)
     source = "train" if official else "all"
     size = len(raw.arrays[source])

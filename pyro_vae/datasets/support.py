@@ -69,11 +69,7 @@ def outside(support: Constraint, x: Tensor) -> Tensor:
     """
     flags = torch.zeros(x.shape, dtype=torch.bool)
     base = base_support(support)
-    if (
-        isinstance(base, type)
-        or constraints.is_dependent(base)
-        or (base.event_dim > 0 and base is not support)
-    ):
+    if isinstance(base, type) or constraints.is_dependent(base) or (base.event_dim > 0 and base is not support):
         return flags
     try:
         inside = base.check(x)

@@ -54,8 +54,7 @@ def read_table(
     if "all" not in raw.arrays:
         sets = ", ".join(f"`{part}`" for part in raw.arrays)
         raise DataError(
-            f"`{path}`: holds the sets {sets}, and one array is wanted; save the rows to read "
-            "as the array `x`"
+            f"`{path}`: holds the sets {sets}, and one array is wanted; save the rows to read as the array `x`"
         )
     names = raw.columns if raw.columns is not None else (None if columns is None else tuple(columns))
     return torch.from_numpy(raw.arrays["all"].astype(np.float64)), names
@@ -89,18 +88,14 @@ def read_file(path: str | os.PathLike[str], columns: Sequence[str] | None = None
         flat = {part: array.reshape(len(array), -1) for part, array in arrays.items() if array.size}
         if len(flat) < len(arrays):
             empty = next(part for part in arrays if part not in flat)
-            raise DataError(
-                f"`{path}`: array `{empty}` holds zero rows or columns; at least one of each is needed"
-            )
+            raise DataError(f"`{path}`: array `{empty}` holds zero rows or columns; at least one of each is needed")
         image = tuple(int(size) for size in shape) if len(shape) > 1 else None
         level = None
         if image is not None:
             level = 1.0 if max(array.max() for array in flat.values()) <= 1 else 255.0
         raw = RawData(path.stem, flat, files, image_shape=image, level=level, path=str(path))
         if columns is not None and len(columns) != raw.dim:
-            raise DataError(
-                f"`{path}`: got {raw.dim} columns; expected the {len(columns)} of the training data"
-            )
+            raise DataError(f"`{path}`: got {raw.dim} columns; expected the {len(columns)} of the training data")
     return check_finite(raw)
 
 
@@ -194,9 +189,7 @@ def _numbers(path: Path, frame: pd.DataFrame) -> NDArray[np.float64]:
         if missing.any():
             row = int(missing.argmax())
             cell = series.iloc[row]
-            given = (
-                "an empty or missing cell" if pd.api.types.is_scalar(cell) and pd.isna(cell) else f"`{cell}`"
-            )
+            given = "an empty or missing cell" if pd.api.types.is_scalar(cell) and pd.isna(cell) else f"`{cell}`"
             raise DataError(
                 f"`{path}`: found {given} in data row {row + 1} (counted from 1, without the header), column "
                 f"`{name}`; every cell must be a finite number: encode words as numbers, and fill in or drop "
@@ -207,12 +200,13 @@ def _numbers(path: Path, frame: pd.DataFrame) -> NDArray[np.float64]:
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            arrays = {path.stem: loaded}
-        else:
-            with loaded:
-                arrays = {name: loaded[name] for name in loaded.files}
+        with path.open("rb") as stream:  # numpy itself would leave a broken archive open
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                arrays = {path.stem: loaded}
+            else:
+                with loaded:
+                    arrays = {name: loaded[name] for name in loaded.files}
     except READ_ERRORS as error:
         if "allow_pickle" in str(error):
             raise DataError(
@@ -220,11 +214,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
                 "a plain array of numbers with `numpy.save`"
             ) from error
         raise _damaged(path, error) from error
-    chosen = (
-        _choose_arrays(path, arrays)
-        if path.suffix.lower() == ".npz"
-        else {"all": next(iter(arrays.values()))}
-    )
+    chosen = _choose_arrays(path, arrays) if path.suffix.lower() == ".npz" else {"all": next(iter(arrays.values()))}
     for name, array in chosen.items():
         if array.dtype.kind not in "biuf":
             raise DataError(f"`{path}`: array `{name}` is of dtype `{array.dtype}`; save real numbers")

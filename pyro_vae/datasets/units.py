@@ -32,8 +32,8 @@ class DataTransform:
         scaling: `none`, `unit` or `standardise`.
         image_shape: shape of one datum, with product D; None for a table.
         columns: names of a table's D columns; None where they have none.
-        centre: c, float64, () or (D,); None where scaling is `none`.
-        scale: s, float64, () or (D,); None where scaling is `none`.
+        centre: c, float64, (D,), or () and 0 for images; None where scaling is `none`.
+        scale: s, float64, (D,), or () for images; None where scaling is `none`.
         log_jacobian: :math:`-\sum_d \log s_d` in nats, to be added to a log density in model units; 0 where
             the model's data are binarised or a cross-entropy, since a mass has no Jacobian.
 
@@ -74,7 +74,7 @@ class DataTransform:
             return x.to(torch.float32)
         if x.dtype == torch.uint8 and self.scale.ndim == 0:
             # Exact for grey levels, and half the memory of float64 on a whole image set.
-            return x.to(torch.float32).sub_(self.centre.item()).div_(self.scale.item())
+            return x.to(torch.float32).div_(self.scale.item())
         own = x.to(torch.float64)
         return ((own - self.centre.to(x.device)) / self.scale.to(x.device)).to(torch.float32)
 
@@ -91,6 +91,9 @@ class DataTransform:
             DataError: if the last dimension is not D.
         """
         self._check(x)
+        if self.scale is not None and self.scale.ndim == 0:
+            # In the precision of x, so that a grey level comes back as the integer that it was.
+            return (x * self.scale.item()).to(torch.float64)
         model = x.to(torch.float64)
         if self.centre is None or self.scale is None:
             return model

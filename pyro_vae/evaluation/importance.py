@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
@@ -13,13 +12,12 @@ from torch import Tensor
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.estimate import Estimate
+from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.vae import VAE
 
 # How many particles (samples x data) are decoded at once: bounds the memory at this many rows of x.
 _ROWS = 20_000
-# Log weights closer together than this are constant: their generalised Pareto fit has no scale.
-_CONSTANT = 1e-8
 
 
 @torch.no_grad()
@@ -66,15 +64,13 @@ def log_marginal(
 
 
 @torch.no_grad()
-def elbo(
-    vae: VAE, data: Tensor | Batch, num_samples: int = 10, *, seed: int = 0, progress: bool = False
-) -> Estimate:
+def elbo(vae: VAE, data: Tensor | Batch, num_samples: int = 10, *, seed: int = 0, progress: bool = False) -> Estimate:
     r"""Returns the Monte Carlo estimate of the ELBO, :math:`E_q[\log p(x, z) - \log q(z|x)]`.
 
     Arguments:
         vae: The VAE; evaluated in evaluation mode, whatever its mode.
         data: Shape ``(N, *event_shape)``, or a `Batch`.
-        num_samples: Draws of z for each datum.
+        num_samples: Draws of z for each datum; with one, the standard error is nan.
         seed: Of the draws; the global random state is left as it is.
         progress: Whether to show a progress bar.
 
@@ -88,15 +84,12 @@ def elbo(
     values, errors = [], []
     for log_w in _log_weights(vae, data, num_samples, seed, "ELBO" if progress else None):
         values.append(log_w.mean(0))
-        # One draw tells nothing about its own spread; the spread over data then stands for it.
-        spread = log_w.std(0) if num_samples > 1 else (log_w[0] - log_w.mean()).abs()
-        errors.append(spread / math.sqrt(num_samples))
+        unknown = torch.full_like(log_w[0], math.nan)  # one draw tells nothing about its own spread
+        errors.append(log_w.std(0) / math.sqrt(num_samples) if num_samples > 1 else unknown)
     return Estimate.of(torch.cat(values), torch.cat(errors), num_samples=num_samples, seed=seed)
 
 
-def _log_weights(
-    vae: VAE, data: Tensor | Batch, num_samples: int, seed: int, progress: str | None
-) -> Iterator[Tensor]:
+def _log_weights(vae: VAE, data: Tensor | Batch, num_samples: int, seed: int, progress: str | None) -> Iterator[Tensor]:
     """Yields log weights of shape ``(S, data of the chunk)`` in float64, chunk after chunk of the data."""
     batch = vae.check(data)
     size = max(1, min(batch.size, _ROWS // min(num_samples, 100)))
@@ -110,27 +103,3 @@ def _log_weights(
             part = batch.select(slice(start, start + size)).to(vae.device, vae.dtype)
             draws = [min(at_once, num_samples - done) for done in range(0, num_samples, at_once)]
             yield torch.cat([vae.log_weights(part, k).double() for k in draws])
-
-
-def pareto_k(log_weights: Tensor) -> Tensor:
-    """Returns the Pareto k-hat of each datum's importance weights, by ArviZ.
-
-    Below 0.5 the weights' variance is finite and the estimate good; above 0.7 it is not to be trusted. Constant
-    weights (a range below 1e-8, as at the exact posterior) have no tail: their k-hat is -inf by definition here,
-    where ArviZ gives inf or refuses.
-
-    Arguments:
-        log_weights: Shape ``(S, N)``.
-
-    Returns:
-        Shape ``(N,)``; nan where S is below 25, too few to fit a tail.
-    """
-    values = log_weights.detach().double().cpu().numpy().T
-    result = np.full(len(values), np.nan)
-    finite = np.isfinite(values).all(axis=1)
-    constant = finite & (np.ptp(np.where(finite[:, None], values, 0.0), axis=1) < _CONSTANT)
-    fitted = finite & ~constant
-    result[constant] = -np.inf
-    if fitted.any() and values.shape[1] >= 25:
-        result[fitted] = psis_k(values[fitted])
-    return torch.from_numpy(result)

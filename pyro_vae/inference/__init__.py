@@ -6,9 +6,7 @@ from pyro_vae.inference.analytic_kl import AnalyticKL
 from pyro_vae.inference.inference import Inference, Loss, Phase
 from pyro_vae.inference.wake_sleep import WakeSleep
 
-ALGORITHMS: dict[str, type[Inference]] = {
-    algorithm.name: algorithm for algorithm in (AEVB, AnalyticKL, WakeSleep)
-}
+ALGORITHMS: dict[str, type[Inference]] = {algorithm.name: algorithm for algorithm in (AEVB, AnalyticKL, WakeSleep)}
 
 
 def algorithm(name: str) -> type[Inference]:

@@ -1,0 +1,54 @@
+r"""Pareto k-hat of importance weights, by ArviZ."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Log weights closer together than this are constant: their generalised Pareto fit has no scale.
+_CONSTANT = 1e-8
+# With fewer draws ArviZ has too short a tail to fit.
+_FEWEST = 25
+
+
+def pareto_k(log_weights: Tensor) -> Tensor:
+    """Returns the Pareto k-hat of each datum's importance weights, by ArviZ.
+
+    Below 0.5 the weights' variance is finite and the estimate good; above 0.7 it is not to be trusted. Constant
+    weights (a range below 1e-8, as at the exact posterior) have no tail: their k-hat is -inf by definition here,
+    where ArviZ gives inf or refuses.
+
+    Arguments:
+        log_weights: Shape ``(S, N)``.
+
+    Returns:
+        Shape ``(N,)``; nan where S is below 25, too few to fit a tail.
+    """
+    values = log_weights.detach().double().cpu().numpy().T
+    result = np.full(len(values), np.nan)
+    finite = np.isfinite(values).all(axis=1)
+    constant = finite & (np.ptp(np.where(finite[:, None], values, 0.0), axis=1) < _CONSTANT)
+    fitted = finite & ~constant
+    result[constant] = -np.inf
+    if fitted.any() and values.shape[1] >= _FEWEST:
+        result[fitted] = _psis(values[fitted])
+    return torch.from_numpy(result)
+
+
+def _psis(log_weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """k-hat of each row, by ArviZ 0.23 (`psislw` of log weights) or 1.x (`psislw` of log likelihoods)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of k above 0.7, which the caller is given; of ArviZ's own refactoring
+        try:
+            from arviz_stats.base import array_stats
+        except ImportError:
+            import arviz
+
+            _, k = arviz.psislw(log_weights)
+        else:
+            _, k = array_stats.psislw(-log_weights)
+    return np.asarray(k, dtype=np.float64)

@@ -1,0 +1,371 @@
+r"""The training loop: one function for every inference algorithm."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyro
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from pyro_vae.batch import Batch
+from pyro_vae.errors import InputError, NonFiniteError
+from pyro_vae.inference import Inference, Phase
+from pyro_vae.minibatches import Minibatches, Resident, Transform, as_batch, check_values, minibatches
+from pyro_vae.modes import isolated, switched
+from pyro_vae.vae import VAE
+from pyro_vae.validation import Watch
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass
+class History:
+    """What a training run was like, step by step.
+
+    Attributes:
+        bound: Bound on log p(x) of each step's minibatch before its update, nats per datum, shape ``(steps,)``; nan
+            where the algorithm has none.
+        samples: Data seen up to and including each step.
+        seconds: Wall time of training up to each step, without validation.
+        validation_step: Steps after which the validation bound was evaluated.
+        validation_bound: ELBO of the validation data there, nats per datum.
+        stopped: ``"completed"``, ``"early stopping"`` or ``"interrupted"``.
+        best_step: Step of the best validation bound; None without validation.
+    """
+
+    bound: NDArray[np.float64]
+    samples: NDArray[np.int64]
+    seconds: NDArray[np.float64]
+    validation_step: NDArray[np.int64]
+    validation_bound: NDArray[np.float64]
+    stopped: str = "completed"
+    best_step: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """The number of steps taken."""
+        return len(self.bound)
+
+    def smoothed(self, window: int) -> NDArray[np.float64]:
+        """Returns the mean bound of each ``window`` steps, shape ``(steps // window,)``."""
+        whole = self.steps // window * window
+        return self.bound[:whole].reshape(-1, window).mean(axis=1)
+
+
+def fit(
+    vae: VAE,
+    x: Any,
+    inference: Inference,
+    *,
+    optimizer: OptimizerFactory,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int = 100,
+    seed: int = 0,
+    transform: Transform | None = None,
+    weights: Any = None,
+    validation: Any = None,
+    validation_every: int | None = None,
+    early_stopping: int | None = None,
+    keep: Literal["best", "last"] = "last",
+    schedule: Callable[[int], float] | None = None,
+    clip_norm: float | None = None,
+    callback: Callable[[int, Mapping[str, float]], None] | None = None,
+    check_support: bool = True,
+    progress: bool = False,
+) -> History:
+    r"""Trains a VAE in place by any inference algorithm.
+
+    The global random states are left as they are found, and so is Pyro's param store. At a loss or gradient that is
+    not finite, training stops with the parameters of the last step where both were. Ctrl-C ends the run cleanly.
+
+    Arguments:
+        vae: The VAE; trained in place, on the device on which it lies.
+        x: Data of shape ``(N, *event_shape)``: a Tensor, ndarray, DataFrame, `Batch`, `torch.utils.data.Dataset` or
+            `DataLoader` (whose items, or first item each, are x). All but a `DataLoader` lie on the device as a
+            whole and are shuffled there; a data set that does not fit is streamed.
+        inference: The algorithm; its own parameters are optimised beside the VAE's.
+        optimizer: Makes the optimizer from the parameters, such as ``lambda p: torch.optim.Adam(p, lr=1e-3)``.
+        epochs: Passes over the data; the last batch of each may be short.
+        steps: Or: number of minibatches. Exactly one of the two.
+        batch_size: M.
+        seed: Of shuffling, of ``transform`` and of the algorithm's draws; the first two have a stream of their own,
+            so that all algorithms see the same minibatches.
+        transform: Applied to the x of each minibatch with a seeded generator, such as a dynamic binarisation.
+        weights: Weight of each datum in every mean over data, shape ``(N,)``; only their ratios matter.
+        validation: Data in any form but a `DataLoader`, whose ELBO is evaluated during training.
+        validation_every: Steps between two such evaluations; default: one epoch.
+        early_stopping: Patience: evaluations without improvement after which training stops.
+        keep: Which parameters remain: those of the last step, or those of the best validation ELBO.
+        schedule: Factor of the optimizer's learning rates at each step, counted from 0.
+        clip_norm: Largest norm of the gradient of all parameters that a phase moves.
+        callback: Called after each step with its number, from 1, and ``bound``, ``samples``, ``seconds``, and
+            ``validation_bound`` where it was evaluated.
+        check_support: Whether data outside the likelihood's support are refused; only without this check can a
+            Bernoulli be trained on grey levels, and its "log-likelihood" is then none.
+        progress: Whether to show a progress bar (on a terminal only).
+
+    Returns:
+        The `History`.
+
+    Raises:
+        InputError: For data, arguments or an algorithm that do not fit, before the first step; and where a parameter
+            that the algorithm claims to move has no gradient at the first step.
+        NonFiniteError: For a loss or gradient that is not finite: names the term, the step and the batch.
+
+    Example:
+        >>> import pyro.distributions as dist, torch
+        >>> from pyro_vae import VAE, Conditional, Fixed, mlp
+        >>> from pyro_vae.inference import AEVB
+        >>> x = torch.eye(8).repeat(10, 1)
+        >>> prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+        >>> vae = VAE(prior, Conditional(dist.Bernoulli, (8,), given=mlp(2, 10)))
+        >>> history = fit(vae, x, AEVB(), optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), epochs=20, batch_size=20)
+        >>> history.steps, history.stopped
+        (80, 'completed')
+    """
+    for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise InputError(f"fit: `{name}` is a positive integer, got `{value!r}`.")
+    if (epochs is None) == (steps is None):
+        raise InputError("fit: give exactly one of `epochs` and `steps`.")
+    if validation is None and (early_stopping is not None or keep == "best"):
+        raise InputError('fit: `early_stopping` and keep="best" need `validation` data.')
+    if keep not in ("best", "last"):
+        raise InputError(f'fit: `keep` is "best" or "last", got `{keep!r}`.')
+    inference.check(vae)
+    generator = torch.Generator(vae.device).manual_seed(seed)
+    source = minibatches(vae, x, batch_size, generator, transform, weights)
+    if vae.size is not None and vae.size != source.size:
+        raise InputError(f"fit: the VAE was declared with size={vae.size}, but there are {source.size} data.")
+    if isinstance(source, Resident):
+        check_values(vae, source.data, check_support and transform is None)
+    held_out = None
+    if validation is not None:
+        held_out = as_batch(validation).to(vae.device, vae.dtype)
+        check_values(vae, held_out, check_support)
+    total = steps if steps is not None else (epochs or 0) * source.steps
+    run = _Run(vae, inference, optimizer, schedule, clip_norm, check_support)
+    watch = Watch(vae, held_out, validation_every or source.steps, early_stopping, keep, check_support)
+    with (
+        isolated(seed),
+        switched(vae, training=True),
+        switched(inference, training=True),
+        warnings.catch_warnings(),
+        _progress(progress, total) as report,
+    ):
+        warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; ours names the term
+        stopped = _loop(run, watch, source, total, callback, report)
+    return run.history(watch, stopped)
+
+
+def _loop(
+    run: _Run,
+    watch: Watch,
+    source: Minibatches,
+    total: int,
+    callback: Callable[[int, Mapping[str, float]], None] | None,
+    report: Callable[[int, float], None],
+) -> str:
+    """Takes the steps; returns why it stopped."""
+    stopped = "completed"
+    try:
+        while run.step < total and stopped == "completed":
+            for batch, rows in source.epoch():
+                run.take(batch, rows)
+                report(run.step, run.bounds[-1])
+                metrics = {"bound": run.bounds[-1], "samples": run.samples[-1], "seconds": run.seconds[-1]}
+                if watch.due(run.step, total):
+                    metrics["validation_bound"] = watch.evaluate(run.step)
+                if callback is not None:
+                    callback(run.step, metrics)
+                if watch.exhausted:
+                    stopped = "early stopping"
+                if run.step == total or stopped != "completed":
+                    break
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    run.check_parameters()
+    watch.restore()
+    return stopped
+
+
+class _Run:
+    """The optimizer's side of a run: takes steps, and keeps the last good parameters."""
+
+    def __init__(
+        self,
+        vae: VAE,
+        inference: Inference,
+        optimizer: OptimizerFactory,
+        schedule: Callable[[int], float] | None,
+        clip_norm: float | None,
+        check_support: bool,
+    ) -> None:
+        self.vae, self.inference, self.check_support = vae, inference, check_support
+        self.schedule, self.clip_norm = schedule, clip_norm
+        parameters = [p for p in (*vae.parameters(), *inference.parameters()) if p.requires_grad]
+        self.optimizer = optimizer(parameters)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise InputError(
+                f"fit: `optimizer` makes a torch.optim.Optimizer from parameters, such as "
+                f"lambda p: torch.optim.Adam(p, lr=1e-3); it made a `{type(self.optimizer).__name__}`."
+            )
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.phases: list[tuple[Phase, dict[str, nn.Parameter]]] = [
+            (phase, inference.moved(vae, phase)) for phase in inference.phases
+        ]
+        self.state = [t for t in (*vae.parameters(), *vae.buffers(), *inference.parameters(), *inference.buffers())]
+        self.good = [t.detach().clone() for t in self.state]
+        self.step, self.time = 0, 0.0
+        self.bounds: list[float] = []
+        self.samples: list[int] = []
+        self.seconds: list[float] = []
+
+    def take(self, batch: Batch, rows: Tensor | None) -> None:
+        """Takes one step: every phase's loss, gradient and update."""
+        start = time.perf_counter()
+        if self.schedule is not None:
+            factor = float(self.schedule(self.step))
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * factor
+        bound = float("nan")
+        losses = self.inference.losses(self.vae, batch)
+        first = self.step == 0
+        for phase, parameters in self.phases:
+            with pyro.validation_enabled(first and self.check_support):  # costly on a GPU, so once
+                try:
+                    loss = next(losses)
+                except ValueError as error:
+                    if not first or isinstance(error, InputError):
+                        raise
+                    raise InputError(f"fit: the first step fails: {' '.join(str(error).split())}") from error
+            gradients = torch.autograd.grad(loss.value, list(parameters.values()), allow_unused=True)
+            if first:
+                self._require_gradients(phase, parameters, gradients)
+            present = [gradient for gradient in gradients if gradient is not None]
+            norm = torch.nn.utils.get_total_norm(present) if present else torch.zeros(())
+            if not bool((loss.value.detach() + norm).isfinite()):
+                self._fail(batch, rows, loss.value, dict(zip(parameters, gradients, strict=True)))
+            self._save()
+            self._update(parameters, gradients, norm)
+            if loss.bound is not None:
+                bound = float(loss.bound)
+        self.step += 1
+        self.time += time.perf_counter() - start
+        self.bounds.append(bound)
+        self.samples.append((self.samples[-1] if self.samples else 0) + batch.size)
+        self.seconds.append(self.time)
+
+    def _update(self, parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...], norm: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        scale = None if self.clip_norm is None else torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0)
+        for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+            parameter.grad = gradient if scale is None or gradient is None else gradient * scale
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _require_gradients(
+        self, phase: Phase, parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...]
+    ) -> None:
+        for (name, _), gradient in zip(parameters.items(), gradients, strict=True):
+            if gradient is None:
+                raise InputError(
+                    f"fit: `{self.inference.name}` moves {' and '.join(sorted(phase.moves))}, but its loss does not "
+                    f"depend on `{name}`, which would never be trained; use it in forward, or freeze it with "
+                    "requires_grad_(False)."
+                )
+
+    def _save(self) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(self.good, self.state)
+
+    def _restore(self) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(self.state, self.good)
+
+    def _fail(self, batch: Batch, rows: Tensor | None, value: Tensor, gradients: dict[str, Tensor | None]) -> None:
+        """Names what is not finite, puts the last good parameters in place, and raises."""
+        what = _name_term(self.vae, batch)
+        if what is None:
+            bad = [name for name, g in gradients.items() if g is not None and not bool(g.isfinite().all())]
+            what = f"the gradient of `{bad[0]}`" if bad else f"the loss ({value.item():g})"
+        self._restore()
+        named = "" if rows is None else f", batch of rows {rows[:5].tolist()}{' ...' if len(rows) > 5 else ''}"
+        raise NonFiniteError(
+            f"fit: {what} is not finite at step {self.step + 1}{named}. The parameters of the last good step are in "
+            "place. Lower the learning rate, set clip_norm, or declare the scale with a bounded transform."
+        )
+
+    def check_parameters(self) -> None:
+        """Raises where the last update left a parameter that is not finite."""
+        for name, parameter in self.vae.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                self._restore()
+                raise NonFiniteError(
+                    f"fit: the update of step {self.step} made `{name}` infinite or nan. The parameters of the last "
+                    "good step are in place. Lower the learning rate or set clip_norm."
+                )
+
+    def history(self, watch: Watch, stopped: str) -> History:
+        return History(
+            np.array(self.bounds),
+            np.array(self.samples, dtype=np.int64),
+            np.array(self.seconds),
+            np.array(watch.steps, dtype=np.int64),
+            np.array(watch.values),
+            stopped,
+            watch.best_step,
+        )
+
+
+@torch.no_grad()
+def _name_term(vae: VAE, batch: Batch) -> str | None:
+    """Which of the three log densities is not finite at the batch; None where all are."""
+    with pyro.validation_enabled(False):
+        q = vae.encode(batch)
+        z = q.sample()
+        terms = {
+            "log q(z|x), the posterior,": q.log_prob(z),
+            "log p(z), the prior,": vae.prior_given(batch).log_prob(z),
+            "log p(x|z), the likelihood,": vae.log_likelihood(z, batch),
+        }
+    return next((name for name, value in terms.items() if not bool(value.isfinite().all())), None)
+
+
+@contextmanager
+def _progress(shown: bool, total: int) -> Any:
+    """A function of step and bound that draws the progress bar."""
+    console = Console(stderr=True)
+    if not shown or not console.is_terminal:
+        yield lambda step, bound: None
+        return
+    columns = (
+        TextColumn("step {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("bound {task.fields[bound]:.2f} nats/datum, {task.fields[rate]:.0f} steps/s"),
+        TimeRemainingColumn(),
+    )
+    start = time.perf_counter()
+    drawn = 0.0
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("fit", total=total, bound=float("nan"), rate=0.0)
+
+        def report(step: int, bound: float) -> None:
+            nonlocal drawn
+            now = time.perf_counter()
+            if now - drawn > 0.1:
+                drawn = now
+                bar.update(task, completed=step, bound=bound, rate=step / (now - start))
+
+        yield report
