@@ -1,9 +1,9 @@
 """Data sets and files, split, scaled and binarised for a likelihood, with checksums."""
 
-from .data import Data
-from .errors import DataError
-from .loading import load, names
-from .table import read_table
-from .units import DataTransform
+from pyro_vae.datasets.data import Data
+from pyro_vae.datasets.errors import DataError
+from pyro_vae.datasets.loading import load, names
+from pyro_vae.datasets.table import read_table
+from pyro_vae.datasets.units import DataTransform
 
 __all__ = ["Data", "DataError", "DataTransform", "load", "names", "read_table"]

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .files import CatalogueFile, Download, fetch
-from .raw import RawData
+from pyro_vae.datasets.files import CatalogueFile, Download, fetch
+from pyro_vae.datasets.raw import RawData
 
 Folder = str | os.PathLike[str] | None
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .binarisation import bernoulli_draw
-from .raw import Binarisation, Scaling
-from .units import DataTransform
+from pyro_vae.datasets.binarisation import bernoulli_draw
+from pyro_vae.datasets.raw import Binarisation, Scaling
+from pyro_vae.datasets.units import DataTransform
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 
+from pyro_vae.errors import InputError
 
-class DataError(ValueError):
+
+class DataError(InputError):
     r"""Data that cannot be used: one line that says what was given, what was expected and what to do."""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, first_line
+from pyro_vae.datasets.errors import DataError, first_line
 
 TIMEOUT = 30.0  # seconds without a byte before a mirror counts as dead
 

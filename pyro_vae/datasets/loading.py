@@ -9,14 +9,14 @@ from typing import cast, get_args
 
 from torch.distributions.constraints import Constraint
 
-from .catalogue import SETS
-from .data import Data
-from .errors import DataError, check_choice, near_match
-from .preparation import Preparation
-from .raw import Binarisation, RawData, Scaling
-from .split import partition
-from .support import choose, support_kind
-from .table import FORMATS, read_file
+from pyro_vae.datasets.catalogue import SETS
+from pyro_vae.datasets.data import Data
+from pyro_vae.datasets.errors import DataError, check_choice, near_match
+from pyro_vae.datasets.preparation import Preparation
+from pyro_vae.datasets.raw import Binarisation, RawData, Scaling
+from pyro_vae.datasets.split import partition
+from pyro_vae.datasets.support import choose, support_kind
+from pyro_vae.datasets.table import FORMATS, read_file
 
 
 def names() -> tuple[str, ...]:

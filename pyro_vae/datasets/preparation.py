@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from .binarisation import bernoulli_draw, generator_for, threshold
-from .errors import DataError
-from .raw import Binarisation, RawData, Scaling
-from .support import Kind, outside
-from .units import fit_transform
+from pyro_vae.datasets.binarisation import bernoulli_draw, generator_for, threshold
+from pyro_vae.datasets.errors import DataError
+from pyro_vae.datasets.raw import Binarisation, RawData, Scaling
+from pyro_vae.datasets.support import Kind, outside
+from pyro_vae.datasets.units import fit_transform
 
 
 class Preparation:

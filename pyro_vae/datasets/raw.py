@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError
+from pyro_vae.datasets.errors import DataError
 
 Binarisation = Literal["none", "static", "dynamic", "threshold"]
 Scaling = Literal["none", "unit", "standardise"]

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .binarisation import generator_for
-from .errors import DataError
-from .raw import RawData
+from pyro_vae.datasets.binarisation import generator_for
+from pyro_vae.datasets.errors import DataError
+from pyro_vae.datasets.raw import RawData
 
 DEFAULT_SPLIT = (0.8, 0.1, 0.1)
 

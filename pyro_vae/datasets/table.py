@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import DataError, first_line
-from .files import READ_ERRORS, checksum
-from .raw import RawData, check_finite
+from pyro_vae.datasets.errors import DataError, first_line
+from pyro_vae.datasets.files import READ_ERRORS, checksum
+from pyro_vae.datasets.raw import RawData, check_finite
 
 FORMATS = (".csv", ".parquet", ".npy", ".npz")
 _PARTS = ("train", "valid", "test")

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .binarisation import bernoulli_draw, threshold
-from .errors import DataError
-from .raw import Binarisation, RawData, Scaling
+from pyro_vae.datasets.binarisation import bernoulli_draw, threshold
+from pyro_vae.datasets.errors import DataError
+from pyro_vae.datasets.raw import Binarisation, RawData, Scaling
 
 
 @dataclass(frozen=True, eq=False)
