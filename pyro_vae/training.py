@@ -82,7 +82,7 @@ def fit(
     clip_norm: float | None = None,
     callback: Callable[[int, Mapping[str, float]], None] | None = None,
     check_support: bool = True,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> History:
     r"""Trains a VAE in place by any inference algorithm.
 
@@ -113,7 +113,7 @@ def fit(
             ``validation_bound`` where it was evaluated.
         check_support: Whether data outside the likelihood's support are refused; only without this check can a
             Bernoulli be trained on grey levels, and its "log-likelihood" is then none.
-        progress: Whether to show a progress bar (on a terminal only).
+        progress: Whether to show a progress bar (on a terminal only); a string is its title.
 
     Returns:
         The `History`.
@@ -344,14 +344,14 @@ def _name_term(vae: VAE, batch: Batch) -> str | None:
 
 
 @contextmanager
-def _progress(shown: bool, total: int) -> Any:
+def _progress(shown: bool | str, total: int) -> Any:
     """A function of step and bound that draws the progress bar."""
     console = Console(stderr=True)
     if not shown or not console.is_terminal:
         yield lambda step, bound: None
         return
     columns = (
-        TextColumn("step {task.completed}/{task.total}"),
+        TextColumn("{task.description}: step {task.completed}/{task.total}"),
         BarColumn(),
         TextColumn("bound {task.fields[bound]:.2f} nats/datum, {task.fields[rate]:.0f} steps/s"),
         TimeRemainingColumn(),
@@ -359,7 +359,7 @@ def _progress(shown: bool, total: int) -> Any:
     start = time.perf_counter()
     drawn = 0.0
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("fit", total=total, bound=float("nan"), rate=0.0)
+        task = bar.add_task(shown if isinstance(shown, str) else "fit", total=total, bound=float("nan"), rate=0.0)
 
         def report(step: int, bound: float) -> None:
             nonlocal drawn

@@ -59,6 +59,9 @@ class VAE(nn.Module):
         context_features: C, the number of covariates in ``Batch.context``, which are concatenated to what prior,
             likelihood and posterior receive.
 
+    Attributes:
+        units: What maps data in their own units to the model's, where the VAE comes from `pyro_vae.load`; else None.
+
     Raises:
         InputError: Where the parts do not fit each other, a discrete prior comes without a posterior, or the
             prior's density does not integrate to 1 over the support that it declares.
@@ -95,6 +98,7 @@ class VAE(nn.Module):
         if isinstance(parameter_prior, torch.distributions.Distribution):
             parameter_prior = ParameterPrior(parameter_prior)
         self.prior, self.likelihood = prior, likelihood
+        self.units: Any = None
         self.size, self.parameter_prior, self.context_features = size, parameter_prior, context_features
         p = call_once("prior", prior, *([self._zeros(0)] if context_features else []))
         self.latent_shape = p.event_shape

@@ -70,7 +70,7 @@ def read_frey(paths: Mapping[str, Path]) -> dict[str, NDArray[Any]]:
         matlab = stream.read(6) == b"MATLAB"
         stream.seek(0)
         if matlab:
-            from scipy.io import loadmat  # type: ignore[import-untyped]
+            from scipy.io import loadmat
 
             rows = loadmat(stream)["ff"].T
         else:

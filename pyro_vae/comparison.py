@@ -1,0 +1,255 @@
+r"""Trains every algorithm under every seed on the same data, and says by how much they differ."""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae.batch import Batch
+from pyro_vae.datasets import Data
+from pyro_vae.errors import InputError
+from pyro_vae.evaluation import Estimate, active_units, elbo, kl_per_dimension, log_marginal
+from pyro_vae.experiment import Experiment
+from pyro_vae.experiment.named import InferenceSpec
+from pyro_vae.minibatches import check_values
+from pyro_vae.modes import isolated
+from pyro_vae.statistics import Interval, interval
+from pyro_vae.training import History, fit
+from pyro_vae.vae import VAE
+
+
+@dataclass
+class Run:
+    """One algorithm trained under one seed.
+
+    Attributes:
+        algorithm: Label of the algorithm.
+        seed: Of initialisation, shuffling and noise.
+        vae: The trained VAE.
+        history: Of its training.
+        seconds_per_epoch: Wall time of training for each pass over the training data, without validation.
+        elbo: Of the test data, nats per datum in the data's own units; None where the posterior is not trained.
+        log_marginal: Importance-sampled log p(x) of the test data, nats per datum in the data's own units; None
+            for a cross-entropy, which is no likelihood.
+        active: Which latent dimensions are active on the test data.
+        kl: KL of each latent dimension, mean over the test data, in nats; None where it does not factorise.
+    """
+
+    algorithm: str
+    seed: int
+    vae: VAE
+    history: History
+    seconds_per_epoch: float
+    elbo: Estimate | None
+    log_marginal: Estimate | None
+    active: Tensor
+    kl: Tensor | None
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the numbers of the table: ``elbo``, ``log_marginal``, ``active_units``, ``seconds_per_epoch``."""
+        return {
+            "elbo": math.nan if self.elbo is None else self.elbo.value,
+            "log_marginal": math.nan if self.log_marginal is None else self.log_marginal.value,
+            "active_units": float(self.active.sum()),
+            "seconds_per_epoch": self.seconds_per_epoch,
+        }
+
+
+METRICS = ("elbo", "log_marginal", "active_units", "seconds_per_epoch")
+
+
+@dataclass
+class Comparison:
+    """The runs of an experiment.
+
+    Attributes:
+        experiment: What was asked for.
+        data: On which it ran.
+        runs: Algorithm x seed.
+        environment: Versions, device, date, command and wall time.
+    """
+
+    experiment: Experiment
+    data: Data
+    runs: list[Run]
+    environment: dict[str, Any]
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels of the algorithms, in the order asked for."""
+        return [spec.label for spec in self.experiment.inference]
+
+    def runs_of(self, label: str) -> list[Run]:
+        """Returns one algorithm's runs, in the order of the seeds."""
+        return [run for run in self.runs if run.algorithm == label]
+
+    def summary(self, label: str) -> dict[str, Interval]:
+        """Returns the mean over seeds, with its interval, of each of `METRICS`."""
+        rows = [run.metrics() for run in self.runs_of(label)]
+        return {metric: interval([row[metric] for row in rows]) for metric in METRICS}
+
+    def difference(self, label: str, baseline: str) -> dict[str, Interval]:
+        """Returns the mean over common seeds of ``label`` minus ``baseline``, with its interval, of each metric."""
+        others = {run.seed: run.metrics() for run in self.runs_of(baseline)}
+        pairs = [(run.metrics(), others[run.seed]) for run in self.runs_of(label) if run.seed in others]
+        return {metric: interval([mine[metric] - its[metric] for mine, its in pairs]) for metric in METRICS}
+
+    @property
+    def quantity(self) -> str:
+        """What the bound bounds: log p(x), or a cross-entropy that is no log-likelihood."""
+        return "cross-entropy, not a log-likelihood" if self.data.cross_entropy else "log p(x)"
+
+    def record(self) -> dict[str, Any]:
+        """Returns the whole result but weights and draws, ready for JSON."""
+        return {
+            "quantity": self.quantity,
+            "units": "nats per datum",
+            "experiment": self.experiment.model_dump(mode="json", exclude_none=True),
+            "data": self.data.record(),
+            "environment": self.environment,
+            "summary": {
+                label: {name: _plain(value) for name, value in self.summary(label).items()} for label in self.labels
+            },
+            "differences": [
+                {"algorithm": label, "baseline": self.labels[0]}
+                | {name: _plain(value) for name, value in self.difference(label, self.labels[0]).items()}
+                for label in self.labels[1:]
+            ],
+            "runs": [_run_record(run) for run in self.runs],
+        }
+
+
+def compare(
+    experiment: Experiment, data: Data | None = None, *, command: str = "", progress: bool = False
+) -> Comparison:
+    """Trains and evaluates every algorithm of an experiment under every seed.
+
+    Each VAE is built, trained and evaluated under its seed, so that the runs of one seed start from the same
+    parameters and see the same minibatches; seeds are the outer loop, so that a slow hour of the machine falls on
+    all algorithms alike.
+
+    Arguments:
+        experiment: What to run.
+        data: What its `load_data` returns; loaded where left out.
+        command: Recorded with the result.
+        progress: Whether to show a progress bar for each run (on a terminal only).
+
+    Raises:
+        InputError: Where anything does not fit, before the first run.
+        NonFiniteError: Where a run diverges.
+        KeyboardInterrupt: Where a run is interrupted.
+    """
+    start = time.perf_counter()
+    data = experiment.load_data(progress) if data is None else data
+    check(experiment, data)
+    runs = [_run(experiment, spec, seed, data, progress) for seed in experiment.seeds for spec in experiment.inference]
+    environment = {**_environment(experiment, command), "wall_seconds": round(time.perf_counter() - start, 1)}
+    return Comparison(experiment, data, runs, environment)
+
+
+def check(experiment: Experiment, data: Data) -> None:
+    """Raises an `InputError` where data, VAE and algorithms do not fit each other."""
+    if data.test is None or len(data.test) < 2:
+        raise InputError("data: a comparison needs at least two test data; give `split` a test fraction.")
+    with isolated(0):
+        vae = experiment.build(data)
+    for spec in experiment.inference:
+        spec.build().check(vae)
+    support = not data.cross_entropy
+    for part in (data.train, data.valid, data.test):
+        if part is not None:
+            check_values(vae, Batch(part), support and (part is not data.train or data.binarisation != "dynamic"))
+
+
+def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, progress: bool) -> Run:
+    training, evaluation = experiment.training, experiment.evaluation
+    device = experiment.torch_device
+    with isolated(seed):
+        vae = experiment.build(data).to(device)
+        algorithm = spec.build().to(device)
+    total = training.total_steps(len(data.train))
+    history = fit(
+        vae,
+        data.train,
+        algorithm,
+        optimizer=training.optimizer.build,
+        steps=total,
+        batch_size=training.batch_size,
+        seed=seed,
+        transform=data.transform if data.binarisation == "dynamic" else None,
+        validation=data.valid,
+        validation_every=training.validation_every,
+        early_stopping=training.early_stopping,
+        keep=training.keep,
+        schedule=None if training.schedule is None else training.schedule.build(total),
+        clip_norm=training.clip_norm,
+        check_support=not data.cross_entropy,
+        progress=f"{spec.label}, seed {seed}" if progress else False,
+    )
+    if history.stopped == "interrupted":
+        raise KeyboardInterrupt
+    if data.test is None:
+        raise InputError("data: a comparison needs test data.")
+    test = data.test.to(device)
+    with pyro.validation_enabled(False):  # the data were checked before the first run
+        bound = elbo(vae, test, evaluation.elbo_samples, seed=seed)
+        marginal = None
+        if not data.cross_entropy:
+            marginal = log_marginal(vae, test, evaluation.num_samples, seed=seed, progress=progress)
+        active, kl = active_units(vae, test), kl_per_dimension(vae, test, seed=seed)
+    return Run(
+        algorithm=spec.label,
+        seed=seed,
+        vae=vae,
+        history=history,
+        seconds_per_epoch=float(history.seconds[-1]) * len(data.train) / float(history.samples[-1]),
+        elbo=bound.shifted(data.log_jacobian) if algorithm.trains_posterior else None,
+        log_marginal=None if marginal is None else marginal.shifted(data.log_jacobian),
+        active=active.cpu(),
+        kl=None if kl is None else kl.cpu(),
+    )
+
+
+def _environment(experiment: Experiment, command: str) -> dict[str, Any]:
+    device = experiment.torch_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    packages = ("pyro-vae", "pyro-ppl", "torch", "numpy", "arviz")
+    return {
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "versions": {package: version(package) for package in packages},
+    }
+
+
+def _plain(value: Interval) -> dict[str, float | int | None]:
+    numbers = {"mean": value.mean, "half_width": value.half_width}
+    return {name: None if math.isnan(x) else x for name, x in numbers.items()} | {"n": value.n}
+
+
+def _run_record(run: Run) -> dict[str, Any]:
+    record: dict[str, Any] = {"algorithm": run.algorithm, "seed": run.seed}
+    record |= {name: None if math.isnan(x) else x for name, x in run.metrics().items()}
+    for name, estimate in (("elbo", run.elbo), ("log_marginal", run.log_marginal)):
+        if estimate is not None:
+            record[f"{name}_standard_error"] = estimate.standard_error
+            record[f"{name}_sampling_error"] = estimate.sampling_error
+            record[f"{name}_num_samples"] = estimate.diagnostics["num_samples"]
+    if run.log_marginal is not None:
+        k = run.log_marginal.diagnostics["pareto_k"]
+        record["pareto_k_above_0.7"] = float((k > 0.7).double().mean())
+        record["pareto_k_median"] = None if bool(k.isnan().all()) else float(k.nanmedian())
+    record["steps"], record["stopped"] = run.history.steps, run.history.stopped
+    return record

@@ -1,0 +1,61 @@
+r"""Reads YAML as its users mean it: ``1e-3`` is a number, and a key given twice is an error."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pyro_vae.errors import InputError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 as PyYAML reads it, with YAML 1.2's floats and no repeated keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        repeated = {key for key in keys if keys.count(key) > 1}
+        if repeated:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key `{sorted(map(str, repeated))[0]}` is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the mapping that a YAML file holds.
+
+    Raises:
+        InputError: In one line, with the place, where the file cannot be read or holds no mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: is not a text file in UTF-8.") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        raise InputError(f"{path}{place}: {error.problem or error.context}.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: {' '.join(str(error).split())}.") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping such as `data: digits`, got {type(content).__name__}.")
+    return content
+
+
+def write_yaml(path: Path, content: dict[str, Any]) -> None:
+    """Writes a mapping as YAML, in the order of its keys."""
+    path.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100), encoding="utf-8")

@@ -1,0 +1,160 @@
+r"""The run folder: what a comparison leaves on disk, and how a trained model comes back from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import safetensors
+from safetensors.torch import load_file, save_file
+
+from pyro_vae.comparison import Comparison
+from pyro_vae.datasets import DataTransform
+from pyro_vae.diagnostics import to_arviz, write_netcdf
+from pyro_vae.errors import InputError, near_match
+from pyro_vae.experiment import Experiment
+from pyro_vae.vae import VAE
+
+# Draws in the netCDF files: at most so many data, and so many draws for each.
+_DATA, _DRAWS = 100, 100
+
+
+def default_folder(experiment: Experiment) -> Path:
+    """Returns ``runs/<data>-<time>``."""
+    return Path("runs") / f"{Path(experiment.data.name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields an empty folder beside ``path`` that takes its place when the block ends without an error.
+
+    Raises:
+        InputError: Where ``path`` exists or cannot be made.
+    """
+    if path.exists():
+        raise InputError(f"run folder `{path}` exists already; choose another with --out, or remove it.")
+    made = [parent for parent in path.parents if not parent.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise InputError(f"run folder `{path}` cannot be made: {error.strerror or error}; choose another.") from None
+    try:
+        yield partial
+        partial.chmod(0o755)
+        os.rename(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            if not any(parent.iterdir()):
+                parent.rmdir()
+        raise
+
+
+def write_run(comparison: Comparison, folder: Path) -> None:
+    """Writes a comparison but its report: ``experiment.yaml``, ``result.json``, tables, draws and weights.
+
+    Arguments:
+        comparison: What was run.
+        folder: An existing folder.
+    """
+    comparison.experiment.to_yaml(folder / "experiment.yaml")
+    (folder / "result.json").write_text(json.dumps(comparison.record(), indent=1, allow_nan=False), encoding="utf-8")
+    rows = [{"algorithm": run.algorithm, "seed": run.seed, **run.metrics()} for run in comparison.runs]
+    pd.DataFrame(rows).to_csv(folder / "metrics.csv", index=False)
+    curves(comparison).to_csv(folder / "curves.csv", index=False)
+    (folder / "weights").mkdir()
+    for run in comparison.runs:
+        state = {name: tensor.contiguous().cpu() for name, tensor in run.vae.state_dict().items()}
+        save_file(state, folder / "weights" / f"{run.algorithm}-seed{run.seed}.safetensors")
+    (folder / "results").mkdir()
+    for label in comparison.labels:
+        runs = comparison.runs_of(label)
+        attributes = {"algorithm": label, "seeds": [run.seed for run in runs]}
+        if comparison.data.test is not None:
+            draws = to_arviz(
+                [run.vae for run in runs], comparison.data.test[:_DATA], num_samples=_DRAWS, attributes=attributes
+            )
+            write_netcdf(draws, folder / "results" / f"{label}.nc")
+
+
+def curves(comparison: Comparison, points: int = 100) -> pd.DataFrame:
+    """Returns the learning curves: mean training bound over each of ``points`` intervals, and the validation ELBO.
+
+    Returns:
+        Columns ``algorithm, seed, part, step, samples, seconds, bound``; nats per datum in the data's own units.
+    """
+    tables = []
+    shift = comparison.data.log_jacobian
+    for run in comparison.runs:
+        history = run.history
+        window = max(1, history.steps // points)
+        ends = np.arange(window, history.steps + 1, window) - 1
+        parts = [("train", ends, history.smoothed(window))]
+        if len(history.validation_step):
+            parts.append(("validation", history.validation_step - 1, history.validation_bound))
+        for part, index, bound in parts:
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "algorithm": run.algorithm,
+                        "seed": run.seed,
+                        "part": part,
+                        "step": index + 1,
+                        "samples": history.samples[index],
+                        "seconds": history.seconds[index],
+                        "bound": bound + shift,
+                    }
+                )
+            )
+    return pd.concat(tables, ignore_index=True)
+
+
+def load(run_folder: str | os.PathLike[str], algorithm: str | None = None, seed: int | None = None) -> VAE:
+    """Returns a trained VAE from a run folder, with the transform of its data as ``vae.units``.
+
+    Arguments:
+        run_folder: What `pyro-vae compare` wrote.
+        algorithm: Label of the algorithm; default: the first.
+        seed: Default: the first.
+
+    Returns:
+        The VAE in evaluation mode, on the CPU. ``vae.units.to_model_units`` maps data in their own units to the
+        model's, ``to_own_units`` back, and ``log_jacobian`` is what log p(x) in own units adds.
+
+    Raises:
+        InputError: Where the folder, the algorithm or the seed is not there, or a file in it is damaged.
+    """
+    folder = Path(run_folder)
+    if not (folder / "experiment.yaml").is_file() or not (folder / "result.json").is_file():
+        raise InputError(f"`{folder}` is not a run folder (it has no experiment.yaml and result.json).")
+    experiment = Experiment.from_yaml(folder / "experiment.yaml")
+    try:
+        record = json.loads((folder / "result.json").read_text(encoding="utf-8"))["data"]
+        units, size = DataTransform.from_record(record), int(record["n"]["train"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'result.json'}: damaged ({error}); run the comparison again.") from None
+    labels = [spec.label for spec in experiment.inference]
+    algorithm = labels[0] if algorithm is None else algorithm
+    seed = experiment.seeds[0] if seed is None else seed
+    if algorithm not in labels:
+        raise InputError(f"`{folder}` has no algorithm `{algorithm}`; {near_match(algorithm, labels)}")
+    if seed not in experiment.seeds:
+        raise InputError(f"`{folder}` has no seed {seed}; it has {experiment.seeds}.")
+    vae = experiment.assemble(units.dim, units.image_shape, size)
+    path = folder / "weights" / f"{algorithm}-seed{seed}.safetensors"
+    try:
+        vae.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be loaded ({reason}); run the comparison again.") from None
+    vae.units = units
+    return vae.eval()

@@ -1,0 +1,73 @@
+r"""Means over seeds with their intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student_t
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with its Student-t interval.
+
+    Attributes:
+        mean: Over the finite values; nan where there is none.
+        half_width: Of the interval; nan with fewer than two values.
+        n: Number of values.
+        level: Coverage.
+
+    Example:
+        >>> interval([1.0, 2.0, 3.0])
+        Interval(2.00 ± 2.48)
+        >>> interval([1.0])
+        Interval(1.00)
+    """
+
+    mean: float
+    half_width: float
+    n: int
+    level: float = 0.95
+
+    @property
+    def low(self) -> float:
+        """Lower end."""
+        return self.mean - self.half_width
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        return self.mean + self.half_width
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def __format__(self, spec: str) -> str:
+        spec = spec or ".2f"
+        if math.isnan(self.mean):
+            return "-"
+        width = "" if math.isnan(self.half_width) else f" ± {self.half_width:{spec}}"
+        return f"{self.mean:{spec}}{width}"
+
+    def __repr__(self) -> str:
+        return f"Interval({self:.2f})"
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Returns the mean of independent values and its Student-t interval.
+
+    Arguments:
+        values: One for each seed; nan where a run has none.
+        level: Coverage.
+    """
+    finite = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
+    n = len(finite)
+    if n == 0:
+        return Interval(math.nan, math.nan, 0, level)
+    if n == 1:
+        return Interval(float(finite[0]), math.nan, 1, level)
+    half = float(student_t.ppf((1 + level) / 2, n - 1) * finite.std(ddof=1) / math.sqrt(n))
+    return Interval(float(finite.mean()), half, n, level)

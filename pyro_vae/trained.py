@@ -1,0 +1,95 @@
+r"""What a trained VAE from a run folder says of new data, in the data's own units and column names."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pyro_vae.batch import Batch
+from pyro_vae.datasets import read_table
+from pyro_vae.evaluation import log_marginal
+from pyro_vae.minibatches import check_values
+from pyro_vae.modes import evaluating, isolated
+from pyro_vae.vae import VAE, centre
+
+
+def read_rows(vae: VAE, path: str | os.PathLike[str], seed: int = 0) -> Tensor:
+    """Returns a file's rows in model units, binarised where the training data were.
+
+    Arguments:
+        vae: From `pyro_vae.load`.
+        path: A ``.csv``, ``.parquet``, ``.npy`` or ``.npz`` file in the training data's own units.
+        seed: Of the binarisation.
+
+    Returns:
+        Shape ``(N, D)``.
+
+    Raises:
+        InputError: For a file, a column or a cell that cannot be used.
+    """
+    units = vae.units
+    values, _ = read_table(path, units.columns)
+    x = units.binarise(units.to_model_units(values), torch.Generator().manual_seed(seed))
+    check_values(vae, Batch(x), check_support=True)
+    return x
+
+
+def score(vae: VAE, x: Tensor, num_samples: int = 1000, *, seed: int = 0, progress: bool = False) -> pd.DataFrame:
+    """Returns log p(x) of each row, in nats and in the data's own units; the lowest are outliers.
+
+    Arguments:
+        vae: From `pyro_vae.load`.
+        x: Shape ``(N, D)``, model units.
+        num_samples: Importance samples for each row.
+        seed: Of the draws.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Columns ``row`` (from 1), ``log_p``, ``standard_error``, ``pareto_k`` (above 0.7: not to be trusted).
+    """
+    estimate = log_marginal(vae, x, num_samples, seed=seed, progress=progress).shifted(vae.units.log_jacobian)
+    return pd.DataFrame(
+        {
+            "row": range(1, len(x) + 1),
+            "log_p": estimate.pointwise.numpy(),
+            "standard_error": estimate.diagnostics["pointwise_error"].numpy(),
+            "pareto_k": estimate.diagnostics["pareto_k"].numpy(),
+        }
+    )
+
+
+@torch.no_grad()
+def encode(vae: VAE, x: Tensor) -> pd.DataFrame:
+    """Returns the posterior's mean of each row (columns ``z0 ...``), and its scale where it has one (``z0_sd ...``).
+
+    Arguments:
+        vae: From `pyro_vae.load`.
+        x: Shape ``(N, D)``, model units.
+    """
+    with evaluating(vae):
+        q = vae.encode(x)
+        columns: dict[str, Any] = {f"z{i}": column for i, column in enumerate(centre(q).flatten(1).T.numpy())}
+        try:
+            scale = q.stddev.flatten(1)
+        except (NotImplementedError, AttributeError):
+            return pd.DataFrame(columns)
+    columns |= {f"z{i}_sd": column for i, column in enumerate(scale.T.numpy())}
+    return pd.DataFrame(columns)
+
+
+def sample(vae: VAE, n: int, *, seed: int = 0) -> pd.DataFrame:
+    """Returns n draws of x from the model, in the data's own units and columns (``x0 ...`` where they have no names).
+
+    Arguments:
+        vae: From `pyro_vae.load`.
+        n: Number of draws.
+        seed: Of the draws.
+    """
+    with evaluating(vae), isolated(seed):
+        x = vae.units.to_own_units(vae.generate(n).flatten(1))
+    columns = vae.units.columns or [f"x{i}" for i in range(x.shape[1])]
+    return pd.DataFrame(x.numpy(), columns=list(columns))
