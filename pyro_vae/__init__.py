@@ -4,6 +4,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.conditional import Conditional, Fixed, Learned, Network
 from pyro_vae.evaluation import Estimate
 from pyro_vae.networks import conv_decoder, conv_encoder, mlp
+from pyro_vae.run_folder import load
 from pyro_vae.training import fit
 from pyro_vae.vae import VAE
 
@@ -18,5 +19,6 @@ __all__ = [
     "conv_decoder",
     "conv_encoder",
     "fit",
+    "load",
     "mlp",
 ]

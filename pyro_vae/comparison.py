@@ -159,10 +159,11 @@ def compare(
 
 def check(experiment: Experiment, data: Data) -> None:
     """Raises an `InputError` where data, VAE and algorithms do not fit each other."""
+    device = experiment.torch_device
     if data.test is None or len(data.test) < 2:
         raise InputError("data: a comparison needs at least two test data; give `split` a test fraction.")
     with isolated(0):
-        vae = experiment.build(data)
+        vae = experiment.build(data).to(device)
     for spec in experiment.inference:
         spec.build().check(vae)
     support = not data.cross_entropy

@@ -1,6 +1,6 @@
 """The five choices (data, prior, likelihood, posterior, inference) as a validated YAML file."""
 
 from pyro_vae.experiment.experiment import Experiment
-from pyro_vae.experiment.yaml_file import read_yaml, write_yaml
+from pyro_vae.experiment.yaml_file import parse_yaml, read_yaml, write_yaml
 
-__all__ = ["Experiment", "read_yaml", "write_yaml"]
+__all__ = ["Experiment", "parse_yaml", "read_yaml", "write_yaml"]

@@ -171,12 +171,15 @@ class Experiment(Strict):
             InputError: For a file that cannot be read or is not valid.
         """
         path = Path(path)
-        experiment = cls.parse(read_yaml(path), str(path))
-        beside = path.parent / Path(experiment.data.name).expanduser()
-        if experiment.data.name not in datasets.names() and beside.is_file():
-            data = experiment.data.model_copy(update={"name": str(beside.resolve())})
-            return experiment.model_copy(update={"data": data})
-        return experiment
+        return cls.parse(read_yaml(path), str(path)).relative_to(path.parent)
+
+    def relative_to(self, folder: Path) -> Experiment:
+        """Returns the experiment with a data file's path taken from ``folder``."""
+        beside = folder / Path(self.data.name).expanduser()
+        if self.data.name in datasets.names() or not beside.is_file():
+            return self
+        data = self.data.model_copy(update={"name": str(beside.resolve())})
+        return self.model_copy(update={"data": data})
 
     def to_yaml(self, path: Path) -> None:
         """Writes the experiment, defaults included, as a file that `from_yaml` reads."""

@@ -31,6 +31,26 @@ _Loader.add_implicit_resolver(
 )
 
 
+def parse_yaml(text: str, source: str) -> Any:
+    """Returns the value that a YAML text holds.
+
+    Arguments:
+        text: The text.
+        source: What it is called in errors.
+
+    Raises:
+        InputError: In one line, with the place.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+        raise InputError(f"{source}{place}: {error.problem or error.context}.") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{source}: {' '.join(str(error).split())}.") from None
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Returns the mapping that a YAML file holds.
 
@@ -38,17 +58,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: In one line, with the place, where the file cannot be read or holds no mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not a text file in UTF-8.") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
-        raise InputError(f"{path}{place}: {error.problem or error.context}.") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}.") from None
+    content = parse_yaml(text, str(path))
     if content is None:
         return {}
     if not isinstance(content, dict):

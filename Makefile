@@ -1,0 +1,44 @@
+# make demo, make test: in .venv, which they make. With PYTHON=python3 that interpreter is used as it is, with no venv.
+VENV := .venv
+ifdef PYTHON
+RUN := $(PYTHON)
+READY :=
+else
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.installed
+endif
+# The first interpreter of a version that the project admits.
+BASE := $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: demo test lint types pytest slow gpu-test clean
+
+demo: $(READY)  ## Train and compare three algorithms on the embedded data set.
+	$(RUN) -m pyro_vae compare --data digits --inference aevb,analytic-kl,wake-sleep --seeds 3
+
+test: lint types pytest  ## Lint, types and the default tests.
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: $(READY)
+	$(RUN) -m mypy
+
+pytest: $(READY)  # one thread for each of two workers
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
+slow: $(READY)
+	$(RUN) -m pytest -m slow
+
+gpu-test: $(READY)
+	$(RUN) -m pytest -m gpu -rs
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(BASE)" || { echo "Python 3.11 or later is needed; found none as python3, python3.11, ..."; exit 1; }
+	test -x $(VENV)/bin/python || $(BASE) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,191 @@
+r"""The console command `pyro-vae`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import typer
+from rich.console import Console
+
+from pyro_vae import trained
+from pyro_vae.comparison import check, compare
+from pyro_vae.errors import InputError, NonFiniteError
+from pyro_vae.experiment import Experiment, parse_yaml, read_yaml
+from pyro_vae.report import difference_table, summary_table, write_report
+from pyro_vae.run_folder import default_folder, load, new_folder, write_run
+
+app = typer.Typer(
+    help="Variational autoencoders declared in Pyro: train, compare and use them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_Run = Annotated[Path, typer.Argument(help="A run folder.")]
+_Algorithm = Annotated[str | None, typer.Option(help="Label of the algorithm; default: the first.")]
+_Seed = Annotated[int | None, typer.Option(help="Seed of the trained model; default: the first.")]
+_DrawSeed = Annotated[int, typer.Option(help="Seed of the draws.")]
+
+
+@app.command("compare")
+def compare_command(
+    file: Annotated[Path | None, typer.Argument(help="Experiment file (YAML); flags change what it says.")] = None,
+    data: Annotated[str | None, typer.Option(help="A data set's name or a file's path.")] = None,
+    prior: Annotated[str | None, typer.Option(help="A family, or {family: Normal, loc: 0, scale: 1}.")] = None,
+    likelihood: Annotated[str | None, typer.Option(help="A family, or {family: Normal, scale: learned}.")] = None,
+    posterior: Annotated[str | None, typer.Option(help="A family; default: what the prior's support asks for.")] = None,
+    latent: Annotated[int | None, typer.Option(help="Number of latent dimensions.")] = None,
+    inference: Annotated[str | None, typer.Option(help="Algorithms, separated by commas.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Number of seeds.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Any key of the file, such as training.batch_size=50; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make; default: runs/<data>-<time>.")] = None,
+) -> None:
+    """Train algorithms x seeds on one data set, and report by how much they differ."""
+    content = {} if file is None else read_yaml(file)
+    flags = {
+        "data": _path_flag(data),
+        "prior": _family(prior),
+        "likelihood": _family(likelihood),
+        "posterior": _family(posterior),
+        "latent": latent,
+        "inference": None if inference is None else [name.strip() for name in inference.split(",")],
+        "seeds": seeds,
+        "device": device,
+    }
+    content |= {key: value for key, value in flags.items() if value is not None}
+    if epochs is not None:
+        _assign(content, "training.epochs", epochs)
+    for setting in settings or []:
+        key, separator, value = setting.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set: expected key=value, such as training.batch_size=50; got `{setting}`.")
+        _assign(content, key.strip(), parse_yaml(value, f"--set {key}"))
+    if file is None:
+        experiment = Experiment.parse(content, "command line")
+    else:
+        experiment = Experiment.parse(content, str(file)).relative_to(file.parent if data is None else Path())
+    loaded = experiment.load_data(progress=True)
+    check(experiment, loaded)
+    folder = default_folder(experiment) if out is None else out
+    command = shlex.join(["pyro-vae", *sys.argv[1:]])
+    with new_folder(folder) as partial:
+        result = compare(experiment, loaded, command=command, progress=True)
+        write_run(result, partial)
+        write_report(result, partial / "report.html")
+    console = _console()
+    console.print(summary_table(result))
+    if len(result.labels) > 1:
+        console.print(difference_table(result))
+    console.print(f"report: {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of the experiment file."""
+    sys.stdout.write(json.dumps(Experiment.model_json_schema(), indent=2) + "\n")
+
+
+@app.command()
+def score(
+    run: _Run,
+    data: Annotated[Path, typer.Argument(help="Rows to score, in the training data's own units.")],
+    algorithm: _Algorithm = None,
+    seed: _Seed = None,
+    num_samples: Annotated[int, typer.Option(help="Importance samples for each row.")] = 1000,
+    draw_seed: _DrawSeed = 0,
+    out: Annotated[Path | None, typer.Option(help="A .csv or .npy file; default: CSV on standard output.")] = None,
+) -> None:
+    """Print log p(x) of each row (nats, own units), its error and Pareto k-hat: the lowest are outliers."""
+    vae = load(run, algorithm, seed)
+    rows = trained.read_rows(vae, data, draw_seed)
+    _write(trained.score(vae, rows, num_samples, seed=draw_seed, progress=True), out)
+
+
+@app.command()
+def encode(
+    run: _Run,
+    data: Annotated[Path, typer.Argument(help="Rows to encode, in the training data's own units.")],
+    algorithm: _Algorithm = None,
+    seed: _Seed = None,
+    draw_seed: _DrawSeed = 0,
+    out: Annotated[Path | None, typer.Option(help="A .csv or .npy file; default: CSV on standard output.")] = None,
+) -> None:
+    """Print the mean and the standard deviation of q(z|x) of each row."""
+    vae = load(run, algorithm, seed)
+    _write(trained.encode(vae, trained.read_rows(vae, data, draw_seed)), out)
+
+
+@app.command()
+def sample(
+    run: _Run,
+    n: Annotated[int, typer.Option("-n", help="Number of draws.", min=1)] = 100,
+    algorithm: _Algorithm = None,
+    seed: _Seed = None,
+    draw_seed: _DrawSeed = 0,
+    out: Annotated[Path | None, typer.Option(help="A .csv or .npy file; default: CSV on standard output.")] = None,
+) -> None:
+    """Print draws of x from a trained model, in the data's own units and columns."""
+    _write(trained.sample(load(run, algorithm, seed), n, seed=draw_seed), out)
+
+
+def main() -> None:
+    """Runs the command; an input that cannot be used is one line on standard error and exit code 2."""
+    try:
+        app()
+    except (InputError, NonFiniteError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)
+    except OSError as error:
+        where = f"`{error.filename}`: " if error.filename else ""
+        sys.stderr.write(f"{where}{error.strerror or error}\n")
+        sys.exit(2)
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=100)
+
+
+def _family(text: str | None) -> Any:
+    """A family's name, or a mapping with its parameters."""
+    value = None if text is None else parse_yaml(text, "command line")
+    return {"family": value} if isinstance(value, str) else value
+
+
+def _path_flag(text: str | None) -> Any:
+    """A data set's name, or a mapping such as ``{name: digits, binarisation: none}``."""
+    return parse_yaml(text, "command line") if text is not None and text.lstrip().startswith("{") else text
+
+
+def _assign(content: dict[str, Any], path: str, value: Any) -> None:
+    """Sets a value at a dotted path."""
+    *parents, last = path.split(".")
+    for i, parent in enumerate(parents):
+        inner = content.setdefault(parent, {})
+        if isinstance(inner, str):  # a shorthand, such as `data: digits`
+            inner = content[parent] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise InputError(f"--set: `{'.'.join(parents[: i + 1])}` is not a mapping, so `{path}` cannot be set.")
+        content = inner
+    content[last] = value
+
+
+def _write(table: pd.DataFrame, out: Path | None) -> None:
+    if out is None:
+        sys.stdout.write(table.to_csv(index=False))
+    elif out.suffix == ".npy":
+        np.save(out, table.to_numpy(dtype=np.float64))
+    elif out.suffix == ".csv":
+        table.to_csv(out, index=False)
+    else:
+        raise InputError(f"--out: `{out}` must end in .csv or .npy.")

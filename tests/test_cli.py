@@ -1,0 +1,167 @@
+"""The console command: what it writes, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pyro_vae import cli
+
+QUICK = ["--latent", "2", "--epochs", "1", "--seeds", "1", "--set", "evaluation.num_samples=20"]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Runs the command in an empty folder; returns exit code, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["pyro-vae", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        streams = capsys.readouterr()
+        return exit_.value.code or 0, streams.out, streams.err
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder on a table of counts."""
+    folder = tmp_path_factory.mktemp("cli")
+    rows = np.random.default_rng(0).poisson(3, (60, 2))
+    pd.DataFrame(rows, columns=["apples", "pears"]).to_csv(folder / "counts.csv", index=False)
+    arguments = ["compare", "--data", "counts.csv", "--likelihood", "Poisson", "--inference", "aevb", "--out", "run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pyro_vae", *arguments, *QUICK], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "report:" in done.stdout.splitlines()[-1]
+    return folder
+
+
+def test_compare_writes_its_run_folder(command, tmp_path):
+    code, out, _ = command("compare", "--inference", "aevb,wake-sleep", *QUICK)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert code == 0
+    assert folder.name.startswith("digits-")
+    assert out.strip().endswith(str(folder / "report.html"))
+    record = json.loads((folder / "result.json").read_text())
+    assert record["environment"]["command"].startswith("pyro-vae compare --inference aevb,wake-sleep")
+    for label in ("aevb", "wake-sleep"):
+        assert label in out
+        assert f"{record['summary'][label]['elbo']['mean']:.2f}" in out
+
+
+def test_flags_change_what_the_file_says(command, tmp_path):
+    (tmp_path / "e.yaml").write_text("latent: 3\ninference: [aevb]\ntraining: {epochs: 9}\nseeds: 2")
+    code, _, err = command("compare", "e.yaml", "--out", "run", "--prior", "{family: Laplace, loc: 0}", *QUICK)
+    assert code == 0, err
+    resolved = json.loads((tmp_path / "run" / "result.json").read_text())["experiment"]
+    assert (resolved["latent"], resolved["training"]["epochs"], resolved["seeds"]) == (2, 1, [0])
+    assert resolved["prior"] == {"family": "Laplace", "loc": 0}
+
+
+def test_score_encode_sample(command, run):
+    code, out, _ = command("score", run / "run", run / "counts.csv", "--num-samples", "30")
+    assert (code, len(out.splitlines()), out.splitlines()[0]) == (0, 61, "row,log_p,standard_error,pareto_k")
+    code, out, _ = command("encode", run / "run", run / "counts.csv")
+    assert (code, out.splitlines()[0]) == (0, "z0,z1,z0_sd,z1_sd")
+    code, out, _ = command("sample", run / "run", "-n", "5")
+    assert (code, len(out.splitlines()), out.splitlines()[0]) == (0, 6, "apples,pears")
+    assert command("sample", run / "run", "-n", "5", "--out", "draws.npy")[0] == 0
+    draws = np.load("draws.npy")
+    assert draws.shape == (5, 2)
+    assert (draws == draws.round()).all()  # counts, in the data's own units
+
+
+def test_schema_is_json(command):
+    code, out, _ = command("schema")
+    assert code == 0
+    assert "likelihood" in json.loads(out)["properties"]
+
+
+def _write(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+BAD = {
+    "unknown data": (["--data", "digts"], "did you mean `digits`"),
+    "unknown algorithm": (["--inference", "aevbb"], "did you mean `aevb`"),
+    "unknown family": (["--likelihood", "Bernouli"], "did you mean `Bernoulli`"),
+    "unknown parameter": (["--likelihood", "{family: Normal, sclae: 1}"], "did you mean `scale`"),
+    "unknown optimizer": (["--set", "training.optimizer=Adm"], "did you mean `Adam`"),
+    "unknown key": (["--set", "trainig.epochs=1"], "did you mean `training`"),
+    "not a mapping": (["--set", "seeds.x=1", "--seeds", "1"], "is not a mapping"),
+    "no value": (["--set", "latent"], "expected key=value"),
+    "bad YAML": (["--likelihood", "{family"], "command line"),
+    "no file": (["absent.yaml"], "absent.yaml: cannot be read"),
+    "outside the support": (["--data", "grey.csv"], "grey.csv|support|binaris"),
+    "NaN cell": (["--data", "nan.csv", "--likelihood", "Normal"], "row 2.*`?b`?"),
+    "inf cell": (["--data", "inf.csv", "--likelihood", "Normal"], "row 1.*`?a`?"),
+    "text cell": (["--data", "text.csv", "--likelihood", "Normal"], "row 2.*`?a`?"),
+    "zero rows": (["--data", "empty.csv", "--likelihood", "Normal"], "row"),
+    "truncated file": (["--data", "short.npy", "--likelihood", "Normal"], "short.npy"),
+    "corrupted file": (["--data", "bad.npz", "--likelihood", "Normal"], "bad.npz"),
+    "existing folder": (["--out", "taken"], "exists already"),
+    "unwritable folder": (["--out", "grey.csv/run"], "cannot be made"),
+    "no such device": (["--device", "cda"], "`cda` is unknown"),
+    "no closed form": (["--prior", "Gamma", "--inference", "analytic-kl"], "no closed form; use aevb"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, arguments, message):
+    import io
+    import re
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((50, 3)))
+    _write(tmp_path, "short.npy", buffer.getvalue()[:200])
+    _write(tmp_path, "bad.npz", b"PK\x03\x04 this is no archive")
+    _write(tmp_path, "grey.csv", "a,b\n" + "0.5,1\n" * 30)
+    _write(tmp_path, "nan.csv", "a,b\n1,2\n1,\n" + "3,4\n" * 30)
+    _write(tmp_path, "inf.csv", "a,b\ninf,2\n" + "3,4\n" * 30)
+    _write(tmp_path, "text.csv", "a,b\n1,2\nx,4\n" + "3,4\n" * 30)
+    _write(tmp_path, "empty.csv", "a,b\n")
+    (tmp_path / "taken").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = command("compare", *arguments, *(QUICK if "--seeds" not in arguments else []))
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1, err
+    assert re.search(message, err), err
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_divergence_is_one_line_and_leaves_nothing(command, tmp_path):
+    arguments = ["--inference", "aevb", "--set", "training.optimizer={SGD: {lr: 1e30}}", "--out", "run"]
+    code, _, err = command("compare", *arguments, *QUICK)
+    assert code == 2
+    assert "not finite at step" in err or "infinite or nan" in err
+    assert len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "nowhere", "x.csv"], "is not a run folder"),
+        (["sample", "RUN", "-n", "0"], "-n"),
+        (["sample", "RUN", "--out", "x.txt"], "must end in .csv or .npy"),
+        (["sample", "RUN", "--algorithm", "aevbb"], "did you mean `aevb`"),
+        (["score", "RUN", "absent.csv"], "absent.csv"),
+    ],
+)
+def test_a_trained_model_refuses(command, run, arguments, message):
+    code, _, err = command(*[run / "run" if argument == "RUN" else argument for argument in arguments])
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err

@@ -1,0 +1,119 @@
+"""Algorithm x seed on one data set."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from pyro_vae.comparison import METRICS, check, compare
+from pyro_vae.errors import InputError
+from pyro_vae.evaluation import log_marginal
+from pyro_vae.experiment import Experiment
+
+QUICK = {
+    "latent": 2,
+    "networks": {"encoder": {"mlp": [8]}, "decoder": {"mlp": [8]}},
+    "training": {"epochs": 1},
+    "evaluation": {"num_samples": 30, "elbo_samples": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    return compare(Experiment.parse({**QUICK, "seeds": [4, 7]}), command="quick")
+
+
+def test_every_algorithm_under_every_seed(comparison):
+    got = [(run.algorithm, run.seed) for run in comparison.runs]
+    assert got == [(label, seed) for seed in (4, 7) for label in ("aevb", "analytic-kl", "wake-sleep")]
+
+
+def test_runs_of_a_seed_start_alike_and_seeds_differ():
+    from pyro_vae.modes import isolated
+
+    experiment = Experiment.parse(QUICK)
+    data = experiment.load_data()
+
+    def built(seed):
+        with isolated(seed):
+            return torch.cat([p.flatten() for p in experiment.build(data).parameters()])
+
+    assert torch.equal(built(4), built(4))
+    assert not torch.equal(built(4), built(7))
+
+
+def test_the_same_command_gives_the_same_numbers(comparison):
+    again = compare(Experiment.parse({**QUICK, "seeds": [4], "inference": ["aevb"]}))
+    first = comparison.runs_of("aevb")[0]
+    assert again.runs[0].metrics()["elbo"] == first.metrics()["elbo"]
+    assert again.runs[0].metrics()["log_marginal"] == first.metrics()["log_marginal"]
+
+
+def test_numbers_are_those_of_the_models(comparison):
+    run = comparison.runs_of("wake-sleep")[1]
+    expected = log_marginal(run.vae, comparison.data.test, 30, seed=7)
+    assert run.log_marginal.value == expected.value
+    assert run.elbo.value < run.log_marginal.value  # Jensen, by far more than the errors here
+
+
+def test_summary_and_paired_differences(comparison):
+    values = {label: [run.elbo.value for run in comparison.runs_of(label)] for label in ("aevb", "wake-sleep")}
+    assert comparison.summary("aevb")["elbo"].mean == pytest.approx(sum(values["aevb"]) / 2)
+    difference = comparison.difference("wake-sleep", "aevb")["elbo"]
+    pairs = [its - mine for mine, its in zip(values["aevb"], values["wake-sleep"], strict=True)]
+    assert difference.mean == pytest.approx(sum(pairs) / 2)
+    assert difference.half_width == pytest.approx(12.7062 * abs(pairs[0] - pairs[1]) / 2, rel=1e-4)  # t(0.975, 1)
+
+
+def test_the_record_is_whole(comparison):
+    record = comparison.record()
+    assert record["environment"]["command"] == "quick"
+    assert set(record["environment"]["versions"]) >= {"torch", "pyro-ppl", "arviz", "numpy"}
+    assert record["data"]["binarisation"] == "dynamic"
+    assert record["quantity"] == "log p(x)"
+    assert len(record["runs"]) == 6
+    assert set(record["summary"]["aevb"]) == set(METRICS)
+
+
+def test_grey_levels_under_bernoulli_are_called_what_they_are():
+    grey = {**QUICK, "seeds": [0], "inference": ["aevb"], "data": {"name": "digits", "binarisation": "none"}}
+    comparison = compare(Experiment.parse(grey))
+    (run,) = comparison.runs
+    assert comparison.quantity == "cross-entropy, not a log-likelihood"
+    assert run.log_marginal is None
+    assert math.isfinite(run.elbo.value)
+    assert comparison.record()["runs"][0]["log_marginal"] is None
+
+
+def test_numbers_are_in_the_datas_own_units(tmp_path):
+    rows = torch.randn(60, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 10.0])
+    lines = [f"{a:.6f},{b:.6f}" for a, b in rows.tolist()]
+    path = tmp_path / "rows.csv"
+    path.write_text("a,b\n" + "\n".join(lines))
+    experiment = Experiment.parse(
+        {**QUICK, "seeds": [0], "inference": ["aevb"], "likelihood": {"family": "Normal"}, "data": {"name": str(path)}}
+    )
+    comparison = compare(experiment)
+    (run,) = comparison.runs
+    in_model_units = log_marginal(run.vae, comparison.data.test, 30, seed=0).value
+    jacobian = -float(comparison.data.scale.log().sum())
+    assert run.log_marginal.value == pytest.approx(in_model_units + jacobian)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"name": "digits", "split": [0.9, 0.1, 0.0]}}, "at least two test data"),
+        ({"prior": {"family": "Gamma"}}, "AnalyticKL: KL.* has no closed form; use aevb"),
+        (
+            {"prior": {"family": "Bernoulli", "logits": 0}, "posterior": {"family": "Bernoulli"}},
+            "needs a reparameterizable posterior.*wake-sleep",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_run(changes, message):
+    experiment = Experiment.parse({**QUICK, **changes})
+    with pytest.raises(InputError, match=message):
+        check(experiment, experiment.load_data())

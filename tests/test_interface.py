@@ -1,0 +1,167 @@
+"""One body over all inference algorithms: what `fit`, experiment files and users may rely on."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, fit, mlp
+from pyro_vae import inference as module
+from pyro_vae.errors import InputError
+from pyro_vae.inference import ALGORITHMS, Inference, Loss, algorithm
+
+pytestmark = pytest.mark.parametrize("name", ALGORITHMS)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def small_vae(seed: int = 0, dtype: torch.dtype = torch.float32) -> VAE:
+    """A VAE whose prior, likelihood and posterior all have parameters."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return VAE(
+            Conditional(dist.Normal, (2,), loc=Learned(0.1, shape=(2,)), scale=Fixed(1.0)),
+            Conditional(dist.Bernoulli, (6,), given=mlp(2, 5)),
+            Conditional(dist.Normal, (2,), given=mlp(6, 5)),
+        ).to(dtype)
+
+
+def data(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(10, 6, generator=torch.Generator().manual_seed(1)).round().to(dtype)
+
+
+def seeded_losses(inference: Inference, vae: VAE, x: Tensor | Batch, seed: int = 0) -> list[Loss]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return list(inference.losses(vae, x))
+
+
+def values(losses: list[Loss]) -> list[float | None]:
+    return [None if t is None else t.item() for loss in losses for t in (loss.value.detach(), loss.bound)]
+
+
+def trained(name: str, vae: VAE, steps: int = 3) -> dict[str, Tensor]:
+    """Parameters after a few steps of `fit`."""
+    optimizer = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1), "steps": steps, "batch_size": 5}
+    fit(vae, data(vae.dtype), algorithm(name)(), **optimizer)
+    return {n: p.detach().clone() for n, p in vae.named_parameters()}
+
+
+@DTYPES
+def test_losses_are_finite_scalars_of_the_models_type_and_bounds_are_detached(name: str, dtype: torch.dtype) -> None:
+    inference = algorithm(name)().to(dtype)
+    losses = seeded_losses(inference, small_vae(dtype=dtype), data(dtype))
+    assert len(losses) == len(inference.phases)
+    for loss in losses:
+        assert isinstance(loss, Loss)
+        assert loss.value.requires_grad
+        for t in loss:
+            assert t is None or (t.shape == () and t.dtype == dtype and bool(t.detach().isfinite()))
+        assert loss.bound is None or not loss.bound.requires_grad
+
+
+@DTYPES
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(name: str, dtype: torch.dtype) -> None:
+    inference, vae, x = algorithm(name)(), small_vae(dtype=dtype), data(dtype)
+    first = values(seeded_losses(inference, vae, x))
+    assert values(seeded_losses(inference, vae, Batch(x))) == first
+    assert values(seeded_losses(inference, vae, x, seed=1)) != first
+
+
+def test_backward_of_a_phase_reaches_exactly_the_parameters_that_it_moves(name: str) -> None:
+    inference, vae = algorithm(name)(), small_vae()
+    assert len(vae.theta) == 5
+    assert len(vae.phi) == 4
+    for phase, loss in zip(inference.phases, inference.losses(vae, data()), strict=True):
+        vae.zero_grad(set_to_none=True)
+        loss.value.backward()
+        reached = {n for n, p in vae.named_parameters() if p.grad is not None and bool(p.grad.any())}
+        expected = {n for group in phase.moves for n in getattr(vae, group)}
+        assert reached == expected == set(inference.moved(vae, phase))
+
+
+@pytest.mark.parametrize("frozen", ["likelihood.head", "prior likelihood", "posterior"])
+def test_frozen_parameters_stay_and_all_others_move(name: str, frozen: str) -> None:
+    vae = small_vae()
+    for part in frozen.split():
+        vae.get_submodule(part).requires_grad_(False)
+    before, after = dict(small_vae().named_parameters()), trained(name, vae)
+    unmoved = {n for n in before if torch.equal(before[n], after[n])}
+    assert unmoved == {n for n in before if n.startswith(tuple(frozen.split()))}
+
+
+def test_its_declarations_are_true(name: str) -> None:
+    inference, vae = algorithm(name)(), small_vae()
+    assert inference.name == name
+    assert isinstance(inference, Inference)
+    assert getattr(module, type(inference).__name__) is type(inference)
+    assert inference.has_bound is any(loss.bound is not None for loss in inference.losses(vae, data()))
+    assert inference.trains_posterior is any("phi" in phase.moves for phase in inference.phases)
+    after = trained(name, vae)
+    moved = {n for n, p in small_vae().named_parameters() if not torch.equal(p, after[n])}
+    assert moved == set(vae.theta) | (set(vae.phi) if inference.trains_posterior else set())
+
+
+def test_two_instances_side_by_side_train_as_each_alone(name: str) -> None:
+    """Step after step in turn, a deep copy among them."""
+
+    def train(vaes: list[VAE]) -> list[dict[str, Tensor]]:
+        inferences = [algorithm(name)() for _ in vaes]
+        optimizers = [torch.optim.SGD(vae.parameters(), lr=0.1) for vae in vaes]
+        for step in range(3):
+            for vae, inference, optimizer in zip(vaes, inferences, optimizers, strict=True):
+                torch.manual_seed(step)
+                for loss in inference.losses(vae, data()):
+                    optimizer.zero_grad()
+                    loss.value.backward()
+                    optimizer.step()
+        return [{n: p.detach() for n, p in vae.named_parameters()} for vae in vaes]
+
+    original, copied, other = small_vae(), copy.deepcopy(small_vae()), small_vae(seed=1)
+    (alone,), (together, its_copy, another) = train([small_vae()]), train([original, copied, other])
+    for n, value in alone.items():
+        assert torch.equal(together[n], value)
+        assert torch.equal(its_copy[n], value)
+        assert not torch.equal(another[n], value)
+
+
+def test_state_repr_and_deep_copy_reproduce_the_algorithm(name: str) -> None:
+    signature = inspect.signature(algorithm(name))
+    options = {"num_particles": 3} if "num_particles" in signature.parameters else {}
+    original, vae = algorithm(name)(**options), small_vae()
+    restored = algorithm(name)(**options)
+    restored.load_state_dict(original.state_dict(), strict=True)
+    from_repr = eval(repr(original), vars(module))
+    expected = values(seeded_losses(original, vae, data()))
+    for other in (restored, from_repr, copy.deepcopy(original)):
+        assert repr(other) == repr(original)
+        assert values(seeded_losses(other, copy.deepcopy(vae), data())) == expected
+
+
+def test_losses_leave_the_param_store_and_the_modules_modes_alone(name: str) -> None:
+    store, vae = pyro.get_param_store(), small_vae().eval()
+    before = set(store.keys())
+    seeded_losses(algorithm(name)(), vae, data())
+    assert set(store.keys()) == before
+    assert not any(child.training for child in vae.modules())
+
+
+def test_its_docstring_cites_its_source_and_its_constructor_refuses_what_makes_no_sense(name: str) -> None:
+    assert "Reference: " in inspect.getdoc(algorithm(name))
+    if "num_particles" in inspect.signature(algorithm(name)).parameters:
+        for bad in (0, -1, 1.5, "3"):
+            with pytest.raises(
+                InputError, match=rf"^{algorithm(name).__name__}: `num_particles` is a positive integer"
+            ):
+                algorithm(name)(num_particles=bad)
+
+
+def test_its_short_name_is_found_and_a_misspelt_one_is_corrected(name: str) -> None:
+    assert algorithm(name) is ALGORITHMS[name]
+    with pytest.raises(InputError, match=rf"unknown inference algorithm `{name}s`; did you mean `{name}`"):
+        algorithm(name + "s")

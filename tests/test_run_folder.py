@@ -1,0 +1,189 @@
+"""What a comparison leaves on disk, and how it comes back."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pandas as pd
+import pytest
+import torch
+
+import pyro_vae
+from pyro_vae import trained
+from pyro_vae.comparison import compare
+from pyro_vae.errors import InputError
+from pyro_vae.experiment import Experiment
+from pyro_vae.modes import isolated
+from pyro_vae.run_folder import curves, new_folder, write_run
+
+COLUMNS = ("height", "weight", "size")
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    rows = torch.randn(80, 3, generator=torch.Generator().manual_seed(0)).double()
+    frame = pd.DataFrame((rows * torch.tensor([0.1, 10, 1]) + torch.tensor([1.7, 70, -3])).numpy(), columns=COLUMNS)
+    path = tmp_path_factory.mktemp("data") / "people.csv"
+    frame.to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(table, tmp_path_factory):
+    """A comparison on a table, and its run folder."""
+    experiment = Experiment.parse(
+        {
+            "data": str(table),
+            "latent": 2,
+            "likelihood": {"family": "Normal", "scale": "learned"},
+            "networks": {"encoder": {"mlp": [8]}, "decoder": {"mlp": [8]}},
+            "inference": ["aevb", "wake-sleep"],
+            "training": {"epochs": 3, "batch_size": 10},
+            "evaluation": {"num_samples": 30},
+            "seeds": [0, 5],
+        }
+    )
+    comparison = compare(experiment)
+    folder = tmp_path_factory.mktemp("runs") / "people"
+    with new_folder(folder) as partial:
+        write_run(comparison, partial)
+    return comparison, folder
+
+
+def test_files(run):
+    comparison, folder = run
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    labels, seeds = ("aevb", "wake-sleep"), (0, 5)
+    assert files == {
+        "experiment.yaml",
+        "result.json",
+        "metrics.csv",
+        "curves.csv",
+        *(f"results/{label}.nc" for label in labels),
+        *(f"weights/{label}-seed{seed}.safetensors" for label in labels for seed in seeds),
+    }
+    assert Experiment.from_yaml(folder / "experiment.yaml") == comparison.experiment
+    metrics = pd.read_csv(folder / "metrics.csv").set_index(["algorithm", "seed"])
+    assert metrics.loc[("wake-sleep", 5), "elbo"] == comparison.runs_of("wake-sleep")[1].elbo.value
+    assert json.loads((folder / "result.json").read_text()) == comparison.record()
+
+
+def test_curves_average_the_steps(run):
+    comparison, _ = run
+    table = curves(comparison, points=6)
+    one = table[(table.algorithm == "aevb") & (table.seed == 5) & (table.part == "train")]
+    history = comparison.runs_of("aevb")[1].history
+    window = history.steps // 6
+    assert one.bound.iloc[0] == pytest.approx(history.bound[:window].mean() + comparison.data.log_jacobian)
+    assert one.samples.iloc[-1] == history.samples[history.steps // window * window - 1]
+
+
+@pytest.mark.parametrize(("algorithm", "seed"), [("aevb", 0), ("wake-sleep", 5)])
+def test_a_loaded_vae_is_the_trained_one(run, algorithm, seed):
+    comparison, folder = run
+    vae = pyro_vae.load(folder, algorithm=algorithm, seed=seed)
+    (original,) = [r.vae for r in comparison.runs_of(algorithm) if r.seed == seed]
+    with isolated(0):
+        expected = original.eval().log_weights(comparison.data.test, 3)
+    with isolated(0):
+        got = vae.log_weights(comparison.data.test, 3)
+    assert torch.equal(got, expected)
+    assert vae.units.columns == COLUMNS
+
+
+def test_defaults_are_the_first(run):
+    _, folder = run
+    state, named = pyro_vae.load(folder).state_dict(), pyro_vae.load(folder, "aevb", 0).state_dict()
+    assert all(torch.equal(state[name], named[name]) for name in named)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("aevbb",), "did you mean `aevb`"), (("aevb", 3), r"no seed 3; it has \[0, 5\]")],
+)
+def test_load_refuses(run, arguments, message):
+    with pytest.raises(InputError, match=message):
+        pyro_vae.load(run[1], *arguments)
+
+
+def test_load_names_what_is_damaged(run, tmp_path):
+    import shutil
+
+    with pytest.raises(InputError, match="is not a run folder"):
+        pyro_vae.load(tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(run[1], copy)
+    weights = copy / "weights" / "aevb-seed0.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"aevb-seed0\.safetensors: cannot be loaded"):
+        pyro_vae.load(copy)
+    (copy / "result.json").write_text("{")
+    with pytest.raises(InputError, match=r"result\.json: damaged"):
+        pyro_vae.load(copy)
+
+
+def test_scores_are_densities_in_own_units(run, table):
+    comparison, folder = run
+    vae = pyro_vae.load(folder)
+    x = trained.read_rows(vae, table)
+    scores = trained.score(vae, x, num_samples=50)
+    expected = pyro_vae.evaluation.log_marginal(vae, x, 50).pointwise - comparison.data.scale.log().sum()
+    torch.testing.assert_close(torch.tensor(scores.log_p.values), expected)
+    assert list(scores.columns) == ["row", "log_p", "standard_error", "pareto_k"]
+
+
+def test_an_outlier_has_the_lowest_score(run, tmp_path):
+    vae = pyro_vae.load(run[1])
+    path = tmp_path / "new.csv"
+    path.write_text("weight,height,size,other\n70,1.7,-3,0\n170,1.7,-3,0\n71,1.75,-2.5,0\n")  # order is by name
+    scores = trained.score(vae, trained.read_rows(vae, path), num_samples=100)
+    assert int(scores.log_p.idxmin()) == 1
+
+
+def test_encode_and_sample_in_the_datas_terms(run, table):
+    _, folder = run
+    vae = pyro_vae.load(folder)
+    x = trained.read_rows(vae, table)
+    codes = trained.encode(vae, x)
+    assert list(codes.columns) == ["z0", "z1", "z0_sd", "z1_sd"]
+    torch.testing.assert_close(torch.tensor(codes[["z0", "z1"]].values), vae.encode(x).mean.detach())
+    draws = trained.sample(vae, 4000)
+    assert tuple(draws.columns) == COLUMNS
+    assert 50 < draws.weight.mean() < 90  # the units, not the fit: z-scores would be near 0
+    assert trained.sample(vae, 5, seed=1).equals(trained.sample(vae, 5, seed=1))
+
+
+def test_new_rows_are_checked(run, tmp_path):
+    vae = pyro_vae.load(run[1])
+    path = tmp_path / "new.csv"
+    path.write_text("weight,height\n70,1.7\n")
+    with pytest.raises(InputError, match="size"):
+        trained.read_rows(vae, path)
+
+
+def test_an_existing_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="exists already"), new_folder(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_nothing_half_written_is_left(tmp_path, error):
+    def fail_half_way():
+        with new_folder(tmp_path / "a" / "b" / "run") as folder:
+            (folder / "file").write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        fail_half_way()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made"), new_folder(tmp_path / "file" / "run"):
+        pass
+    if os.geteuid() != 0:
+        tmp_path.chmod(0o500)
+        with pytest.raises(InputError, match="Permission denied"), new_folder(tmp_path / "run"):
+            pass

@@ -1,0 +1,569 @@
+"""fit(): its data, its random streams, its options, and how it stops."""
+
+import copy
+import math
+import random
+import warnings
+from itertools import chain
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from pyro_vae import Batch, Conditional, Fixed, Learned, fit, mlp
+from pyro_vae.errors import InputError, NonFiniteError
+from pyro_vae.evaluation import elbo
+from pyro_vae.inference import AEVB, AnalyticKL, WakeSleep
+
+# Row i holds i in binary, so that every datum can be told from its x.
+ROWS = ((torch.arange(12)[:, None] >> torch.arange(6)) & 1).float()
+algorithms = pytest.mark.parametrize("inference", [AEVB(), AEVB(3), AnalyticKL(), WakeSleep()], ids=str)
+
+
+def rows_of(x):
+    return (x.int() @ 2 ** torch.arange(6, dtype=torch.int32)).tolist()
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=1e-2)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=1.0)
+
+
+def run(vae, data=ROWS, inference=None, **options):
+    if "epochs" not in options:
+        options = {"steps": 5, **options}
+    return fit(vae, data, inference or AEVB(), **{"optimizer": adam, "batch_size": 5, **options})
+
+
+def trained(vae, *arguments, **options):
+    """The state after a run of a copy."""
+    vae = copy.deepcopy(vae)
+    run(vae, *arguments, **options)
+    return vae.state_dict()
+
+
+def same(first, second):
+    return all(torch.equal(t, second[name]) for name, t in first.items())
+
+
+class Seen:
+    """A transform that records the rows of each minibatch and its own draws."""
+
+    def __init__(self):
+        self.rows, self.draws = [], []
+
+    def __call__(self, x, generator):
+        self.rows.append(rows_of(x))
+        self.draws.append(torch.rand(3, generator=generator).tolist())
+        return x
+
+
+class Breaking(nn.Module):
+    """A part of a VAE whose distribution is turned into nan once it is broken."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.broken = part, False
+
+    def forward(self, *context):
+        d = self.part(*context)
+        if not self.broken:
+            return d
+        name = next(name for name in ("loc", "logits") if name in d.base_dist.arg_constraints)
+        bad = {name: getattr(d.base_dist, name) * math.nan}
+        others = {"scale": d.base_dist.scale} if name == "loc" else {}
+        return type(d.base_dist)(**bad, **others).to_event(1)
+
+
+# ---------------------------------------------------------------------- data
+
+readonly = ROWS.numpy().copy()
+readonly.flags.writeable = False
+FORMS = {
+    "ndarray": ROWS.numpy(),
+    "integers": ROWS.numpy().astype(np.uint8),
+    "float64": ROWS.numpy().astype(np.float64),
+    "read-only": readonly,
+    "big-endian": ROWS.numpy().astype(">f4"),
+    "DataFrame": pd.DataFrame(ROWS.numpy()),
+    "Batch": Batch(ROWS),
+    "Dataset": TensorDataset(ROWS, torch.arange(12)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_the_same_data_trains_alike(make_vae, form):
+    vae = make_vae()
+    assert same(trained(vae, FORMS[form]), trained(vae, ROWS))
+
+
+def test_data_loader_keeps_its_order_and_batches(make_vae):
+    vae, seen = make_vae(), Seen()
+    before = copy.deepcopy(vae.state_dict())
+    history = run(vae, DataLoader(TensorDataset(ROWS, torch.arange(12)), batch_size=7), epochs=2, transform=seen)
+    assert seen.rows == [list(range(7)), list(range(7, 12))] * 2
+    assert history.samples.tolist() == [7, 12, 19, 24]
+    assert not same(vae.state_dict(), before)
+
+
+def test_large_data_set_is_streamed_with_a_warning(make_vae, monkeypatch):
+    monkeypatch.setattr("pyro_vae.minibatches._fits", lambda *_: False)
+    orders = []
+    for _ in range(2):
+        seen = Seen()
+        with pytest.warns(UserWarning, match="does not fit the device's memory, so it is streamed"):
+            run(make_vae(), TensorDataset(ROWS), epochs=2, transform=seen)
+        orders.append(seen.rows)
+    assert [sorted(chain(*orders[0][i : i + 3])) for i in (0, 3)] == [list(range(12))] * 2
+    assert orders[0] == orders[1]
+    assert orders[0][:3] != orders[0][3:]
+
+
+def test_double_precision_vae_is_trained_in_double(make_vae):
+    state = trained(make_vae().double())
+    assert {t.dtype for t in state.values()} == {torch.float64}
+
+
+def test_masked_cells_may_hold_anything(make_vae):
+    vae, mask = make_vae(), torch.ones(12, 6, dtype=torch.bool)
+    mask[3, 2] = mask[0] = False
+    junk = torch.where(mask, ROWS, math.nan)
+    assert same(trained(vae, Batch(junk, mask=mask)), trained(vae, Batch(ROWS, mask=mask)))
+
+
+# ---------------------------------------------------------------------- random streams
+
+
+@algorithms
+def test_seed_decides_everything(make_vae, inference):
+    vae = make_vae()
+    first = trained(vae, inference=inference)
+    torch.rand(7)
+    assert same(first, trained(vae, inference=inference))
+    assert not same(first, trained(vae, inference=inference, seed=1))
+
+
+@pytest.mark.parametrize("data", [ROWS, DataLoader(TensorDataset(ROWS), 5, shuffle=True)], ids=["Tensor", "DataLoader"])
+@pytest.mark.parametrize("dropout", [False, True])
+def test_global_state_is_left_as_it_is(make_vae, data, dropout):
+    encoder = nn.Sequential(nn.Linear(6, 7), *([nn.Dropout()] if dropout else []))
+    vae, other = make_vae(posterior=Conditional(dist.Normal, (2,), given=encoder, features=7)), make_vae()
+    SVI(other.model, other.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO()).step(ROWS)
+    pyro.param("own", torch.ones(3))
+
+    def state():
+        streams = torch.get_rng_state().tolist(), repr(np.random.get_state()), random.getstate()  # noqa: NPY002
+        store = {name: value.tolist() for name, value in pyro.get_param_store().items()}
+        return *streams, store, torch.distributions.Distribution._validate_args, torch.is_grad_enabled()
+
+    before = state()
+    run(vae, data, validation=ROWS, transform=Seen() if data is ROWS else None)
+    after = state()
+    pyro.get_param_store().__delitem__("own")
+    assert before == after
+
+
+@pytest.mark.parametrize("form", ["Tensor", "streamed", "DataLoader"])
+def test_all_algorithms_see_the_same_minibatches(make_vae, monkeypatch, form):
+    monkeypatch.setattr("pyro_vae.minibatches._fits", lambda *_: False)
+    seen = []
+    for inference in (AEVB(), AEVB(3), AnalyticKL(), WakeSleep()):
+        data = {
+            "Tensor": ROWS,
+            "streamed": TensorDataset(ROWS),
+            "DataLoader": DataLoader(TensorDataset(ROWS), 5, shuffle=True),
+        }[form]
+        seen.append(Seen())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*it is streamed")
+            run(make_vae(), data, inference, epochs=3, transform=seen[-1])
+    assert all(s.rows == seen[0].rows for s in seen)
+    assert all(s.draws == seen[0].draws for s in seen)
+
+
+# ---------------------------------------------------------------------- steps
+
+
+def test_epochs_visit_every_datum_once(make_vae):
+    seen = Seen()
+    history = run(make_vae(), epochs=2, transform=seen)
+    assert [len(rows) for rows in seen.rows] == [5, 5, 2] * 2
+    epochs = [list(chain(*seen.rows[i : i + 3])) for i in (0, 3)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 2
+    assert epochs[0] != epochs[1]
+    assert history.steps == 6
+    assert history.samples.tolist() == [5, 10, 12, 17, 22, 24]
+    assert history.stopped == "completed"
+
+
+def test_steps_count_minibatches(make_vae):
+    assert run(make_vae(), steps=4).samples.tolist() == [5, 10, 12, 17]
+    assert run(make_vae(), steps=2, batch_size=100).samples.tolist() == [12, 24]
+
+
+def test_bound_is_the_elbo_of_the_minibatch_before_its_update(make_vae):
+    deterministic = Conditional(dist.Normal, (2,), given=mlp(6, 7), scale=Fixed(1e-30))
+    vae = make_vae(posterior=deterministic).double()
+    expected = float(vae.log_weights(ROWS.double()).mean().detach())
+    for inference in (AEVB(), WakeSleep()):
+        history = run(copy.deepcopy(vae), inference=inference, steps=2, batch_size=12)
+        assert history.bound[0] == pytest.approx(expected, rel=1e-12)
+        assert history.bound[1] != pytest.approx(expected, rel=1e-6)
+
+
+def test_schedule_multiplies_the_learning_rate(make_vae):
+    made, rates = [], []
+
+    def optimizer(parameters):
+        made.append(torch.optim.SGD(parameters, lr=0.1))
+        return made[0]
+
+    run(
+        make_vae(),
+        optimizer=optimizer,
+        schedule=lambda step: 1 / (1 + step),
+        callback=lambda step, metrics: rates.append(made[0].param_groups[0]["lr"]),
+        steps=4,
+    )
+    assert rates == pytest.approx([0.1, 0.1 / 2, 0.1 / 3, 0.1 / 4])
+
+
+@pytest.mark.parametrize("clip_norm", [0.01, 1e6])
+def test_clip_norm_bounds_the_joint_gradient(make_vae, clip_norm):
+    vae = make_vae().double()
+    before = nn.utils.parameters_to_vector(vae.parameters()).detach()
+    steps = []
+    for options in ({}, {"clip_norm": clip_norm}):
+        each = copy.deepcopy(vae)
+        run(each, optimizer=sgd, steps=1, **options)
+        steps.append(nn.utils.parameters_to_vector(each.parameters()).detach() - before)
+    factor = min(1.0, clip_norm / float(steps[0].norm()))
+    torch.testing.assert_close(steps[1], steps[0] * factor, rtol=1e-4, atol=0)  # clipping adds 1e-6 to the norm
+    assert steps[1].norm() <= clip_norm
+
+
+def test_parameter_modes_come_back(make_vae):
+    vae = make_vae()
+    vae.eval()
+    vae.prior.train()
+    seen = []
+    run(vae, callback=lambda step, metrics: seen.append(vae.likelihood.training), steps=2, validation=ROWS)
+    assert seen == [True, True]
+    with pytest.raises(ZeroDivisionError):
+        run(vae, callback=lambda step, metrics: 1 / 0)
+    assert (vae.training, vae.prior.training, vae.likelihood.training) == (False, True, False)
+
+
+@pytest.mark.parametrize("part", ["likelihood", "posterior"])
+def test_batch_norm_statistics_are_those_of_the_training_batches(make_vae, part):
+    size, family, event = {"likelihood": (2, dist.Bernoulli, (6,)), "posterior": (6, dist.Normal, (2,))}[part]
+    given = nn.Sequential(nn.Linear(size, 7), nn.BatchNorm1d(7), nn.Tanh())
+    vae = make_vae(**{part: Conditional(family, event, given=given, features=7)})
+    before = copy.deepcopy(vae.state_dict())
+    run(vae, steps=4, batch_size=6, **({"validation": ROWS, "validation_every": 1} if part == "posterior" else {}))
+    assert not any(torch.equal(p, before[name]) for name, p in vae.named_parameters())
+    assert given[1].num_batches_tracked == 4
+
+
+# ---------------------------------------------------------------------- validation and callback
+
+
+def test_callback_and_history_agree(make_vae):
+    vae, calls = make_vae(), []
+    history = run(vae, validation=ROWS, validation_every=2, callback=lambda step, m: calls.append((step, dict(m))))
+    assert [step for step, _ in calls] == [1, 2, 3, 4, 5]
+    for key, values in (("bound", history.bound), ("samples", history.samples), ("seconds", history.seconds)):
+        assert [m[key] for _, m in calls] == values.tolist()
+    assert history.validation_step.tolist() == [2, 4, 5]
+    curve = {step: m["validation_bound"] for step, m in calls if "validation_bound" in m}
+    assert list(curve.items()) == list(zip((2, 4, 5), history.validation_bound.tolist(), strict=True))
+    assert history.validation_bound[-1] == elbo(vae, ROWS, num_samples=1).value
+    assert (np.diff(history.seconds) > 0).all()
+
+
+def test_validation_does_not_touch_the_training(make_vae):
+    vae = make_vae()
+    assert same(trained(vae), trained(vae, validation=ROWS, validation_every=1))
+
+
+def test_validation_is_once_an_epoch_by_default(make_vae):
+    assert run(make_vae(), validation=ROWS, epochs=2).validation_step.tolist() == [3, 6]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_validation_data_come_in_every_form(make_vae, form):
+    vae = make_vae()
+    curves = [run(copy.deepcopy(vae), validation=data).validation_bound.tolist() for data in (FORMS[form], ROWS)]
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_early_stopping(make_vae, keep):
+    vae = make_vae()
+    history = run(
+        vae,
+        optimizer=lambda p: torch.optim.Adam(p, lr=0.5),
+        steps=200,
+        validation=ROWS,
+        validation_every=2,
+        early_stopping=3,
+        keep=keep,
+    )
+    best = int(np.argmax(history.validation_bound))
+    assert history.stopped == "early stopping"
+    assert len(history.validation_bound) == best + 4
+    assert history.best_step == history.validation_step[best] == 2 * (best + 1)
+    assert history.steps == history.best_step + 6
+    kept = {"best": best, "last": -1}[keep]
+    assert elbo(vae, ROWS, num_samples=1).value == history.validation_bound[kept]
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_keyboard_interrupt_returns_the_history_so_far(make_vae, keep):
+    def interrupt(step, metrics):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    vae = make_vae()
+    expected = trained(vae, steps=3)
+    options = {} if keep == "last" else {"validation": ROWS, "validation_every": 2}
+    history = run(vae, callback=interrupt, keep=keep, **options)
+    assert (history.stopped, history.steps) == ("interrupted", 3)
+    if keep == "last":
+        assert same(vae.state_dict(), expected)
+    else:
+        assert elbo(vae, ROWS, num_samples=1).value == history.validation_bound[0]
+
+
+# ---------------------------------------------------------------------- what is not finite
+
+
+@algorithms
+@pytest.mark.parametrize("part", ["prior", "likelihood", "posterior"])
+def test_non_finite_term_is_named_and_the_last_good_parameters_kept(make_vae, inference, part):
+    vae = make_vae(prior=Conditional(dist.Normal, (2,), loc=Learned(), scale=Learned()))
+    setattr(vae, part, Breaking(getattr(vae, part)))
+    options = {"inference": inference, "batch_size": 4}
+    after = [trained(vae, steps=steps, transform=Seen(), **options) for steps in (1, 2)]
+    seen = Seen()
+
+    def callback(step, metrics):
+        getattr(vae, part).broken = step == 2
+
+    with pytest.raises(NonFiniteError, match=rf"the {part}, is not finite at step 3, batch of rows") as caught:
+        run(vae, transform=seen, callback=callback, **options)
+    assert f"rows {seen.rows[2]}." in str(caught.value)
+    # Step 2 was the last whose losses were finite; the last of wake-sleep's comes after its update of theta.
+    moved_since = vae.theta if isinstance(inference, WakeSleep) else ()
+    good = {**after[0], **{name: after[1][name] for name in moved_since}}
+    assert same(vae.state_dict(), good)
+
+
+@algorithms
+@pytest.mark.parametrize("steps", [3, 6], ids=["the last step", "a step before"])
+def test_exploding_update_is_undone(make_vae, inference, steps):
+    vae = make_vae()
+    good = trained(vae, inference=inference, steps=2)
+    with pytest.raises(NonFiniteError, match=r"at step [34]|update of step 3"):
+        run(vae, inference=inference, steps=steps, schedule=lambda step: math.nan if step == 2 else 1.0)
+    assert all(p.isfinite().all() for p in vae.parameters())
+    assert same(vae.theta, {name: good[name] for name in vae.theta})
+
+
+def test_non_finite_gradient_is_named(make_vae):
+    class Kinked(Conditional):
+        def forward(self, z):
+            kink = (self.kink - self.kink.detach()).abs().sqrt()  # 0, with a slope of nan
+            return dist.Bernoulli(logits=super().forward(z).base_dist.logits + kink).to_event(1)
+
+    likelihood = Kinked(dist.Bernoulli, (6,), given=mlp(2, 7))
+    likelihood.kink = nn.Parameter(torch.zeros(()))
+    vae = make_vae(likelihood=likelihood)
+    before = copy.deepcopy(vae.state_dict())
+    with pytest.raises(NonFiniteError, match=r"the gradient of `likelihood.kink` is not finite at step 1"):
+        run(vae)
+    assert same(vae.state_dict(), before)
+
+
+# ---------------------------------------------------------------------- which parameters move
+
+
+def test_parameter_without_gradient_is_refused_by_name(make_vae):
+    vae = make_vae()
+    vae.likelihood.unused = nn.Parameter(torch.zeros(3))
+    with pytest.raises(InputError, match=r"`aevb` moves phi and theta.*depend on `likelihood.unused`.*requires_grad_"):
+        run(vae)
+    vae.likelihood.unused.requires_grad_(False)
+    assert run(vae).stopped == "completed"
+
+
+@algorithms
+@pytest.mark.parametrize("frozen", ["likelihood.given", "likelihood", "posterior"])
+def test_frozen_parameters_stay(make_vae, inference, frozen):
+    vae = make_vae()
+    vae.get_submodule(frozen).requires_grad_(False)
+    state = trained(vae, inference=inference)
+    for name, parameter in vae.named_parameters():
+        assert torch.equal(state[name], parameter) == name.startswith(frozen + "."), name
+
+
+def test_wake_moves_theta_and_sleep_moves_phi(make_vae):
+    vae = make_vae(prior=Conditional(dist.Normal, (2,), loc=Learned(), scale=Fixed(1.0)))
+    losses = WakeSleep().losses(vae, ROWS)
+
+    def moved(loss):
+        vae.zero_grad()
+        loss.value.backward()
+        return {name for name, p in vae.named_parameters() if p.grad is not None}
+
+    assert moved(next(losses)) == set(vae.theta)
+    with torch.no_grad():
+        vae.prior.learned_loc += 1e4  # the sleep phase must dream from the moved prior
+    sleep = next(losses)
+    assert sleep.value > 1e6
+    assert sleep.bound is None
+    assert moved(sleep) == set(vae.phi)
+    assert next(losses, None) is None
+
+
+# ---------------------------------------------------------------------- weights
+
+
+@algorithms
+def test_datum_of_weight_zero_is_left_out(make_vae, inference):
+    # With a posterior of no width the bound and the gradient of theta are free of noise.
+    vae = make_vae(posterior=Conditional(dist.Normal, (2,), given=mlp(6, 7), scale=Fixed(1e-30))).double()
+    weights = torch.arange(12.0)
+    runs = []
+    for data, each in ((ROWS, weights), (ROWS[1:], 7 * weights[1:]), (ROWS, None)):
+        copied = copy.deepcopy(vae)
+        history = run(copied, data, inference, optimizer=sgd, steps=1, batch_size=12, weights=each)
+        runs.append((history.bound[0], nn.utils.parameters_to_vector(copied.theta.values())))
+    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-7)  # the weights are float32
+    torch.testing.assert_close(runs[0][1], runs[1][1], rtol=1e-6, atol=1e-7)
+    assert runs[0][0] != pytest.approx(runs[2][0], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("data", "weights", "message"),
+    [
+        (ROWS, torch.ones(11), r"`weights` has shape \(11,\); expected \(12,\), one for each datum"),
+        (ROWS, [-1.0, *[1.0] * 11], r"`weights` must be finite, none negative, and not all zero"),
+        (ROWS, [math.nan, *[1.0] * 11], r"`weights` must be finite"),
+        (ROWS, np.zeros(12), r"`weights` must be finite, none negative, and not all zero"),
+        (DataLoader(TensorDataset(ROWS)), torch.ones(12), r"let a DataLoader yield Batch\(x, weight="),
+    ],
+)
+def test_weights_are_checked(make_vae, data, weights, message):
+    with pytest.raises(InputError, match=message):
+        run(make_vae(), data, weights=weights)
+
+
+def test_data_loader_may_yield_weights(make_vae):
+    weight = torch.arange(12.0)
+
+    def collate(rows):
+        return Batch(ROWS[rows], weight=weight[rows] / weight.mean())
+
+    vae = make_vae()
+    loaded = trained(vae, DataLoader(range(12), 12, collate_fn=collate), inference=AnalyticKL(), steps=1)
+    plain = trained(vae, DataLoader(TensorDataset(ROWS), 12), inference=AnalyticKL(), steps=1)
+    assert not same(loaded, plain)
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+def changed_cell(value):
+    x = ROWS.clone()
+    x[3, 2] = value
+    return x
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        yield from ROWS
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (changed_cell(math.nan), r"value nan in row 3, column 2 \(from 0\) is not finite.*mask="),
+        (changed_cell(-math.inf), r"value -inf in row 3, column 2 \(from 0\) is not finite"),
+        (changed_cell(0.5), r"value 0.5 in row 3, column 2 \(from 0\) lies outside .* `Bernoulli`.*binarise"),
+        (ROWS[:, :5], r"expected data of shape \(B, 6\) with B >= 1, got \(12, 5\)"),
+        (ROWS[:0], r"zero rows \(shape \(0, 6\)\)"),
+        (torch.tensor(1.0), r"zero rows \(shape \(\)\)"),
+        (np.array([["a", 1]], dtype=object), r"data must be numeric, got an array of dtype `object`"),
+        (pd.DataFrame({"a": ["x", "y"]}), r"data must be numeric"),
+        (ROWS.tolist(), r"data are a Tensor, an ndarray.*got `list`"),
+        (DataLoader(Endless()), r"IterableDataset has no length; give it a map-style data set"),
+        (Endless(), r"IterableDataset has no length|map-style"),
+        (DataLoader(TensorDataset(changed_cell(0.5)), 12), r"the first step fails: .*support"),
+    ],
+    ids=lambda case: case if isinstance(case, str) else type(case).__name__,
+)
+@pytest.mark.parametrize("inference", [AEVB(), AnalyticKL()], ids=str)
+def test_unusable_data_are_refused(make_vae, data, message, inference):
+    vae = make_vae()
+    before = copy.deepcopy(vae.state_dict())
+    with pytest.raises(InputError, match=message):
+        run(vae, data, inference)
+    assert same(vae.state_dict(), before)
+
+
+def test_cell_of_an_image_is_named_by_its_place(make_vae):
+    vae = make_vae(likelihood=Conditional(dist.Bernoulli, (1, 2, 3), given=mlp(2, 7)))
+    x = changed_cell(7.0).reshape(12, 1, 2, 3)
+    with pytest.raises(InputError, match=r"value 7 in row 3, column \(0, 0, 2\) \(from 0\) lies outside"):
+        run(vae, x)
+
+
+def test_vector_outside_its_support_is_refused(make_vae):
+    vae = make_vae(likelihood=Conditional(dist.OneHotCategorical, (6,), given=mlp(2, 7)))
+    x = torch.eye(6)
+    x[4, 0] = 1.0
+    with pytest.raises(InputError, match=r"row 4.*lies outside the support"):
+        run(vae, x)
+
+
+def test_grey_levels_pass_without_the_check_of_the_support(make_vae):
+    assert run(make_vae(), ROWS * 0.5, check_support=False).stopped == "completed"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 1, "steps": 1}, r"exactly one of `epochs` and `steps`"),
+        ({"epochs": None, "steps": None}, r"exactly one of `epochs` and `steps`"),
+        ({"steps": 0}, r"`steps` is a positive integer, got `0`"),
+        ({"epochs": 1.5}, r"`epochs` is a positive integer, got `1.5`"),
+        ({"batch_size": 0}, r"`batch_size` is a positive integer, got `0`"),
+        ({"early_stopping": 3}, r'`early_stopping` and keep="best" need `validation` data'),
+        ({"keep": "best"}, r'`early_stopping` and keep="best" need `validation` data'),
+        ({"keep": "first"}, r'`keep` is "best" or "last", got `\'first\'`'),
+        ({"optimizer": lambda p: None}, r"`optimizer` makes a torch.optim.Optimizer.*it made a `NoneType`"),
+        ({"validation": ROWS[:, :5]}, r"expected data of shape \(B, 6\)"),
+        ({"validation": changed_cell(math.nan)}, r"value nan in row 3, column 2"),
+        ({"validation": DataLoader(ROWS)}, r"`validation`.*got `DataLoader`"),
+        ({"validation": ROWS, "validation_every": -1}, r"`validation_every` is a positive integer"),
+    ],
+    ids=lambda case: ",".join(case) if isinstance(case, dict) else "",
+)
+def test_unusable_options_are_refused(make_vae, options, message):
+    with pytest.raises(InputError, match=message):
+        run(make_vae(), **options)
+
+
+def test_declared_size_must_be_the_datas(make_vae):
+    with pytest.raises(InputError, match=r"declared with size=100, but there are 12 data"):
+        run(make_vae(size=100))
