@@ -14,10 +14,11 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.distributions import transform_to
 from torch.distributions.constraints import Constraint
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import Transform, identity_transform
 
 from pyro_vae.continuous_bernoulli import ContinuousBernoulli
 from pyro_vae.errors import InputError, near_match
+from pyro_vae.families import ALIASES, constraints_of, event_dim_of, is_discrete, parameters_of
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,6 @@ class Fixed:
 
 Source = Network | Learned | Fixed
 
-# Parametrisations of one quantity: the one that is named is used, else the first.
-_ALIASES = (
-    ("logits", "probs"),
-    ("scale_tril", "covariance_matrix", "precision_matrix"),
-    ("gate_logits", "gate"),
-)
 _SQUARE = (
     constraints.lower_cholesky,
     constraints.positive_definite,
@@ -133,7 +128,7 @@ class Conditional(nn.Module):
             raise InputError(f'Conditional: `head` must be "linear" or None, got `{head!r}`.')
         self.family = _REPLACED.get(family, family)
         self.event_shape = torch.Size(_as_shape(event_shape))
-        self.family_event_dim = _event_dim(self.family)
+        self.family_event_dim = event_dim_of(self.family)
         if len(self.event_shape) < self.family_event_dim:
             raise InputError(
                 f"Conditional: an event of `{family.__name__}` has {self.family_event_dim} dimension(s), "
@@ -175,7 +170,8 @@ class Conditional(nn.Module):
             return self._build(self._parameters_from(None, None), () if context is None else context.shape[:-1])
         if context is None:
             raise InputError(f"Conditional: {self} has a network, which needs a context; call it with one.")
-        raw = self.given(context)
+        # One batch dimension, whatever the context has: batch normalisation and convolutions tell them apart.
+        raw = self.given(context.reshape(-1, context.shape[-1])) if context.dim() != 2 else self.given(context)
         if self.head is not None:
             raw = self.head(raw)
         if raw.shape[-1] != sum(self._sizes):
@@ -183,6 +179,7 @@ class Conditional(nn.Module):
                 f"Conditional: with head=None `given` must emit {sum(self._sizes)} values per datum "
                 f"({len(self._sizes)} parameter(s) of `{self.family.__name__}`), got {raw.shape[-1]}."
             )
+        raw = raw.reshape(*context.shape[:-1], raw.shape[-1])
         return self._build(self._parameters_from(raw, offset), context.shape[:-1])
 
     def extra_repr(self) -> str:
@@ -192,7 +189,7 @@ class Conditional(nn.Module):
     def _resolve(self, sources: dict[str, Source], has_network: bool) -> dict[str, Source]:
         """The source of every parameter that will be passed to the family."""
         family = self.family.__name__
-        signature = _signature(self.family)
+        signature = parameters_of(self.family)
         for name, source in sources.items():
             if name not in signature:
                 raise InputError(f"Conditional: `{family}` has no parameter `{name}`; {near_match(name, signature)}")
@@ -202,13 +199,13 @@ class Conditional(nn.Module):
                     f"got `{source!r}`; write {name}=Fixed({source!r}) for a constant."
                 )
         shadowed: set[str] = set()
-        for aliases in _ALIASES:
+        for aliases in ALIASES:
             present = [name for name in aliases if name in signature]
             named = [name for name in present if name in sources]
             if len(named) > 1:
                 raise InputError(f"Conditional: `{family}` takes only one of {', '.join(named)}.")
             shadowed.update(name for name in present if name != (named or present)[0])
-        constrained = _constraints(self.family)
+        constrained = constraints_of(self.family)
         resolved: dict[str, Source] = {}
         for name, parameter in signature.items():
             if name in sources:
@@ -227,11 +224,11 @@ class Conditional(nn.Module):
     def _declare(self, name: str, source: Source) -> None:
         """Registers what ``source`` needs: a slice of the head, a parameter or a buffer."""
         where = f"`{self.family.__name__}.{name}`"
-        declared = _constraints(self.family)
+        declared = constraints_of(self.family)
         constraint = declared.get(name, constraints.dependent)
         if isinstance(source, Fixed):
             value = source.value
-            if isinstance(value, int | tuple) and (name not in declared or _is_discrete(constraint)):
+            if isinstance(value, int | tuple) and (name not in declared or is_discrete(constraint)):
                 self._numbers[name] = value  # such as Multinomial.total_count, which no tensor can be
                 return
             try:
@@ -260,7 +257,8 @@ class Conditional(nn.Module):
             init = init.expand(shape)
             _check_value(where, source, constraint, init)
             raw = transform.inv(init).detach().clone().contiguous()
-            if not bool(raw.isfinite().all()):
+            # Some inverses clamp: to 87 for a sigmoid's, where no gradient is left.
+            if not bool((raw.abs() < (80 if transform is not identity_transform else math.inf)).all()):
                 raise InputError(f"Conditional: {where}: {source} lies on the boundary of its constraint {constraint}.")
         self.register_parameter(f"learned_{name}", nn.Parameter(raw))
 
@@ -271,7 +269,7 @@ class Conditional(nn.Module):
             return given
         if given is not None:
             constraint = given
-        elif _is_discrete(constraint):
+        elif is_discrete(constraint):
             raise InputError(
                 f"Conditional: {where} has an integer constraint, which no network can output and no optimizer can "
                 f"move; pass {name}=Fixed(...)."
@@ -356,48 +354,6 @@ def _as_shape(shape: Sequence[int]) -> tuple[int, ...]:
     if isinstance(shape, int) or not all(isinstance(size, int) and size > 0 for size in shape):
         raise InputError(f"Conditional: a shape is a tuple of positive integers, such as (20,); got `{shape!r}`.")
     return tuple(shape)
-
-
-def _signature(family: type[TorchDistribution]) -> dict[str, inspect.Parameter]:
-    """The family's own constructor arguments."""
-    parameters = dict(inspect.signature(family).parameters)
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return {
-        name: parameter
-        for name, parameter in parameters.items()
-        if name != "validate_args" and parameter.kind not in variadic
-    }
-
-
-def _constraints(family: type[TorchDistribution]) -> dict[str, Constraint]:
-    """The constraints of the parameters; none where they depend on each other (a property of the instance)."""
-    declared = family.arg_constraints
-    if not isinstance(declared, dict):
-        return {name: constraints.dependent for name in _signature(family)}
-    return declared
-
-
-def _event_dim(family: type[TorchDistribution]) -> int:
-    support = getattr(family, "support", None)
-    if not isinstance(support, Constraint):
-        raise InputError(
-            f"Conditional: `{family.__name__}` does not declare its support before it is built, so its event "
-            "dimension is unknown; pass your own nn.Module whose forward(context) returns it."
-        )
-    try:
-        return int(support.event_dim)
-    except NotImplementedError:
-        raise InputError(
-            f"Conditional: the support of `{family.__name__}` depends on its parameters; "
-            "pass your own nn.Module whose forward(context) returns it."
-        ) from None
-
-
-def _is_discrete(constraint: Constraint) -> bool:
-    try:
-        return bool(constraint.is_discrete)
-    except NotImplementedError:  # depends on the other parameters
-        return False
 
 
 def _check_value(where: str, source: Source, constraint: Constraint, value: Tensor) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student_t
 
 
 @dataclass(frozen=True)
@@ -69,5 +68,7 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
         return Interval(math.nan, math.nan, 0, level)
     if n == 1:
         return Interval(float(finite[0]), math.nan, 1, level)
+    from scipy.stats import t as student_t  # half a second to import
+
     half = float(student_t.ppf((1 + level) / 2, n - 1) * finite.std(ddof=1) / math.sqrt(n))
     return Interval(float(finite.mean()), half, n, level)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pyro
@@ -25,6 +26,15 @@ from pyro_vae.parameter_prior import ParameterPrior
 MODEL = LinearGaussian.random(5, 2)
 X = MODEL.sample(8)
 REPLICATES = 4000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """These problems are so small that a second thread only waits, for long where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def adam(rate: float = 0.03) -> functools.partial[torch.optim.Optimizer]:

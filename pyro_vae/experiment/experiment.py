@@ -62,7 +62,7 @@ class Training(Strict):
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
     batch_size: PositiveInt = 100
-    optimizer: OptimizerSpec = OptimizerSpec(name="Adam", arguments={"lr": 0.001})
+    optimizer: OptimizerSpec = Field(default_factory=lambda: OptimizerSpec(name="Adam", arguments={"lr": 0.001}))
     schedule: ScheduleSpec | None = None
     clip_norm: PositiveFloat | None = None
     validation_every: PositiveInt | None = None
@@ -124,7 +124,7 @@ class Experiment(Strict):
     inference: Annotated[list[InferenceSpec], Field(min_length=1)] = Field(
         default_factory=lambda: [InferenceSpec(name=name) for name in ("aevb", "analytic-kl", "wake-sleep")]
     )
-    training: Training = Training(epochs=50)
+    training: Training = Field(default_factory=lambda: Training(epochs=50))
     evaluation: Evaluation = Evaluation()
     seeds: Annotated[list[_Seed], Field(min_length=1)] = Field(default_factory=lambda: [0, 1, 2])
     device: str = "auto"

@@ -132,7 +132,7 @@ def latent_manifold(
     mosaic = _mosaic(grid.reshape(-1, height, width), rows, columns, gap=0)
     left, bottom, margin = 110, 90, 16
     size = (mosaic.shape[1] + left + margin, mosaic.shape[0] + bottom + margin)
-    figure = Figure(figsize=(size[0] / _DPI, size[1] / _DPI), dpi=_DPI)
+    figure = Figure(figsize=_inches(*size), dpi=_DPI)
     axes = figure.add_axes(
         (left / size[0], bottom / size[1], mosaic.shape[1] / size[0], mosaic.shape[0] / size[1]),
     )
@@ -305,9 +305,14 @@ def _mosaic(images: Floats, rows: int, columns: int, gap: int = _GAP) -> np.ma.M
 
 def _mosaic_png(mosaic: np.ma.MaskedArray[Any, Any], limits: tuple[float, float]) -> bytes:
     height, width = mosaic.shape
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    figure = Figure(figsize=_inches(width, height), dpi=_DPI, facecolor="none")
     figure.figimage(mosaic, cmap="gray", vmin=limits[0], vmax=limits[1])
     return _png(figure)
+
+
+def _inches(width: int, height: int) -> tuple[float, float]:
+    """The size of a figure of so many device pixels, which matplotlib rounds down."""
+    return (width + 0.1) / _DPI, (height + 0.1) / _DPI
 
 
 def _png(figure: Figure) -> bytes:
