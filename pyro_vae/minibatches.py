@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.modes import isolated
+from pyro_vae.modes import evaluating, isolated
 from pyro_vae.vae import VAE
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -192,7 +192,7 @@ def check_values(vae: VAE, batch: Batch, check_support: bool) -> None:
     _refuse(x, observed & ~x.isfinite(), "is not finite; remove it, or hide it with Batch(x, mask=...)")
     if not check_support:
         return
-    with torch.no_grad(), isolated(0):
+    with torch.no_grad(), evaluating(vae), isolated(0):
         probe = vae.probe_batch()
         likelihood = vae.decode(vae.prior_given(probe).expand((2,)).sample(), probe)
     support = likelihood.support

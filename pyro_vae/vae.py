@@ -387,10 +387,6 @@ class VAE(nn.Module):
         context = x.new_zeros(2, self.context_features) if self.context_features else None
         return Batch(x, context)
 
-    def probe_input(self) -> Tensor:
-        """Returns zeros of the shape that the posterior receives for two data."""
-        return self._zeros(self.event_shape.numel())
-
     def _zeros(self, width: int) -> Tensor:
         return torch.zeros(2, width + self.context_features, device=self.device, dtype=self.dtype)
 

@@ -2,10 +2,12 @@ r"""The exact oracle: the linear-Gaussian VAE, where everything has a closed for
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
+import pytest
 import torch
 from scipy.stats import norm
 from torch import Tensor, nn
@@ -30,6 +32,15 @@ def assert_mean(samples: Tensor, exact: Tensor, error: Tensor | None = None) -> 
     largest, limit = float(z.abs().max()), norm.isf(FAILURE_RATE / 2 / z.numel())
     assert largest < limit, f"component {int(z.abs().argmax())} of {z.numel()}: |z| = {largest:.2f} > {limit:.2f}"
     return largest
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For problems so small that a second thread only waits: for long, where the cores are busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

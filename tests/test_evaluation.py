@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import FAILURE_RATE, Encoder, LinearGaussian, assert_mean
+from linear_gaussian import FAILURE_RATE, Encoder, LinearGaussian, assert_mean, one_thread  # noqa: F401
 from scipy.stats import chi2
 from torch import Tensor, nn
 from torch.distributions import Normal
@@ -32,6 +32,7 @@ from pyro_vae.evaluation import (
 MODEL = LinearGaussian.random(5, 2)
 X = MODEL.sample(25)
 EXACT = MODEL.log_marginal(X)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def widened(wider: float) -> VAE:

@@ -11,6 +11,7 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.inference.inference import Inference, Loss, check_num_particles, check_reparameterizable
+from pyro_vae.modes import evaluating
 from pyro_vae.vae import VAE
 
 
@@ -49,8 +50,9 @@ class AnalyticKL(Inference):
     def check(self, vae: VAE) -> None:
         """Raises an `InputError` that names posterior and prior where KL(q||p) has no closed form."""
         check_reparameterizable("AnalyticKL", vae)
-        with torch.no_grad():
-            analytic_kl(vae.posterior(vae.probe_input()), vae.prior_given(vae.probe_batch()))
+        probe = vae.probe_batch()
+        with torch.no_grad(), evaluating(vae):
+            analytic_kl(vae.encode(probe), vae.prior_given(probe))
 
     def extra_repr(self) -> str:
         return f"num_particles={self.num_particles}"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
+from pyro_vae.modes import evaluating
 from pyro_vae.vae import VAE
 
 
@@ -119,7 +120,8 @@ def check_num_particles(algorithm: str, num_particles: int) -> int:
 
 def check_reparameterizable(algorithm: str, vae: VAE) -> None:
     """Raises an `InputError` where no gradient passes through the posterior's draws."""
-    probe = vae.posterior(vae.probe_input())
+    with evaluating(vae):  # no batch statistics of zeros
+        probe = vae.encode(vae.probe_batch())
     if not probe.has_rsample:
         raise InputError(
             f"{algorithm}: needs a reparameterizable posterior, and `{probe}` is not; use wake-sleep, which only "

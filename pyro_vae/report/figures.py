@@ -21,7 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 # Okabe and Ito's colours without the yellow, then three of Tol's: told apart by colour-blind readers, on white.
-_PALETTE = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #000000 #332288 #882255 #999933".split()
+_PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+_PALETTE += ["#332288", "#882255", "#999933"]
 # Figures are sized at 100 page pixels an inch and drawn at twice that, for dense screens.
 _DPI = 200
 _TEXT, _SMALL = 9, 8
@@ -67,10 +68,8 @@ def learning_curves(
             axes.fill_between(x, low, high, color=colour[label], alpha=0.2, linewidth=0)
         settled.append(mean[x >= x[-1] / 10])
     if (curves["part"] == "validation").any():
-        handles += [
-            Line2D([], [], color=_GREY, linestyle=style, label=name)
-            for style, name in (("-", "training"), ("--", "validation"))
-        ]
+        handles += [Line2D([], [], color=_GREY, label="training")]
+        handles += [Line2D([], [], color=_GREY, linestyle="--", label="validation")]
     _limit(axes, settled)
     axes.set_xlabel("training data seen" if axis == "samples" else "training time (s)", fontsize=_TEXT)
     axes.set_ylabel(f"{quantity} (nats per datum)", fontsize=_TEXT)
@@ -222,7 +221,7 @@ def _style(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(axes: Axes, handles: Sequence[Any], loc: str) -> None:
+def _legend(axes: Axes, handles: Sequence[Any], loc: Literal["lower right", "upper right"]) -> None:
     legend = axes.legend(handles=handles, loc=loc, fontsize=_SMALL, frameon=True, framealpha=0.85, edgecolor="none")
     _plain(legend.get_texts())
 
@@ -275,17 +274,17 @@ def _histogram(axes: Axes, data: Floats, samples: Mapping[str, Floats]) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(3))
 
 
-def _edges(data: Floats, samples: Mapping[str, Floats]) -> Floats:
+def _edges(data: Floats, samples: Mapping[str, Floats]) -> list[float]:
     """Edges of bins over the data and the central 98 % of the samples; around whole numbers where there are few."""
     ends = [np.array([data.min(), data.max()])]
     ends += [np.quantile(finite, [0.01, 0.99]) for v in samples.values() if len(finite := v[np.isfinite(v)])]
     low, high = float(np.min(ends)), float(np.max(ends))
     whole = all(np.array_equal(v, np.round(v)) for v in (data, *samples.values()))
     if whole and high - low < 30:
-        return np.arange(math.floor(low), math.ceil(high) + 2) - 0.5
+        return [edge - 0.5 for edge in range(math.floor(low), math.ceil(high) + 2)]
     if high - low <= 1e-12 * max(1.0, abs(low)):
         low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, 25)
+    return np.linspace(low, high, 25).tolist()
 
 
 def _mosaic(images: Floats, rows: int, columns: int, gap: int = _GAP) -> np.ma.MaskedArray[Any, Any]:
@@ -296,7 +295,8 @@ def _mosaic(images: Floats, rows: int, columns: int, gap: int = _GAP) -> np.ma.M
     _, height, width = images.shape
     scale = max(1, (_SIDE // max(columns, 8) - gap) // width)
     tall, wide = height * scale + gap, width * scale + gap
-    mosaic = np.ma.masked_all((rows * tall - gap, columns * wide - gap))
+    shape = (rows * tall - gap, columns * wide - gap)
+    mosaic = np.ma.MaskedArray(np.zeros(shape), mask=np.ones(shape, dtype=bool))
     for index, image in enumerate(images):
         top, left = index // columns * tall, index % columns * wide
         mosaic[top : top + height * scale, left : left + width * scale] = image.repeat(scale, 0).repeat(scale, 1)

@@ -118,12 +118,10 @@ def _curves(comparison: Comparison) -> _Section:
     frame = curves(comparison)
     quantity = "cross-entropy bound" if comparison.data.cross_entropy else "bound on log p(x)"
     names = enumerated(comparison.labels)
+    alt = f"Learning curves of {names}: {quantity} in nats per datum against"
     pictures = [
-        _Picture(
-            figures.learning_curves(frame, axis, quantity=quantity),
-            f"Learning curves of {names}: {quantity} in nats per datum against {against}",
-        )
-        for axis, against in (("samples", "training data seen"), ("seconds", "seconds of training"))
+        _Picture(figures.learning_curves(frame, "samples", quantity=quantity), f"{alt} training data seen"),
+        _Picture(figures.learning_curves(frame, "seconds", quantity=quantity), f"{alt} seconds of training"),
     ]
     text = "Each algorithm's own training bound: mean over seeds, within a band from the least to the greatest seed. "
     if (frame["part"] == "validation").any():
@@ -212,8 +210,8 @@ def _latent(comparison: Comparison) -> _Section:
         text = "The KL of each latent dimension is not shown: prior or posterior does not factorise over dimensions."
         return _Section("latent", "Latent dimensions", text)
     text = (
-        "KL(q(z|x) ‖ p(z)) of each latent dimension, mean over the test data, from the greatest to the least; each seed "
-        "is sorted by itself, and bars are means over seeds. A dimension with a KL of 0 is not used."
+        "KL(q(z|x) ‖ p(z)) of each latent dimension, mean over the test data, from the greatest to the least; each "
+        "seed is sorted by itself, and bars are means over seeds. A dimension with a KL of 0 is not used."
     )
     numbers = [f"{label} {', '.join(f'{x:.2f}' for x in -np.sort(-v, axis=1).mean(0)[:8])}" for label, v in kl.items()]
     alt = f"Bar chart of the KL of each latent dimension in nats, greatest first: {'; '.join(numbers)}"

@@ -95,14 +95,15 @@ def difference_text(comparison: Comparison) -> TableText:
 
 def seeds_text(comparison: Comparison) -> TableText:
     """Returns every metric of every run, with its errors."""
-    header = ("algorithm", "seed", _bound(comparison), "± Monte Carlo", "± data", "log p(x)", "± Monte Carlo")
-    header += ("± data", "k-hat > 0.7", "median k-hat", "active units", "s / epoch", "steps", "stopped")
+    errors = ("± Monte Carlo", "± data")
+    header = ("algorithm", "seed", _bound(comparison), *errors, "log p(x)", *errors)
+    others = ("k-hat > 0.7", "median k-hat", "active units", "s / epoch", "steps", "stopped")
     caption = (
         "Nats per datum. ± Monte Carlo: standard error given these test data; ± data: standard error as an estimate "
         "of the mean over the data's population. k-hat: Pareto k-hat of the importance weights, counted over the "
         "test data."
     )
-    return TableText("Every run", header, [_run(run) for run in comparison.runs], caption)
+    return TableText("Every run", header + others, [_run(run) for run in comparison.runs], caption)
 
 
 def data_phrase(comparison: Comparison) -> str:
