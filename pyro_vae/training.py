@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,8 +12,6 @@ import numpy as np
 import pyro
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
@@ -22,6 +19,7 @@ from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference, Phase
 from pyro_vae.minibatches import Minibatches, Resident, Transform, as_batch, check_values, minibatches
 from pyro_vae.modes import isolated, switched
+from pyro_vae.progress import steps_bar
 from pyro_vae.vae import VAE
 from pyro_vae.validation import Watch
 
@@ -162,7 +160,7 @@ def fit(
         switched(vae, training=True),
         switched(inference, training=True),
         warnings.catch_warnings(),
-        _progress(progress, total) as report,
+        steps_bar(progress, total) as report,
     ):
         warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; ours names the term
         stopped = _loop(run, watch, source, total, callback, report)
@@ -341,31 +339,3 @@ def _name_term(vae: VAE, batch: Batch) -> str | None:
             "log p(x|z), the likelihood,": vae.log_likelihood(z, batch),
         }
     return next((name for name, value in terms.items() if not bool(value.isfinite().all())), None)
-
-
-@contextmanager
-def _progress(shown: bool | str, total: int) -> Any:
-    """A function of step and bound that draws the progress bar."""
-    console = Console(stderr=True)
-    if not shown or not console.is_terminal:
-        yield lambda step, bound: None
-        return
-    columns = (
-        TextColumn("{task.description}: step {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("bound {task.fields[bound]:.2f} nats/datum, {task.fields[rate]:.0f} steps/s"),
-        TimeRemainingColumn(),
-    )
-    start = time.perf_counter()
-    drawn = 0.0
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(shown if isinstance(shown, str) else "fit", total=total, bound=float("nan"), rate=0.0)
-
-        def report(step: int, bound: float) -> None:
-            nonlocal drawn
-            now = time.perf_counter()
-            if now - drawn > 0.1:
-                drawn = now
-                bar.update(task, completed=step, bound=bound, rate=step / (now - start))
-
-        yield report

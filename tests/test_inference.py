@@ -178,7 +178,7 @@ def gradients(name: str, outlying: bool) -> list[Gradients]:
     samples: list[list[Tensor]] = [[] for _ in moved]
     with pyro.validation_enabled(False), torch.random.fork_rng():
         torch.manual_seed(0)
-        for _ in range(REPLICATES):
+        for _ in range(REPLICATES // 4 if outlying else REPLICATES):
             for i, loss in enumerate(inference.losses(vae, x)):
                 samples[i].append(flat_gradient(loss.value, moved[i]))
                 losses[i].append(loss)

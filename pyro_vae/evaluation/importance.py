@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from pyro_vae.batch import Batch
@@ -14,6 +13,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.modes import evaluating, isolated
+from pyro_vae.progress import tracked
 from pyro_vae.vae import VAE
 
 # How many particles (samples x data) are decoded at once: bounds the memory at this many rows of x.
@@ -94,12 +94,8 @@ def _log_weights(vae: VAE, data: Tensor | Batch, num_samples: int, seed: int, pr
     batch = vae.check(data)
     size = max(1, min(batch.size, _ROWS // min(num_samples, 100)))
     at_once = max(1, min(num_samples, _ROWS // size))
-    starts: Iterator[int] = iter(range(0, batch.size, size))
-    if progress is not None:
-        total = math.ceil(batch.size / size)
-        starts = iter(track(list(starts), description=progress, total=total, transient=True))
     with evaluating(vae), isolated(seed):
-        for start in starts:
+        for start in tracked(range(0, batch.size, size), progress):
             part = batch.select(slice(start, start + size)).to(vae.device, vae.dtype)
             draws = [min(at_once, num_samples - done) for done in range(0, num_samples, at_once)]
             yield torch.cat([vae.log_weights(part, k).double() for k in draws])
