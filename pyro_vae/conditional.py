@@ -169,7 +169,9 @@ class Conditional(nn.Module):
         if self.given is None:
             return self._build(self._parameters_from(None, None), () if context is None else context.shape[:-1])
         if context is None:
-            raise InputError(f"Conditional: {self} has a network, which needs a context; call it with one.")
+            raise InputError(
+                f"Conditional: `{self.family.__name__}` has a network, which needs a context; call it with one."
+            )
         # One batch dimension, whatever the context has: batch normalisation and convolutions tell them apart.
         raw = self.given(context.reshape(-1, context.shape[-1])) if context.dim() != 2 else self.given(context)
         if self.head is not None:

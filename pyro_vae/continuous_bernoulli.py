@@ -12,13 +12,11 @@ from torch.nn.functional import softplus
 # Below this |logit| the closed forms cancel, and their Taylor series hold to 1e-9 (the first term left out of
 # the log partition is (logit / 2)^6 / 2835), while the closed forms still hold above it.
 _SERIES_BELOW = 0.05
-# cdf and icdf are ratios of expm1 and log1p, which do not cancel; only a logit of 0 must be kept away.
-_ZERO_BELOW = 1e-6
 
 
-def _safe(logits: Tensor, below: float = _SERIES_BELOW) -> tuple[Tensor, Tensor]:
+def _safe(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Where the series applies, and logits that keep the closed form (and its gradient) finite there."""
-    small = logits.abs() < below
+    small = logits.abs() < _SERIES_BELOW
     return small, torch.where(small, torch.ones_like(logits), logits)
 
 
@@ -74,22 +72,26 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         return torch.where(small, (1 - half.square() / 5) / 12, closed)
 
     def cdf(self, value: Tensor) -> Tensor:
-        small, safe = _safe(self.logits, _ZERO_BELOW)
+        small, safe = _safe(self.logits)
         negative = -safe.abs()
         reflected = torch.where(safe > 0, 1 - value, value)
         closed = torch.expm1(reflected * negative) / torch.expm1(negative)
         closed = torch.where(safe > 0, 1 - closed, closed)
-        series = value * (1 + self.logits * (value - 1) / 2)
+        h, v, skew = self.logits, value * (1 - value), 1 - 2 * value
+        series = value - v * h / 2 + v * skew * h**2 / 12 + v**2 * h**3 / 24 - v * skew * (1 + 3 * v) * h**4 / 720
         return torch.where(small, series, closed).clamp(0, 1)
 
     def icdf(self, value: Tensor) -> Tensor:
-        small, safe = _safe(self.logits, _ZERO_BELOW)
+        small, safe = _safe(self.logits)
         negative = -safe.abs()
         reflected = torch.where(safe > 0, 1 - value, value)
-        closed = torch.log1p(reflected * torch.expm1(negative)) / negative
+        end = reflected >= 1  # where log1p(expm1(logit)) is the logit itself, but its gradient overflows
+        inner = torch.where(end, 0, reflected)
+        closed = torch.where(end, torch.ones_like(safe), torch.log1p(inner * torch.expm1(negative)) / negative)
         closed = torch.where(safe > 0, 1 - closed, closed)
-        series = value * (1 + self.logits * (1 - value) / 2)
-        return torch.where(small, series, closed).clamp(0, 1)
+        h, v, skew = self.logits, value * (1 - value), 1 - 2 * value
+        terms = 1 / 2 + skew * h / 6 + (1 - 6 * v) * h**2 / 24 + skew * (1 - 12 * v) * h**3 / 120
+        return torch.where(small, value + v * h * terms, closed).clamp(0, 1)
 
     def rsample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from pyro_vae.batch import Batch
@@ -64,12 +64,12 @@ def minibatches(
                 "fit: `weights` go with data that are held as a whole; let a DataLoader yield Batch(x, weight=...)."
             )
         return Streamed(vae, data, generator, transform)
-    if isinstance(data, TorchDataset):
-        if weights is None and not _fits(data, vae.device):
-            warnings.warn("fit: the data set does not fit the device's memory, so it is streamed.", stacklevel=3)
-            order = torch.Generator().manual_seed(generator.initial_seed())
-            return Streamed(vae, DataLoader(data, batch_size, shuffle=True, generator=order), generator, transform)
-        data = default_collate([data[i] for i in range(len(data))])  # type: ignore[arg-type]
+    if isinstance(data, IterableDataset):
+        raise InputError("fit: an IterableDataset has no length; give a map-style data set.")
+    if isinstance(data, TorchDataset) and weights is None and not _fits(data, vae.device):
+        warnings.warn("fit: the data set does not fit the device's memory, so it is streamed.", stacklevel=3)
+        order = torch.Generator().manual_seed(generator.initial_seed())
+        return Streamed(vae, DataLoader(data, batch_size, shuffle=True, generator=order), generator, transform)
     return Resident(vae, as_batch(data), batch_size, generator, transform, weights)
 
 
@@ -102,7 +102,10 @@ class Resident:
 
 
 class Streamed:
-    """Data that a `DataLoader` brings, batch after batch, in its own order."""
+    """Data that a `DataLoader` brings, batch after batch, in its own order.
+
+    The loader draws from a random stream of its own, so that its order does not depend on an algorithm's draws.
+    """
 
     def __init__(
         self, vae: VAE, loader: DataLoader[Any], generator: torch.Generator, transform: Transform | None
@@ -117,40 +120,58 @@ class Streamed:
         if self.size == 0:
             raise InputError("fit: the data set is empty; give at least one datum.")
         self.generator, self.transform = generator, transform
+        self.state = torch.Generator().manual_seed(generator.initial_seed()).get_state()
+
+    def _items(self) -> Iterator[Any]:
+        items: Iterator[Any] | None = None
+        while True:
+            outer = torch.get_rng_state()
+            torch.set_rng_state(self.state)
+            try:
+                items = iter(self.loader) if items is None else items
+                item = next(items, None)
+            finally:
+                self.state = torch.get_rng_state()
+                torch.set_rng_state(outer)
+            if item is None:
+                return
+            yield item
 
     def epoch(self) -> Iterator[tuple[Batch, Tensor | None]]:
-        for item in self.loader:
+        for item in self._items():
             batch = as_batch(item).to(self.device, self.dtype)
             if self.transform is not None:
                 batch = batch._replace(x=self.transform(batch.x, self.generator))
             yield batch, None
 
 
-def as_batch(data: Any) -> Batch:
+def as_batch(data: Any, name: str = "x") -> Batch:
     """Returns data as a `Batch`: a tensor, an array, a data frame, a batch, or a sequence whose first item is x.
 
     Raises:
         InputError: For anything else, for cells that are not numbers, and for zero rows.
     """
+    if isinstance(data, TorchDataset):
+        data = default_collate([data[i] for i in range(len(data))])  # type: ignore[arg-type]
     if isinstance(data, Batch):
         batch = data
     elif isinstance(data, list | tuple) and data and isinstance(data[0], Tensor):  # (x, label), as data sets yield
         batch = Batch(data[0])
     else:
-        batch = Batch(_as_tensor(data))
+        batch = Batch(_as_tensor(data, name))
     if batch.x.dim() == 0 or batch.size == 0:
         raise InputError(f"fit: the data have zero rows (shape {tuple(batch.x.shape)}); give at least one datum.")
     return batch
 
 
-def _as_tensor(data: Any) -> Tensor:
+def _as_tensor(data: Any, name: str) -> Tensor:
     if isinstance(data, Tensor):
         return data
     values = data.to_numpy() if hasattr(data, "to_numpy") else data
     if not isinstance(values, np.ndarray):
         raise InputError(
-            f"fit: data are a Tensor, an ndarray, a DataFrame, a Batch, a torch Dataset or a DataLoader; "
-            f"got `{type(data).__name__}`."
+            f"fit: `{name}` is a Tensor, an ndarray, a DataFrame, a Batch or a torch Dataset (for training, a "
+            f"DataLoader too); got `{type(data).__name__}`."
         )
     if values.dtype.kind not in "fiub":
         raise InputError(
@@ -163,7 +184,7 @@ def _as_tensor(data: Any) -> Tensor:
 
 def _checked_weights(weights: Any, size: int) -> Tensor:
     """Weights as a tensor of mean 1."""
-    tensor = torch.as_tensor(weights, dtype=torch.get_default_dtype())
+    tensor = torch.as_tensor(weights, dtype=torch.float64)
     if tensor.shape != (size,):
         raise InputError(f"fit: `weights` has shape {tuple(tensor.shape)}; expected ({size},), one for each datum.")
     if not bool((tensor.isfinite() & (tensor >= 0)).all()) or not bool(tensor.sum() > 0):
@@ -183,13 +204,13 @@ def _fits(dataset: TorchDataset[Any], device: torch.device) -> bool:
     return needed < free / 2
 
 
-def check_values(vae: VAE, batch: Batch, check_support: bool) -> None:
+def check_values(vae: VAE, batch: Batch, check_support: bool, name: str = "data") -> None:
     """Raises an `InputError` that names the first cell that is not finite, or lies outside the likelihood's support."""
     if batch.x.shape[1:] != vae.event_shape:
         vae.check(batch)  # raises, with the shapes
     observed = torch.ones_like(batch.x, dtype=torch.bool) if batch.mask is None else batch.mask
     x = batch.x.to(vae.dtype)
-    _refuse(x, observed & ~x.isfinite(), "is not finite; remove it, or hide it with Batch(x, mask=...)")
+    _refuse(name, x, observed & ~x.isfinite(), "is not finite; remove it, or hide it with Batch(x, mask=...)")
     if not check_support:
         return
     with torch.no_grad(), evaluating(vae), isolated(0):
@@ -205,6 +226,7 @@ def check_values(vae: VAE, batch: Batch, check_support: bool) -> None:
     if cells.event_shape == () and getattr(cells, "support", None) is not None:
         inside = cells.support.check(x)
     _refuse(
+        name,
         x,
         observed & ~inside,
         f"lies outside the support {cells.support} of the likelihood `{type(cells).__name__}`; choose a likelihood "
@@ -212,9 +234,9 @@ def check_values(vae: VAE, batch: Batch, check_support: bool) -> None:
     )
 
 
-def _refuse(x: Tensor, bad: Tensor, complaint: str) -> None:
+def _refuse(name: str, x: Tensor, bad: Tensor, complaint: str) -> None:
     if bool(bad.any()):
         where = [int(i) for i in bad.expand_as(x).nonzero()[0]]
         value = x[tuple(where)].item()
         column = where[1] if len(where) == 2 else tuple(where[1:])
-        raise InputError(f"data: the value {value:g} in row {where[0]}, column {column} (from 0) {complaint}.")
+        raise InputError(f"{name}: the value {value:g} in row {where[0]}, column {column} (from 0) {complaint}.")

@@ -21,38 +21,39 @@ class Pushforward(nn.Module):
 
     Arguments:
         base: Module whose ``forward(context)`` returns the distribution of u.
-        prior: Module whose ``forward()`` returns the prior; T is ``biject_to`` of its support. It is not owned:
-            its parameters stay out of this module's.
+        prior: Module that returns the prior; T is ``biject_to`` of its support. It is not owned: its parameters
+            stay out of this module's.
+        context_features: How many of the last features of the context the prior receives.
 
     Reference: Kucukelbir et al., "Automatic differentiation variational inference", 2017, section 2.3.
     """
 
-    def __init__(self, base: nn.Module, prior: nn.Module) -> None:
+    def __init__(self, base: nn.Module, prior: nn.Module, context_features: int = 0) -> None:
         super().__init__()
-        self.base = base
+        self.base, self.context_features = base, context_features
         self.__dict__["_prior"] = prior  # not a submodule
 
     def forward(self, context: Tensor) -> TorchDistribution:
         """Returns q(z|x) given a context of shape ``(..., C)``."""
-        return dist.TransformedDistribution(self.base(context), [self.transform()])
-
-    def transform(self) -> Transform:
-        """The bijection T from unconstrained space onto the prior's support."""
-        return biject_to(self.__dict__["_prior"]().support)
+        given = context[..., context.shape[-1] - self.context_features :]
+        prior = self.__dict__["_prior"](*([given] if self.context_features else []))
+        return dist.TransformedDistribution(self.base(context), [biject_to(prior.support)])
 
 
-def derive_posterior(prior: nn.Module, encoder: nn.Module) -> nn.Module:
+def derive_posterior(prior: nn.Module, encoder: nn.Module, context_features: int = 0) -> nn.Module:
     """Returns the posterior for a prior: a diagonal Normal, pushed onto the prior's support where that is bounded.
 
     Arguments:
-        prior: Module whose ``forward()`` returns the prior.
+        prior: Module that returns the prior.
         encoder: Network from the data (and context) to features.
+        context_features: Size of the context; 0 where the prior receives none.
 
     Raises:
         InputError: For a discrete prior, and for one whose density does not integrate to 1 over the support that
             it declares.
     """
-    p = prior()
+    like = next((t for t in (*prior.parameters(), *prior.buffers()) if t.is_floating_point()), torch.empty(()))
+    p = prior(*([like.new_zeros(1, context_features)] if context_features else []))
     family = _family_name(p)
     remedy = f"pass posterior=Conditional(dist.{family}, {tuple(p.event_shape)}, given=...)"
     if p.support.is_discrete:
@@ -70,7 +71,7 @@ def derive_posterior(prior: nn.Module, encoder: nn.Module) -> nn.Module:
             f"({p.support}), so a Normal posterior would give an ELBO above log p(x); {remedy}."
         )
     base = Conditional(dist.Normal, transform.inverse_shape(p.event_shape), given=encoder)
-    return base if on_the_line else Pushforward(base, prior)
+    return base if on_the_line else Pushforward(base, prior, context_features)
 
 
 def _is_identity(transform: Transform) -> bool:

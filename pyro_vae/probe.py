@@ -36,10 +36,11 @@ def call_once(part: str, module: nn.Module, *arguments: Tensor) -> Any:
     return result
 
 
-def check_batch_shape(part: str, distribution: TorchDistribution) -> None:
-    """Raises an `InputError` where a part, given 2 data, does not return ``batch_shape == (2,)``."""
-    if distribution.batch_shape != (2,):
+def check_batch_shape(part: str, distribution: TorchDistribution, expected: tuple[int, ...] = (2,)) -> None:
+    """Raises an `InputError` where a part, given 2 data (or none), does not return the expected batch shape."""
+    if distribution.batch_shape != expected:
+        given = "given 2 data" if expected else "without a context"
         raise InputError(
-            f"VAE: given 2 data, the {part} returns batch_shape {tuple(distribution.batch_shape)} and event_shape "
-            f"{tuple(distribution.event_shape)}; declare the event with .to_event(...), so that batch_shape is (2,)."
+            f"VAE: {given}, the {part} returns batch_shape {tuple(distribution.batch_shape)} and event_shape "
+            f"{tuple(distribution.event_shape)}; declare the event with .to_event(...): batch_shape must be {expected}."
         )

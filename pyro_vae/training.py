@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import pyro
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError, NonFiniteError
-from pyro_vae.inference import Inference, Phase
+from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.minibatches import Minibatches, Resident, Transform, as_batch, check_values, minibatches
 from pyro_vae.modes import isolated, switched
 from pyro_vae.progress import steps_bar
@@ -85,7 +85,8 @@ def fit(
     r"""Trains a VAE in place by any inference algorithm.
 
     The global random states are left as they are found, and so is Pyro's param store. At a loss or gradient that is
-    not finite, training stops with the parameters of the last step where both were. Ctrl-C ends the run cleanly.
+    not finite, training stops and puts back the parameters at which both were finite last, before their update.
+    Ctrl-C ends the run cleanly.
 
     Arguments:
         vae: The VAE; trained in place, on the device on which it lies.
@@ -132,7 +133,9 @@ def fit(
         >>> history.steps, history.stopped
         (80, 'completed')
     """
-    for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
+    positive = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
+    positive |= {"validation_every": validation_every, "early_stopping": early_stopping}
+    for name, value in positive.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise InputError(f"fit: `{name}` is a positive integer, got `{value!r}`.")
     if (epochs is None) == (steps is None):
@@ -147,11 +150,11 @@ def fit(
     if vae.size is not None and vae.size != source.size:
         raise InputError(f"fit: the VAE was declared with size={vae.size}, but there are {source.size} data.")
     if isinstance(source, Resident):
-        check_values(vae, source.data, check_support and transform is None)
+        check_values(vae, source.data, check_support and transform is None, "training data")
     held_out = None
     if validation is not None:
-        held_out = as_batch(validation).to(vae.device, vae.dtype)
-        check_values(vae, held_out, check_support)
+        held_out = as_batch(validation, "validation").to(vae.device, vae.dtype)
+        check_values(vae, held_out, check_support, "validation data")
     total = steps if steps is not None else (epochs or 0) * source.steps
     run = _Run(vae, inference, optimizer, schedule, clip_norm, check_support)
     watch = Watch(vae, held_out, validation_every or source.steps, early_stopping, keep, check_support)
@@ -239,31 +242,42 @@ class _Run:
                 group["lr"] = rate * factor
         bound = float("nan")
         losses = self.inference.losses(self.vae, batch)
-        first = self.step == 0
         for phase, parameters in self.phases:
-            with pyro.validation_enabled(first and self.check_support):  # costly on a GPU, so once
-                try:
-                    loss = next(losses)
-                except ValueError as error:
-                    if not first or isinstance(error, InputError):
-                        raise
-                    raise InputError(f"fit: the first step fails: {' '.join(str(error).split())}") from error
-            gradients = torch.autograd.grad(loss.value, list(parameters.values()), allow_unused=True)
-            if first:
-                self._require_gradients(phase, parameters, gradients)
-            present = [gradient for gradient in gradients if gradient is not None]
-            norm = torch.nn.utils.get_total_norm(present) if present else torch.zeros(())
-            if not bool((loss.value.detach() + norm).isfinite()):
-                self._fail(batch, rows, loss.value, dict(zip(parameters, gradients, strict=True)))
-            self._save()
-            self._update(parameters, gradients, norm)
+            loss = self._compute(losses, batch, rows)
             if loss.bound is not None:
                 bound = float(loss.bound)
+            if not parameters:  # all frozen
+                continue
+            gradients = torch.autograd.grad(loss.value, list(parameters.values()), allow_unused=True)
+            if self.step == 0:
+                self._require_gradients(phase, parameters, gradients)
+            norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+            if not bool((loss.value.detach() + norm).isfinite()):
+                bad = [name for name, g in zip(parameters, gradients, strict=True) if g is not None and not _finite(g)]
+                self._fail(batch, rows, f"the gradient of `{bad[0]}`" if bad else f"the loss ({loss.value.item():g})")
+            self._save()
+            self._update(parameters, gradients, norm)
         self.step += 1
         self.time += time.perf_counter() - start
         self.bounds.append(bound)
         self.samples.append((self.samples[-1] if self.samples else 0) + batch.size)
         self.seconds.append(self.time)
+
+    def _compute(self, losses: Iterator[Loss], batch: Batch, rows: Tensor | None) -> Loss:
+        """The next phase's loss; parameters that are not finite make some distributions raise."""
+        first = self.step == 0
+        try:
+            with pyro.validation_enabled(first and self.check_support):  # costly on a GPU, so once
+                return next(losses)
+        except InputError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            if not all(_finite(parameter) for parameter in self.vae.parameters()):
+                self._fail(batch, rows, reason)
+            if first:
+                raise InputError(f"fit: the first step fails: {reason}") from error
+            raise
 
     def _update(self, parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...], norm: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -292,12 +306,9 @@ class _Run:
         with torch.no_grad():
             torch._foreach_copy_(self.state, self.good)
 
-    def _fail(self, batch: Batch, rows: Tensor | None, value: Tensor, gradients: dict[str, Tensor | None]) -> None:
+    def _fail(self, batch: Batch, rows: Tensor | None, otherwise: str) -> NoReturn:
         """Names what is not finite, puts the last good parameters in place, and raises."""
-        what = _name_term(self.vae, batch)
-        if what is None:
-            bad = [name for name, g in gradients.items() if g is not None and not bool(g.isfinite().all())]
-            what = f"the gradient of `{bad[0]}`" if bad else f"the loss ({value.item():g})"
+        what = _name_term(self.vae, batch) or otherwise
         self._restore()
         named = "" if rows is None else f", batch of rows {rows[:5].tolist()}{' ...' if len(rows) > 5 else ''}"
         raise NonFiniteError(
@@ -308,7 +319,7 @@ class _Run:
     def check_parameters(self) -> None:
         """Raises where the last update left a parameter that is not finite."""
         for name, parameter in self.vae.named_parameters():
-            if not bool(parameter.isfinite().all()):
+            if not _finite(parameter):
                 self._restore()
                 raise NonFiniteError(
                     f"fit: the update of step {self.step} made `{name}` infinite or nan. The parameters of the last "
@@ -327,15 +338,23 @@ class _Run:
         )
 
 
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
+
+
 @torch.no_grad()
 def _name_term(vae: VAE, batch: Batch) -> str | None:
     """Which of the three log densities is not finite at the batch; None where all are."""
+    posterior = "log q(z|x), the posterior,"
     with pyro.validation_enabled(False):
         q = vae.encode(batch)
-        z = q.sample()
+        try:
+            z = q.sample()
+        except RuntimeError:  # torch refuses to draw with a scale or a probability of nan
+            return posterior
         terms = {
-            "log q(z|x), the posterior,": q.log_prob(z),
+            posterior: q.log_prob(z),
             "log p(z), the prior,": vae.prior_given(batch).log_prob(z),
             "log p(x|z), the likelihood,": vae.log_likelihood(z, batch),
         }
-    return next((name for name, value in terms.items() if not bool(value.isfinite().all())), None)
+    return next((name for name, value in terms.items() if not _finite(value)), None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import pyro
@@ -101,6 +102,7 @@ class VAE(nn.Module):
         self.units: Any = None
         self.size, self.parameter_prior, self.context_features = size, parameter_prior, context_features
         p = call_once("prior", prior, *([self._zeros(0)] if context_features else []))
+        check_batch_shape("prior", p, (2,) if context_features else ())
         self.latent_shape = p.event_shape
         x_given_z = call_once("likelihood", likelihood, self._zeros(self.latent_shape.numel()))
         check_batch_shape("likelihood", x_given_z)
@@ -139,7 +141,7 @@ class VAE(nn.Module):
         batch = self.check(data)
         if self.parameter_prior is not None:
             pyro.factor("parameter_prior", self.log_parameter_prior())
-        with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self._scale(batch)):
+        with self._plate(batch):
             z = pyro.sample("z", self.prior_given(batch))
             x_given_z, x = self._observed(z, batch)
             observed: Tensor = pyro.sample("x", x_given_z, obs=x)
@@ -147,13 +149,22 @@ class VAE(nn.Module):
 
     def _infer(self, data: Tensor | Batch) -> Tensor:
         batch = self.check(data)
-        with pyro.plate("data", batch.size, dim=-1), poutine.scale(scale=self._scale(batch)):
+        with self._plate(batch):
             z: Tensor = pyro.sample("z", self.encode(batch))
         return z
 
-    def _scale(self, batch: Batch) -> float | Tensor:
+    @contextmanager
+    def _plate(self, batch: Batch) -> Iterator[None]:
+        """The plate over the batch, scaled by N/M and by the data's weights."""
         scale = 1.0 if self.size is None else self.size / batch.size
-        return scale if batch.weight is None else scale * batch.weight
+        with pyro.plate("data", batch.size, dim=-1), ExitStack() as stack:
+            if batch.weight is None:
+                stack.enter_context(poutine.scale(scale=scale))
+            else:  # Pyro refuses a scale of 0
+                positive = batch.weight > 0
+                stack.enter_context(poutine.scale(scale=scale * torch.where(positive, batch.weight, 1.0)))
+                stack.enter_context(poutine.mask(mask=positive))
+            yield
 
     # ------------------------------------------------------------------ the three distributions
 
@@ -232,10 +243,14 @@ class VAE(nn.Module):
             n: Number of draws.
             context: Shape ``(n, C)``, where the model has one.
         """
+        given = 0 if context is None else context.shape[-1]
+        if given != self.context_features:
+            raise InputError(
+                f"VAE: generate needs a context of {self.context_features} covariates for each draw, got {given}."
+            )
         p = self.prior() if context is None else self.prior(context)
         z = p.sample((n,)) if p.batch_shape == () else p.sample()
-        given = None if context is None else Batch(z, context=context)
-        return self.decode(z, given).sample()
+        return self.decode(z, None if context is None else Batch(z, context=context)).sample()
 
     @torch.no_grad()
     def reconstruct(self, data: Tensor | Batch, num_samples: int | None = None) -> Tensor:
@@ -340,7 +355,8 @@ class VAE(nn.Module):
         given = 0 if batch.context is None else batch.context.shape[-1]
         if given != self.context_features:
             raise InputError(f"VAE: declared with context_features={self.context_features}, got a context of {given}.")
-        return batch if batch.x.dtype.is_floating_point else batch._replace(x=batch.x.to(self.dtype))
+        dtype = self.dtype
+        return batch if batch.x.dtype == dtype else batch._replace(x=batch.x.to(dtype))
 
     def _observed(self, z: Tensor, batch: Batch) -> tuple[TorchDistribution, Tensor]:
         """p(x|z) restricted to the observed cells, and x with the others filled by a value inside the support."""
@@ -371,7 +387,7 @@ class VAE(nn.Module):
             posterior = mlp(width + self.context_features, *reversed(hidden)).to(like.device, like.dtype)
         q = call_once("posterior", posterior, self._zeros(width))
         if isinstance(q, Tensor):
-            posterior = derive_posterior(self.prior, posterior)
+            posterior = derive_posterior(self.prior, posterior, self.context_features)
             q = call_once("posterior", posterior, self._zeros(width))
         check_batch_shape("posterior", q)
         if q.event_shape != self.latent_shape:

@@ -807,11 +807,16 @@ def test_damaged_cache_is_downloaded_again(server: str, tmp_path: Path) -> None:
     assert cached(tmp_path) == []
 
 
-def test_progress_bar_is_drawn_only_on_request(server: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_bar_is_drawn_only_on_request(
+    server: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     fetch(source(server, "good")).unlink()
     assert capsys.readouterr() == ("", "")
+    fetch(source(server, "good"), progress=True).unlink()
+    assert capsys.readouterr() == ("", "")  # a bar is for terminals
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
     fetch(source(server, "good"), progress=True)
-    assert "file.bin" in capsys.readouterr().out
+    assert "file.bin" in capsys.readouterr().err
 
 
 def test_conversions_are_checked_by_their_arrays(server: str, tmp_path: Path) -> None:

@@ -199,10 +199,13 @@ class _Bar:
     r"""The progress bar that pooch asks for, drawn by rich."""
 
     def __init__(self, name: str) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
         self.total = 0
-        self._progress = Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
         self._task = self._progress.add_task(name, total=None)
         self._progress.start()
 

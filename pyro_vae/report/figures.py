@@ -26,7 +26,8 @@ _PALETTE += ["#332288", "#882255", "#999933"]
 # Figures are sized at 100 page pixels an inch and drawn at twice that, for dense screens.
 _DPI = 200
 _TEXT, _SMALL = 9, 8
-_GREY = "#8a8a8a"
+_LARGE = 12  # of figures that are shown side by side, made smaller
+_GREY, _LIGHT = "#8a8a8a", "#c9c9c9"
 # Largest side of a mosaic of images, in device pixels, and the gap between two images.
 _SIDE, _GAP = 1000, 4
 _MOST_COLUMNS, _MOST_DIMENSIONS = 12, 64
@@ -42,8 +43,9 @@ def learning_curves(
 ) -> bytes:
     """Draws the bound during training: the mean over seeds, within a band from the least to the greatest seed.
 
-    The vertical axis begins where the curves are after a tenth of the training, so that the first steps do not
-    squash the rest. A curve ends where the first of its seeds stopped.
+    The vertical axis is zoomed to what follows the first tenth of the training, so that the first steps do not
+    squash the rest. A curve ends where the first of its seeds stopped. Against seconds, each point of a curve lies
+    at the seeds' mean time.
 
     Arguments:
         curves: What `pyro_vae.run_folder.curves` returns: columns ``algorithm, seed, part, samples, seconds, bound``.
@@ -64,9 +66,10 @@ def learning_curves(
         x, mean, low, high = band
         dashed = part == "validation"
         axes.plot(x, mean, color=colour[label], linewidth=1.4, linestyle="--" if dashed else "-")
-        if not dashed:
-            axes.fill_between(x, low, high, color=colour[label], alpha=0.2, linewidth=0)
-        settled.append(mean[x >= x[-1] / 10])
+        if dashed:
+            low = high = mean
+        axes.fill_between(x, low, high, color=colour[label], alpha=0.2, linewidth=0)
+        settled += [low[x >= x[-1] / 10], high[x >= x[-1] / 10]]
     if (curves["part"] == "validation").any():
         handles += [Line2D([], [], color=_GREY, label="training")]
         handles += [Line2D([], [], color=_GREY, linestyle="--", label="validation")]
@@ -128,8 +131,8 @@ def latent_manifold(
     """
     grid = np.asarray(images, dtype=np.float64)[::-1]
     rows, columns, height, width = grid.shape
-    mosaic = _mosaic(grid.reshape(-1, height, width), rows, columns, gap=0)
-    left, bottom, margin = 110, 90, 16
+    mosaic = _mosaic(grid.reshape(-1, height, width), rows, columns, gap=2)
+    left, bottom, margin = 190, 115, 16
     size = (mosaic.shape[1] + left + margin, mosaic.shape[0] + bottom + margin)
     figure = Figure(figsize=_inches(*size), dpi=_DPI)
     axes = figure.add_axes(
@@ -137,13 +140,10 @@ def latent_manifold(
     )
     extent = (-0.5, columns - 0.5, -0.5, rows - 0.5)
     axes.imshow(mosaic, cmap="gray", vmin=limits[0], vmax=limits[1], extent=extent, interpolation="none", aspect="auto")
-    for label, values, ticks in (
-        (axes.set_xlabel, first, axes.set_xticks),
-        (axes.set_ylabel, second, axes.set_yticks),
-    ):
-        places = np.unique(np.linspace(0, len(values) - 1, min(5, len(values))).round().astype(int))
-        ticks(places, [f"{values[place]:.2g}" for place in places], fontsize=_SMALL)
-        label("z₁" if values is first else "z₂", fontsize=_TEXT)
+    axes.set_xticks(*_ticks(first), fontsize=_LARGE)
+    axes.set_yticks(*_ticks(second), fontsize=_LARGE)
+    axes.set_xlabel("z₁", fontsize=_LARGE)
+    axes.set_ylabel("z₂", fontsize=_LARGE, rotation=0)
     return _png(figure)
 
 
@@ -157,7 +157,7 @@ def kl_bars(kl: Mapping[str, ArrayLike]) -> bytes:
     Returns:
         A PNG; of more than 64 dimensions the 64 largest are drawn.
     """
-    figure, axes = _figure(7.0, 3.2)
+    figure, axes = _figure(9.0, 3.2)
     width, most = 0.8 / len(kl), 1
     for index, (label, values) in enumerate(kl.items()):
         ranked = -np.sort(-np.atleast_2d(np.asarray(values, dtype=np.float64)), axis=1).mean(0)[..., :_MOST_DIMENSIONS]
@@ -191,7 +191,7 @@ def marginals(test: ArrayLike, samples: Mapping[str, ArrayLike], columns: Sequen
     names = list(columns) if columns is not None else [f"column {index + 1}" for index in range(count)]
     across = min(count, 3)
     down = -(-count // across)
-    figure = Figure(figsize=(0.6 + 2.8 * across, 0.5 + 1.9 * down), dpi=_DPI, layout="constrained")
+    figure = Figure(figsize=(0.6 + 2.95 * across, 0.5 + 1.9 * down), dpi=_DPI, layout="constrained")
     for index in range(count):
         axes = figure.add_subplot(down, across, index + 1)
         _style(axes)
@@ -199,7 +199,7 @@ def marginals(test: ArrayLike, samples: Mapping[str, ArrayLike], columns: Sequen
         name = names[index] if len(names[index]) <= 32 else f"{names[index][:31]}…"
         axes.set_title(name, fontsize=_TEXT, parse_math=False)
     colour = colours(list(drawn))
-    handles = [Line2D([], [], color="#c9c9c9", linewidth=6, label="test data")]
+    handles = [Line2D([], [], color=_LIGHT, linewidth=6, label="test data")]
     handles += [Line2D([], [], color=colour[label], linewidth=1.4, label=label) for label in drawn]
     legend = figure.legend(
         handles=handles, loc="outside upper center", ncols=min(across + 1, 4), fontsize=_SMALL, frameon=False
@@ -207,6 +207,12 @@ def marginals(test: ArrayLike, samples: Mapping[str, ArrayLike], columns: Sequen
     _plain(legend.get_texts())
     figure.supylabel("density", fontsize=_TEXT)
     return _png(figure)
+
+
+def _ticks(values: Sequence[float]) -> tuple[list[int], list[str]]:
+    """Places and names of at most five of the values."""
+    places = np.unique(np.linspace(0, len(values) - 1, min(5, len(values))).round().astype(int)).tolist()
+    return places, [f"{values[place]:.2g}".replace("-", "−") for place in places]
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -236,16 +242,17 @@ def _band(curves: pd.DataFrame, axis: str) -> tuple[Floats, Floats, Floats, Floa
     """x, mean, least and greatest over seeds, over the stretch that all seeds have; None where nothing is finite."""
     runs = []
     for _, run in curves[np.isfinite(curves["bound"])].groupby("seed"):
-        ordered = run.sort_values(axis)
-        runs.append((ordered[axis].to_numpy(np.float64), ordered["bound"].to_numpy(np.float64)))
+        ordered = run.sort_values("samples")
+        runs.append([ordered[name].to_numpy(np.float64) for name in ("samples", axis, "bound")])
     if not runs:
         return None
-    start, end = max(x[0] for x, _ in runs), min(x[-1] for x, _ in runs)
-    x = np.unique(np.concatenate([x for x, _ in runs]))
-    x = x[(x >= start) & (x <= end)]
-    if not len(x):
+    start, end = max(samples[0] for samples, _, _ in runs), min(samples[-1] for samples, _, _ in runs)
+    grid = np.unique(np.concatenate([samples for samples, _, _ in runs]))
+    grid = grid[(grid >= start) & (grid <= end)]
+    if not len(grid):
         return None
-    values = np.stack([np.interp(x, *run) for run in runs])
+    x = np.mean([np.interp(grid, samples, place) for samples, place, _ in runs], axis=0)
+    values = np.stack([np.interp(grid, samples, bound) for samples, _, bound in runs])
     return x, values.mean(0), values.min(0), values.max(0)
 
 
@@ -255,26 +262,32 @@ def _limit(axes: Axes, settled: Sequence[Floats]) -> None:
     if not len(values):
         axes.text(0.5, 0.5, "no bound was recorded", ha="center", transform=axes.transAxes, fontsize=_TEXT)
         return
-    low, high = float(np.quantile(values, 0.01)), float(values.max())
+    low, high = float(np.quantile(values, 0.01)), float(np.quantile(values, 0.999))
     pad = 0.06 * (high - low) or 0.5
     axes.set_ylim(low - pad, high + pad)
 
 
 def _histogram(axes: Axes, data: Floats, samples: Mapping[str, Floats]) -> None:
-    edges = _edges(data, samples)
-    axes.hist(data, bins=edges, density=True, color="#c9c9c9")
+    # Bins by Rice's rule: there may be few test data, and many samples.
+    axes.hist(
+        data,
+        bins=_edges(data, samples, min(max(math.ceil(2 * len(data) ** (1 / 3)), 8), 40)),
+        density=True,
+        color=_LIGHT,
+    )
+    edges = _edges(data, samples, 30)
     colour = colours(list(samples))
     for label, values in samples.items():
         kept = values[(values >= edges[0]) & (values <= edges[-1])]
         if len(kept):
             # Weights, so that what lies beyond the axis still counts.
             weights = np.full(len(kept), 1 / (len(values) * (edges[1] - edges[0])))
-            axes.hist(kept, bins=edges, weights=weights, histtype="step", color=colour[label], linewidth=1.3)
+            axes.hist(kept, bins=edges, weights=weights, histtype="step", color=colour[label], linewidth=1.2)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_locator(MaxNLocator(3))
 
 
-def _edges(data: Floats, samples: Mapping[str, Floats]) -> list[float]:
+def _edges(data: Floats, samples: Mapping[str, Floats], bins: int) -> list[float]:
     """Edges of bins over the data and the central 98 % of the samples; around whole numbers where there are few."""
     ends = [np.array([data.min(), data.max()])]
     ends += [np.quantile(finite, [0.01, 0.99]) for v in samples.values() if len(finite := v[np.isfinite(v)])]
@@ -284,7 +297,7 @@ def _edges(data: Floats, samples: Mapping[str, Floats]) -> list[float]:
         return [edge - 0.5 for edge in range(math.floor(low), math.ceil(high) + 2)]
     if high - low <= 1e-12 * max(1.0, abs(low)):
         low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, 25).tolist()
+    return np.linspace(low, high, bins + 1).tolist()
 
 
 def _mosaic(images: Floats, rows: int, columns: int, gap: int = _GAP) -> np.ma.MaskedArray[Any, Any]:

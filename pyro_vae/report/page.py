@@ -61,6 +61,7 @@ class _Section:
     title: str
     text: str
     pictures: list[_Picture] = field(default_factory=list)
+    layout: str = ""
 
 
 def write_report(comparison: Comparison, path: Path) -> None:
@@ -126,7 +127,7 @@ def _curves(comparison: Comparison) -> _Section:
     text = "Each algorithm's own training bound: mean over seeds, within a band from the least to the greatest seed. "
     if (frame["part"] == "validation").any():
         text += "Dashed: the ELBO of the validation data. "
-    text += "The first steps lie below the axis; seconds leave validation out."
+    text += "The vertical axis is zoomed to what follows the first tenth of training; seconds leave validation out."
     silent = [
         label
         for label in comparison.labels
@@ -139,22 +140,20 @@ def _curves(comparison: Comparison) -> _Section:
 
 def _samples(comparison: Comparison) -> _Section:
     data, limits = comparison.data, _limits(comparison.data)
-    pictures = []
-    if data.test is not None:
-        test = _as_images(data.test[:_DRAWN], data)
-        pictures.append(_picture(figures.image_grid(test, limits=limits), "Images from the test data", "Test data"))
-    with_means = True
+    shown = [("Test data", data.test), ("Training data", data.train)]
+    if data.binarisation == "dynamic":
+        shown[1] = ("Training data, before binarisation", data.train)
     for run in _first_runs(comparison):
         draws, means = _draw(run, _DRAWN)
-        for images, what in ((draws, "draws of x"), (means, "mean of p(x|z) at the same z")):
-            if images is None:
-                with_means = False
-                continue
-            png = figures.image_grid(_as_images(images, data), limits=limits)
-            pictures.append(_picture(png, f"Samples of {run.algorithm}: {what}", f"{run.algorithm}: {what}"))
+        shown += [(f"{run.algorithm}: draws of x", draws), (f"{run.algorithm}: mean of p(x|z) at the same z", means)]
+    pictures = [
+        _picture(figures.image_grid(_as_images(x[:_DRAWN], data), limits=limits), f"Grid of images. {what}", what)
+        for what, x in shown
+        if x is not None
+    ]
     text = "From each algorithm's model of the first seed, for z drawn from the prior"
-    text += ": draws of x, and the mean of the likelihood that they are drawn from." if with_means else "."
-    return _Section("samples", "Samples", text, pictures)
+    text += ": draws of x, and the mean of the likelihood that they are drawn from."
+    return _Section("samples", "Samples", text, pictures, "pairs")
 
 
 def _reconstructions(comparison: Comparison) -> _Section:
@@ -183,7 +182,7 @@ def _marginals(comparison: Comparison) -> _Section:
     shown = min(data.units.dim, 12)
     names = list(data.columns or [f"column {index + 1}" for index in range(data.units.dim)])[:shown]
     text = (
-        f"Histograms of the {count(len(test), 'test row').replace('one', '1')} and of {_ROWS} samples from each "
+        f"Histograms of {count(len(test), 'test row')} and of {_ROWS} samples from each "
         "algorithm's model of the first seed, in the data's own units."
     )
     if shown < data.units.dim:

@@ -107,11 +107,15 @@ def seeds_text(comparison: Comparison) -> TableText:
 
 
 def data_phrase(comparison: Comparison) -> str:
-    """Returns the data set's name and what was done to it, such as ``digits, dynamic binarisation``."""
+    """Returns the data set's name and what was done to it, such as ``digits (dynamic binarisation)``."""
     data = comparison.data
-    binarisation = "not binarised" if data.binarisation == "none" else f"{data.binarisation} binarisation"
-    scaling = {"none": "", "unit": "scaled to [0, 1]", "standardise": "standardised"}[data.scaling]
-    return ", ".join([data.name, binarisation] + ([scaling] if scaling and data.binarisation == "none" else []))
+    done = [{"none": "", "unit": "scaled to [0, 1]", "standardise": "standardised"}[data.scaling]]
+    if data.binarisation != "none":
+        done = [f"{data.binarisation} binarisation"]
+    elif data.image_shape is not None:
+        done = ["not binarised", *done]
+    said = ", ".join(filter(None, done))
+    return f"{data.name} ({said})" if said else data.name
 
 
 def count(n: int, noun: str) -> str:
@@ -137,7 +141,8 @@ def _marginal(comparison: Comparison) -> str:
 def _caption(comparison: Comparison) -> str:
     n = len(comparison.experiment.seeds)
     over = f"mean ± 95 % Student-t interval over {n} seeds" if n > 1 else "one seed, so without intervals"
-    return f"Nats per datum; {over}; {data_phrase(comparison)}."
+    units = " in the data's own units" if comparison.data.log_jacobian else ""
+    return f"Nats per datum{units}; {over}; {data_phrase(comparison)}."
 
 
 def _sampling(comparison: Comparison) -> str:
@@ -175,8 +180,10 @@ def _intervals(intervals: Sequence[Interval], *, digits: int = 2, most: int = 4,
 
 
 def _signed(interval: Interval, spec: str) -> str:
-    """Formats an interval with the sign, if any, on its mean alone."""
+    """Formats an interval with the sign, if any, on its mean alone, and on none that is 0 as written."""
     mean, separator, width = format(interval, spec).partition(" ± ")
+    if mean != "-" and float(mean) == 0:
+        mean = mean.lstrip("+-")
     return mean + separator + width.removeprefix("+")
 
 
