@@ -68,7 +68,7 @@ class LinearGaussian:
     s: Tensor
 
     @classmethod
-    def random(cls, d: int, latent: int, *, diagonal: bool = True, seed: int = 0) -> LinearGaussian:
+    def random(cls, d: int, latent: int, *, diagonal: bool = True, seed: int = 101) -> LinearGaussian:
         """Returns random parameters; where ``diagonal``, those of a model whose exact posterior is diagonal."""
         generator = torch.Generator().manual_seed(seed)
         a, b, s = (torch.randn(n, generator=generator, dtype=torch.float64) for n in ((d, latent), (d,), (d,)))
@@ -143,8 +143,8 @@ class LinearGaussian:
         v = covariance @ (self.W / self._s.square().unsqueeze(-1)).T
         return Encoder(v, -v @ self.b, wider * covariance.diagonal().sqrt())
 
-    def sample(self, n: int, seed: int = 0) -> Tensor:
-        """Returns n draws of x, shape ``(n, D)``."""
+    def sample(self, n: int, seed: int = 202) -> Tensor:
+        """Returns n draws of x, shape ``(n, D)``; no other stream of a test may have this seed."""
         generator = torch.Generator().manual_seed(seed)
         z, noise = (torch.randn(n, k, generator=generator, dtype=self.W.dtype) for k in self.W.T.shape)
         return z @ self.W.T + self.b + noise * self._s

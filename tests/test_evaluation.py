@@ -167,7 +167,7 @@ def test_k_hat_tells_a_wide_posterior_from_a_narrow_one() -> None:
 
 
 def vae_with_modes() -> VAE:
-    """Dropout in the decoder, batch normalisation in the encoder, one layer in evaluation mode; a KL that is sampled."""
+    """Dropout in the decoder, batch normalisation in the encoder, one part in evaluation mode, a sampled KL."""
     torch.manual_seed(0)
     encoder = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 4))
     decoder = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from pyro_vae.errors import InputError
@@ -14,7 +16,7 @@ def test_from_one_to_final_without_a_rise(name):
     factor = SCHEDULES[name](100, **arguments)
     values = [factor(step) for step in range(150)]
     assert values[0] == 1
-    assert all(later <= earlier + 1e-12 for earlier, later in zip(values, values[1:], strict=False))
+    assert all(later <= earlier + 1e-12 for earlier, later in pairwise(values))
     assert values[100] == pytest.approx(1 if name == "constant" else 0.1)
     assert values[149] == values[100]
 

@@ -505,7 +505,7 @@ class Endless(IterableDataset):
         (torch.tensor(1.0), r"zero rows \(shape \(\)\)"),
         (np.array([["a", 1]], dtype=object), r"data must be numeric, got an array of dtype `object`"),
         (pd.DataFrame({"a": ["x", "y"]}), r"data must be numeric"),
-        (ROWS.tolist(), r"data are a Tensor, an ndarray.*got `list`"),
+        (ROWS.tolist(), r"is a Tensor, an ndarray.*got `list`"),
         (DataLoader(Endless()), r"IterableDataset has no length; give it a map-style data set"),
         (Endless(), r"IterableDataset has no length|map-style"),
         (DataLoader(TensorDataset(changed_cell(0.5)), 12), r"the first step fails: .*support"),
