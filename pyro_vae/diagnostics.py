@@ -49,7 +49,7 @@ def to_arviz(
         raise InputError("to_arviz: expected at least one VAE, got none.")
     chains: dict[str, list[Tensor]] = {"z": [], "x": [], "log_likelihood": [], "log_weight": []}
     for i, vae in enumerate(several):
-        with evaluating(vae), isolated(seed + i):
+        with evaluating(vae), isolated(seed + i, "draws"):
             batch = vae.check(data).to(vae.device, vae.dtype)
             q = vae.encode(batch)
             z = q.sample((num_samples,))

@@ -89,7 +89,7 @@ def sample(vae: VAE, n: int, *, seed: int = 0) -> pd.DataFrame:
         n: Number of draws.
         seed: Of the draws.
     """
-    with evaluating(vae), isolated(seed):
+    with evaluating(vae), isolated(seed, "sample"):
         x = vae.units.to_own_units(vae.generate(n).flatten(1))
     columns = vae.units.columns or [f"x{i}" for i in range(x.shape[1])]
     return pd.DataFrame(x.numpy(), columns=list(columns))

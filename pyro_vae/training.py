@@ -18,7 +18,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.minibatches import Minibatches, Resident, Transform, as_batch, check_values, minibatches
-from pyro_vae.modes import isolated, switched
+from pyro_vae.modes import isolated, stream_seed, switched
 from pyro_vae.progress import steps_bar
 from pyro_vae.vae import VAE
 from pyro_vae.validation import Watch
@@ -145,7 +145,7 @@ def fit(
     if keep not in ("best", "last"):
         raise InputError(f'fit: `keep` is "best" or "last", got `{keep!r}`.')
     inference.check(vae)
-    generator = torch.Generator(vae.device).manual_seed(seed)
+    generator = torch.Generator(vae.device).manual_seed(stream_seed(seed, "minibatches"))
     source = minibatches(vae, x, batch_size, generator, transform, weights)
     if vae.size is not None and vae.size != source.size:
         raise InputError(f"fit: the VAE was declared with size={vae.size}, but there are {source.size} data.")
@@ -159,7 +159,7 @@ def fit(
     run = _Run(vae, inference, optimizer, schedule, clip_norm, check_support)
     watch = Watch(vae, held_out, validation_every or source.steps, early_stopping, keep, check_support)
     with (
-        isolated(seed),
+        isolated(seed, "training"),
         switched(vae, training=True),
         switched(inference, training=True),
         warnings.catch_warnings(),

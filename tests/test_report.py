@@ -63,7 +63,9 @@ def table(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cross_entropy():
     data = first_rows(load("digits", support=BINARY, binarisation="none"))
-    return small(data, data={"name": "digits", "binarisation": "none"}, latent=3, inference=["aevb", "analytic-kl"], seeds=1)
+    return small(
+        data, data={"name": "digits", "binarisation": "none"}, latent=3, inference=["aevb", "analytic-kl"], seeds=1
+    )
 
 
 def cells(table):
@@ -228,6 +230,9 @@ def test_the_page_of_images_has_every_part(digits, tmp_path):
         assert phrase in parsed.text
     for row in cells(summary_table(digits)):
         assert all(cell in parsed.text for cell in row)
+    estimate = digits.runs[0].log_marginal
+    assert f"{estimate.value:.3f}" in parsed.text
+    assert f"{estimate.sampling_error:.2g}" in parsed.text
 
 
 def test_two_latent_dimensions_are_shown_as_a_manifold(plane, tmp_path):

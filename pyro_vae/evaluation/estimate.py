@@ -22,6 +22,7 @@ class Estimate:
             ``effective_sample_size`` of each datum, shape ``(N,)``.
 
     Example:
+        >>> import torch
         >>> Estimate.of(torch.tensor([-1.0, -3.0]), torch.tensor([0.3, 0.4]))
         Estimate(-2.0000 ± 0.2500 (Monte Carlo) ± 1.0000 (data), 2 data)
     """

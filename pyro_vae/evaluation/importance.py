@@ -94,7 +94,7 @@ def _log_weights(vae: VAE, data: Tensor | Batch, num_samples: int, seed: int, pr
     batch = vae.check(data)
     size = max(1, min(batch.size, _ROWS // min(num_samples, 100)))
     at_once = max(1, min(num_samples, _ROWS // size))
-    with evaluating(vae), isolated(seed):
+    with evaluating(vae), isolated(seed, "evaluation"):
         for start in tracked(range(0, batch.size, size), progress):
             part = batch.select(slice(start, start + size)).to(vae.device, vae.dtype)
             draws = [min(at_once, num_samples - done) for done in range(0, num_samples, at_once)]

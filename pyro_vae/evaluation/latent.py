@@ -62,7 +62,7 @@ def kl_per_dimension(vae: VAE, data: Tensor | Batch, num_samples: int = 100, *, 
     """
     batch = vae.check(data)
     total = torch.zeros(vae.latent_shape, device=vae.device, dtype=vae.dtype)
-    with evaluating(vae), isolated(seed):
+    with evaluating(vae), isolated(seed, "evaluation"):
         for start in range(0, batch.size, _CHUNK):
             part = batch.select(slice(start, start + _CHUNK)).to(vae.device, vae.dtype)
             q, p = _factors(vae.encode(part)), _factors(vae.prior_given(part))

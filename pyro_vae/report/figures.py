@@ -64,8 +64,8 @@ def learning_curves(
         if band is None:
             continue
         x, mean, low, high = band
-        dashed = part == "validation"
-        axes.plot(x, mean, color=colour[label], linewidth=1.4, linestyle="--" if dashed else "-")
+        dashed, marker = part == "validation", "o" if len(x) == 1 else ""
+        axes.plot(x, mean, color=colour[label], linewidth=1.4, linestyle="--" if dashed else "-", marker=marker)
         if dashed:
             low = high = mean
         axes.fill_between(x, low, high, color=colour[label], alpha=0.2, linewidth=0)
@@ -268,13 +268,8 @@ def _limit(axes: Axes, settled: Sequence[Floats]) -> None:
 
 
 def _histogram(axes: Axes, data: Floats, samples: Mapping[str, Floats]) -> None:
-    # Bins by Rice's rule: there may be few test data, and many samples.
-    axes.hist(
-        data,
-        bins=_edges(data, samples, min(max(math.ceil(2 * len(data) ** (1 / 3)), 8), 40)),
-        density=True,
-        color=_LIGHT,
-    )
+    few = min(max(math.ceil(2 * len(data) ** (1 / 3)), 8), 40)  # Rice's rule: there may be few data, and many samples
+    axes.hist(data, bins=_edges(data, {}, few), density=True, color=_LIGHT)
     edges = _edges(data, samples, 30)
     colour = colours(list(samples))
     for label, values in samples.items():
@@ -288,10 +283,14 @@ def _histogram(axes: Axes, data: Floats, samples: Mapping[str, Floats]) -> None:
 
 
 def _edges(data: Floats, samples: Mapping[str, Floats], bins: int) -> list[float]:
-    """Edges of bins over the data and the central 98 % of the samples; around whole numbers where there are few."""
+    """Edges of bins over the data and the central 98 % of the samples; around whole numbers where there are few.
+
+    Samples with heavy tails widen the axis to three times the data's range at most.
+    """
     ends = [np.array([data.min(), data.max()])]
     ends += [np.quantile(finite, [0.01, 0.99]) for v in samples.values() if len(finite := v[np.isfinite(v)])]
-    low, high = float(np.min(ends)), float(np.max(ends))
+    span = float(np.ptp(data)) or math.inf
+    low, high = max(float(np.min(ends)), data.min() - span), min(float(np.max(ends)), data.max() + span)
     whole = all(np.array_equal(v, np.round(v)) for v in (data, *samples.values()))
     if whole and high - low < 30:
         return [edge - 0.5 for edge in range(math.floor(low), math.ceil(high) + 2)]

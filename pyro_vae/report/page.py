@@ -124,7 +124,9 @@ def _curves(comparison: Comparison) -> _Section:
         _Picture(figures.learning_curves(frame, "samples", quantity=quantity), f"{alt} training data seen"),
         _Picture(figures.learning_curves(frame, "seconds", quantity=quantity), f"{alt} seconds of training"),
     ]
-    text = "Each algorithm's own training bound: mean over seeds, within a band from the least to the greatest seed. "
+    text = "Each algorithm's own training bound. "
+    if len(comparison.experiment.seeds) > 1:
+        text = "Each algorithm's own training bound: mean over seeds, in a band from the least to the greatest seed. "
     if (frame["part"] == "validation").any():
         text += "Dashed: the ELBO of the validation data. "
     text += "The vertical axis is zoomed to what follows the first tenth of training; seconds leave validation out."

@@ -86,7 +86,7 @@ def difference_text(comparison: Comparison) -> TableText:
     for metric in ("elbo", "log_marginal"):
         intervals = [difference[metric] for difference in differences]
         columns += [_intervals(intervals, sign=True), [_contains_zero(interval) for interval in intervals]]
-    header = ("algorithm", _bound(comparison), "contains 0", "log p(x)", "contains 0")
+    header = ("algorithm", _bound(comparison), "interval contains 0", "log p(x)", "interval contains 0")
     if not others:
         return TableText(f"Difference from {baseline}", header, [], "Only one algorithm: there is nothing to compare.")
     caption = f"{_caption(comparison)} Differences are between runs of the same seed; above 0 is better."
@@ -221,7 +221,14 @@ def _estimate(estimate: Estimate | None) -> tuple[str, str, str]:
     if estimate is None:
         return "-", "-", "-"
     errors = (estimate.standard_error, estimate.sampling_error)
-    return f"{estimate.value:.3f}", _number(errors[0], ".2g"), _number(errors[1], ".2g")
+    return f"{estimate.value:.3f}", _error(errors[0]), _error(errors[1])
+
+
+def _error(value: float) -> str:
+    """Formats a standard error to two digits."""
+    if not math.isfinite(value) or value <= 0:
+        return _number(value, "g")
+    return f"{value:.{max(1 - math.floor(math.log10(value)), 0)}f}"
 
 
 def _number(value: float, spec: str) -> str:
