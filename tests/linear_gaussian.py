@@ -1,46 +1,16 @@
-r"""The exact oracle: the linear-Gaussian VAE, where everything has a closed form, and the z-test against it."""
+r"""The exact oracle: the linear-Gaussian VAE, where everything has a closed form."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
-import pytest
 import torch
-from scipy.stats import norm
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 
 from pyro_vae import VAE, Conditional, Fixed, Learned, mlp
-
-# The probability that a correct library fails a Monte Carlo test, all its components together.
-FAILURE_RATE = 2e-5
-
-
-def assert_mean(samples: Tensor, exact: Tensor, error: Tensor | None = None) -> float:
-    """Asserts by z-tests that independent samples, shape ``(n, ...)``, have the expectation ``exact``; returns max |z|.
-
-    With ``error``, ``samples`` are estimates of ``exact`` that have these standard errors. The failure rate is
-    `FAILURE_RATE` for all components together (Bonferroni).
-    """
-    if error is None:
-        samples, error = samples.mean(0), samples.std(0) / len(samples) ** 0.5
-    assert samples.shape == exact.shape == error.shape
-    z = (samples - exact) / error.clamp_min(1e-12)
-    largest, limit = float(z.abs().max()), norm.isf(FAILURE_RATE / 2 / z.numel())
-    assert largest < limit, f"component {int(z.abs().argmax())} of {z.numel()}: |z| = {largest:.2f} > {limit:.2f}"
-    return largest
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """For problems so small that a second thread only waits: for long, where the cores are busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import mpmath
 import pyro.distributions as dist
 import pytest
 import torch
+from z_test import assert_mean
 
 from pyro_vae import Conditional, mlp
 from pyro_vae.continuous_bernoulli import ContinuousBernoulli
@@ -100,7 +101,7 @@ def test_density_integrates_to_one():
     torch.testing.assert_close(torch.trapezoid(density, x, dim=0), torch.ones_like(logits), rtol=1e-6, atol=0)
 
 
-def test_draws_have_the_mean_and_pass_its_gradient(assert_mean):
+def test_draws_have_the_mean_and_pass_its_gradient():
     logits = torch.tensor([-50.0, -3.0, -1e-3, 0.0, 0.5, 20.0]).requires_grad_()
     each = logits.expand(20000, -1)
     draws = ContinuousBernoulli(logits=each).rsample()

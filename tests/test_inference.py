@@ -10,10 +10,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear_gaussian import Encoder, LinearGaussian, assert_mean, one_thread  # noqa: F401
+from linear_gaussian import Encoder, LinearGaussian
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
+from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp
 from pyro_vae.errors import InputError
@@ -24,7 +25,6 @@ from pyro_vae.parameter_prior import ParameterPrior
 MODEL = LinearGaussian.random(5, 2)
 X = MODEL.sample(8)
 REPLICATES = 4000
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def adam(rate: float = 0.03) -> functools.partial[torch.optim.Optimizer]:

@@ -13,6 +13,7 @@ import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
+from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Network, mlp
 from pyro_vae.errors import InputError
@@ -144,7 +145,7 @@ def test_default_posterior_is_the_likelihoods_network_in_reverse():
 # ---------------------------------------------------------------------- generate and reconstruct
 
 
-def test_generated_data_have_the_models_mean(assert_mean):
+def test_generated_data_have_the_models_mean():
     prior = fixed(dist.Normal, (1,), loc=3.0, scale=1.0)
     likelihood = Conditional(dist.Normal, (1,), given=nn.Identity(), head=None, scale=Fixed(0.5))
     vae = VAE(prior, likelihood, mlp(1, 4))
@@ -165,7 +166,7 @@ def test_reconstruction_is_the_mode_where_there_is_no_mean(make_vae):
     assert torch.equal(vae.reconstruct(x), vae.decode(vae.encode(x).mean).base_dist.logits.argmax(-1))
 
 
-def test_reconstruction_draws_differ_from_x_and_from_each_other(make_vae, x, assert_mean):
+def test_reconstruction_draws_differ_from_x_and_from_each_other(make_vae, x):
     vae = make_vae()
     draws = vae.reconstruct(x, num_samples=4000)
     assert draws.shape == (4000, 12, 6)
@@ -191,7 +192,7 @@ PRIORS = {
 
 
 @pytest.mark.parametrize("name", PRIORS)
-def test_derived_posterior_is_a_density_on_the_priors_support(name, x, assert_mean):
+def test_derived_posterior_is_a_density_on_the_priors_support(name, x):
     prior = PRIORS[name]
     vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(math.prod(prior.event_shape), 7)), mlp(6, 7))
     assert vae.log_weights(x, 50).isfinite().all()
@@ -331,7 +332,7 @@ def test_context_reaches_all_three_parts(conditional_vae, x):
     assert changed(vae, before) == trainable(vae)
 
 
-def test_generation_uses_each_rows_own_context(conditional_vae, assert_mean):
+def test_generation_uses_each_rows_own_context(conditional_vae):
     vae, c = conditional_vae, torch.randn(2, 3) * 5
     draws = vae.generate(20000, context=c.repeat(10000, 1)).reshape(10000, 2, 6)
     with torch.no_grad():

@@ -1,0 +1,46 @@
+"""The README's examples run, and its numbers are what they print."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pyro_vae.experiment import Experiment
+from pyro_vae.inference import ALGORITHMS
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_python_examples_run_and_print_what_they_say(capsys):
+    names = {}
+    exec(PYTHON[0], names)
+    printed, promised = (
+        re.findall(r"-?\d+\.\d+", text) for text in (capsys.readouterr().out, PYTHON[0].split("\n# ")[1])
+    )
+    # The last digits of a training run differ between processors; the Monte Carlo and the data's error do not.
+    assert [float(x) for x in printed] == pytest.approx([float(x) for x in promised], abs=0.02)
+    for example in PYTHON[1:]:
+        exec(example, names)
+
+
+def test_the_experiment_file_is_valid_and_builds():
+    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    experiment = Experiment.parse(yaml.safe_load(text))
+    assert experiment.build().latent_shape == (8,)
+
+
+def test_the_table_lists_every_algorithm():
+    rows = re.findall(r"^\| `([\w-]+)` \| `(\w+)` \|", README, flags=re.MULTILINE)
+    assert dict(rows) == {name: algorithm.__name__ for name, algorithm in ALGORITHMS.items()}
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"pyro-vae ([a-z]+)", README))))
+def test_commands_exist(command):
+    from pyro_vae.cli import app
+
+    names = {info.name or info.callback.__name__ for info in app.registered_commands}
+    assert command in names
