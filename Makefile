@@ -13,8 +13,9 @@ BASE := $(shell for p in python3 python3.11 python3.12 python3.13; do \
 
 .PHONY: demo test lint types pytest slow gpu-test clean
 
-demo: $(READY)  ## Train and compare three algorithms on the embedded data set.
-	$(RUN) -m pyro_vae compare --data digits --inference aevb,analytic-kl,wake-sleep --seeds 3
+demo: $(READY)  ## Train and compare three algorithms on the embedded data set, to convergence.
+	$(RUN) -m pyro_vae compare --data digits --inference aevb,analytic-kl,wake-sleep --seeds 3 \
+		--epochs 200 --set training.schedule=cosine
 
 test: lint types pytest  ## Lint, types and the default tests.
 

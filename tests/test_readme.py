@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import yaml
 from pyro_vae.experiment import Experiment
 from pyro_vae.inference import ALGORITHMS
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -31,6 +34,17 @@ def test_the_experiment_file_is_valid_and_builds():
     (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
     experiment = Experiment.parse(yaml.safe_load(text))
     assert experiment.build().latent_shape == (8,)
+
+
+def test_the_mnist_table_is_the_committed_result():
+    result = json.loads((ROOT / "benchmarks" / "results" / "mnist.json").read_text())
+    seconds = {(run["algorithm"], run["seed"]): run["seconds_per_epoch"] for run in result["runs"]}
+    seeds = result["experiment"]["seeds"]
+    for label, summary in result["summary"].items():
+        cells = [f"{summary[m]['mean']:.2f} ± {summary[m]['half_width']:.2f}" for m in ("elbo", "log_marginal")]
+        ratios = [seconds[label, seed] / seconds["analytic-kl", seed] for seed in seeds]
+        cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        assert f"| `{label}` | {' | '.join(cells)} |" in README
 
 
 def test_the_table_lists_every_algorithm():
