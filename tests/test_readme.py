@@ -47,6 +47,14 @@ def test_the_mnist_table_is_the_committed_result():
         assert f"| `{label}` | {' | '.join(cells)} |" in README
 
 
+@pytest.mark.parametrize("epochs", [50, 200])
+def test_the_estimators_differences_are_the_committed_results(epochs):
+    result = json.loads((ROOT / "benchmarks" / "results" / f"digits_{epochs}_epochs.json").read_text())
+    difference = result["differences"][0]["elbo"]
+    row = f"digits_{epochs}_epochs.json)) | {difference['mean']:+.3f} ± {difference['half_width']:.3f} |"
+    assert row in README
+
+
 def test_the_table_lists_every_algorithm():
     rows = re.findall(r"^\| `([\w-]+)` \| `(\w+)` \|", README, flags=re.MULTILINE)
     assert dict(rows) == {name: algorithm.__name__ for name, algorithm in ALGORITHMS.items()}

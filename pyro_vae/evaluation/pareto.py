@@ -12,7 +12,7 @@ from torch import Tensor
 # Log weights closer together than this are constant: their generalised Pareto fit has no scale.
 _CONSTANT = 1e-8
 # With fewer draws ArviZ has too short a tail to fit.
-_FEWEST = 25
+_FEWEST = 30
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def pareto_k(log_weights: Tensor) -> Tensor:
         log_weights: Shape ``(S, N)``.
 
     Returns:
-        Shape ``(N,)``; nan where S is below 25, too few to fit a tail.
+        Shape ``(N,)``; nan where S is below 30, too few to fit a tail.
     """
     values = log_weights.detach().double().cpu().numpy().T
     result = np.full(len(values), np.nan)

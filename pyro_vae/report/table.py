@@ -164,7 +164,7 @@ def _sampling(comparison: Comparison) -> str:
         )
     if unknown:
         sentences.append(
-            f"Warning: Pareto k-hat is unknown for {unknown} of {n} test data; take at least 25 importance samples."
+            f"Warning: Pareto k-hat is unknown for {unknown} of {n} test data; take at least 30 importance samples."
         )
     return " ".join(sentences)
 
