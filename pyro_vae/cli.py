@@ -71,7 +71,7 @@ def compare_command(
             raise InputError(f"--set: expected key=value, such as training.batch_size=50; got `{setting}`.")
         _assign(content, key.strip(), parse_yaml(value, f"--set {key}"))
     if file is None:
-        experiment = Experiment.parse(content, "command line")
+        experiment = Experiment.parse(content, "command line").relative_to(Path())
     else:
         experiment = Experiment.parse(content, str(file)).relative_to(file.parent if data is None else Path())
     loaded = experiment.load_data(progress=True)

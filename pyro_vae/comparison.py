@@ -64,6 +64,15 @@ class Run:
             "seconds_per_epoch": self.seconds_per_epoch,
         }
 
+    def errors(self) -> dict[str, float]:
+        """Returns the Monte Carlo and the data's standard error of the two estimates, where there are such."""
+        return {
+            f"{name}_{error}": float(getattr(estimate, error))
+            for name, estimate in (("elbo", self.elbo), ("log_marginal", self.log_marginal))
+            if estimate is not None
+            for error in ("standard_error", "sampling_error")
+        }
+
 
 METRICS = ("elbo", "log_marginal", "active_units", "seconds_per_epoch")
 
@@ -208,14 +217,15 @@ def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, pro
         if not data.cross_entropy:
             marginal = log_marginal(vae, test, evaluation.num_samples, seed=seed, progress=progress)
         active, kl = active_units(vae, test), kl_per_dimension(vae, test, seed=seed)
+    about = {"data": data.name, "part": "test", "binarisation": data.binarisation}
     return Run(
         algorithm=spec.label,
         seed=seed,
         vae=vae,
         history=history,
         seconds_per_epoch=float(history.seconds[-1]) * len(data.train) / float(history.samples[-1]),
-        elbo=bound.shifted(data.log_jacobian) if algorithm.trains_posterior else None,
-        log_marginal=None if marginal is None else marginal.shifted(data.log_jacobian),
+        elbo=bound.about(data.log_jacobian, **about) if algorithm.trains_posterior else None,
+        log_marginal=None if marginal is None else marginal.about(data.log_jacobian, **about),
         active=active.cpu(),
         kl=None if kl is None else kl.cpu(),
     )
@@ -236,21 +246,23 @@ def _environment(experiment: Experiment, command: str) -> dict[str, Any]:
 
 
 def _plain(value: Interval) -> dict[str, float | int | None]:
-    numbers = {"mean": value.mean, "half_width": value.half_width}
-    return {name: None if math.isnan(x) else x for name, x in numbers.items()} | {"n": value.n}
+    return {"mean": _number(value.mean), "half_width": _number(value.half_width), "n": value.n}
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON has it: null where it is not finite."""
+    return value if math.isfinite(value) else None
 
 
 def _run_record(run: Run) -> dict[str, Any]:
     record: dict[str, Any] = {"algorithm": run.algorithm, "seed": run.seed}
-    record |= {name: None if math.isnan(x) else x for name, x in run.metrics().items()}
+    record |= {name: _number(x) for name, x in {**run.metrics(), **run.errors()}.items()}
     for name, estimate in (("elbo", run.elbo), ("log_marginal", run.log_marginal)):
         if estimate is not None:
-            record[f"{name}_standard_error"] = estimate.standard_error
-            record[f"{name}_sampling_error"] = estimate.sampling_error
             record[f"{name}_num_samples"] = estimate.diagnostics["num_samples"]
     if run.log_marginal is not None:
         k = run.log_marginal.diagnostics["pareto_k"]
         record["pareto_k_above_0.7"] = float((k > 0.7).double().mean())
-        record["pareto_k_median"] = None if bool(k.isnan().all()) else float(k.nanmedian())
+        record["pareto_k_median"] = _number(float(k.nanmedian()))
     record["steps"], record["stopped"] = run.history.steps, run.history.stopped
     return record

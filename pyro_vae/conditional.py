@@ -147,6 +147,7 @@ class Conditional(nn.Module):
             raise InputError(
                 f"Conditional: no parameter of `{family.__name__}` is a `Network`, so given= would never be used."
             )
+        self._takes_offset = any(isinstance(s, Network) and s.offset for s in self.sources.values())
         self.given = given
         self.head: nn.Module | None = None
         if given is not None and head is not None:
@@ -180,6 +181,11 @@ class Conditional(nn.Module):
             raise InputError(
                 f"Conditional: with head=None `given` must emit {sum(self._sizes)} values per datum "
                 f"({len(self._sizes)} parameter(s) of `{self.family.__name__}`), got {raw.shape[-1]}."
+            )
+        if offset is not None and not self._takes_offset:
+            raise InputError(
+                f"Conditional: the batch has an offset, but no parameter of `{self.family.__name__}` is declared "
+                "Network(offset=True), so it would be ignored."
             )
         raw = raw.reshape(*context.shape[:-1], raw.shape[-1])
         return self._build(self._parameters_from(raw, offset), context.shape[:-1])
@@ -339,7 +345,7 @@ class Conditional(nn.Module):
         try:
             with _validation():
                 built = self._build(self._parameters_from(raw, None), () if raw is None else (1,))
-        except (ValueError, TypeError, RuntimeError, NotImplementedError, IndexError) as error:
+        except (ValueError, TypeError, RuntimeError, NotImplementedError, IndexError, AssertionError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"Conditional: `{self.family.__name__}` cannot be built for event_shape "

@@ -7,6 +7,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions.kl import register_kl
 from torch.nn.functional import softplus
 
 # Below this |logit| the closed forms cancel, and their Taylor series hold to 1e-9 (the first term left out of
@@ -106,3 +107,8 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousBernoulli:
         return super().expand(batch_shape, self._get_checked_instance(ContinuousBernoulli, _instance))
+
+
+@register_kl(ContinuousBernoulli, ContinuousBernoulli)  # type: ignore[untyped-decorator]
+def _kl(p: ContinuousBernoulli, q: ContinuousBernoulli) -> Tensor:
+    return p.mean * (p.logits - q.logits) - p.log_partition + q.log_partition

@@ -53,11 +53,10 @@ def to_arviz(
             batch = vae.check(data).to(vae.device, vae.dtype)
             q = vae.encode(batch)
             z = q.sample((num_samples,))
-            log_likelihood = vae.log_likelihood(z, batch)
             chains["z"].append(z.reshape(num_samples, batch.size, -1))
             chains["x"].append(vae.decode(z, batch).sample().reshape(num_samples, batch.size, -1))
-            chains["log_likelihood"].append(log_likelihood)
-            chains["log_weight"].append(vae.prior_given(batch).log_prob(z) + log_likelihood - q.log_prob(z))
+            chains["log_likelihood"].append(vae.log_likelihood(z, batch))
+            chains["log_weight"].append(vae.log_joint(z, batch) - q.log_prob(z))
     arrays = {name: torch.stack(parts).float().cpu().numpy() for name, parts in chains.items()}
     groups: Groups = {
         "posterior": {"z": arrays["z"]},

@@ -14,6 +14,13 @@ class NonFiniteError(ArithmeticError):
     """Training met a loss or a gradient that is not finite; the last good parameters are in place."""
 
 
+def nearest(name: str, allowed: Iterable[str]) -> str | None:
+    """Returns the allowed name that is nearest to a mistyped one; None where none is near."""
+    lowered = {candidate.lower(): candidate for candidate in allowed}
+    near = difflib.get_close_matches(name.lower(), list(lowered), n=1)
+    return lowered[near[0]] if near else None
+
+
 def near_match(name: str, allowed: Iterable[str]) -> str:
     """Returns `` did you mean `x`?`` for the nearest of ``allowed``, or the whole list where none is near.
 
@@ -24,8 +31,7 @@ def near_match(name: str, allowed: Iterable[str]) -> str:
         'expected one of `Bernoulli`, `Normal`.'
     """
     names = list(allowed)
-    lowered = {candidate.lower(): candidate for candidate in names}
-    near = difflib.get_close_matches(name.lower(), list(lowered), n=1)
-    if near:
-        return f"did you mean `{lowered[near[0]]}`?"
+    near = nearest(name, names)
+    if near is not None:
+        return f"did you mean `{near}`?"
     return "expected one of " + ", ".join(f"`{candidate}`" for candidate in names) + "."

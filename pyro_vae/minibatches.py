@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.modes import evaluating, isolated
+from pyro_vae.modes import evaluating, isolated, stream_seed
 from pyro_vae.vae import VAE
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -41,9 +41,10 @@ def minibatches(
     vae: VAE,
     data: Any,
     batch_size: int,
-    generator: torch.Generator,
+    seed: int,
     transform: Transform | None = None,
     weights: Any = None,
+    check_support: bool = True,
 ) -> Minibatches:
     """Returns the source of minibatches for data in any of the forms that `fit` takes.
 
@@ -51,30 +52,40 @@ def minibatches(
         vae: Whose device and floating-point type the batches get.
         data: See `pyro_vae.fit`.
         batch_size: M; a `DataLoader` keeps its own.
-        generator: Of the shuffling and of ``transform``, on the VAE's device.
+        seed: Of the shuffling, of ``transform`` and of what a data set draws.
         transform: Applied to the x of every minibatch, such as a dynamic binarisation.
         weights: Shape ``(N,)``, see `pyro_vae.fit`.
+        check_support: Whether values outside the likelihood's support are refused; after a ``transform`` only its
+            first minibatch can be checked, by Pyro.
 
     Raises:
-        InputError: For data that are empty or of no known form, and for weights that do not fit them.
+        InputError: For data that are empty, of no known form or outside the support, and for weights that do not fit.
     """
+    generator = torch.Generator(vae.device).manual_seed(stream_seed(seed, "minibatches"))
+    check = ValueCheck(vae, check_support and transform is None)
+    if isinstance(data, IterableDataset):
+        raise InputError("fit: an IterableDataset has no length; give a map-style data set.")
     if isinstance(data, DataLoader):
         if weights is not None:
             raise InputError(
                 "fit: `weights` go with data that are held as a whole; let a DataLoader yield Batch(x, weight=...)."
             )
-        return Streamed(vae, data, generator, transform)
-    if isinstance(data, IterableDataset):
-        raise InputError("fit: an IterableDataset has no length; give a map-style data set.")
-    if isinstance(data, TorchDataset) and weights is None and not _fits(data, vae.device):
+        return Streamed(vae, data, generator, transform, check)
+    if isinstance(data, TorchDataset) and not _fits(_bytes_of_all(data, seed), vae.device):
+        if weights is not None:
+            raise InputError(
+                "fit: `weights` need data that fit the device's memory; let the items be Batch(x, weight=...)."
+            )
         warnings.warn("fit: the data set does not fit the device's memory, so it is streamed.", stacklevel=3)
         order = torch.Generator().manual_seed(generator.initial_seed())
-        return Streamed(vae, DataLoader(data, batch_size, shuffle=True, generator=order), generator, transform)
-    return Resident(vae, as_batch(data), batch_size, generator, transform, weights)
+        return Streamed(vae, DataLoader(data, batch_size, shuffle=True, generator=order), generator, transform, check)
+    with isolated(seed, "data"):  # of data sets that draw
+        batch = as_batch(data)
+    return Resident(vae, batch, batch_size, generator, transform, weights, check)
 
 
 class Resident:
-    """Data that lie on the device as a whole and are shuffled there."""
+    """Data that lie on the device as a whole and are shuffled there; what does not fit it stays where it is."""
 
     def __init__(
         self,
@@ -84,10 +95,19 @@ class Resident:
         generator: torch.Generator,
         transform: Transform | None,
         weights: Any,
+        check: ValueCheck,
     ) -> None:
+        weights = batch.weight if weights is None else weights
         if weights is not None:
             batch = batch._replace(weight=_checked_weights(weights, batch.size))
-        self.data = batch.to(vae.device, vae.dtype)
+        self.device, self.home = vae.device, vae.device
+        if not _fits(_bytes(batch), vae.device) and batch.x.device != vae.device:
+            warnings.warn(
+                "fit: the data do not fit the device's memory, so minibatches are copied to it.", stacklevel=4
+            )
+            self.home = batch.x.device
+        self.data = batch.to(self.home, vae.dtype)
+        check(self.data, "training data")
         self.size, self.batch_size = batch.size, min(batch_size, batch.size)
         self.steps = -(-self.size // self.batch_size)
         self.generator, self.transform = generator, transform
@@ -95,7 +115,7 @@ class Resident:
     def epoch(self) -> Iterator[tuple[Batch, Tensor | None]]:
         order = torch.randperm(self.size, generator=self.generator, device=self.generator.device)
         for rows in order.split(self.batch_size):
-            batch = self.data.select(rows)
+            batch = self.data.select(rows.to(self.home)).map(lambda field: field.to(self.device))
             if self.transform is not None:
                 batch = batch._replace(x=self.transform(batch.x, self.generator))
             yield batch, rows
@@ -108,9 +128,14 @@ class Streamed:
     """
 
     def __init__(
-        self, vae: VAE, loader: DataLoader[Any], generator: torch.Generator, transform: Transform | None
+        self,
+        vae: VAE,
+        loader: DataLoader[Any],
+        generator: torch.Generator,
+        transform: Transform | None,
+        check: ValueCheck,
     ) -> None:
-        self.loader, self.device, self.dtype = loader, vae.device, vae.dtype
+        self.loader, self.device, self.dtype, self.check = loader, vae.device, vae.dtype, check
         try:
             self.steps, self.size = len(loader), len(loader.dataset)  # type: ignore[arg-type]
         except TypeError:
@@ -139,29 +164,31 @@ class Streamed:
 
     def epoch(self) -> Iterator[tuple[Batch, Tensor | None]]:
         for item in self._items():
-            batch = as_batch(item).to(self.device, self.dtype)
+            batch = as_batch(_first(item)).to(self.device, self.dtype)
+            self.check(batch, "a minibatch of the training data")
             if self.transform is not None:
                 batch = batch._replace(x=self.transform(batch.x, self.generator))
             yield batch, None
 
 
 def as_batch(data: Any, name: str = "x") -> Batch:
-    """Returns data as a `Batch`: a tensor, an array, a data frame, a batch, or a sequence whose first item is x.
+    """Returns data as a `Batch`: a tensor, an array, a data frame, a batch or a data set (read once, as a whole).
 
     Raises:
         InputError: For anything else, for cells that are not numbers, and for zero rows.
     """
-    if isinstance(data, TorchDataset):
-        data = default_collate([data[i] for i in range(len(data))])  # type: ignore[arg-type]
-    if isinstance(data, Batch):
-        batch = data
-    elif isinstance(data, list | tuple) and data and isinstance(data[0], Tensor):  # (x, label), as data sets yield
-        batch = Batch(data[0])
-    else:
-        batch = Batch(_as_tensor(data, name))
+    if isinstance(data, TorchDataset) and not isinstance(data, IterableDataset):
+        items = [_first(data[i]) for i in range(len(data))]  # type: ignore[arg-type]
+        data = default_collate(items) if items else torch.empty(0)
+    batch = data if isinstance(data, Batch) else Batch(_as_tensor(data, name))
     if batch.x.dim() == 0 or batch.size == 0:
         raise InputError(f"fit: the data have zero rows (shape {tuple(batch.x.shape)}); give at least one datum.")
     return batch
+
+
+def _first(item: Any) -> Any:
+    """x of an item such as (x, label), as data sets yield them."""
+    return item[0] if isinstance(item, list | tuple) and not isinstance(item, Batch) and len(item) > 0 else item
 
 
 def _as_tensor(data: Any, name: str) -> Tensor:
@@ -192,11 +219,21 @@ def _checked_weights(weights: Any, size: int) -> Tensor:
     return tensor / tensor.mean()
 
 
-def _fits(dataset: TorchDataset[Any], device: torch.device) -> bool:
-    """Whether a data set takes less than half of the device's free memory."""
-    first = dataset[0]
-    tensors = [item for item in (first if isinstance(first, list | tuple) else [first]) if isinstance(item, Tensor)]
-    needed = len(dataset) * sum(tensor.numel() * 4 for tensor in tensors)  # type: ignore[arg-type]
+def _bytes(item: Any) -> int:
+    """What the tensors of an item or of a batch take as float32."""
+    parts = item if isinstance(item, list | tuple) else [item]
+    return sum(part.numel() * 4 for part in parts if isinstance(part, Tensor))
+
+
+def _bytes_of_all(dataset: TorchDataset[Any], seed: int) -> int:
+    """What a data set takes, if all items take what the first one does."""
+    n = len(dataset)  # type: ignore[arg-type]
+    with isolated(seed, "data"):
+        return n * _bytes(dataset[0]) if n else 0
+
+
+def _fits(needed: int, device: torch.device) -> bool:
+    """Whether so many bytes are less than half of the device's free memory."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:
@@ -204,34 +241,54 @@ def _fits(dataset: TorchDataset[Any], device: torch.device) -> bool:
     return needed < free / 2
 
 
+class ValueCheck:
+    """Refuses values that are not finite, or that lie outside the likelihood's support.
+
+    A support that depends on z (the bounds of a Uniform likelihood, say) is checked as far as two draws of z agree.
+
+    Arguments:
+        vae: Whose likelihood it is.
+        check_support: Whether to check the support too.
+    """
+
+    def __init__(self, vae: VAE, check_support: bool) -> None:
+        self.vae, self.supports, self.family = vae, [], ""
+        if not check_support:
+            return
+        with torch.no_grad(), evaluating(vae), isolated(0):
+            probe = vae.probe_batch()
+            z = vae.prior_given(probe).expand((2,)).sample()
+            for i in range(2):
+                cells = vae.decode(z[i : i + 1], probe.select(slice(i, i + 1)))
+                while isinstance(cells, torch.distributions.Independent):
+                    cells = cells.base_dist
+                self.supports.append(cells.support)
+                self.family = type(cells).__name__
+
+    def __call__(self, batch: Batch, name: str) -> None:
+        """Raises an `InputError` that names the first bad cell of the data ``name``."""
+        self.vae.check(batch)
+        x = batch.x.to(self.vae.dtype)
+        observed = torch.ones_like(x, dtype=torch.bool) if batch.mask is None else batch.mask
+        _refuse(name, x, observed & ~x.isfinite(), "is not finite; remove it, or hide it with Batch(x, mask=...)")
+        if not self.supports:
+            return
+        inside = torch.zeros_like(observed)
+        for support in self.supports:
+            within = support.check(x)
+            inside |= within.reshape(within.shape + (1,) * (x.dim() - within.dim()))
+        _refuse(
+            name,
+            x,
+            observed & ~inside,
+            f"lies outside the support {self.supports[0]} of the likelihood `{self.family}`; choose a likelihood for "
+            "such values, or bring them into its support (grey levels: binarise them)",
+        )
+
+
 def check_values(vae: VAE, batch: Batch, check_support: bool, name: str = "data") -> None:
-    """Raises an `InputError` that names the first cell that is not finite, or lies outside the likelihood's support."""
-    if batch.x.shape[1:] != vae.event_shape:
-        vae.check(batch)  # raises, with the shapes
-    observed = torch.ones_like(batch.x, dtype=torch.bool) if batch.mask is None else batch.mask
-    x = batch.x.to(vae.dtype)
-    _refuse(name, x, observed & ~x.isfinite(), "is not finite; remove it, or hide it with Batch(x, mask=...)")
-    if not check_support:
-        return
-    with torch.no_grad(), evaluating(vae), isolated(0):
-        probe = vae.probe_batch()
-        likelihood = vae.decode(vae.prior_given(probe).expand((2,)).sample(), probe)
-    support = likelihood.support
-    inside = support.check(x)
-    while inside.dim() < x.dim():
-        inside = inside.unsqueeze(-1)
-    cells = likelihood
-    while isinstance(cells, torch.distributions.Independent):
-        cells = cells.base_dist
-    if cells.event_shape == () and getattr(cells, "support", None) is not None:
-        inside = cells.support.check(x)
-    _refuse(
-        name,
-        x,
-        observed & ~inside,
-        f"lies outside the support {cells.support} of the likelihood `{type(cells).__name__}`; choose a likelihood "
-        "for such values, or bring them into its support (grey levels: binarise them)",
-    )
+    """Raises an `InputError` for the first cell that is not finite or, if asked, outside the support."""
+    ValueCheck(vae, check_support)(batch, name)
 
 
 def _refuse(name: str, x: Tensor, bad: Tensor, complaint: str) -> None:

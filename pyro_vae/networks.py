@@ -18,6 +18,7 @@ class MLP(nn.Sequential):
         in_features: Size of the input.
         out_features: Size of the last hidden layer.
         hidden: Sizes of all hidden layers.
+        activation: What made the activations.
     """
 
     def __init__(self, in_features: int, hidden: Sequence[int], activation: Callable[[], nn.Module]) -> None:
@@ -29,6 +30,7 @@ class MLP(nn.Sequential):
             layers += [nn.Linear(size, next_size), activation()]
         super().__init__(*layers)
         self.in_features, self.out_features, self.hidden = in_features, sizes[-1], tuple(hidden)
+        self.activation = activation
 
 
 def mlp(in_features: int, *hidden: int, activation: Callable[[], nn.Module] = nn.Tanh) -> MLP:

@@ -96,5 +96,11 @@ def _vanishes_at_infinity(prior: TorchDistribution) -> bool:
     centre, spread = z.mean(0), z.std(0) + 1e-6
     steps = torch.linspace(1e4, 1.01e4, 257, dtype=z.dtype, device=z.device).reshape(-1, *(1 for _ in centre.shape))
     tails = torch.cat([centre - steps * spread, centre + steps * spread])
-    volume = tails.abs().log().flatten(1).sum(1)
-    return not bool((prior.log_prob(tails) + volume > 0).any())
+    volume = tails.abs().log().reshape(len(tails), -1).sum(1)
+    try:
+        return not bool((prior.log_prob(tails) + volume > 0).any())
+    except (NotImplementedError, KeyError) as error:
+        raise InputError(
+            f"VAE: the density of the prior `{_family_name(prior)}` cannot be evaluated at a given z ({error}); choose "
+            "a prior with log_prob, such as a flow whose inverse is known."
+        ) from error

@@ -8,6 +8,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.modes import evaluating, isolated
 
@@ -26,7 +27,7 @@ def call_once(part: str, module: nn.Module, *arguments: Tensor) -> Any:
             result = module(*arguments)
     except InputError:
         raise
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+    except (TypeError, ValueError, RuntimeError, IndexError, AssertionError) as error:
         shapes = ", ".join(str(tuple(argument.shape)) for argument in arguments) or "no context"
         reason = " ".join(str(error).split())
         raise InputError(f"VAE: the {part} fails on {shapes}: {reason}") from error
@@ -43,4 +44,50 @@ def check_batch_shape(part: str, distribution: TorchDistribution, expected: tupl
         raise InputError(
             f"VAE: {given}, the {part} returns batch_shape {tuple(distribution.batch_shape)} and event_shape "
             f"{tuple(distribution.event_shape)}; declare the event with .to_event(...): batch_shape must be {expected}."
+        )
+
+
+def check_supports(prior: TorchDistribution, posterior: TorchDistribution) -> None:
+    """Raises an `InputError` where prior and posterior do not have the same support, as far as draws of each tell.
+
+    Where the posterior leaves part of the prior's support out, importance weights miss that part in silence; where
+    it goes beyond, log p(z) is that of an impossible z.
+    """
+    with isolated(0):
+        for name, drawn, other, support in (
+            ("posterior", posterior, "prior", prior.support),
+            ("prior", prior, "posterior", posterior.support),
+        ):
+            z = drawn.sample((256,)) if drawn.batch_shape else drawn.sample((256, 2))
+            try:
+                inside = bool(support.check(z).all())
+            except (NotImplementedError, RuntimeError):  # a support that depends on more than is known here
+                continue
+            if not inside:
+                raise InputError(
+                    f"VAE: the {name} has support {drawn.support}, with draws outside the {other}'s, {support}; choose "
+                    "a posterior with the prior's support, or leave it out and it follows from the prior."
+                )
+
+
+def check_fields(batch: Batch, context_features: int) -> None:
+    """Raises an `InputError` where the fields of a batch do not fit each other or the model's context."""
+    given = None if batch.context is None else tuple(batch.context.shape)
+    if given != ((batch.size, context_features) if context_features else None):
+        raise InputError(
+            f"VAE: declared with context_features={context_features}, got a context of shape {given} for "
+            f"{batch.size} data."
+        )
+    if batch.weight is not None and batch.weight.shape != (batch.size,):
+        raise InputError(
+            f"VAE: `weight` has shape {tuple(batch.weight.shape)}; expected ({batch.size},), one for each datum."
+        )
+    if batch.mask is not None and (batch.mask.shape != batch.x.shape or batch.mask.dtype != torch.bool):
+        raise InputError(
+            f"VAE: `mask` is {batch.mask.dtype} of shape {tuple(batch.mask.shape)}; expected torch.bool of the shape "
+            f"of x, {tuple(batch.x.shape)}: True where a cell is observed."
+        )
+    if batch.offset is not None and (batch.offset.dim() != 2 or batch.offset.shape[0] != batch.size):
+        raise InputError(
+            f"VAE: `offset` has shape {tuple(batch.offset.shape)}; expected ({batch.size}, 1) or ({batch.size}, D)."
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyro
 import safetensors
 from safetensors.torch import load_file, save_file
 
@@ -68,21 +69,22 @@ def write_run(comparison: Comparison, folder: Path) -> None:
     """
     comparison.experiment.to_yaml(folder / "experiment.yaml")
     (folder / "result.json").write_text(json.dumps(comparison.record(), indent=1, allow_nan=False), encoding="utf-8")
-    rows = [{"algorithm": run.algorithm, "seed": run.seed, **run.metrics()} for run in comparison.runs]
+    rows = [{"algorithm": run.algorithm, "seed": run.seed, **run.metrics(), **run.errors()} for run in comparison.runs]
     pd.DataFrame(rows).to_csv(folder / "metrics.csv", index=False)
     curves(comparison).to_csv(folder / "curves.csv", index=False)
     (folder / "weights").mkdir()
     for run in comparison.runs:
-        state = {name: tensor.contiguous().cpu() for name, tensor in run.vae.state_dict().items()}
+        state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in run.vae.state_dict().items()}
         save_file(state, folder / "weights" / f"{run.algorithm}-seed{run.seed}.safetensors")
     (folder / "results").mkdir()
     for label in comparison.labels:
         runs = comparison.runs_of(label)
         attributes = {"algorithm": label, "seeds": [run.seed for run in runs]}
         if comparison.data.test is not None:
-            draws = to_arviz(
-                [run.vae for run in runs], comparison.data.test[:_DATA], num_samples=_DRAWS, attributes=attributes
-            )
+            with pyro.validation_enabled(False):  # the data were checked before the first run
+                draws = to_arviz(
+                    [run.vae for run in runs], comparison.data.test[:_DATA], num_samples=_DRAWS, attributes=attributes
+                )
             write_netcdf(draws, folder / "results" / f"{label}.nc")
 
 

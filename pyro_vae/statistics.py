@@ -14,7 +14,7 @@ class Interval:
     """A mean over seeds with its Student-t interval.
 
     Attributes:
-        mean: Over the finite values; nan where there is none.
+        mean: Over the values that are there; nan where there is none.
         half_width: Of the interval; nan with fewer than two values.
         n: Number of values.
         level: Coverage.
@@ -62,13 +62,13 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
         values: One for each seed; nan where a run has none.
         level: Coverage.
     """
-    finite = np.array([value for value in values if math.isfinite(value)], dtype=np.float64)
-    n = len(finite)
+    known = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
+    n = len(known)
     if n == 0:
         return Interval(math.nan, math.nan, 0, level)
-    if n == 1:
-        return Interval(float(finite[0]), math.nan, 1, level)
+    if n == 1 or not np.isfinite(known).all():
+        return Interval(float(known.mean()), math.nan, n, level)
     from scipy.stats import t as student_t  # half a second to import
 
-    half = float(student_t.ppf((1 + level) / 2, n - 1) * finite.std(ddof=1) / math.sqrt(n))
-    return Interval(float(finite.mean()), half, n, level)
+    half = float(student_t.ppf((1 + level) / 2, n - 1) * known.std(ddof=1) / math.sqrt(n))
+    return Interval(float(known.mean()), half, n, level)

@@ -6,15 +6,18 @@ import os
 from typing import Any
 
 import pandas as pd
+import pyro
 import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.datasets import read_table
+from pyro_vae.errors import InputError
 from pyro_vae.evaluation import log_marginal
 from pyro_vae.minibatches import check_values
 from pyro_vae.modes import evaluating, isolated
-from pyro_vae.vae import VAE, centre
+from pyro_vae.moments import centre, spread
+from pyro_vae.vae import VAE
 
 
 def read_rows(vae: VAE, path: str | os.PathLike[str], seed: int = 0) -> Tensor:
@@ -34,7 +37,7 @@ def read_rows(vae: VAE, path: str | os.PathLike[str], seed: int = 0) -> Tensor:
     units = vae.units
     values, _ = read_table(path, units.columns)
     x = units.binarise(units.to_model_units(values), torch.Generator().manual_seed(seed))
-    check_values(vae, Batch(x), check_support=True)
+    check_values(vae, Batch(x), check_support=not units.cross_entropy)
     return x
 
 
@@ -51,6 +54,11 @@ def score(vae: VAE, x: Tensor, num_samples: int = 1000, *, seed: int = 0, progre
     Returns:
         Columns ``row`` (from 1), ``log_p``, ``standard_error``, ``pareto_k`` (above 0.7: not to be trusted).
     """
+    if vae.units.cross_entropy:
+        raise InputError(
+            "score: this model was trained on grey levels under a Bernoulli likelihood, a cross-entropy that has no "
+            "log p(x); train it with a binarisation, or with a likelihood on grey levels such as ContinuousBernoulli."
+        )
     estimate = log_marginal(vae, x, num_samples, seed=seed, progress=progress).shifted(vae.units.log_jacobian)
     return pd.DataFrame(
         {
@@ -70,14 +78,12 @@ def encode(vae: VAE, x: Tensor) -> pd.DataFrame:
         vae: From `pyro_vae.load`.
         x: Shape ``(N, D)``, model units.
     """
-    with evaluating(vae):
+    with evaluating(vae), pyro.validation_enabled(False):  # x was checked when it was read
         q = vae.encode(x)
         columns: dict[str, Any] = {f"z{i}": column for i, column in enumerate(centre(q).flatten(1).T.numpy())}
-        try:
-            scale = q.stddev.flatten(1)
-        except (NotImplementedError, AttributeError):
-            return pd.DataFrame(columns)
-    columns |= {f"z{i}_sd": column for i, column in enumerate(scale.T.numpy())}
+        scale = spread(q)
+    if scale is not None:
+        columns |= {f"z{i}_sd": column for i, column in enumerate(scale.flatten(1).T.numpy())}
     return pd.DataFrame(columns)
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference, Loss, Phase
-from pyro_vae.minibatches import Minibatches, Resident, Transform, as_batch, check_values, minibatches
-from pyro_vae.modes import isolated, stream_seed, switched
+from pyro_vae.minibatches import Minibatches, Transform, as_batch, check_values, minibatches
+from pyro_vae.modes import isolated, switched
 from pyro_vae.progress import steps_bar
 from pyro_vae.vae import VAE
 from pyro_vae.validation import Watch
@@ -145,19 +145,18 @@ def fit(
     if keep not in ("best", "last"):
         raise InputError(f'fit: `keep` is "best" or "last", got `{keep!r}`.')
     inference.check(vae)
-    generator = torch.Generator(vae.device).manual_seed(stream_seed(seed, "minibatches"))
-    source = minibatches(vae, x, batch_size, generator, transform, weights)
+    source = minibatches(vae, x, batch_size, seed, transform, weights, check_support)
     if vae.size is not None and vae.size != source.size:
         raise InputError(f"fit: the VAE was declared with size={vae.size}, but there are {source.size} data.")
-    if isinstance(source, Resident):
-        check_values(vae, source.data, check_support and transform is None, "training data")
     held_out = None
     if validation is not None:
-        held_out = as_batch(validation, "validation").to(vae.device, vae.dtype)
+        with isolated(seed, "data"):
+            held_out = as_batch(validation, "validation")
+        held_out = held_out.to(vae.device, vae.dtype)
         check_values(vae, held_out, check_support, "validation data")
     total = steps if steps is not None else (epochs or 0) * source.steps
     run = _Run(vae, inference, optimizer, schedule, clip_norm, check_support)
-    watch = Watch(vae, held_out, validation_every or source.steps, early_stopping, keep, check_support)
+    watch = Watch(vae, inference, held_out, validation_every or source.steps, early_stopping, keep, check_support)
     with (
         isolated(seed, "training"),
         switched(vae, training=True),
@@ -187,6 +186,7 @@ def _loop(
                 report(run.step, run.bounds[-1])
                 metrics = {"bound": run.bounds[-1], "samples": run.samples[-1], "seconds": run.seconds[-1]}
                 if watch.due(run.step, total):
+                    run.check_parameters()
                     metrics["validation_bound"] = watch.evaluate(run.step)
                 if callback is not None:
                     callback(run.step, metrics)
@@ -223,11 +223,13 @@ class _Run:
                 f"lambda p: torch.optim.Adam(p, lr=1e-3); it made a `{type(self.optimizer).__name__}`."
             )
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.both = nn.ModuleDict({"vae": vae, "inference": inference})
         self.phases: list[tuple[Phase, dict[str, nn.Parameter]]] = [
             (phase, inference.moved(vae, phase)) for phase in inference.phases
         ]
-        self.state = [t for t in (*vae.parameters(), *vae.buffers(), *inference.parameters(), *inference.buffers())]
-        self.good = [t.detach().clone() for t in self.state]
+        self._require_phases()
+        self.kept = {id(parameter): parameter.detach().clone() for parameter in self.both.parameters()}
+        self.buffers = {name: buffer.clone() for name, buffer in self.both.named_buffers()}
         self.step, self.time = 0, 0.0
         self.bounds: list[float] = []
         self.samples: list[int] = []
@@ -255,7 +257,7 @@ class _Run:
             if not bool((loss.value.detach() + norm).isfinite()):
                 bad = [name for name, g in zip(parameters, gradients, strict=True) if g is not None and not _finite(g)]
                 self._fail(batch, rows, f"the gradient of `{bad[0]}`" if bad else f"the loss ({loss.value.item():g})")
-            self._save()
+            self._save(parameters)
             self._update(parameters, gradients, norm)
         self.step += 1
         self.time += time.perf_counter() - start
@@ -275,8 +277,8 @@ class _Run:
             reason = " ".join(str(error).split())
             if not all(_finite(parameter) for parameter in self.vae.parameters()):
                 self._fail(batch, rows, reason)
-            if first:
-                raise InputError(f"fit: the first step fails: {reason}") from error
+            if first or isinstance(error, ValueError):
+                raise InputError(f"fit: step {self.step + 1} fails on a batch of {batch.size}: {reason}") from error
             raise
 
     def _update(self, parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...], norm: Tensor) -> None:
@@ -284,8 +286,23 @@ class _Run:
         scale = None if self.clip_norm is None else torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0)
         for parameter, gradient in zip(parameters.values(), gradients, strict=True):
             parameter.grad = gradient if scale is None or gradient is None else gradient * scale
-        self.optimizer.step()
+        try:
+            self.optimizer.step()
+        except KeyboardInterrupt:  # some parameters may be moved already
+            self._restore()
+            raise
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _require_phases(self) -> None:
+        """Raises for a trainable parameter that no phase moves."""
+        moved = {id(p) for _, parameters in self.phases for p in parameters.values()}
+        exempt = set() if self.inference.trains_posterior else {id(p) for p in self.vae.phi.values()}
+        for name, parameter in self.both.named_parameters():
+            if parameter.requires_grad and id(parameter) not in moved | exempt:
+                raise InputError(
+                    f"fit: no phase of `{self.inference.name}` moves `{name}`; name its group in the phase's `moves`, "
+                    "or freeze it with requires_grad_(False)."
+                )
 
     def _require_gradients(
         self, phase: Phase, parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...]
@@ -293,18 +310,24 @@ class _Run:
         for (name, _), gradient in zip(parameters.items(), gradients, strict=True):
             if gradient is None:
                 raise InputError(
-                    f"fit: `{self.inference.name}` moves {' and '.join(sorted(phase.moves))}, but its loss does not "
+                    f"fit: `{self.inference.name}` moves {', '.join(sorted(phase.moves))}, but its loss does not "
                     f"depend on `{name}`, which would never be trained; use it in forward, or freeze it with "
                     "requires_grad_(False)."
                 )
 
-    def _save(self) -> None:
-        with torch.no_grad():
-            torch._foreach_copy_(self.good, self.state)
+    @torch.no_grad()
+    def _save(self, moved: dict[str, nn.Parameter]) -> None:
+        """Keeps what a phase is about to move, and all buffers (looked up anew: an algorithm may assign one)."""
+        parameters: list[Tensor] = list(moved.values())
+        torch._foreach_copy_([self.kept[id(parameter)] for parameter in parameters], parameters)
+        self.buffers = {name: buffer.clone() for name, buffer in self.both.named_buffers()}
 
+    @torch.no_grad()
     def _restore(self) -> None:
-        with torch.no_grad():
-            torch._foreach_copy_(self.state, self.good)
+        for parameter in self.both.parameters():
+            parameter.copy_(self.kept[id(parameter)])
+        for name, buffer in self.both.named_buffers():
+            buffer.copy_(self.buffers[name])
 
     def _fail(self, batch: Batch, rows: Tensor | None, otherwise: str) -> NoReturn:
         """Names what is not finite, puts the last good parameters in place, and raises."""
@@ -318,7 +341,7 @@ class _Run:
 
     def check_parameters(self) -> None:
         """Raises where the last update left a parameter that is not finite."""
-        for name, parameter in self.vae.named_parameters():
+        for name, parameter in self.both.named_parameters():
             if not _finite(parameter):
                 self._restore()
                 raise NonFiniteError(

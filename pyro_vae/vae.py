@@ -17,10 +17,11 @@ from torch.distributions import transform_to
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.networks import mlp
+from pyro_vae.moments import centre
+from pyro_vae.networks import MLP, mlp
 from pyro_vae.parameter_prior import ParameterPrior
 from pyro_vae.posteriors import derive_posterior
-from pyro_vae.probe import call_once, check_batch_shape
+from pyro_vae.probe import call_once, check_batch_shape, check_fields, check_supports
 
 _instances = itertools.count()
 
@@ -215,6 +216,11 @@ class VAE(nn.Module):
         x_given_z, x = self._observed(z, self.check(data))
         return x_given_z.log_prob(x)
 
+    def log_joint(self, z: Tensor, data: Tensor | Batch) -> Tensor:
+        """Returns log p(x, z) over the observed cells, in nats; arguments and shape as for `log_likelihood`."""
+        batch = self.check(data)
+        return self.prior_given(batch).log_prob(z) + self.log_likelihood(z, batch)
+
     def log_weights(self, data: Tensor | Batch, num_particles: int = 1) -> Tensor:
         r"""Returns :math:`\log w_k = \log p(x, z_k) - \log q(z_k|x)` for :math:`z_k \sim q(z|x)`.
 
@@ -231,7 +237,7 @@ class VAE(nn.Module):
         batch = self.check(data)
         q = self.encode(batch)
         z = q.rsample((num_particles,)) if q.has_rsample else q.sample((num_particles,))
-        return self.prior_given(batch).log_prob(z) + self.log_likelihood(z, batch) - q.log_prob(z)
+        return self.log_joint(z, batch) - q.log_prob(z)
 
     # ------------------------------------------------------------------ what a trained model is used for
 
@@ -243,10 +249,10 @@ class VAE(nn.Module):
             n: Number of draws.
             context: Shape ``(n, C)``, where the model has one.
         """
-        given = 0 if context is None else context.shape[-1]
-        if given != self.context_features:
+        given = (n, 0) if context is None else tuple(context.shape)
+        if given != (n, self.context_features):
             raise InputError(
-                f"VAE: generate needs a context of {self.context_features} covariates for each draw, got {given}."
+                f"VAE: generate needs a context of shape {(n, self.context_features)}, one row a draw; got {given}."
             )
         p = self.prior() if context is None else self.prior(context)
         z = p.sample((n,)) if p.batch_shape == () else p.sample()
@@ -352,11 +358,12 @@ class VAE(nn.Module):
                 f"VAE: expected data of shape (B, {', '.join(map(str, self.event_shape))}) with B >= 1, got "
                 f"{tuple(batch.x.shape)}; reshape them, or declare the likelihood with that event_shape."
             )
-        given = 0 if batch.context is None else batch.context.shape[-1]
-        if given != self.context_features:
-            raise InputError(f"VAE: declared with context_features={self.context_features}, got a context of {given}.")
+        check_fields(batch, self.context_features)
         dtype = self.dtype
-        return batch if batch.x.dtype == dtype else batch._replace(x=batch.x.to(dtype))
+        if batch.x.dtype == dtype and (batch.context is None or batch.context.dtype == dtype):
+            return batch
+        context = None if batch.context is None else batch.context.to(dtype)
+        return batch._replace(x=batch.x.to(dtype), context=context)
 
     def _observed(self, z: Tensor, batch: Batch) -> tuple[TorchDistribution, Tensor]:
         """p(x|z) restricted to the observed cells, and x with the others filled by a value inside the support."""
@@ -382,9 +389,11 @@ class VAE(nn.Module):
         """The posterior as given, or the one that follows from the prior's support."""
         width = self.event_shape.numel()
         if posterior is None:
-            hidden = getattr(getattr(self.likelihood, "given", None), "hidden", (200,))
+            decoder = getattr(self.likelihood, "given", None)
+            hidden, activation = (decoder.hidden, decoder.activation) if isinstance(decoder, MLP) else ((200,), nn.Tanh)
             like = self._like()
-            posterior = mlp(width + self.context_features, *reversed(hidden)).to(like.device, like.dtype)
+            posterior = mlp(width + self.context_features, *reversed(hidden), activation=activation)
+            posterior = posterior.to(like.device, like.dtype)
         q = call_once("posterior", posterior, self._zeros(width))
         if isinstance(q, Tensor):
             posterior = derive_posterior(self.prior, posterior, self.context_features)
@@ -395,6 +404,7 @@ class VAE(nn.Module):
                 f"VAE: the posterior's z has shape {tuple(q.event_shape)}, the prior's {tuple(self.latent_shape)}; "
                 "declare both with the same event_shape."
             )
+        check_supports(self.prior_given(self.probe_batch()), q)
         return posterior
 
     def probe_batch(self) -> Batch:
@@ -408,24 +418,6 @@ class VAE(nn.Module):
 
     def extra_repr(self) -> str:
         return f"latent_shape={tuple(self.latent_shape)}, event_shape={tuple(self.event_shape)}, size={self.size}"
-
-
-def centre(distribution: TorchDistribution) -> Tensor:
-    """Returns a distribution's mean; where it has none, its mode, or the image of its base distribution's centre."""
-    for statistic in ("mean", "mode"):
-        try:
-            value: Tensor = getattr(distribution, statistic)
-        except (NotImplementedError, AttributeError):
-            continue
-        if not bool(value.isnan().all()):  # torch returns NaN for the mean of a Categorical
-            return value
-    base = getattr(distribution, "base_dist", None)
-    if base is None:
-        raise InputError(f"`{type(distribution).__name__}` has neither mean nor mode; ask for num_samples draws.")
-    value = centre(base)
-    for transform in getattr(distribution, "transforms", ()):
-        value = transform(value)
-    return value
 
 
 def _flatten(x: Tensor, event_dim: int) -> Tensor:

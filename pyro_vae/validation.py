@@ -2,13 +2,16 @@ r"""Held-out data during training."""
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyro
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
+from pyro_vae.errors import NonFiniteError
 from pyro_vae.evaluation import elbo
 from pyro_vae.vae import VAE
 
@@ -19,6 +22,7 @@ class Watch:
 
     Attributes:
         vae: The VAE in training.
+        inference: The algorithm, whose parameters and state are kept with the VAE's.
         data: Held-out data; None for none.
         every: Steps between two evaluations.
         patience: Evaluations without improvement after which training is exhausted.
@@ -30,6 +34,7 @@ class Watch:
     """
 
     vae: VAE
+    inference: nn.Module
     data: Batch | None
     every: int
     patience: int | None
@@ -38,7 +43,7 @@ class Watch:
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     best_step: int | None = None
-    best_state: dict[str, Tensor] | None = None
+    best_state: list[dict[str, Tensor]] | None = None
 
     def due(self, step: int, total: int) -> bool:
         """Whether to evaluate after this step."""
@@ -50,10 +55,14 @@ class Watch:
             raise RuntimeError("no validation data")
         with pyro.validation_enabled(self.check_support):
             value = elbo(self.vae, self.data, num_samples=1).value  # the same noise at each evaluation
+        if math.isnan(value):
+            raise NonFiniteError(
+                f"fit: the ELBO of the validation data is nan after step {step}; lower the learning rate."
+            )
         if not self.values or value > max(self.values):
             self.best_step = step
             if self.keep == "best":
-                self.best_state = {name: t.detach().clone() for name, t in self.vae.state_dict().items()}
+                self.best_state = [copy.deepcopy(module.state_dict()) for module in (self.vae, self.inference)]
         self.steps.append(step)
         self.values.append(value)
         return value
@@ -68,4 +77,5 @@ class Watch:
     def restore(self) -> None:
         """Puts the best parameters in place, where they are the ones to keep."""
         if self.best_state is not None:
-            self.vae.load_state_dict(self.best_state)
+            for module, state in zip((self.vae, self.inference), self.best_state, strict=True):
+                module.load_state_dict(state)

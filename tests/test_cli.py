@@ -165,3 +165,28 @@ def test_a_trained_model_refuses(command, run, arguments, message):
     assert code == 2
     assert message in err
     assert "Traceback" not in err
+
+
+def test_a_cross_entropy_is_run_encoded_and_not_scored(command, tmp_path):
+    arguments = ["--data", "{name: digits, binarisation: none}", "--inference", "aevb", "--out", "run"]
+    code, out, err = command("compare", *arguments, *QUICK)
+    assert code == 0, err
+    assert "cross-entropy" in out
+    np.save(tmp_path / "grey.npy", np.full((2, 64), 8.0))
+    assert command("encode", "run", "grey.npy")[0] == 0
+    code, _, err = command("score", "run", "grey.npy")
+    assert code == 2
+    assert "cross-entropy that has no log p(x)" in err
+
+
+def test_impossible_grey_levels_are_refused(command, tmp_path):
+    assert command("compare", "--inference", "aevb", "--out", "run", *QUICK)[0] == 0
+    np.save(tmp_path / "grey.npy", np.full((2, 64), 99.0))
+    code, _, err = command("score", "run", "grey.npy")
+    assert code == 2
+    assert "needs values in [0, 1]" in err
+
+
+def test_a_resolved_experiment_runs_from_another_folder(command, run, tmp_path):
+    code, _, err = command("compare", run / "run" / "experiment.yaml", "--out", tmp_path / "again")
+    assert code == 0, err

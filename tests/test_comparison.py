@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -117,3 +118,34 @@ def test_what_cannot_work_is_refused_before_the_first_run(changes, message):
     experiment = Experiment.parse({**QUICK, **changes})
     with pytest.raises(InputError, match=message):
         check(experiment, experiment.load_data())
+
+
+def test_discrete_latents_are_compared():
+    content = {
+        **QUICK,
+        "latent": 3,
+        "seeds": [0],
+        "inference": ["wake-sleep"],
+        "prior": {"family": "Bernoulli", "logits": 0},
+        "posterior": {"family": "Bernoulli"},
+    }
+    (run,) = compare(Experiment.parse(content)).runs
+    assert run.kl.shape == (3,)
+    assert math.isfinite(run.elbo.value)
+
+
+def test_what_is_not_finite_is_null_in_the_record(comparison):
+    from dataclasses import replace
+
+    run = comparison.runs[0]
+    constant = {**run.log_marginal.diagnostics, "pareto_k": torch.full((180,), -math.inf)}
+    changed = replace(run, log_marginal=replace(run.log_marginal, value=-math.inf, diagnostics=constant))
+    record = replace(comparison, runs=[changed, *comparison.runs[1:]]).record()
+    json.dumps(record, allow_nan=False)
+    assert record["runs"][0]["log_marginal"] is None
+    assert record["summary"]["aevb"]["log_marginal"] == {"mean": None, "half_width": None, "n": 2}
+
+
+def test_estimates_say_which_data_they_are_of(comparison):
+    diagnostics = comparison.runs[0].elbo.diagnostics
+    assert (diagnostics["data"], diagnostics["part"], diagnostics["binarisation"]) == ("digits", "test", "dynamic")

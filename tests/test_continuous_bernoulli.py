@@ -124,3 +124,18 @@ def test_torchs_own_density_is_wrong_at_large_logits():
     logits, x = torch.tensor(50.0), torch.tensor(0.8)
     truth = exact(lambda logit, x: x * logit - log_partition(logit), logits, x)
     assert (dist.ContinuousBernoulli(logits=logits).log_prob(x) - truth).abs() > 1  # why ours exists
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kl_divergence_is_right_at_large_logits(dtype):
+    logits = [torch.tensor([50.0, -50.0, 0.0, 1e-3], dtype=dtype), torch.tensor([-3.0, 2.0, 1.0, 0.0], dtype=dtype)]
+    p, q = (ContinuousBernoulli(logits=value) for value in logits)
+    with mpmath.workdps(40):
+        exact = []
+        for a, b in zip(*(value.tolist() for value in logits), strict=True):
+            partition = [mpmath.log(mpmath.expm1(mpmath.mpf(c)) / c) if c else mpmath.mpf(0) for c in (a, b)]
+            mean = 1 / (1 - mpmath.exp(-mpmath.mpf(a))) - 1 / mpmath.mpf(a) if a else mpmath.mpf(1) / 2
+            exact.append(float(mean * (mpmath.mpf(a) - b) - partition[0] + partition[1]))
+    torch.testing.assert_close(
+        torch.distributions.kl_divergence(p, q), torch.tensor(exact, dtype=dtype), rtol=1e-5, atol=2e-6
+    )

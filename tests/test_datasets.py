@@ -868,3 +868,10 @@ def test_an_image_set_from_a_mirror_to_model_units(server: str, monkeypatch: pyt
     data: Data = load("mnist")
     assert np.array_equal(data.to_own_units(data.train).numpy(), arrays["train-images"].reshape(30, 784))
     assert data.labels["test"].tolist() == arrays["test-labels"].tolist()
+
+
+def test_masses_have_no_jacobian(tmp_path: Path) -> None:
+    path = tmp_path / "counts.csv"
+    path.write_text("a,b\n" + "0,5\n5,0\n" * 10)
+    data = load(path, support=constraints.nonnegative_integer, scaling="unit")
+    assert data.log_jacobian == 0.0

@@ -81,7 +81,7 @@ def test_backward_of_a_phase_reaches_exactly_the_parameters_that_it_moves(name: 
         vae.zero_grad(set_to_none=True)
         loss.value.backward()
         reached = {n for n, p in vae.named_parameters() if p.grad is not None and bool(p.grad.any())}
-        expected = {n for group in phase.moves for n in getattr(vae, group)}
+        expected = {n for group in phase.moves for n in getattr(vae, group, {})}
         assert reached == expected == set(inference.moved(vae, phase))
 
 

@@ -33,3 +33,9 @@ def test_coverage_over_many_experiments():
 )
 def test_what_is_not_known_is_not_shown(values, text):
     assert f"{interval(values)}" == text
+
+
+def test_an_infinite_value_is_not_left_out():
+    result = interval([-100.0, -101.0, -math.inf])
+    assert (result.mean, result.n) == (-math.inf, 3)
+    assert math.isnan(result.half_width)

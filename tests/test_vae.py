@@ -17,6 +17,7 @@ from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Network, mlp
 from pyro_vae.errors import InputError
+from pyro_vae.moments import centre, spread
 from pyro_vae.parameter_prior import ParameterPrior
 
 
@@ -343,12 +344,12 @@ def test_generation_uses_each_rows_own_context(conditional_vae):
 
 @pytest.mark.parametrize("context", [None, torch.zeros(12, 2)], ids=["none", "of the wrong size"])
 def test_context_of_another_size_is_refused(conditional_vae, x, context):
-    with pytest.raises(InputError, match=r"declared with context_features=3, got a context of [02]"):
+    with pytest.raises(InputError, match=r"declared with context_features=3, got a context of shape (None|\(12, 2\))"):
         conditional_vae.encode(Batch(x, context=context))
 
 
 def test_undeclared_context_is_refused(make_vae, x):
-    with pytest.raises(InputError, match=r"declared with context_features=0, got a context of 3"):
+    with pytest.raises(InputError, match=r"declared with context_features=0, got a context of shape \(12, 3\)"):
         make_vae().encode(Batch(x, context=torch.zeros(12, 3)))
 
 
@@ -606,3 +607,67 @@ def test_parameter_prior_enters_pyros_loss_once(make_vae, x, biases, num_particl
     expected = float(sum(normal.log_prob(p.detach()).sum() for p in theta))
     assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-9)
     assert vae.log_parameter_prior_per_datum().item() == pytest.approx(expected / 120, rel=1e-12)
+
+
+# ---------------------------------------------------------------------- supports, fields and moments
+
+
+@pytest.mark.parametrize(
+    ("prior", "posterior"),
+    [(dist.Normal, dist.Gamma), (dist.Gamma, dist.Normal), (dist.Beta, dist.Gamma), (dist.Bernoulli, dist.Normal)],
+)
+def test_a_posterior_of_another_support_is_refused(prior, posterior):
+    with pytest.raises(InputError, match=r"draws outside the (prior|posterior)'s"):
+        VAE(
+            Conditional(prior, (2,)),
+            Conditional(dist.Bernoulli, (6,), given=mlp(2, 7)),
+            Conditional(posterior, (2,), given=mlp(6, 7)),
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"weight": torch.ones(12, 1)}, r"`weight` has shape \(12, 1\); expected \(12,\)"),
+        ({"mask": torch.ones(12, 6)}, r"`mask` is torch.float32"),
+        ({"mask": torch.ones(12, 5, dtype=torch.bool)}, r"`mask` .* of shape \(12, 5\)"),
+        ({"offset": torch.ones(12)}, r"`offset` has shape \(12,\)"),
+        ({"offset": torch.ones(12, 1)}, r"has an offset, but no parameter of `Bernoulli`"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(make_vae, x, fields, message):
+    with pytest.raises(InputError, match=message):
+        make_vae().log_weights(Batch(x, **fields))
+
+
+def test_the_mean_of_a_derived_posterior_is_its_mean():
+    prior = Conditional(dist.Gamma, (2,), concentration=Fixed(2.0), rate=Fixed(1.0))
+    vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 7)))
+    q = vae.encode(torch.zeros(3, 6))
+    base = q.base_dist.base_dist
+    torch.testing.assert_close(centre(q), (base.loc + base.scale**2 / 2).exp())  # exp of a Normal
+    torch.testing.assert_close(spread(q), centre(q) * torch.expm1(base.scale**2).sqrt(), rtol=1e-3, atol=1e-4)
+
+
+def test_the_mean_of_a_posterior_on_the_simplex_is_close_to_its_mean():
+    vae = VAE(Conditional(dist.Dirichlet, (3,)), Conditional(dist.Bernoulli, (6,), given=mlp(3, 7)))
+    q = vae.encode(torch.zeros(3, 6))
+    draws = q.sample((4000,))
+    error = draws.std(0) * (1 / 4000 + 1 / 1000) ** 0.5
+    assert_mean(centre(q) - draws.mean(0), torch.zeros(3, 3), error)
+
+
+def test_cells_without_a_mean_get_the_mode():
+    df = torch.tensor([0.5, 3.0])
+    student = dist.StudentT(df, torch.tensor([1.0, 2.0]), 1.0)
+    assert centre(student).tolist() == [1.0, 2.0]
+
+
+def test_the_default_encoder_mirrors_the_decoder():
+    decoder = mlp(2, 5, 9, activation=nn.ReLU)
+    vae = VAE(
+        Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0)),
+        Conditional(dist.Bernoulli, (6,), given=decoder),
+    )
+    assert vae.posterior.given.hidden == (9, 5)
+    assert isinstance(vae.posterior.given[1], nn.ReLU)

@@ -28,8 +28,6 @@ class Data:
         seed: of the split and of every binarisation but the dynamic one of `train`.
         split: fractions that were split off; None where the official sets are used as they are.
         source: name and sha256 of each file.
-        cross_entropy: True where a Bernoulli likelihood on grey values was asked for: its numbers are a
-            cross-entropy, not a log-likelihood, and must be called so.
     """
 
     train: Tensor
@@ -40,7 +38,6 @@ class Data:
     seed: int = 0
     split: tuple[float, ...] | None = None
     source: Mapping[str, str] = field(default_factory=dict)
-    cross_entropy: bool = False
 
     @property
     def name(self) -> str:
@@ -78,6 +75,11 @@ class Data:
         return self.units.scale
 
     @property
+    def cross_entropy(self) -> bool:
+        r"""Whether numbers are a cross-entropy, not a log-likelihood: a Bernoulli likelihood on grey values."""
+        return self.units.cross_entropy
+
+    @property
     def log_jacobian(self) -> float:
         r"""Nats to add to log p(x) in model units to have it in the data's own units."""
         return self.units.log_jacobian
@@ -110,5 +112,4 @@ class Data:
             "seed": self.seed,
             "split": None if self.split is None else list(self.split),
             "source": dict(self.source),
-            "cross_entropy": self.cross_entropy,
         }

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
-from pyro_vae.errors import InputError
+from pyro_vae.errors import InputError, nearest
 
 
 class DataError(InputError):
     r"""Data that cannot be used: one line that says what was given, what was expected and what to do."""
 
 
-def near_match(given: str, allowed: Sequence[str]) -> str:
+def suggestion(given: str, allowed: Sequence[str]) -> str:
     r"""Return " (did you mean `x`?)" for the allowed name nearest to `given`, or an empty string."""
-    match = difflib.get_close_matches(given.lower(), allowed, n=1, cutoff=0.5)
-    return f" (did you mean `{match[0]}`?)" if match else ""
+    near = nearest(given, allowed)
+    return "" if near is None else f" (did you mean `{near}`?)"
 
 
 def check_choice(argument: str, given: object, allowed: Sequence[str]) -> None:
@@ -27,7 +26,7 @@ def check_choice(argument: str, given: object, allowed: Sequence[str]) -> None:
     if given is not None and given not in allowed:
         words = ", ".join(f"`{word}`" for word in allowed)
         raise DataError(
-            f"`{argument}`: got `{given}`{near_match(str(given), allowed)}; pass one of {words}, "
+            f"`{argument}`: got `{given}`{suggestion(str(given), allowed)}; pass one of {words}, "
             "or leave it out for the default of the likelihood's support"
         )
 

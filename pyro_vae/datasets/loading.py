@@ -11,7 +11,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_vae.datasets.catalogue import SETS
 from pyro_vae.datasets.data import Data
-from pyro_vae.datasets.errors import DataError, check_choice, near_match
+from pyro_vae.datasets.errors import DataError, check_choice, suggestion
 from pyro_vae.datasets.preparation import Preparation
 from pyro_vae.datasets.raw import Binarisation, RawData, Scaling
 from pyro_vae.datasets.split import partition
@@ -109,7 +109,7 @@ def load(
     how, scaled = choose(raw, kind, cast("Binarisation | None", binarisation), cast("Scaling | None", scaling))
     parts, fractions = partition(raw, split, seed)
     preparation = Preparation(raw, parts, how, scaled)
-    cross_entropy = preparation.finish(kind, support, asked=binarisation is not None, seed=seed)
+    preparation.finish(kind, support, asked=binarisation is not None, seed=seed)
     x = preparation.x
     return Data(
         x["train"],
@@ -120,7 +120,6 @@ def load(
         seed,
         fractions,
         raw.files,
-        cross_entropy,
     )
 
 
@@ -131,6 +130,6 @@ def _read(name: str | os.PathLike[str], folder: Path | None, progress: bool) -> 
         return read_file(name)
     known = ", ".join(f"`{known}`" for known in SETS)
     raise DataError(
-        f"`{name}` is no data set{near_match(str(name), names())} and no file; pass one of {known}, "
+        f"`{name}` is no data set{suggestion(str(name), names())} and no file; pass one of {known}, "
         f"or the path of a {', '.join(f'`{form}`' for form in FORMATS)} file"
     )

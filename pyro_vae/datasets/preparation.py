@@ -13,7 +13,7 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.datasets.binarisation import bernoulli_draw, generator_for, threshold
 from pyro_vae.datasets.errors import DataError
 from pyro_vae.datasets.raw import Binarisation, RawData, Scaling
-from pyro_vae.datasets.support import Kind, outside
+from pyro_vae.datasets.support import Kind, is_discrete, outside
 from pyro_vae.datasets.units import fit_transform
 
 
@@ -43,7 +43,7 @@ class Preparation:
         self.x = {part: self.units.to_model_units(x) for part, x in own.items()}
         self._check_float32()
 
-    def finish(self, kind: Kind, support: Constraint | None, *, asked: bool, seed: int) -> bool:
+    def finish(self, kind: Kind, support: Constraint | None, *, asked: bool, seed: int) -> None:
         r"""Check every part against the support and binarise it.
 
         Args:
@@ -51,9 +51,6 @@ class Preparation:
             support: of one datum; None checks nothing.
             asked: whether the binarisation was asked for, which is what allows a cross-entropy.
             seed: of the binarisation.
-
-        Returns:
-            Whether a Bernoulli likelihood on these values is a cross-entropy, not a likelihood.
 
         Raises:
             DataError: naming the first cell outside the support.
@@ -64,15 +61,15 @@ class Preparation:
             if self.raw.bernoulli != "static":
                 self._binarise(how, seed)
         elif kind == "binary":
-            # A mass has no Jacobian, and a cross-entropy neither.
-            self.units = replace(self.units, log_jacobian=0.0)
             if not asked:
                 self._check_binary()
             self._check_unit("a Bernoulli likelihood on grey values")
-            return self._first_grey() is not None
+            # A mass has no Jacobian, and a cross-entropy neither.
+            self.units = replace(self.units, log_jacobian=0.0, cross_entropy=self._first_grey() is not None)
+        if support is not None and is_discrete(support):
+            self.units = replace(self.units, log_jacobian=0.0)  # of a mass
         if support is not None and kind != "binary":
             self._check_support(support, leave_out="train" if how == "dynamic" else None)
-        return False
 
     def labels(self) -> dict[str, Tensor]:
         r"""Return the labels of each part that has them, aligned to its rows."""

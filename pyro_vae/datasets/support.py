@@ -21,6 +21,14 @@ def base_support(support: Constraint) -> Constraint:
     return support
 
 
+def is_discrete(support: Constraint) -> bool:
+    r"""Tell whether a support holds masses; False where that depends on the distribution's parameters."""
+    try:
+        return bool(support.is_discrete)
+    except NotImplementedError:
+        return False
+
+
 def support_kind(support: Constraint | None) -> Kind:
     r"""Name the support: `binary` for {0, 1}, `unit` for [0, 1], `real` for the real line (and None)."""
     if support is None:

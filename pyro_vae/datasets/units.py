@@ -36,6 +36,7 @@ class DataTransform:
         scale: s, float64, (D,), or () for images; None where scaling is `none`.
         log_jacobian: :math:`-\sum_d \log s_d` in nats, to be added to a log density in model units; 0 where
             the model's data are binarised or a cross-entropy, since a mass has no Jacobian.
+        cross_entropy: whether a Bernoulli likelihood on grey values was asked for, which has no log p(x).
 
     Example:
         >>> import torch
@@ -56,6 +57,7 @@ class DataTransform:
     centre: Tensor | None = None
     scale: Tensor | None = None
     log_jacobian: float = 0.0
+    cross_entropy: bool = False
 
     def to_model_units(self, x: Tensor) -> Tensor:
         r"""Centre and scale; binarise nothing (`binarise` does).
@@ -111,6 +113,14 @@ class DataTransform:
         """
         if self.binarisation == "none":
             return x
+        bad = ((x < 0) | (x > 1)).reshape(-1, self.dim).nonzero()
+        if len(bad):
+            row, column = bad[0].tolist()
+            raise DataError(
+                f"`{self.name}`: row {row + 1}, column {column + 1} is {x.reshape(-1, self.dim)[row, column].item():g} "
+                f"after scaling, and binarisation=`{self.binarisation}` needs values in [0, 1]; give values in the "
+                "range of the training data"
+            )
         return threshold(x) if self.binarisation == "threshold" else bernoulli_draw(x, generator)
 
     def record(self) -> dict[str, Any]:
@@ -125,6 +135,7 @@ class DataTransform:
             "centre": None if self.centre is None else self.centre.tolist(),
             "scale": None if self.scale is None else self.scale.tolist(),
             "log_jacobian": self.log_jacobian,
+            "cross_entropy": self.cross_entropy,
         }
 
     @classmethod

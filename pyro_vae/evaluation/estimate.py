@@ -18,8 +18,8 @@ class Estimate:
         standard_error: Monte Carlo standard error of ``value``, given these data.
         sampling_error: Standard error of ``value`` as an estimate of the mean over the data's population.
         pointwise: Value of each datum, shape ``(N,)``.
-        diagnostics: ``num_samples``, and where importance weights are involved ``pareto_k`` and
-            ``effective_sample_size`` of each datum, shape ``(N,)``.
+        diagnostics: ``num_samples``; in a comparison ``data``, ``part`` and ``binarisation``; where importance weights
+            are involved, ``pareto_k`` and ``effective_sample_size`` of each datum, shape ``(N,)``.
 
     Example:
         >>> import torch
@@ -60,10 +60,14 @@ class Estimate:
 
     def shifted(self, constant: float) -> Estimate:
         """Returns the estimate with a constant added to every datum, such as the log-Jacobian of a change of units."""
+        return self.about(constant)
+
+    def about(self, constant: float = 0.0, **diagnostics: Any) -> Estimate:
+        """Returns the estimate, shifted by a constant, with more diagnostics: which data it is for, say."""
         return Estimate(
             self.value + constant,
             self.standard_error,
             self.sampling_error,
             self.pointwise + constant,
-            self.diagnostics,
+            {**self.diagnostics, **diagnostics},
         )

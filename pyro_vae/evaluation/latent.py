@@ -9,14 +9,15 @@ from torch.distributions import Distribution, Independent, kl_divergence
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.modes import evaluating, isolated
-from pyro_vae.vae import VAE, centre
+from pyro_vae.moments import centre
+from pyro_vae.vae import VAE
 
 _CHUNK = 10_000
 
 
 @torch.no_grad()
 def posterior_means(vae: VAE, data: Tensor | Batch) -> Tensor:
-    """Returns the centre of q(z|x) of each datum, shape ``(N, *latent_shape)``."""
+    """Returns the mean of q(z|x) of each datum, shape ``(N, *latent_shape)``; see `pyro_vae.moments.centre`."""
     batch = vae.check(data)
     with evaluating(vae):
         parts = [
@@ -69,7 +70,7 @@ def kl_per_dimension(vae: VAE, data: Tensor | Batch, num_samples: int = 100, *, 
             if q is None or p is None:
                 return None
             try:
-                kl = kl_divergence(q, p)
+                kl = kl_divergence(q, p.expand(q.batch_shape))
             except NotImplementedError:
                 z = q.sample((num_samples,))
                 kl = (q.log_prob(z) - p.log_prob(z)).mean(0)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pyro
 import torch
 from pydantic import (
     Field,
@@ -98,6 +99,15 @@ class ParameterPriorSpec(DistributionSpec):
     """A prior over the generative parameters, with fixed numbers; see `pyro_vae.parameter_prior.ParameterPrior`."""
 
     biases: bool = False
+
+    @model_validator(mode="after")
+    def _numbers(self) -> ParameterPriorSpec:
+        for name, value in (self.model_extra or {}).items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"`{name}`: a parameter prior has fixed numbers, got {value!r}")
+        with pyro.validation_enabled(True):
+            self.build_prior()
+        return self
 
     def build_prior(self) -> ParameterPrior:
         """Returns the `ParameterPrior`."""
@@ -198,7 +208,9 @@ class Experiment(Strict):
         try:
             device = torch.device(name)
         except RuntimeError:
-            raise InputError(f"device: `{name}` is unknown; use `auto`, `cpu` or `cuda`.") from None
+            device = torch.device("meta")
+        if device.type not in ("cpu", "cuda"):
+            raise InputError(f"device: `{name}` is unknown; use `auto`, `cpu`, `cuda` or `cuda:0`.")
         if device.type == "cuda" and not torch.cuda.is_available():
             raise InputError("device: no CUDA device is available; use `cpu` or `auto`.")
         return device

@@ -63,4 +63,9 @@ class NetworkSpec(Strict):
         if image_shape is None or len(image_shape) < 2:
             raise InputError("networks: `conv` is for images, and these data are a table; use `mlp`.")
         *channels, height, width = image_shape
+        if len(image_shape) == 3 and width in (1, 3, 4) and height > 4:
+            raise InputError(
+                f"networks: images of shape {tuple(image_shape)} look like height x width x channels; give them "
+                "channels first, as (channels, height, width)."
+            )
         return (math.prod(channels), height, width), list(self.conv or [])

@@ -93,7 +93,7 @@ def analytic_kl(q: Distribution, p: Distribution) -> Tensor:
         )
         return terms.flatten(-len(q.event_shape)).sum(-1) if q.event_shape else terms
     try:
-        return kl_divergence(q, p)
+        return kl_divergence(q, p.expand(q.batch_shape))
     except NotImplementedError:
         raise InputError(
             f"AnalyticKL: KL({_name(q)} || {_name(p)}) has no closed form; use aevb, which samples it, or a pair such "

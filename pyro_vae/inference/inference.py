@@ -39,7 +39,7 @@ class Phase(NamedTuple):
     moves: frozenset[str]
 
 
-BOTH = frozenset({"theta", "phi"})
+EVERYTHING = frozenset({"theta", "phi", "own"})
 
 
 class Inference(nn.Module):
@@ -62,7 +62,7 @@ class Inference(nn.Module):
     @property
     def phases(self) -> tuple[Phase, ...]:
         """The phases of one step, in order."""
-        return (Phase(self._whole, BOTH),)
+        return (Phase(self._whole, EVERYTHING),)
 
     def loss(self, vae: VAE, batch: Batch) -> Loss:
         """Returns the one loss of an algorithm of one phase."""

@@ -41,7 +41,7 @@ class WakeSleep(Inference):
             q = vae.encode(batch)
             z = q.sample()
             log_q = q.log_prob(z)
-        log_joint = vae.prior_given(batch).log_prob(z) + vae.log_likelihood(z, batch)
+        log_joint = vae.log_joint(z, batch)
         value = -batch.mean(log_joint) - vae.log_parameter_prior_per_datum()
         return Loss(value, batch.mean(log_joint.detach() - log_q)), None
 

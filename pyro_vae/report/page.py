@@ -21,10 +21,11 @@ from pyro_vae.comparison import Comparison, Run
 from pyro_vae.datasets import Data
 from pyro_vae.errors import InputError
 from pyro_vae.modes import evaluating, isolated
+from pyro_vae.moments import centre
 from pyro_vae.report import figures
 from pyro_vae.report.table import count, data_phrase, difference_text, enumerated, seeds_text, summary_text
 from pyro_vae.run_folder import curves
-from pyro_vae.vae import VAE, centre
+from pyro_vae.vae import VAE
 
 # Images drawn and reconstructed, points of a latent grid along a side, rows drawn of a table.
 _DRAWN, _RECONSTRUCTED, _POINTS, _ROWS = 40, 10, 15, 5000
