@@ -637,8 +637,9 @@ def test_data_sets_that_draw_leave_the_global_stream_alone(make_vae):
         def __getitem__(self, i):
             return (torch.rand(6) < 0.5).float()
 
+    vae = make_vae()
     state = torch.get_rng_state()
-    run(make_vae(), Noisy())
+    run(vae, Noisy())
     assert torch.equal(torch.get_rng_state(), state)
 
 
