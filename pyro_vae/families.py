@@ -3,8 +3,10 @@ r"""What a family of distributions tells about itself before it is built."""
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from pyro.distributions import TorchDistribution, constraints
+from torch.distributions import Distribution, Independent
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.errors import InputError
@@ -63,3 +65,10 @@ def is_discrete(constraint: Constraint) -> bool:
         return bool(constraint.is_discrete)
     except NotImplementedError:  # depends on the other parameters
         return False
+
+
+def cells_of(distribution: Distribution) -> Any:
+    """The distribution inside all `Independent`: that of the single cells, or blocks, of an event."""
+    while isinstance(distribution, Independent):
+        distribution = distribution.base_dist
+    return distribution

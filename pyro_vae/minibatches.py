@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
+from pyro_vae.families import cells_of
 from pyro_vae.modes import evaluating, isolated, stream_seed
 from pyro_vae.vae import VAE
 
@@ -259,9 +260,7 @@ class ValueCheck:
             probe = vae.probe_batch()
             z = vae.prior_given(probe).expand((2,)).sample()
             for i in range(2):
-                cells = vae.decode(z[i : i + 1], probe.select(slice(i, i + 1)))
-                while isinstance(cells, torch.distributions.Independent):
-                    cells = cells.base_dist
+                cells = cells_of(vae.decode(z[i : i + 1], probe.select(slice(i, i + 1))))
                 self.supports.append(cells.support)
                 self.family = type(cells).__name__
 

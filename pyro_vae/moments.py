@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Independent, Normal, TransformedDistribution
+from torch.distributions import Normal, TransformedDistribution
 
 from pyro_vae.errors import InputError
+from pyro_vae.families import cells_of
 from pyro_vae.modes import isolated
 
 # Nodes of the Gauss-Hermite quadrature, and draws where it does not apply, in chunks that bound the memory.
@@ -75,9 +76,7 @@ def _statistic(distribution: TorchDistribution, name: str) -> Tensor | None:
 
 def _transformed_moments(distribution: TransformedDistribution) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of a transformed distribution."""
-    base = distribution.base_dist
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base = cells_of(distribution.base_dist)
     if isinstance(base, Normal) and all(_elementwise(transform) for transform in distribution.transforms):
         nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
         shape = (-1, *(1 for _ in base.batch_shape))

@@ -11,6 +11,7 @@ from torch.distributions.transforms import Transform, identity_transform
 
 from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
+from pyro_vae.families import cells_of
 from pyro_vae.modes import isolated
 
 
@@ -54,7 +55,7 @@ def derive_posterior(prior: nn.Module, encoder: nn.Module, context_features: int
     """
     like = next((t for t in (*prior.parameters(), *prior.buffers()) if t.is_floating_point()), torch.empty(()))
     p = prior(*([like.new_zeros(1, context_features)] if context_features else []))
-    family = _family_name(p)
+    family = type(cells_of(p)).__name__
     remedy = f"pass posterior=Conditional(dist.{family}, {tuple(p.event_shape)}, given=...)"
     if p.support.is_discrete:
         raise InputError(f"VAE: no posterior follows from the discrete prior `{family}`; {remedy}.")
@@ -79,12 +80,6 @@ def _is_identity(transform: Transform) -> bool:
     return base is identity_transform or base == identity_transform
 
 
-def _family_name(distribution: TorchDistribution) -> str:
-    while isinstance(distribution, torch.distributions.Independent):
-        distribution = distribution.base_dist
-    return type(distribution).__name__
-
-
 @torch.no_grad()
 def _vanishes_at_infinity(prior: TorchDistribution) -> bool:
     """Whether |z| p(z) is below 1 far outside the prior's bulk, as for every density that integrates to 1.
@@ -101,6 +96,6 @@ def _vanishes_at_infinity(prior: TorchDistribution) -> bool:
         return not bool((prior.log_prob(tails) + volume > 0).any())
     except (NotImplementedError, KeyError) as error:
         raise InputError(
-            f"VAE: the density of the prior `{_family_name(prior)}` cannot be evaluated at a given z ({error}); choose "
-            "a prior with log_prob, such as a flow whose inverse is known."
+            f"VAE: the density of the prior `{type(cells_of(prior)).__name__}` cannot be evaluated at a given z "
+            f"({error}); choose a prior with log_prob, such as a flow whose inverse is known."
         ) from error

@@ -3,7 +3,6 @@ r"""The variational autoencoder: a prior, a likelihood and a posterior as a Pyro
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -13,17 +12,16 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import transform_to
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
+from pyro_vae.masking import masked
 from pyro_vae.moments import centre
 from pyro_vae.networks import MLP, mlp
+from pyro_vae.param_store import Registered
 from pyro_vae.parameter_prior import ParameterPrior
 from pyro_vae.posteriors import derive_posterior
 from pyro_vae.probe import call_once, check_batch_shape, check_fields, check_supports
-
-_instances = itertools.count()
 
 
 class Programs(NamedTuple):
@@ -33,7 +31,7 @@ class Programs(NamedTuple):
     guide: Callable[[Tensor | Batch], Tensor]
 
 
-class VAE(nn.Module):
+class VAE(Registered):
     r"""A variational autoencoder, declared once and trained by any inference algorithm.
 
     .. math:: z \sim p(z), \qquad x \sim p(x|z), \qquad q(z|x) \approx p(z|x)
@@ -109,7 +107,6 @@ class VAE(nn.Module):
         check_batch_shape("likelihood", x_given_z)
         self.event_shape = x_given_z.event_shape
         self.posterior = self._posterior(posterior, x_given_z)
-        self._identify()
 
     # ------------------------------------------------------------------ the Pyro programs
 
@@ -311,38 +308,6 @@ class VAE(nn.Module):
         """Returns log p(theta) / N in nats per datum; 0 without a parameter prior."""
         return self.log_parameter_prior() / (self.size or 1)
 
-    # ------------------------------------------------------------------ names in the param store
-
-    def _identify(self) -> None:
-        """Takes a name of its own in the param store, whose entries go when the instance does."""
-        self._name = f"vae-{next(_instances)}"
-        finalizer = weakref.finalize(self, _forget, self._name)
-        finalizer.atexit = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        for parameter in self.parameters():
-            parameter.__dict__.pop("unconstrained", None)  # Pyro's weak reference, which cannot be pickled
-        return self.__dict__.copy()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:  # copies and unpickled instances come through here
-        super().__setstate__(state)
-        self._identify()
-
-    def _register(self, parameters: dict[str, nn.Parameter]) -> None:
-        store = pyro.get_param_store()
-        for name, parameter in parameters.items():
-            if not parameter.requires_grad:
-                continue
-            if not parameter.is_contiguous():
-                raise InputError(
-                    f"VAE: the parameter `{name}` is not contiguous, so Pyro would train a copy of it; "
-                    "replace it by nn.Parameter(parameter.detach().contiguous())."
-                )
-            entry = f"{self._name}.{name}"
-            if entry in store and store[entry] is not parameter:  # assigned anew since it was registered
-                del store[entry]
-            pyro.param(entry, parameter)
-
     # ------------------------------------------------------------------ checks
 
     def check(self, data: Tensor | Batch) -> Batch:
@@ -366,24 +331,9 @@ class VAE(nn.Module):
         return batch._replace(x=batch.x.to(dtype), context=context)
 
     def _observed(self, z: Tensor, batch: Batch) -> tuple[TorchDistribution, Tensor]:
-        """p(x|z) restricted to the observed cells, and x with the others filled by a value inside the support."""
+        """p(x|z) and x, over the observed cells alone."""
         x_given_z = self.decode(z, batch)
-        if batch.mask is None:
-            return x_given_z, batch.x
-        reinterpreted = x_given_z.event_dim
-        cells = x_given_z
-        while isinstance(cells, torch.distributions.Independent):
-            cells = cells.base_dist
-        if cells.event_dim > 0:
-            raise InputError(
-                f"VAE: `mask` hides single cells, but the cells of `{type(cells).__name__}` depend on each other; "
-                "use a likelihood whose cells are independent."
-            )
-        support = cells.support
-        zeros = torch.zeros_like(batch.x)
-        filler = zeros if support.is_discrete else transform_to(support)(zeros)
-        x = torch.where(batch.mask, batch.x, filler)
-        return cells.mask(batch.mask).to_event(reinterpreted), x
+        return (x_given_z, batch.x) if batch.mask is None else masked(x_given_z, batch.x, batch.mask)
 
     def _posterior(self, posterior: nn.Module | None, x_given_z: TorchDistribution) -> nn.Module:
         """The posterior as given, or the one that follows from the prior's support."""
@@ -425,9 +375,3 @@ def _flatten(x: Tensor, event_dim: int) -> Tensor:
     if event_dim == 1:
         return x
     return x.unsqueeze(-1) if event_dim == 0 else x.flatten(-event_dim)
-
-
-def _forget(name: str) -> None:
-    store = pyro.get_param_store()
-    for entry in [entry for entry in store.keys() if entry.startswith(name + ".")]:  # noqa: SIM118
-        del store[entry]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
+from pyro_vae.families import cells_of
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.moments import centre
 from pyro_vae.vae import VAE
@@ -80,6 +81,5 @@ def kl_per_dimension(vae: VAE, data: Tensor | Batch, num_samples: int = 100, *, 
 
 def _factors(distribution: Distribution) -> Distribution | None:
     """The independent distributions of the dimensions, where the distribution consists of such."""
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return distribution if distribution.event_shape == () else None
+    cells: Distribution = cells_of(distribution)
+    return cells if cells.event_shape == () else None

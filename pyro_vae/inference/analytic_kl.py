@@ -6,10 +6,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal, kl_divergence
+from torch.distributions import Distribution, Normal, kl_divergence
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
+from pyro_vae.families import cells_of
 from pyro_vae.inference.inference import Inference, Loss, check_num_particles, check_reparameterizable
 from pyro_vae.modes import evaluating
 from pyro_vae.vae import VAE
@@ -102,9 +103,8 @@ def analytic_kl(q: Distribution, p: Distribution) -> Tensor:
 
 
 def _diagonal_normal(distribution: Distribution) -> Normal | None:
-    while isinstance(distribution, Independent):
-        distribution = distribution.base_dist
-    return distribution if isinstance(distribution, Normal) else None
+    cells = cells_of(distribution)
+    return cells if isinstance(cells, Normal) else None
 
 
 def _name(distribution: Distribution) -> str:

@@ -1,0 +1,35 @@
+r"""Data of which some cells are not observed."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import transform_to
+
+from pyro_vae.errors import InputError
+from pyro_vae.families import cells_of
+
+
+def masked(x_given_z: TorchDistribution, x: Tensor, mask: Tensor) -> tuple[TorchDistribution, Tensor]:
+    """Returns the distribution of the observed cells, and x with the others filled by a value inside the support.
+
+    Hidden cells contribute 0 to log p(x|z), whatever they hold; so do their gradients, which a nan would spoil.
+
+    Arguments:
+        x_given_z: With independent cells.
+        x: Shape ``(B, *event_shape)``.
+        mask: True where a cell is observed, shape of ``x``.
+
+    Raises:
+        InputError: Where the cells depend on each other.
+    """
+    cells = cells_of(x_given_z)
+    if cells.event_dim > 0:
+        raise InputError(
+            f"VAE: `mask` hides single cells, but the cells of `{type(cells).__name__}` depend on each other; "
+            "use a likelihood whose cells are independent."
+        )
+    zeros = torch.zeros_like(x)
+    filler = zeros if cells.support.is_discrete else transform_to(cells.support)(zeros)
+    return cells.mask(mask).to_event(x_given_z.event_dim), torch.where(mask, x, filler)

@@ -1,0 +1,62 @@
+r"""Names in Pyro's param store that belong to one instance."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+from torch import nn
+
+from pyro_vae.errors import InputError
+
+_instances = itertools.count()
+
+
+class Registered(nn.Module):
+    """A module whose parameters enter Pyro's param store under a name that no other instance has.
+
+    A deep copy and an unpickled instance take a name of their own; an instance's entries go when it does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._identify()
+
+    def _identify(self) -> None:
+        self._name = f"vae-{next(_instances)}"
+        finalizer = weakref.finalize(self, _forget, self._name)
+        finalizer.atexit = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        for parameter in self.parameters():
+            parameter.__dict__.pop("unconstrained", None)  # Pyro's weak reference, which cannot be pickled
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # copies and unpickled instances come through here
+        super().__setstate__(state)
+        self._identify()
+
+    def _register(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Enters parameters, so that Pyro's optimizers find them; repeated calls change nothing."""
+        store = pyro.get_param_store()
+        for name, parameter in parameters.items():
+            if not parameter.requires_grad:
+                continue
+            if not parameter.is_contiguous():
+                raise InputError(
+                    f"VAE: the parameter `{name}` is not contiguous, so Pyro would train a copy of it; "
+                    "replace it by nn.Parameter(parameter.detach().contiguous())."
+                )
+            entry = f"{self._name}.{name}"
+            if entry in store and store[entry] is not parameter:  # assigned anew since it was registered
+                del store[entry]
+            pyro.param(entry, parameter)
+
+
+def _forget(name: str) -> None:
+    store = pyro.get_param_store()
+    for entry in [entry for entry in store.keys() if entry.startswith(name + ".")]:  # noqa: SIM118
+        del store[entry]
