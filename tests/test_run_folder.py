@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import tempfile
 
 import pandas as pd
 import pytest
@@ -183,7 +183,13 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made"), new_folder(tmp_path / "file" / "run"):
         pass
-    if os.geteuid() != 0:
-        tmp_path.chmod(0o500)
-        with pytest.raises(InputError, match="Permission denied"), new_folder(tmp_path / "run"):
-            pass
+
+
+def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(InputError, match="cannot be made: Permission denied"), new_folder(tmp_path / "a" / "run"):
+        pass
+    assert list(tmp_path.iterdir()) == []
