@@ -7,6 +7,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import biject_to
+from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 from torch.distributions.transforms import Transform, identity_transform
 
 from pyro_vae.conditional import Conditional
@@ -38,7 +39,7 @@ class Pushforward(nn.Module):
         """Returns q(z|x) given a context of shape ``(..., C)``."""
         given = context[..., context.shape[-1] - self.context_features :]
         prior = self.__dict__["_prior"](*([given] if self.context_features else []))
-        return dist.TransformedDistribution(self.base(context), [biject_to(prior.support)])
+        return dist.TransformedDistribution(self.base(context), [biject_to(support_of(prior))])
 
 
 def derive_posterior(prior: nn.Module, encoder: nn.Module, context_features: int = 0) -> nn.Module:
@@ -60,7 +61,7 @@ def derive_posterior(prior: nn.Module, encoder: nn.Module, context_features: int
     if p.support.is_discrete:
         raise InputError(f"VAE: no posterior follows from the discrete prior `{family}`; {remedy}.")
     try:
-        transform = biject_to(p.support)
+        transform = biject_to(support_of(p))
     except NotImplementedError:
         raise InputError(
             f"VAE: no bijection onto the support {p.support} of the prior `{family}` is known; {remedy}."
@@ -78,6 +79,14 @@ def derive_posterior(prior: nn.Module, encoder: nn.Module, context_features: int
 def _is_identity(transform: Transform) -> bool:
     base = getattr(transform, "base_transform", transform)
     return base is identity_transform or base == identity_transform
+
+
+def support_of(distribution: TorchDistribution) -> Constraint:
+    """A distribution's support; for a mixture, that of its components."""
+    support = distribution.support
+    while isinstance(support, MixtureSameFamilyConstraint):
+        support = support.base_constraint
+    return support
 
 
 @torch.no_grad()

@@ -89,7 +89,11 @@ def write_run(comparison: Comparison, folder: Path) -> None:
         if comparison.data.test is not None:
             with pyro.validation_enabled(False):  # the data were checked before the first run
                 draws = to_arviz(
-                    [run.vae for run in runs], comparison.data.test[:_DATA], num_samples=_DRAWS, attributes=attributes
+                    [run.vae for run in runs],
+                    comparison.data.test[:_DATA],
+                    num_samples=_DRAWS,
+                    units=comparison.data.units,
+                    attributes=attributes,
                 )
             write_netcdf(draws, folder / "results" / f"{label}.nc")
 

@@ -144,6 +144,11 @@ def fit(
         raise InputError('fit: `early_stopping` and keep="best" need `validation` data.')
     if keep not in ("best", "last"):
         raise InputError(f'fit: `keep` is "best" or "last", got `{keep!r}`.')
+    if not isinstance(inference, Inference) or not callable(optimizer):
+        raise InputError(
+            "fit: `inference` is an algorithm such as AEVB(), and `optimizer` a function such as "
+            f"lambda p: torch.optim.Adam(p, lr=1e-3); got `{inference!r}` and `{type(optimizer).__name__}`."
+        )
     inference.check(vae)
     source = minibatches(vae, x, batch_size, seed, transform, weights, check_support)
     if vae.size is not None and vae.size != source.size:

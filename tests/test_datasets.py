@@ -525,7 +525,9 @@ def test_binary_tables(tmp_path: Path) -> None:
     assert (data.binarisation, data.scaling, data.cross_entropy) == ("none", "none", False)
     assert data.train[:, 1].tolist() == [1.0] * 16
     grey = write_csv(tmp_path / "grey.csv", "a,b\n" + "0,1\n" * 6 + "0.25,1\n" + "0,0.75\n" * 13)
-    with pytest.raises(DataError, match=r"found `0\.25` in data row 7 .*column `a`.*choose binarisation=") as error:
+    with pytest.raises(
+        DataError, match=r"found `0\.25` in data row 7 .*column `a`.*choose a likelihood on such values"
+    ) as error:
         load(grey, support=BINARY)
     assert "cross-entropy" in message(error)
     assert load(grey, support=BINARY, binarisation="none").cross_entropy
@@ -875,3 +877,21 @@ def test_masses_have_no_jacobian(tmp_path: Path) -> None:
     path.write_text("a,b\n" + "0,5\n5,0\n" * 10)
     data = load(path, support=constraints.nonnegative_integer, scaling="unit")
     assert data.log_jacobian == 0.0
+
+
+@pytest.mark.parametrize(
+    ("top", "divisor"), [(1, 1.0), (16, 16.0), (127, 127.0), (200, 255.0), (255, 255.0), (4000, 4000.0)]
+)
+def test_the_greatest_grey_level_of_an_array_follows_from_its_values(tmp_path: Path, top: int, divisor: float) -> None:
+    np.save(tmp_path / "images.npy", np.linspace(0, top, 30 * 4).reshape(30, 2, 2).astype(np.uint16))
+    data = load(tmp_path / "images.npy", support=constraints.boolean, binarisation="dynamic")
+    assert float(data.units.scale) == divisor
+
+
+def test_own_units_may_be_arrays_and_frames() -> None:
+    data = load("digits")
+    rows = np.arange(128).reshape(2, 64) % 17
+    expected = data.to_model_units(torch.from_numpy(rows))
+    assert torch.equal(data.to_model_units(rows), expected)
+    assert torch.equal(data.to_model_units(pd.DataFrame(rows)), expected)
+    assert repr(data).startswith("Data(digits: train (1437, 64)")

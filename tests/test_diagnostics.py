@@ -63,3 +63,21 @@ def test_leaves_the_random_state_alone_and_repeats(vaes):
 def test_no_vae_is_an_error():
     with pytest.raises(InputError, match="at least one"):
         to_arviz([], torch.zeros(4, 6))
+
+
+def test_units_are_the_datas_own(vaes):
+    import math
+
+    from pyro_vae.datasets import DataTransform
+
+    scale = torch.full((6,), 2.0, dtype=torch.float64)
+    names = tuple("abcdef")
+    jacobian = -6 * math.log(2)
+    units = DataTransform("rows", 6, "none", "standardise", None, names, torch.ones(6).double(), scale, jacobian)
+    x = torch.ones(5, 6)
+    plain, own = (to_arviz(vaes, x, num_samples=3, units=u) for u in (None, units))
+    np.testing.assert_allclose(_group(own, "observed_data")["x"], 3.0)
+    assert list(_group(own, "observed_data")["cell"].values) == list(names)
+    for group, name in (("log_likelihood", "x"), ("sample_stats", "log_weight")):
+        np.testing.assert_allclose(_group(own, group)[name], _group(plain, group)[name] + jacobian, rtol=1e-5)
+    assert _group(own, "posterior").attrs["units"] == "the data's own units"

@@ -92,7 +92,9 @@ def test_a_transform_by_name():
         ("likelihood: {family: Normal, scale: true}", "expected a number"),
         ("likelihood: {family: Normal, scale: {lerned: 1}}", "expected one of"),
         ("likelihood: {family: Normal, loc: {network: {transform: logit}}}", "unknown transform `logit`"),
-        ("likelihood: Normal", "likelihood"),
+        ("likelihood: 3", r"`likelihood`: expected a mapping with keys among `family` \(got 3\)"),
+        ("training: 3", "`training`: expected a mapping with keys among `epochs`, `steps`"),
+        ("training: {optimizer: {Adam: {learning_rate: 1}}}", "no argument `learning_rate`; expected one of `lr`"),
         ("inference: [aevbb]", "unknown inference algorithm `aevbb`; did you mean `aevb`"),
         ("inference: [{aevb: {num_particles: 0}}]", "positive integer, got `0`"),
         ("inference: [aevb, aevb]", "`aevb` is listed twice"),
@@ -188,3 +190,9 @@ def test_the_schema_offers_the_shorthands():
     text = json.dumps(schema)
     assert {"aevb", "Adam", "Bernoulli", "cosine"} <= set(re.findall(r'"([\w-]+)"', text))
     assert {"type": "string"} in schema["$defs"]["DataSpec"]["anyOf"]
+
+
+def test_shorthands(read):
+    experiment = read("prior: {family: Laplace, loc: 0, scale: 1}\nlikelihood: Poisson\ninference: aevb, wake-sleep")
+    assert experiment.likelihood.family == "Poisson"
+    assert [spec.name for spec in experiment.inference] == ["aevb", "wake-sleep"]

@@ -657,3 +657,19 @@ def test_data_that_do_not_fit_the_device_are_copied_by_the_minibatch(make_vae, m
     expected = trained(vae, steps=3)
     monkeypatch.setattr(minibatches, "_fits", lambda needed, device: False)
     assert same(trained(vae, steps=3), expected)  # on one device there is nothing to copy, and nothing to say
+
+
+@pytest.mark.parametrize("returned", [torch.zeros(()), Loss(torch.zeros(3))], ids=["a tensor", "a vector"])
+def test_what_a_phase_must_return_is_said(make_vae, returned):
+    class Wrong(Inference):
+        def loss(self, vae, batch):
+            return returned
+
+    with pytest.raises(InputError, match=r"Wrong: a phase must return Loss\(value, bound\) with a scalar value"):
+        run(make_vae(), inference=Wrong())
+
+
+@pytest.mark.parametrize(("option", "value"), [("inference", AEVB), ("optimizer", "Adam")])
+def test_classes_and_names_in_place_of_instances_are_refused(make_vae, option, value):
+    with pytest.raises(InputError, match="`inference` is an algorithm such as AEVB"):
+        run(make_vae(), **{option: value})

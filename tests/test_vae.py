@@ -671,3 +671,18 @@ def test_the_default_encoder_mirrors_the_decoder():
     )
     assert vae.posterior.given.hidden == (9, 5)
     assert isinstance(vae.posterior.given[1], nn.ReLU)
+
+
+def test_a_mixture_prior_has_a_normal_posterior(x):
+    class Mixture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc = nn.Parameter(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]))
+
+        def forward(self):
+            parts = dist.Normal(self.loc, 1.0).to_event(1)
+            return dist.MixtureSameFamily(dist.Categorical(logits=torch.zeros(2)), parts)
+
+    vae = VAE(Mixture(), Conditional(dist.Bernoulli, (6,), given=mlp(2, 7)))
+    assert isinstance(vae.encode(x).base_dist, dist.Normal)
+    assert vae.log_weights(x, 3).isfinite().all()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_vae.datasets.binarisation import bernoulli_draw
@@ -96,13 +97,18 @@ class Data:
         """
         return bernoulli_draw(x, generator) if self.binarisation == "dynamic" else x
 
-    def to_model_units(self, x: Tensor) -> Tensor:
+    def to_model_units(self, x: Tensor | ArrayLike) -> Tensor:
         r"""Centre and scale data in their own units; see `DataTransform.to_model_units`."""
         return self.units.to_model_units(x)
 
-    def to_own_units(self, x: Tensor) -> Tensor:
+    def to_own_units(self, x: Tensor | ArrayLike) -> Tensor:
         r"""Undo `to_model_units`; see `DataTransform.to_own_units`."""
         return self.units.to_own_units(x)
+
+    def __repr__(self) -> str:
+        sizes = {"train": self.train, "valid": self.valid, "test": self.test}
+        parts = ", ".join(f"{part} {tuple(x.shape)}" for part, x in sizes.items() if x is not None)
+        return f"Data({self.name}: {parts}, binarisation={self.binarisation}, scaling={self.scaling})"
 
     def record(self) -> dict[str, Any]:
         r"""Return what a result must record, ready for JSON; `DataTransform.from_record` reads it too."""

@@ -48,8 +48,9 @@ def load(
     any other         grey levels as they are              as they are
     ================  ===================================  ====================================
 
-    `unit` divides an image's grey levels by the greatest (16 for `digits`, 1 for arrays of values up to 1,
-    255 otherwise), so that `log_jacobian` is -D log 255, and maps a table's columns to [0, 1];
+    `unit` divides an image's grey levels by the greatest (16 for `digits`; for arrays 1 where all values are at
+    most 1, 255 where the greatest is above 127, else the greatest), so that `log_jacobian` is -D log 255, and
+    maps a table's columns to [0, 1];
     `standardise` centres and scales columns to mean 0 and variance 1. Both are fitted on the training rows
     alone. `static` draws every part once from `seed`, `dynamic` only `valid` and `test`, `threshold` is
     1 from 0.5 on. An image file of the user's is not binarised unless asked for, and `static_mnist`, which

@@ -56,7 +56,7 @@ class RawData:
         value = self.arrays[part][row, column]
         name = f"`{self.columns[column]}`" if self.columns else str(column + 1)
         of = "" if part == "all" else f" of `{part}`"
-        return f"`{value:g}` in data row {row + 1}{of} (counted from 1, without a header), column {name}"
+        return f"`{value:g}` in data row {row + 1}{of} (counted from 1, below the header), column {name}"
 
 
 def check_finite(raw: RawData) -> RawData:

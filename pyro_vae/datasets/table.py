@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,16 @@ def read_table(
     return torch.from_numpy(raw.arrays["all"].astype(np.float64)), names
 
 
+def _level(arrays: Mapping[str, NDArray[Any]]) -> float | None:
+    """The greatest grey level that images can have, as far as theirs tell; None where some are negative."""
+    low, high = (float(f([f(array) for array in arrays.values()])) for f in (np.min, np.max))
+    if not low >= 0:
+        return None
+    if high <= 1:
+        return 1.0
+    return 255.0 if 127 < high <= 255 else high
+
+
 def read_file(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> RawData:
     r"""Read a user's file as it is; see `read_table` for formats and errors."""
     path = Path(path).expanduser()
@@ -90,9 +100,7 @@ def read_file(path: str | os.PathLike[str], columns: Sequence[str] | None = None
             empty = next(part for part in arrays if part not in flat)
             raise DataError(f"`{path}`: array `{empty}` holds zero rows or columns; at least one of each is needed")
         image = tuple(int(size) for size in shape) if len(shape) > 1 else None
-        level = None
-        if image is not None:
-            level = 1.0 if max(array.max() for array in flat.values()) <= 1 else 255.0
+        level = None if image is None else _level(flat)
         raw = RawData(path.stem, flat, files, image_shape=image, level=level, path=str(path))
         if columns is not None and len(columns) != raw.dim:
             raise DataError(f"`{path}`: got {raw.dim} columns; expected the {len(columns)} of the training data")

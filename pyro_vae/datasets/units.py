@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_vae.datasets.binarisation import bernoulli_draw, threshold
@@ -59,11 +61,11 @@ class DataTransform:
     log_jacobian: float = 0.0
     cross_entropy: bool = False
 
-    def to_model_units(self, x: Tensor) -> Tensor:
+    def to_model_units(self, x: Tensor | ArrayLike) -> Tensor:
         r"""Centre and scale; binarise nothing (`binarise` does).
 
         Args:
-            x: (..., D), own units, any dtype; computed in float64.
+            x: (..., D), own units, any dtype, a tensor, array or data frame; computed in float64.
 
         Returns:
             float32 of the same shape, model units.
@@ -71,6 +73,7 @@ class DataTransform:
         Raises:
             DataError: if the last dimension is not D.
         """
+        x = as_tensor(x)
         self._check(x)
         if self.centre is None or self.scale is None:
             return x.to(torch.float32)
@@ -80,7 +83,7 @@ class DataTransform:
         own = x.to(torch.float64)
         return ((own - self.centre.to(x.device)) / self.scale.to(x.device)).to(torch.float32)
 
-    def to_own_units(self, x: Tensor) -> Tensor:
+    def to_own_units(self, x: Tensor | ArrayLike) -> Tensor:
         r"""Undo `to_model_units`; of binarised data it maps a grey value (a Bernoulli mean) to a grey level.
 
         Args:
@@ -92,6 +95,7 @@ class DataTransform:
         Raises:
             DataError: if the last dimension is not D.
         """
+        x = as_tensor(x)
         self._check(x)
         if self.scale is not None and self.scale.ndim == 0:
             # In the precision of x, so that a grey level comes back as the integer that it was.
@@ -165,6 +169,11 @@ class DataTransform:
                 f"`{self.name}`: got data of shape {tuple(x.shape)}; expected (..., {self.dim}): flatten "
                 "images, and give a table the columns of the training data"
             )
+
+
+def as_tensor(x: Tensor | ArrayLike) -> Tensor:
+    r"""Return an array-like as a tensor."""
+    return x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
 
 
 def fit_transform(raw: RawData, train: Tensor, binarisation: Binarisation, scaling: Scaling) -> DataTransform:

@@ -43,6 +43,11 @@ class DistributionSpec(Strict):
 
     family: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return {"family": value} if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _known(self) -> DistributionSpec:
         if self.family not in FAMILIES:
@@ -64,13 +69,14 @@ class DistributionSpec(Strict):
                 {"type": "object", "properties": {"learned": {}, "network": {}, "fixed": {}}, "maxProperties": 1},
             ]
         }
-        return {
-            "title": "distribution",
+        family = {"type": "string", "enum": sorted(FAMILIES)}
+        mapping = {
             "type": "object",
-            "properties": {"family": {"type": "string", "enum": sorted(FAMILIES)}},
+            "properties": {"family": family},
             "required": ["family"],
             "additionalProperties": source,
         }
+        return {"title": "distribution", "anyOf": [family, mapping]}
 
     @property
     def family_class(self) -> type[TorchDistribution]:

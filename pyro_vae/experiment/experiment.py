@@ -151,6 +151,8 @@ class Experiment(Strict):
     @field_validator("inference", mode="before")
     @classmethod
     def _several(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [name.strip() for name in value.split(",")]
         return value if isinstance(value, list) else [value]
 
     @model_validator(mode="after")
@@ -276,6 +278,9 @@ def _line(source: str, model: type[Strict], detail: Any) -> str:
     """One line for one of pydantic's error details."""
     path = ".".join(str(part) for part in detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "model_type":
+        keys = ", ".join(f"`{key}`" for key in _fields_at(model, detail["loc"]))
+        message = f"expected a mapping with keys among {keys}"
     if detail["type"] == "extra_forbidden":
         fields = _fields_at(model, detail["loc"][:-1])
         return f"{source}: `{path}` is no key here; {near_match(str(detail['loc'][-1]), fields)}"

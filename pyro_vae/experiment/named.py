@@ -28,6 +28,7 @@ class Named(Strict):
     arguments: dict[str, Any] = {}
 
     kind: ClassVar[str]
+    given: ClassVar[frozenset[str]] = frozenset()  # arguments that are not the file's to give
     registry: ClassVar[Mapping[str, Callable[..., Any]]]
 
     @model_validator(mode="before")
@@ -46,7 +47,11 @@ class Named(Strict):
     def _known(self) -> Named:
         if self.name not in self.registry:
             raise ValueError(f"unknown {self.kind} `{self.name}`; {near_match(self.name, self.registry)}")
-        signature = inspect.signature(self.registry[self.name]).parameters
+        signature = [
+            argument
+            for argument in inspect.signature(self.registry[self.name]).parameters
+            if argument not in self.given
+        ]
         for argument in self.arguments:
             if argument not in signature:
                 raise ValueError(
@@ -99,6 +104,7 @@ class OptimizerSpec(Named):
     """An optimizer of `torch.optim`."""
 
     kind: ClassVar[str] = "optimizer"
+    given: ClassVar[frozenset[str]] = frozenset({"params"})
     registry: ClassVar[Mapping[str, Callable[..., Any]]] = _optimizers()
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -114,6 +120,7 @@ class ScheduleSpec(Named):
     """A schedule of `pyro_vae.schedules`."""
 
     kind: ClassVar[str] = "schedule"
+    given: ClassVar[frozenset[str]] = frozenset({"total"})
     registry: ClassVar[Mapping[str, Callable[..., Any]]] = SCHEDULES
 
     def build(self, total: int) -> Schedule:

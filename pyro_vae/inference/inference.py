@@ -23,7 +23,7 @@ class Loss(NamedTuple):
     """
 
     value: Tensor
-    bound: Tensor | None
+    bound: Tensor | None = None
 
 
 class Phase(NamedTuple):
@@ -49,13 +49,25 @@ class Inference(nn.Module):
     steps the optimizer between them, so that a later phase sees the moved parameters. What a phase hands to the next
     one is its carry; what lasts from step to step is buffers; what is optimised beside the VAE is parameters.
 
+    Example:
+        >>> import torch
+        >>> class IWAE(Inference):
+        ...     name = "iwae"
+        ...     def loss(self, vae, batch):
+        ...         log_weights = vae.log_weights(batch, num_particles=5)
+        ...         bound = batch.mean(log_weights.logsumexp(0) - torch.tensor(5.0).log())
+        ...         return Loss(-bound - vae.log_parameter_prior_per_datum(), bound.detach())
+
+    An experiment file knows it by its short name once it stands in the registry:
+    ``pyro_vae.inference.ALGORITHMS["iwae"] = IWAE``.
+
     Attributes:
         name: The short name, by which experiment files refer to it.
         trains_posterior: Whether phi moves.
         has_bound: Whether a phase reports a lower bound on log p(x).
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = "unnamed"
     trains_posterior: ClassVar[bool] = True
     has_bound: ClassVar[bool] = True
 
@@ -91,6 +103,11 @@ class Inference(nn.Module):
         carry = None
         for phase in self.phases:
             loss, carry = phase.compute(vae, batch, carry)
+            if not isinstance(loss, Loss) or loss.value.dim() != 0:
+                raise InputError(
+                    f"{type(self).__name__}: a phase must return Loss(value, bound) with a scalar value (the mean over "
+                    f"the batch, nats per datum); it returned a `{type(loss).__name__}`."
+                )
             yield loss
 
     def check(self, vae: VAE) -> None:

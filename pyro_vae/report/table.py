@@ -74,7 +74,7 @@ def summary_text(comparison: Comparison) -> TableText:
         _intervals([summary["seconds_per_epoch"] for summary in summaries], digits=3, most=6),
     ]
     header = ("algorithm", f"test {_bound(comparison)}", _marginal(comparison), "active units", "seconds per epoch")
-    caption = f"{_caption(comparison)} {_sampling(comparison)}"
+    caption = f"{_caption(comparison)} {_ACTIVE} {_sampling(comparison)}"
     return TableText("Test data, by algorithm", header, _rows(columns), caption.strip())
 
 
@@ -145,6 +145,9 @@ def _caption(comparison: Comparison) -> str:
     return f"Nats per datum{units}; {over}; {data_phrase(comparison)}."
 
 
+_ACTIVE = "Active: the posterior mean varies over the data (variance above 0.01)."
+
+
 def _sampling(comparison: Comparison) -> str:
     """How far log p(x) can be trusted; empty where nothing is wrong."""
     counts: dict[str, int] = {}
@@ -160,7 +163,7 @@ def _sampling(comparison: Comparison) -> str:
         worst = " in the worst seed" if len(comparison.experiment.seeds) > 1 else ""
         sentences.append(
             f"Warning: Pareto k-hat > {PARETO_LIMIT} for {enumerated(bad)} of {n} test data{worst}; their log p(x) "
-            "is not to be trusted, take more samples."
+            "is not to be trusted; take more samples (evaluation.num_samples), or train a posterior that fits better."
         )
     if unknown:
         sentences.append(
