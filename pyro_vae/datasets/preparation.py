@@ -137,9 +137,9 @@ class Preparation:
                 else "a likelihood on such values, such as Normal (`likelihood: Normal`, or --likelihood Normal)"
             )
             raise DataError(
-                f"`{self.raw.title}`: found {cell}, outside the likelihood's support {{0, 1}}; choose {likelihood}, or for "
-                "values in [0, 1] binarisation=`dynamic`, `static` or `threshold`, or `none` for a cross-entropy that is "
-                "no log-likelihood"
+                f"`{self.raw.title}`: found {cell}, outside the likelihood's support {{0, 1}}; choose {likelihood}, or "
+                "for values in [0, 1] binarisation=`dynamic`, `static` or `threshold`, or `none` for a cross-entropy "
+                "that is no log-likelihood"
             )
 
     def _check_support(self, support: Constraint, leave_out: str | None) -> None:
