@@ -51,29 +51,18 @@ def compare_command(
     out: Annotated[Path | None, typer.Option(help="Run folder to make; default: runs/<data>-<time>.")] = None,
 ) -> None:
     """Train algorithms x seeds on one data set, and report by how much they differ."""
-    content = {} if file is None else read_yaml(file)
     flags = {
         "data": _path_flag(data),
         "prior": _family(prior),
         "likelihood": _family(likelihood),
         "posterior": _family(posterior),
         "latent": latent,
-        "inference": None if inference is None else [name.strip() for name in inference.split(",")],
+        "inference": inference,
+        "training.epochs": epochs,
         "seeds": seeds,
         "device": device,
     }
-    content |= {key: value for key, value in flags.items() if value is not None}
-    if epochs is not None:
-        _assign(content, "training.epochs", epochs)
-    for setting in settings or []:
-        key, separator, value = setting.partition("=")
-        if not separator or not key:
-            raise InputError(f"--set: expected key=value, such as training.batch_size=50; got `{setting}`.")
-        _assign(content, key.strip(), parse_yaml(value, f"--set {key}"))
-    if file is None:
-        experiment = Experiment.parse(content, "command line").relative_to(Path())
-    else:
-        experiment = Experiment.parse(content, str(file)).relative_to(file.parent if data is None else Path())
+    experiment = _experiment(file, {key: value for key, value in flags.items() if value is not None}, settings or [])
     loaded = experiment.load_data(progress=True)
     check(experiment, loaded)
     folder = default_folder(experiment) if out is None else out
@@ -149,6 +138,20 @@ def main() -> None:
         where = f"`{error.filename}`: " if error.filename else ""
         sys.stderr.write(f"{where}{error.strerror or error}\n")
         sys.exit(2)
+
+
+def _experiment(file: Path | None, flags: dict[str, Any], settings: list[str]) -> Experiment:
+    """The file, changed by the flags and then by the settings; a data file's path is relative to where it is named."""
+    content = {} if file is None else read_yaml(file)
+    for key, value in flags.items():
+        _assign(content, key, value)
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set: expected key=value, such as training.batch_size=50; got `{setting}`.")
+        _assign(content, key.strip(), parse_yaml(text, f"--set {key}"))
+    folder = Path() if file is None or "data" in flags else file.parent
+    return Experiment.parse(content, "command line" if file is None else str(file)).relative_to(folder)
 
 
 def _console() -> Console:

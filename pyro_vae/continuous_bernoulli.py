@@ -73,6 +73,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         return torch.where(small, (1 - half.square() / 5) / 12, closed)
 
     def cdf(self, value: Tensor) -> Tensor:
+        """Returns P(x <= value); its gradient holds at every logit."""
         small, safe = _safe(self.logits)
         negative = -safe.abs()
         reflected = torch.where(safe > 0, 1 - value, value)
@@ -83,6 +84,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         return torch.where(small, series, closed).clamp(0, 1)
 
     def icdf(self, value: Tensor) -> Tensor:
+        """Returns the quantile at ``value``, from which draws are made; its gradient holds at every logit."""
         small, safe = _safe(self.logits)
         negative = -safe.abs()
         reflected = torch.where(safe > 0, 1 - value, value)

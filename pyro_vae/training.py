@@ -133,22 +133,9 @@ def fit(
         >>> history.steps, history.stopped
         (80, 'completed')
     """
-    positive = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
-    positive |= {"validation_every": validation_every, "early_stopping": early_stopping}
-    for name, value in positive.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise InputError(f"fit: `{name}` is a positive integer, got `{value!r}`.")
-    if (epochs is None) == (steps is None):
-        raise InputError("fit: give exactly one of `epochs` and `steps`.")
-    if validation is None and (early_stopping is not None or keep == "best"):
-        raise InputError('fit: `early_stopping` and keep="best" need `validation` data.')
-    if keep not in ("best", "last"):
-        raise InputError(f'fit: `keep` is "best" or "last", got `{keep!r}`.')
-    if not isinstance(inference, Inference) or not callable(optimizer):
-        raise InputError(
-            "fit: `inference` is an algorithm such as AEVB(), and `optimizer` a function such as "
-            f"lambda p: torch.optim.Adam(p, lr=1e-3); got `{inference!r}` and `{type(optimizer).__name__}`."
-        )
+    counts = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
+    counts |= {"validation_every": validation_every, "early_stopping": early_stopping}
+    _check_arguments(inference, optimizer, counts, keep, validation is not None)
     inference.check(vae)
     source = minibatches(vae, x, batch_size, seed, transform, weights, check_support)
     if vae.size is not None and vae.size != source.size:
@@ -172,6 +159,26 @@ def fit(
         warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; ours names the term
         stopped = _loop(run, watch, source, total, callback, report)
     return run.history(watch, stopped)
+
+
+def _check_arguments(
+    inference: Inference, optimizer: OptimizerFactory, counts: Mapping[str, int | None], keep: str, has_validation: bool
+) -> None:
+    """Raises an `InputError` for arguments of `fit` that cannot be used, whatever the data."""
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise InputError(f"fit: `{name}` is a positive integer, got `{value!r}`.")
+    if (counts["epochs"] is None) == (counts["steps"] is None):
+        raise InputError("fit: give exactly one of `epochs` and `steps`.")
+    if not has_validation and (counts["early_stopping"] is not None or keep == "best"):
+        raise InputError('fit: `early_stopping` and keep="best" need `validation` data.')
+    if keep not in ("best", "last"):
+        raise InputError(f'fit: `keep` is "best" or "last", got `{keep!r}`.')
+    if not isinstance(inference, Inference) or not callable(optimizer):
+        raise InputError(
+            "fit: `inference` is an algorithm such as AEVB(), and `optimizer` a function such as "
+            f"lambda p: torch.optim.Adam(p, lr=1e-3); got `{inference!r}` and `{type(optimizer).__name__}`."
+        )
 
 
 def _loop(
@@ -355,6 +362,7 @@ class _Run:
                 )
 
     def history(self, watch: Watch, stopped: str) -> History:
+        """Returns what the run was like."""
         return History(
             np.array(self.bounds),
             np.array(self.samples, dtype=np.int64),
