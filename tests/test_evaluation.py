@@ -154,7 +154,7 @@ def test_pareto_k_of_each_datum_is_its_own() -> None:
 def test_pareto_k_of_fewer_than_30_draws_is_unknown() -> None:
     log_weights = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
     assert bool(pareto_k(log_weights).isfinite().all())
-    assert bool(pareto_k(log_weights[:29]).isnan().all())
+    assert all(bool(pareto_k(log_weights[:n]).isnan().all()) for n in (2, 5, 29))
 
 
 def test_k_hat_tells_a_wide_posterior_from_a_narrow_one() -> None:
@@ -295,3 +295,8 @@ def test_a_float32_model_is_evaluated_on_float64_data_and_summed_in_float64() ->
     assert result.pointwise.dtype == torch.float64
     error = result.diagnostics["pointwise_error"]
     assert_mean(result.pointwise + error.square() / 2, EXACT, error)
+
+
+def test_weights_whose_largest_are_the_same_have_no_tail() -> None:
+    log_weights = torch.cat([torch.zeros(500, 1), -torch.rand(500, 1)]).double()
+    assert pareto_k(log_weights).tolist() == [-math.inf]

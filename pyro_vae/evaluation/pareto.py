@@ -2,6 +2,7 @@ r"""Pareto k-hat of importance weights, by ArviZ."""
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -18,9 +19,9 @@ _FEWEST = 30
 def pareto_k(log_weights: Tensor) -> Tensor:
     """Returns the Pareto k-hat of each datum's importance weights, by ArviZ.
 
-    Below 0.5 the weights' variance is finite and the estimate good; above 0.7 it is not to be trusted. Constant
-    weights (a range below 1e-8, as at the exact posterior) have no tail: their k-hat is -inf by definition here,
-    where ArviZ gives inf or refuses.
+    Below 0.5 the weights' variance is finite and the estimate good; above 0.7 it is not to be trusted. Weights
+    whose largest are all the same (log weights within 1e-8, as at the exact posterior or for few discrete z) have no
+    tail: their k-hat is -inf by definition here, where ArviZ gives inf or refuses.
 
     Arguments:
         log_weights: Shape ``(S, N)``.
@@ -31,10 +32,13 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     values = log_weights.detach().double().cpu().numpy().T
     result = np.full(len(values), np.nan)
     finite = np.isfinite(values).all(axis=1)
-    constant = finite & (np.ptp(np.where(finite[:, None], values, 0.0), axis=1) < _CONSTANT)
+    n = values.shape[1]
+    length = n if n < _FEWEST else math.ceil(min(0.2 * n, 3 * math.sqrt(n)))  # of the tail that would be fitted
+    tails = np.partition(np.where(finite[:, None], values, 0.0), -length, axis=1)[:, -length:]
+    constant = finite & (np.ptp(tails, axis=1) < _CONSTANT)
     fitted = finite & ~constant
     result[constant] = -np.inf
-    if fitted.any() and values.shape[1] >= _FEWEST:
+    if fitted.any() and n >= _FEWEST:
         result[fitted] = _psis(values[fitted])
     return torch.from_numpy(result)
 
