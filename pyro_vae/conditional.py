@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -343,7 +344,7 @@ class Conditional(nn.Module):
         like = next(self.parameters(), torch.empty(()))
         raw = torch.zeros(1, sum(self._sizes), device=like.device, dtype=like.dtype) if self._sizes else None
         try:
-            with _validation():
+            with pyro.validation_enabled(True):
                 built = self._build(self._parameters_from(raw, None), () if raw is None else (1,))
         except (ValueError, TypeError, RuntimeError, NotImplementedError, IndexError, AssertionError) as error:
             reason = " ".join(str(error).split())
@@ -384,14 +385,3 @@ def _out_features(module: nn.Module) -> int:
             "module an attribute out_features."
         )
     return linear[-1].out_features
-
-
-class _validation:
-    """Turns argument validation on within a block, whatever the process's setting."""
-
-    def __enter__(self) -> None:
-        self._before = torch.distributions.Distribution._validate_args
-        torch.distributions.Distribution.set_default_validate_args(True)
-
-    def __exit__(self, *exception: object) -> None:
-        torch.distributions.Distribution.set_default_validate_args(self._before)

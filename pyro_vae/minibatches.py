@@ -274,7 +274,8 @@ class ValueCheck:
             return
         inside = torch.zeros_like(observed)
         for support in self.supports:
-            within = support.check(x)
+            # In parts on the VAE's device, where the support's bounds lie; the data may lie elsewhere.
+            within = torch.cat([support.check(part.to(self.vae.device)).to(x.device) for part in x.split(10_000)])
             inside |= within.reshape(within.shape + (1,) * (x.dim() - within.dim()))
         _refuse(
             name,

@@ -52,6 +52,7 @@ class _ArrayUnpickler(pickle.Unpickler):
     r"""Reads a pickled numpy array and refuses everything else: a foreign pickle may run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
+        r"""Return one of the four names that an array's pickle needs; refuse any other."""
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return np.ndarray.__reduce__(np.empty(0))[0]
         if (module, name) == ("numpy", "ndarray"):
