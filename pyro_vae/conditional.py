@@ -174,8 +174,19 @@ class Conditional(nn.Module):
             raise InputError(
                 f"Conditional: `{self.family.__name__}` has a network, which needs a context; call it with one."
             )
+        if offset is not None and not self._takes_offset:
+            raise InputError(
+                f"Conditional: the batch has an offset, but no parameter of `{self.family.__name__}` is declared "
+                "Network(offset=True), so it would be ignored."
+            )
+        return self.distribution(self.network_output(context), offset)
+
+    def network_output(self, context: Tensor) -> Tensor:
+        """Returns the unconstrained values of all `Network` parameters, shape ``(..., n)``, for `distribution`."""
+        if self.given is None:
+            raise InputError(f"Conditional: no parameter of `{self.family.__name__}` is a `Network`.")
         # One batch dimension, whatever the context has: batch normalisation and convolutions tell them apart.
-        raw = self.given(context.reshape(-1, context.shape[-1])) if context.dim() != 2 else self.given(context)
+        raw: Tensor = self.given(context.reshape(-1, context.shape[-1]))
         if self.head is not None:
             raw = self.head(raw)
         if raw.shape[-1] != sum(self._sizes):
@@ -183,13 +194,16 @@ class Conditional(nn.Module):
                 f"Conditional: with head=None `given` must emit {sum(self._sizes)} values per datum "
                 f"({len(self._sizes)} parameter(s) of `{self.family.__name__}`), got {raw.shape[-1]}."
             )
-        if offset is not None and not self._takes_offset:
-            raise InputError(
-                f"Conditional: the batch has an offset, but no parameter of `{self.family.__name__}` is declared "
-                "Network(offset=True), so it would be ignored."
-            )
-        raw = raw.reshape(*context.shape[:-1], raw.shape[-1])
-        return self._build(self._parameters_from(raw, offset), context.shape[:-1])
+        return raw.reshape(*context.shape[:-1], raw.shape[-1])
+
+    def distribution(self, raw: Tensor, offset: Tensor | None = None) -> TorchDistribution:
+        """Returns the distribution whose `Network` parameters have the unconstrained values ``raw``.
+
+        Arguments:
+            raw: What `network_output` returns, or any tensor of that shape.
+            offset: As for `forward`.
+        """
+        return self._build(self._parameters_from(raw, offset), raw.shape[:-1])
 
     def extra_repr(self) -> str:
         sources = ", ".join(f"{name}={source}" for name, source in self.sources.items())
