@@ -2,28 +2,22 @@ r"""The training loop: one function for every inference algorithm."""
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
-import pyro
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from pyro_vae.batch import Batch
-from pyro_vae.errors import InputError, NonFiniteError
-from pyro_vae.inference import Inference, Loss, Phase
+from pyro_vae.errors import InputError
+from pyro_vae.inference import Inference
 from pyro_vae.minibatches import Minibatches, Transform, as_batch, check_values, minibatches
 from pyro_vae.modes import isolated, switched
 from pyro_vae.progress import steps_bar
+from pyro_vae.stepping import OptimizerFactory, Stepper
 from pyro_vae.vae import VAE
 from pyro_vae.validation import Watch
-
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 @dataclass
@@ -39,6 +33,7 @@ class History:
         validation_bound: ELBO of the validation data there, nats per datum.
         stopped: ``"completed"``, ``"early stopping"`` or ``"interrupted"``.
         best_step: Step of the best validation bound; None without validation.
+        remark: What the algorithm says of its run that a reader of its numbers must know; see `Inference.remark`.
     """
 
     bound: NDArray[np.float64]
@@ -48,6 +43,7 @@ class History:
     validation_bound: NDArray[np.float64]
     stopped: str = "completed"
     best_step: int | None = None
+    remark: str = ""
 
     @property
     def steps(self) -> int:
@@ -147,7 +143,7 @@ def fit(
         held_out = held_out.to(vae.device, vae.dtype)
         check_values(vae, held_out, check_support, "validation data")
     total = steps if steps is not None else (epochs or 0) * source.steps
-    run = _Run(vae, inference, optimizer, schedule, clip_norm, check_support)
+    run = Stepper(vae, inference, optimizer, schedule, clip_norm, check_support)
     watch = Watch(vae, inference, held_out, validation_every or source.steps, early_stopping, keep, check_support)
     with (
         isolated(seed, "training"),
@@ -158,7 +154,16 @@ def fit(
     ):
         warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; ours names the term
         stopped = _loop(run, watch, source, total, callback, report)
-    return run.history(watch, stopped)
+    return History(
+        np.array(run.bounds),
+        np.array(run.samples, dtype=np.int64),
+        np.array(run.seconds),
+        np.array(watch.steps, dtype=np.int64),
+        np.array(watch.values),
+        stopped,
+        watch.best_step,
+        inference.remark(),
+    )
 
 
 def _check_arguments(
@@ -179,10 +184,15 @@ def _check_arguments(
             "fit: `inference` is an algorithm such as AEVB(), and `optimizer` a function such as "
             f"lambda p: torch.optim.Adam(p, lr=1e-3); got `{inference!r}` and `{type(optimizer).__name__}`."
         )
+    if not inference.trains_posterior and (counts["early_stopping"] is not None or keep == "best"):
+        raise InputError(
+            f"fit: `{inference.name}` trains no posterior, so that the ELBO of validation data tells nothing of the "
+            'model; use keep="last" without early_stopping.'
+        )
 
 
 def _loop(
-    run: _Run,
+    run: Stepper,
     watch: Watch,
     source: Minibatches,
     total: int,
@@ -211,186 +221,3 @@ def _loop(
     run.check_parameters()
     watch.restore()
     return stopped
-
-
-class _Run:
-    """The optimizer's side of a run: takes steps, and keeps the last good parameters."""
-
-    def __init__(
-        self,
-        vae: VAE,
-        inference: Inference,
-        optimizer: OptimizerFactory,
-        schedule: Callable[[int], float] | None,
-        clip_norm: float | None,
-        check_support: bool,
-    ) -> None:
-        self.vae, self.inference, self.check_support = vae, inference, check_support
-        self.schedule, self.clip_norm = schedule, clip_norm
-        parameters = [p for p in (*vae.parameters(), *inference.parameters()) if p.requires_grad]
-        self.optimizer = optimizer(parameters)
-        if not isinstance(self.optimizer, torch.optim.Optimizer):
-            raise InputError(
-                f"fit: `optimizer` makes a torch.optim.Optimizer from parameters, such as "
-                f"lambda p: torch.optim.Adam(p, lr=1e-3); it made a `{type(self.optimizer).__name__}`."
-            )
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.both = nn.ModuleDict({"vae": vae, "inference": inference})
-        self.phases: list[tuple[Phase, dict[str, nn.Parameter]]] = [
-            (phase, inference.moved(vae, phase)) for phase in inference.phases
-        ]
-        self._require_phases()
-        self.kept = {id(parameter): parameter.detach().clone() for parameter in self.both.parameters()}
-        self.buffers = {name: buffer.clone() for name, buffer in self.both.named_buffers()}
-        self.step, self.time = 0, 0.0
-        self.bounds: list[float] = []
-        self.samples: list[int] = []
-        self.seconds: list[float] = []
-
-    def take(self, batch: Batch, rows: Tensor | None) -> None:
-        """Takes one step: every phase's loss, gradient and update."""
-        start = time.perf_counter()
-        if self.schedule is not None:
-            factor = float(self.schedule(self.step))
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate * factor
-        bound = float("nan")
-        losses = self.inference.losses(self.vae, batch)
-        for phase, parameters in self.phases:
-            loss = self._compute(losses, batch, rows)
-            if loss.bound is not None:
-                bound = float(loss.bound)
-            if not parameters:  # all frozen
-                continue
-            gradients = torch.autograd.grad(loss.value, list(parameters.values()), allow_unused=True)
-            if self.step == 0:
-                self._require_gradients(phase, parameters, gradients)
-            norm = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
-            if not bool((loss.value.detach() + norm).isfinite()):
-                bad = [name for name, g in zip(parameters, gradients, strict=True) if g is not None and not _finite(g)]
-                self._fail(batch, rows, f"the gradient of `{bad[0]}`" if bad else f"the loss ({loss.value.item():g})")
-            self._save(parameters)
-            self._update(parameters, gradients, norm)
-        self.step += 1
-        self.time += time.perf_counter() - start
-        self.bounds.append(bound)
-        self.samples.append((self.samples[-1] if self.samples else 0) + batch.size)
-        self.seconds.append(self.time)
-
-    def _compute(self, losses: Iterator[Loss], batch: Batch, rows: Tensor | None) -> Loss:
-        """The next phase's loss; parameters that are not finite make some distributions raise."""
-        first = self.step == 0
-        try:
-            with pyro.validation_enabled(first and self.check_support):  # costly on a GPU, so once
-                return next(losses)
-        except InputError:
-            raise
-        except (ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            if not all(_finite(parameter) for parameter in self.vae.parameters()):
-                self._fail(batch, rows, reason)
-            if first or isinstance(error, ValueError):
-                raise InputError(f"fit: step {self.step + 1} fails on a batch of {batch.size}: {reason}") from error
-            raise
-
-    def _update(self, parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...], norm: Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        scale = None if self.clip_norm is None else torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0)
-        for parameter, gradient in zip(parameters.values(), gradients, strict=True):
-            parameter.grad = gradient if scale is None or gradient is None else gradient * scale
-        try:
-            self.optimizer.step()
-        except KeyboardInterrupt:  # some parameters may be moved already
-            self._restore()
-            raise
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _require_phases(self) -> None:
-        """Raises for a trainable parameter that no phase moves."""
-        moved = {id(p) for _, parameters in self.phases for p in parameters.values()}
-        exempt = set() if self.inference.trains_posterior else {id(p) for p in self.vae.phi.values()}
-        for name, parameter in self.both.named_parameters():
-            if parameter.requires_grad and id(parameter) not in moved | exempt:
-                raise InputError(
-                    f"fit: no phase of `{self.inference.name}` moves `{name}`; name its group in the phase's `moves`, "
-                    "or freeze it with requires_grad_(False)."
-                )
-
-    def _require_gradients(
-        self, phase: Phase, parameters: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...]
-    ) -> None:
-        for (name, _), gradient in zip(parameters.items(), gradients, strict=True):
-            if gradient is None:
-                raise InputError(
-                    f"fit: `{self.inference.name}` moves {', '.join(sorted(phase.moves))}, but its loss does not "
-                    f"depend on `{name}`, which would never be trained; use it in forward, or freeze it with "
-                    "requires_grad_(False)."
-                )
-
-    @torch.no_grad()
-    def _save(self, moved: dict[str, nn.Parameter]) -> None:
-        """Keeps what a phase is about to move, and all buffers (looked up anew: an algorithm may assign one)."""
-        parameters: list[Tensor] = list(moved.values())
-        torch._foreach_copy_([self.kept[id(parameter)] for parameter in parameters], parameters)
-        self.buffers = {name: buffer.clone() for name, buffer in self.both.named_buffers()}
-
-    @torch.no_grad()
-    def _restore(self) -> None:
-        for parameter in self.both.parameters():
-            parameter.copy_(self.kept[id(parameter)])
-        for name, buffer in self.both.named_buffers():
-            buffer.copy_(self.buffers[name])
-
-    def _fail(self, batch: Batch, rows: Tensor | None, otherwise: str) -> NoReturn:
-        """Names what is not finite, puts the last good parameters in place, and raises."""
-        what = _name_term(self.vae, batch) or otherwise
-        self._restore()
-        named = "" if rows is None else f", batch of rows {rows[:5].tolist()}{' ...' if len(rows) > 5 else ''}"
-        raise NonFiniteError(
-            f"fit: {what} is not finite at step {self.step + 1}{named}. The parameters of the last good step are in "
-            "place. Lower the learning rate, set clip_norm, or declare the scale with a bounded transform."
-        )
-
-    def check_parameters(self) -> None:
-        """Raises where the last update left a parameter that is not finite."""
-        for name, parameter in self.both.named_parameters():
-            if not _finite(parameter):
-                self._restore()
-                raise NonFiniteError(
-                    f"fit: the update of step {self.step} made `{name}` infinite or nan. The parameters of the last "
-                    "good step are in place. Lower the learning rate or set clip_norm."
-                )
-
-    def history(self, watch: Watch, stopped: str) -> History:
-        """Returns what the run was like."""
-        return History(
-            np.array(self.bounds),
-            np.array(self.samples, dtype=np.int64),
-            np.array(self.seconds),
-            np.array(watch.steps, dtype=np.int64),
-            np.array(watch.values),
-            stopped,
-            watch.best_step,
-        )
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.isfinite().all())
-
-
-@torch.no_grad()
-def _name_term(vae: VAE, batch: Batch) -> str | None:
-    """Which of the three log densities is not finite at the batch; None where all are."""
-    posterior = "log q(z|x), the posterior,"
-    with pyro.validation_enabled(False):
-        q = vae.encode(batch)
-        try:
-            z = q.sample()
-        except RuntimeError:  # torch refuses to draw with a scale or a probability of nan
-            return posterior
-        terms = {
-            posterior: q.log_prob(z),
-            "log p(z), the prior,": vae.prior_given(batch).log_prob(z),
-            "log p(x|z), the likelihood,": vae.log_likelihood(z, batch),
-        }
-    return next((name for name, value in terms.items() if not _finite(value)), None)

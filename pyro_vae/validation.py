@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyro
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.evaluation import elbo
+from pyro_vae.inference import Inference
 from pyro_vae.vae import VAE
 
 
@@ -34,7 +35,7 @@ class Watch:
     """
 
     vae: VAE
-    inference: nn.Module
+    inference: Inference
     data: Batch | None
     every: int
     patience: int | None
@@ -46,8 +47,8 @@ class Watch:
     best_state: list[dict[str, Tensor]] | None = None
 
     def due(self, step: int, total: int) -> bool:
-        """Whether to evaluate after this step."""
-        return self.data is not None and (step % self.every == 0 or step == total)
+        """Whether to evaluate after this step; never where no posterior is trained, whose ELBO tells nothing."""
+        return self.data is not None and self.inference.trains_posterior and (step % self.every == 0 or step == total)
 
     def evaluate(self, step: int) -> float:
         """Evaluates, records and returns the ELBO, nats per datum."""

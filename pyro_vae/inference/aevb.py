@@ -7,7 +7,8 @@ from typing import ClassVar
 from pyro.infer import Trace_ELBO
 
 from pyro_vae.batch import Batch
-from pyro_vae.inference.inference import Inference, Loss, check_num_particles, check_reparameterizable
+from pyro_vae.inference.inference import Inference, Loss, check_count
+from pyro_vae.inference.needs import reparameterizable
 from pyro_vae.vae import VAE
 
 
@@ -30,10 +31,11 @@ class AEVB(Inference):
     """
 
     name: ClassVar[str] = "aevb"
+    needs = (reparameterizable,)
 
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__()
-        self.num_particles = check_num_particles("AEVB", num_particles)
+        self.num_particles = check_count("AEVB", "num_particles", num_particles)
         # max_plate_nesting is given, since finding it out runs model and guide once more.
         self._elbo = Trace_ELBO(num_particles, max_plate_nesting=1, vectorize_particles=num_particles > 1)
 
@@ -42,9 +44,6 @@ class AEVB(Inference):
         model, guide = vae.programs
         value = self._elbo.differentiable_loss(model, guide, batch) / (vae.size or batch.size)
         return Loss(value, -(value + vae.log_parameter_prior_per_datum()).detach())
-
-    def check(self, vae: VAE) -> None:
-        check_reparameterizable("AEVB", vae)
 
     def extra_repr(self) -> str:
         return f"num_particles={self.num_particles}"

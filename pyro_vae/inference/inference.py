@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.modes import evaluating
 from pyro_vae.vae import VAE
 
 
@@ -32,7 +31,8 @@ class Phase(NamedTuple):
     Attributes:
         compute: From the VAE, the batch and the carry of the phase before it (None in the first phase) to the
             loss and the carry.
-        moves: Which of ``"theta"`` (generative), ``"phi"`` (inference) and ``"own"`` (the algorithm's) move.
+        moves: Which of ``"theta"`` (generative; ``"likelihood"`` for those of the likelihood alone), ``"phi"``
+            (inference) and ``"own"`` (the algorithm's) move.
     """
 
     compute: Callable[[VAE, Batch, Any], tuple[Loss, Any]]
@@ -50,25 +50,28 @@ class Inference(nn.Module):
     one is its carry; what lasts from step to step is buffers; what is optimised beside the VAE is parameters.
 
     Example:
-        >>> import torch
-        >>> class IWAE(Inference):
-        ...     name = "iwae"
+        >>> class NegativeELBO(Inference):
+        ...     name = "negative-elbo"
         ...     def loss(self, vae, batch):
-        ...         log_weights = vae.log_weights(batch, num_particles=5)
-        ...         bound = batch.mean(log_weights.logsumexp(0) - torch.tensor(5.0).log())
-        ...         return Loss(-bound - vae.log_parameter_prior_per_datum(), bound.detach())
+        ...         elbo = batch.mean(vae.log_weights(batch))
+        ...         return Loss(-elbo - vae.log_parameter_prior_per_datum(), elbo.detach())
 
     An experiment file knows it by its short name once it stands in the registry:
-    ``pyro_vae.inference.ALGORITHMS["iwae"] = IWAE``.
+    ``pyro_vae.inference.ALGORITHMS["negative-elbo"] = NegativeELBO``.
 
     Attributes:
         name: The short name, by which experiment files refer to it.
-        trains_posterior: Whether phi moves.
+        needs: What it needs of a VAE: functions of `pyro_vae.inference.needs`, called by `check`.
+        trains_posterior: Whether phi moves such that q(z|x) approximates the posterior. Where it does not, the ELBO
+            and importance sampling by q tell nothing of the model.
+        trains_prior: Whether the prior's parameters move.
         has_bound: Whether a phase reports a lower bound on log p(x).
     """
 
     name: ClassVar[str] = "unnamed"
+    needs: ClassVar[tuple[Callable[[str, VAE], None], ...]] = ()
     trains_posterior: ClassVar[bool] = True
+    trains_prior: ClassVar[bool] = True
     has_bound: ClassVar[bool] = True
 
     @property
@@ -112,11 +115,19 @@ class Inference(nn.Module):
 
     def check(self, vae: VAE) -> None:
         """Raises an `InputError` where the algorithm cannot train this VAE; called before the first step."""
+        for need in self.needs:
+            need(type(self).__name__, vae)
+
+    def remark(self) -> str:
+        """Returns what a reader of the finished run's numbers must know; empty where there is nothing."""
+        return ""
 
     def moved(self, vae: VAE, phase: Phase) -> dict[str, nn.Parameter]:
         """Returns the trainable parameters that a phase moves, by name."""
+        theta = vae.theta
         groups: dict[str, dict[str, nn.Parameter]] = {
-            "theta": vae.theta,
+            "theta": theta,
+            "likelihood": {name: p for name, p in theta.items() if not name.startswith("prior.")},
             "phi": vae.phi,
             "own": {f"inference.{name}": p for name, p in self.named_parameters()},
         }
@@ -128,19 +139,29 @@ class Inference(nn.Module):
         }
 
 
-def check_num_particles(algorithm: str, num_particles: int) -> int:
-    """Returns ``num_particles``; raises an `InputError` where it is not a positive integer."""
-    if not isinstance(num_particles, int) or num_particles < 1:
-        raise InputError(f"{algorithm}: `num_particles` is a positive integer, got `{num_particles!r}`.")
-    return num_particles
+def check_count(algorithm: str, name: str, value: int) -> int:
+    """Returns ``value``; raises an `InputError` where it is not a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{algorithm}: `{name}` is a positive integer, got `{value!r}`.")
+    return value
 
 
-def check_reparameterizable(algorithm: str, vae: VAE) -> None:
-    """Raises an `InputError` where no gradient passes through the posterior's draws."""
-    with evaluating(vae):  # no batch statistics of zeros
-        probe = vae.encode(vae.probe_batch())
-    if not probe.has_rsample:
-        raise InputError(
-            f"{algorithm}: needs a reparameterizable posterior, and `{probe}` is not; use wake-sleep, which only "
-            "needs its density, or a posterior with rsample."
-        )
+def check_number(algorithm: str, name: str, value: float, low: float, high: float = float("inf")) -> float:
+    """Returns ``value``; raises an `InputError` where it is not a number from ``low`` to ``high``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        limits = f"of at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+        raise InputError(f"{algorithm}: `{name}` is a number {limits}, got `{value!r}`.")
+    return value
+
+
+def check_choice(algorithm: str, name: str, value: str, choices: tuple[str, ...]) -> str:
+    """Returns ``value``; raises an `InputError` where it is none of ``choices``."""
+    if value not in choices:
+        listed = ", ".join(f'"{choice}"' for choice in choices)
+        raise InputError(f"{algorithm}: `{name}` is one of {listed}; got `{value!r}`.")
+    return value
+
+
+def surrogate(value: Tensor, gradient_of: Tensor) -> Tensor:
+    """Returns ``value``, with the gradient of another scalar."""
+    return value.detach() + gradient_of - gradient_of.detach()

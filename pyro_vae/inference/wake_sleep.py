@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.errors import InputError
 from pyro_vae.inference.inference import Inference, Loss, Phase
+from pyro_vae.inference.needs import unshared
 from pyro_vae.vae import VAE
 
 
@@ -31,6 +32,7 @@ class WakeSleep(Inference):
     """
 
     name: ClassVar[str] = "wake-sleep"
+    needs = (unshared,)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -46,19 +48,18 @@ class WakeSleep(Inference):
         return Loss(value, batch.mean(log_joint.detach() - log_q)), None
 
     def _sleep(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
-        with torch.no_grad():
-            p = vae.prior_given(batch)
-            z = p.sample() if p.batch_shape else p.sample((batch.size,))
-            dreams = batch._replace(x=vae.decode(z, batch).sample())
-        return Loss(-batch.mean(vae.encode(dreams).log_prob(z)), None), None
+        return Loss(sleep_loss(vae, batch)), None
 
-    def check(self, vae: VAE) -> None:
-        """Raises an `InputError` where the prior or the likelihood shares parameters with the posterior."""
-        inference = {id(parameter) for parameter in vae.phi.values()}
-        for part in ("prior", "likelihood"):
-            shared = [name for name, p in getattr(vae, part).named_parameters() if id(p) in inference]
-            if shared:
-                raise InputError(
-                    f"WakeSleep: the {part} shares `{shared[0]}` with the posterior, so neither phase can move one "
-                    "of them alone; use aevb."
-                )
+
+def sleep_loss(vae: VAE, batch: Batch) -> Tensor:
+    """Returns -log q(z|x) at dreams, draws (z, x) from the model: a scalar, in nats per datum, that moves phi.
+
+    Arguments:
+        vae: The VAE.
+        batch: Whose size, context, mask and offset the dreams take.
+    """
+    with torch.no_grad():
+        p = vae.prior_given(batch)
+        z = p.sample() if p.batch_shape else p.sample((batch.size,))
+        dreams = batch._replace(x=vae.decode(z, batch).sample())
+    return -batch.mean(vae.encode(dreams).log_prob(z))

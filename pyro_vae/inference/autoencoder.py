@@ -1,0 +1,56 @@
+r"""The autoencoder: reconstruction alone."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.distributions import TransformedDistribution
+
+from pyro_vae.batch import Batch
+from pyro_vae.inference.inference import Inference, Loss, Phase
+from pyro_vae.inference.needs import differentiable_likelihood, reparameterizable
+from pyro_vae.moments import centre
+from pyro_vae.vae import VAE
+
+
+class Autoencoder(Inference):
+    r"""Reconstruction from the posterior's mean, without any KL: what the ELBO is explained against.
+
+    .. math:: \log p(x|z), \qquad z = E_{q(z|x)}[z]
+
+    Nothing keeps z where the prior is, and nothing trains the posterior's scale or the prior: neither the ELBO nor
+    importance sampling by q tells anything of the model, and draws from it look like none of the data. For a posterior
+    that is pushed through a bijection, z is the image of the unconstrained mean.
+
+    Reference: Rumelhart, Hinton and Williams, "Learning internal representations by error propagation", 1986.
+
+    Example:
+        >>> [sorted(phase.moves) for phase in Autoencoder().phases]
+        [['likelihood', 'phi']]
+    """
+
+    name: ClassVar[str] = "autoencoder"
+    needs = (reparameterizable, differentiable_likelihood)
+    trains_posterior: ClassVar[bool] = False
+    trains_prior: ClassVar[bool] = False
+    has_bound: ClassVar[bool] = False
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(self._reconstruct, frozenset({"likelihood", "phi"})),)
+
+    def _reconstruct(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
+        q = vae.encode(batch)
+        value = -batch.mean(vae.log_likelihood(_point(q), batch)) - vae.log_parameter_prior_per_datum()
+        return Loss(value), None
+
+
+def _point(q: Any) -> Tensor:
+    """The mean, in unconstrained space where q is pushed from there; differentiable."""
+    if not isinstance(q, TransformedDistribution):
+        return centre(q)
+    z = _point(q.base_dist)
+    for transform in q.transforms:
+        z = transform(z)
+    return z

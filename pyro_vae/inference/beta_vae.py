@@ -1,0 +1,83 @@
+r"""The beta-VAE: the ELBO with another weight on its KL."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pyro_vae.batch import Batch
+from pyro_vae.errors import InputError
+from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
+from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.kl import kl
+from pyro_vae.vae import VAE
+
+
+class BetaVAE(Inference):
+    r"""The ELBO with its KL weighted by beta, which may rise from 0 over the first steps.
+
+    .. math:: \frac{1}{K} \sum_k \log p(x|z_k) - \beta_t \, \mathrm{KL}(q(z|x) \| p(z)), \qquad
+        \beta_t = \beta \min(1, t / \text{warmup})
+
+    The KL is in closed form where there is one. The bound that is reported is the true ELBO, at beta = 1. With beta
+    above 1 the objective is a lower bound too, but a looser one; below 1 it is none, and a run that ends there says so.
+
+    Arguments:
+        beta: Weight of the KL after the warm-up. Above 1: less information in z, and latents that are more
+            independent.
+        warmup: Steps over which the weight rises from 0 in a line.
+        num_particles: K, draws of z for each datum.
+
+    Reference: Higgins et al., "beta-VAE: learning basic visual concepts with a constrained variational framework",
+    2017, equation 4; Bowman et al., "Generating sentences from a continuous space", 2016, section 3.1 (warm-up).
+
+    Example:
+        >>> BetaVAE(beta=1.0, warmup=1000)
+        BetaVAE(beta=1.0, warmup=1000, num_particles=1)
+    """
+
+    name: ClassVar[str] = "beta-vae"
+    needs = (reparameterizable,)
+
+    def __init__(self, beta: float = 4.0, warmup: int = 0, num_particles: int = 1) -> None:
+        super().__init__()
+        self.num_particles = check_count("BetaVAE", "num_particles", num_particles)
+        self.beta = check_number("BetaVAE", "beta", beta, 0.0)
+        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+            raise InputError(f"BetaVAE: `warmup` is a number of steps, got `{warmup!r}`.")
+        self.warmup = warmup
+        self.register_buffer("steps", torch.zeros(()))
+        self.steps: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the KL at the present step, a scalar."""
+        return (
+            self.beta * (self.steps / max(self.warmup, 1)).clamp_max(1.0) if self.warmup else self.beta + 0 * self.steps
+        )
+
+    def loss(self, vae: VAE, batch: Batch) -> Loss:
+        """Returns minus the weighted ELBO, and the true one as bound; see `Loss`."""
+        q = vae.encode(batch)
+        z = q.rsample((self.num_particles,))
+        reconstruction = batch.mean(vae.log_likelihood(z, batch))
+        divergence = batch.mean(kl(q, vae.prior_given(batch), z))
+        weight = self.weight.to(divergence)
+        if self.training:
+            self.steps.add_(1)
+        value = weight * divergence - reconstruction - vae.log_parameter_prior_per_datum()
+        return Loss(value, (reconstruction - divergence).detach())
+
+    def remark(self) -> str:
+        weight = float(self.weight)
+        if weight >= 1:
+            return ""
+        return (
+            f"ended at a KL weight of {weight:.3g}, below 1: what it maximised is no lower bound on log p(x); the ELBO "
+            "shown is the true one"
+        )
+
+    def extra_repr(self) -> str:
+        return f"beta={self.beta}, warmup={self.warmup}, num_particles={self.num_particles}"

@@ -1,0 +1,58 @@
+r"""The doubly reparameterized gradient of the importance-weighted bound."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pyro_vae.batch import Batch
+from pyro_vae.inference.inference import Inference, Loss, check_count, surrogate
+from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.inference.weights import log_mean_exp, path_log_prob
+from pyro_vae.vae import VAE
+
+
+class DReG(Inference):
+    r"""The importance-weighted bound of `IWAE` with the doubly reparameterized phi gradient.
+
+    .. math::
+        \nabla_\phi = E_\epsilon\left[\sum_k \tilde w_k^2 \, \nabla_{z_k} \log w_k \, \nabla_\phi z_k\right], \qquad
+        \nabla_\theta = E_\epsilon\left[\sum_k \tilde w_k \nabla_\theta \log w_k\right], \qquad
+        \tilde w_k = w_k \Big/ \sum_j w_j
+
+    Unbiased for the gradient of the bound, and exactly 0 in phi at q = p(z|x). Where q is wider than p(z|x) its
+    signal-to-noise ratio grows as sqrt(K), that of `IWAE` falls. Not for a q that is too narrow: at 0.6 times the
+    posterior's scale it has more variance than `IWAE`.
+
+    Arguments:
+        num_particles: K, draws of z for each datum; with one, it is `STL`.
+
+    Reference: Tucker, Lawson, Gu and Maddison, "Doubly reparameterized gradient estimators for Monte Carlo
+    objectives", 2018, equation 8.
+
+    Example:
+        >>> DReG()
+        DReG(num_particles=5)
+    """
+
+    name: ClassVar[str] = "dreg"
+    needs = (reparameterizable,)
+
+    def __init__(self, num_particles: int = 5) -> None:
+        super().__init__()
+        self.num_particles = check_count("DReG", "num_particles", num_particles)
+
+    def loss(self, vae: VAE, batch: Batch) -> Loss:
+        """Returns minus the bound; see `Loss`."""
+        q = vae.encode(batch)
+        z = q.rsample((self.num_particles,)).clone()  # no transform's cache may lead round z
+        log_weights = vae.log_joint(z, batch) - path_log_prob(q, z)
+        share = log_weights.detach().softmax(0)
+        if z.requires_grad:
+            # What reaches z carries one factor of the share already; this is the second.
+            z.register_hook(lambda gradient: gradient * share.reshape(*share.shape, *(1 for _ in vae.latent_shape)))
+        bound = batch.mean(log_mean_exp(log_weights.detach()))
+        followed = batch.mean((share * log_weights).sum(0)) + vae.log_parameter_prior_per_datum()
+        return Loss(surrogate(-(bound + vae.log_parameter_prior_per_datum()), -followed), bound)
+
+    def extra_repr(self) -> str:
+        return f"num_particles={self.num_particles}"

@@ -1,0 +1,70 @@
+r"""Free bits: the KL of each latent dimension counts only above a threshold."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pyro_vae.batch import Batch
+from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
+from pyro_vae.inference.needs import independent_latents, reparameterizable
+from pyro_vae.kl import kl_of_dimensions
+from pyro_vae.vae import VAE
+
+
+class FreeBits(Inference):
+    r"""The ELBO in which the KL of each latent dimension, mean over the batch, is free up to a threshold.
+
+    .. math:: \frac{1}{K} \sum_k \log p(x|z_k)
+        - \sum_j \max\left(\lambda, E_x \mathrm{KL}(q(z_j|x) \| p(z_j))\right)
+
+    Keeps dimensions from collapsing onto the prior early in training. The bound that is reported is the true ELBO,
+    which is never below the objective. Not for a final model where fewer dimensions suffice: those at the threshold
+    are held there.
+
+    Arguments:
+        free_nats: lambda, in nats for each latent dimension.
+        num_particles: K, draws of z for each datum.
+
+    Reference: Kingma et al., "Improved variational inference with inverse autoregressive flow", 2016, equation 15.
+
+    Example:
+        >>> FreeBits()
+        FreeBits(free_nats=0.25, num_particles=1)
+    """
+
+    name: ClassVar[str] = "free-bits"
+    needs = (reparameterizable, independent_latents)
+
+    def __init__(self, free_nats: float = 0.25, num_particles: int = 1) -> None:
+        super().__init__()
+        self.num_particles = check_count("FreeBits", "num_particles", num_particles)
+        self.free_nats = check_number("FreeBits", "free_nats", free_nats, 0.0)
+        self.register_buffer("held", torch.zeros(()))
+        self.held: Tensor
+
+    def loss(self, vae: VAE, batch: Batch) -> Loss:
+        """Returns minus the objective, and the true ELBO as bound; see `Loss`."""
+        q = vae.encode(batch)
+        z = q.rsample((self.num_particles,))
+        reconstruction = batch.mean(vae.log_likelihood(z, batch))
+        terms = kl_of_dimensions(q, vae.prior_given(batch), z).reshape(batch.size, -1)
+        each = terms.mean(0) if batch.weight is None else (batch.weight.unsqueeze(-1) * terms).mean(0)
+        if self.training:
+            self.held.copy_((each < self.free_nats).sum())
+        value = each.clamp_min(self.free_nats).sum() - reconstruction - vae.log_parameter_prior_per_datum()
+        return Loss(value, (reconstruction - each.sum()).detach())
+
+    def remark(self) -> str:
+        held = int(self.held)
+        if not held:
+            return ""
+        return (
+            f"ended with {held} latent dimension(s) below {self.free_nats:g} free nats, whose KL was not minimised; "
+            "the ELBO shown is the true one"
+        )
+
+    def extra_repr(self) -> str:
+        return f"free_nats={self.free_nats}, num_particles={self.num_particles}"

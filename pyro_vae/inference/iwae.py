@@ -1,0 +1,48 @@
+r"""The importance-weighted autoencoder."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pyro_vae.batch import Batch
+from pyro_vae.inference.inference import Inference, Loss, check_count
+from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.inference.weights import log_mean_exp
+from pyro_vae.vae import VAE
+
+
+class IWAE(Inference):
+    r"""The importance-weighted bound, with the weights of each datum normalised by themselves.
+
+    .. math:: \mathcal{L}_K = \log \frac{1}{K} \sum_k w_k, \qquad w_k = \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q
+
+    Non-decreasing in K in expectation and never above log p(x); `AEVB` at K = 1.
+
+    The signal-to-noise ratio of its phi gradient falls as 1/sqrt(K): with many particles the encoder is trained by
+    noise, which `DReG`, `MIWAE` and `PIWAE` mend.
+
+    Arguments:
+        num_particles: K, draws of z for each datum.
+
+    Reference: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", 2015, equation 8; Rainforth et
+    al., "Tighter variational bounds are not necessarily better", 2018, theorem 1.
+
+    Example:
+        >>> IWAE()
+        IWAE(num_particles=5)
+    """
+
+    name: ClassVar[str] = "iwae"
+    needs = (reparameterizable,)
+
+    def __init__(self, num_particles: int = 5) -> None:
+        super().__init__()
+        self.num_particles = check_count("IWAE", "num_particles", num_particles)
+
+    def loss(self, vae: VAE, batch: Batch) -> Loss:
+        """Returns minus the bound; see `Loss`."""
+        bound = batch.mean(log_mean_exp(vae.log_weights(batch, self.num_particles)))
+        return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())
+
+    def extra_repr(self) -> str:
+        return f"num_particles={self.num_particles}"

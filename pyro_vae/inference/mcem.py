@@ -1,0 +1,85 @@
+r"""Monte Carlo EM."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pyro_vae.batch import Batch
+from pyro_vae.hmc import Latents, adapted, hmc_transition
+from pyro_vae.inference.inference import Inference, Loss, Phase, check_count, check_number
+from pyro_vae.inference.needs import differentiable_likelihood, movable_latents, unshared
+from pyro_vae.modes import evaluating
+from pyro_vae.vae import VAE
+
+# Change of the log step size for each unit by which a transition's mean acceptance misses the target.
+_RATE = 0.2
+
+
+class MCEM(Inference):
+    r"""Monte Carlo EM: z by Hamiltonian Monte Carlo from p(z|x), then a few updates of theta at that z.
+
+    .. math:: \text{E:}\quad z \sim p_\theta(z|x) \qquad \text{M, several times:}\quad -\log p_\theta(x, z)
+
+    No encoder is involved: the posterior is not trained, so that neither the ELBO nor importance sampling by q tells
+    anything of the model. Each chain starts from the prior at every step, so that few transitions leave the draws
+    short of the posterior: the fixed point of theta is then that of a biased E-step.
+
+    Arguments:
+        transitions: Of each chain in an E-step.
+        leapfrog_steps: Of each transition.
+        updates: M-step updates of theta after each E-step.
+        target_acceptance: Mean acceptance probability to which the step size is adapted, from step to step.
+
+    Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, appendix E.
+
+    Example:
+        >>> MCEM(transitions=5).remark()
+        ''
+    """
+
+    name: ClassVar[str] = "mcem"
+    needs = (unshared, movable_latents, differentiable_likelihood)
+    trains_posterior: ClassVar[bool] = False
+    has_bound: ClassVar[bool] = False
+
+    def __init__(
+        self, transitions: int = 10, leapfrog_steps: int = 10, updates: int = 5, target_acceptance: float = 0.9
+    ) -> None:
+        super().__init__()
+        self.transitions = check_count("MCEM", "transitions", transitions)
+        self.leapfrog_steps = check_count("MCEM", "leapfrog_steps", leapfrog_steps)
+        self.updates = check_count("MCEM", "updates", updates)
+        self.target_acceptance = check_number("MCEM", "target_acceptance", target_acceptance, 0.01, 0.99)
+        self.register_buffer("step_size", torch.tensor(0.1))
+        self.step_size: Tensor
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(self._update, frozenset({"theta"})),) * self.updates
+
+    def _update(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
+        z: Tensor = self._draw(vae, batch) if carry is None else carry
+        return Loss(-batch.mean(vae.log_joint(z, batch)) - vae.log_parameter_prior_per_datum()), z
+
+    @torch.no_grad()
+    def _draw(self, vae: VAE, batch: Batch) -> Tensor:
+        """The E-step: z of each datum, shape ``(B, *latent_shape)``."""
+        with evaluating(vae):  # the target must not change with the draw
+            latents = Latents(vae, batch, "MCEM")
+            u = latents.draw_prior(1)
+            step_size = self.step_size.to(u)
+            for _ in range(self.transitions):
+                u, acceptance = hmc_transition(latents.log_joint, u, step_size, self.leapfrog_steps, len(latents.shape))
+                step_size = adapted(step_size, acceptance.mean(), self.target_acceptance, _RATE)
+            if self.training:
+                self.step_size.copy_(step_size)
+            return latents.constrain(u).squeeze(0)
+
+    def extra_repr(self) -> str:
+        return (
+            f"transitions={self.transitions}, leapfrog_steps={self.leapfrog_steps}, updates={self.updates}, "
+            f"target_acceptance={self.target_acceptance}"
+        )

@@ -1,0 +1,48 @@
+r"""The multiply importance-weighted autoencoder."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pyro_vae.batch import Batch
+from pyro_vae.inference.inference import Inference, Loss, check_count
+from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.inference.weights import log_mean_exp
+from pyro_vae.vae import VAE
+
+
+class MIWAE(Inference):
+    r"""The mean of several importance-weighted bounds.
+
+    .. math:: \frac{1}{M} \sum_m \log \frac{1}{K} \sum_k w_{mk}
+
+    In expectation the bound of `IWAE` with K particles, with 1/M of its gradient's variance. `PIWAE` follows it in
+    phi alone, and a tighter bound in theta.
+
+    Arguments:
+        num_outer: M, bounds that are averaged.
+        num_particles: K, draws of z in each of them.
+
+    Reference: Rainforth et al., "Tighter variational bounds are not necessarily better", 2018, section 5.
+
+    Example:
+        >>> MIWAE(num_outer=4, num_particles=16)
+        MIWAE(num_outer=4, num_particles=16)
+    """
+
+    name: ClassVar[str] = "miwae"
+    needs = (reparameterizable,)
+
+    def __init__(self, num_outer: int = 8, num_particles: int = 8) -> None:
+        super().__init__()
+        self.num_particles = check_count("MIWAE", "num_particles", num_particles)
+        self.num_outer = check_count("MIWAE", "num_outer", num_outer)
+
+    def loss(self, vae: VAE, batch: Batch) -> Loss:
+        """Returns minus the bound; see `Loss`."""
+        log_weights = vae.log_weights(batch, self.num_outer * self.num_particles)
+        bound = batch.mean(log_mean_exp(log_weights.reshape(self.num_outer, self.num_particles, -1), 1))
+        return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())
+
+    def extra_repr(self) -> str:
+        return f"num_outer={self.num_outer}, num_particles={self.num_particles}"

@@ -1,0 +1,101 @@
+r"""What an algorithm may need of a VAE; each raises an `InputError` that names an algorithm that works without it."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import TorchDistribution
+
+from pyro_vae.enumeration import latent_values
+from pyro_vae.errors import InputError
+from pyro_vae.hmc import Latents
+from pyro_vae.kl import analytic_kl, kl_of_dimensions
+from pyro_vae.modes import evaluating, isolated
+from pyro_vae.vae import VAE
+
+
+def reparameterizable(algorithm: str, vae: VAE) -> None:
+    """Gradients pass through the posterior's draws."""
+    q = _posterior(vae)
+    if not q.has_rsample:
+        raise InputError(
+            f"{algorithm}: needs a reparameterizable posterior, and `{q}` is not; use score-function, rws or "
+            "wake-sleep, which only need its density, or a posterior with rsample."
+        )
+
+
+def differentiable_likelihood(algorithm: str, vae: VAE) -> None:
+    """Gradients pass through the likelihood to z."""
+    batch = vae.probe_batch()
+    with evaluating(vae), isolated(0), torch.enable_grad():
+        z = vae.encode(batch).sample().detach()
+        if not z.is_floating_point():
+            return
+        value = vae.decode(z.requires_grad_(), batch).log_prob(batch.x)
+        gradient = torch.autograd.grad(value.sum(), z, allow_unused=True)[0] if value.requires_grad else None
+    if gradient is None:
+        raise InputError(
+            f"{algorithm}: needs a likelihood whose log-density is differentiable in z, and no gradient reaches z; use "
+            "score-function, rws or wake-sleep, or a decoder without detach() or rounding."
+        )
+
+
+def unshared(algorithm: str, vae: VAE) -> None:
+    """Prior and likelihood share no parameters with the posterior."""
+    inference = {id(parameter) for parameter in vae.phi.values()}
+    for part in ("prior", "likelihood"):
+        shared = [name for name, p in getattr(vae, part).named_parameters() if id(p) in inference]
+        if shared:
+            raise InputError(
+                f"{algorithm}: the {part} shares `{shared[0]}` with the posterior, so that neither can be moved alone; "
+                "use aevb."
+            )
+
+
+def movable_latents(algorithm: str, vae: VAE) -> None:
+    """Latents are continuous, on a support onto which a bijection is known."""
+    Latents(vae, vae.probe_batch(), algorithm)
+
+
+def enumerable_latents(algorithm: str, vae: VAE) -> None:
+    """Latents have few values, so that they can be summed over."""
+    latent_values(_posterior(vae), algorithm)
+
+
+def closed_form_kl(algorithm: str, vae: VAE) -> None:
+    """KL(q || p) has a closed form."""
+    batch = vae.probe_batch()
+    with torch.no_grad(), evaluating(vae):
+        analytic_kl(vae.encode(batch), vae.prior_given(batch))
+
+
+def independent_latents(algorithm: str, vae: VAE) -> None:
+    """Prior and posterior factorise over the latent dimensions."""
+    batch = vae.probe_batch()
+    with torch.no_grad(), evaluating(vae), isolated(0):
+        q = vae.encode(batch)
+        try:
+            kl_of_dimensions(q, vae.prior_given(batch), q.sample((1,)))
+        except InputError as error:
+            raise InputError(f"{algorithm}: {error} Use beta-vae, which weighs the KL as a whole.") from None
+
+
+def declared_size(algorithm: str, vae: VAE) -> None:
+    """The VAE knows the number of training data."""
+    if vae.size is None:
+        raise InputError(
+            f"{algorithm}: weighs the parameters' KL against all data; declare the VAE with size=N, their number."
+        )
+
+
+def no_parameter_prior(algorithm: str, vae: VAE) -> None:
+    """The VAE has no prior over parameters."""
+    if vae.parameter_prior is not None:
+        raise InputError(
+            f"{algorithm}: has a prior over the generative parameters of its own (`prior_scale`); declare the VAE "
+            "without parameter_prior, or use aevb, which finds the MAP estimate."
+        )
+
+
+def _posterior(vae: VAE) -> TorchDistribution:
+    with evaluating(vae), torch.no_grad():  # no batch statistics of zeros
+        return vae.encode(vae.probe_batch())

@@ -1,0 +1,49 @@
+r"""The variational Rényi bound."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pyro_vae.batch import Batch
+from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
+from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.inference.weights import log_mean_exp
+from pyro_vae.vae import VAE
+
+
+class Renyi(Inference):
+    r"""The variational Rényi bound, with the weights of each datum taken by themselves.
+
+    .. math:: \hat{\mathcal{L}}_\alpha = \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}
+
+    `AEVB` at alpha = 1, `IWAE` at alpha = 0, and between them a bound between theirs; at K = 1 all are the ELBO.
+
+    Arguments:
+        alpha: From 0 to 1, where the estimate is a lower bound in expectation. Below 0 it may exceed log p(x); above
+            1 its bias has the other sign.
+        num_particles: K, draws of z for each datum.
+
+    Reference: Li and Turner, "Rényi divergence variational inference", 2016, equation 10.
+
+    Example:
+        >>> Renyi(alpha=0.2)
+        Renyi(alpha=0.2, num_particles=5)
+    """
+
+    name: ClassVar[str] = "renyi"
+    needs = (reparameterizable,)
+
+    def __init__(self, alpha: float = 0.5, num_particles: int = 5) -> None:
+        super().__init__()
+        self.alpha = check_number("Renyi", "alpha", alpha, 0.0, 1.0)
+        self.num_particles = check_count("Renyi", "num_particles", num_particles)
+
+    def loss(self, vae: VAE, batch: Batch) -> Loss:
+        """Returns minus the bound; see `Loss`."""
+        log_weights = vae.log_weights(batch, self.num_particles)
+        power = 1 - self.alpha
+        bound = batch.mean(log_mean_exp(power * log_weights) / power if power else log_weights)
+        return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, num_particles={self.num_particles}"

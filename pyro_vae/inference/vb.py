@@ -1,0 +1,120 @@
+r"""Full variational Bayes: a posterior over the generative parameters too."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pyro_vae.batch import Batch
+from pyro_vae.errors import InputError
+from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
+from pyro_vae.inference.needs import declared_size, no_parameter_prior, reparameterizable, unshared
+from pyro_vae.kl import kl
+from pyro_vae.vae import VAE
+
+
+class VB(Inference):
+    r"""Full variational Bayes: a Gaussian q(theta) beside q(z|x).
+
+    .. math::
+        \log p(X) \ge E_{q(\theta)}\left[\sum_i \mathrm{ELBO}_\theta(x_i)\right]
+        - \mathrm{KL}(q(\theta) \| p(\theta)), \qquad q(\theta) = N(\mu, \mathrm{diag}(\sigma^2)), \quad
+        p(\theta) = N(0, s^2 I)
+
+    The VAE's own generative parameters are the mean :math:`\mu`, so that the VAE after training is that at the mean
+    of q(theta); :math:`\sigma` is the algorithm's. One theta is drawn for each minibatch. The bound that is reported
+    is the mean ELBO of a datum under q(theta); KL(theta)/N, which the objective adds, is told apart. Parameters are
+    taken in unconstrained space.
+
+    Arguments:
+        prior_scale: s.
+        initial_scale: Of :math:`\sigma`.
+        num_particles: K, draws of z for each datum.
+
+    Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, appendix F.
+
+    Example:
+        >>> VB()
+        VB(prior_scale=1.0, initial_scale=0.05, num_particles=1)
+    """
+
+    name: ClassVar[str] = "vb"
+    needs = (reparameterizable, unshared, declared_size, no_parameter_prior)
+
+    def __init__(self, prior_scale: float = 1.0, initial_scale: float = 0.05, num_particles: int = 1) -> None:
+        super().__init__()
+        self.num_particles = check_count("VB", "num_particles", num_particles)
+        self.prior_scale = check_number("VB", "prior_scale", prior_scale, 1e-6)
+        self.initial_scale = check_number("VB", "initial_scale", initial_scale, 1e-6)
+        self.log_scales = nn.ParameterDict()
+        self.register_buffer("kl_per_datum", torch.zeros(()))
+        self.kl_per_datum: Tensor
+
+    def check(self, vae: VAE) -> None:
+        """Makes the parameters of q(theta) for this VAE; raises an `InputError` where it cannot be trained."""
+        super().check(vae)
+        theta = {_key(name): p for name, p in vae.theta.items()}
+        if not self.log_scales:
+            for name, p in theta.items():
+                self.log_scales[name] = nn.Parameter(torch.full_like(p, math.log(self.initial_scale)))
+        if {name: p.shape for name, p in theta.items()} != {name: p.shape for name, p in self.log_scales.items()}:
+            raise InputError("VB: was prepared for another VAE; make a new VB() for each.")
+
+    def loss(self, vae: VAE, batch: Batch) -> Loss:
+        """Returns minus the bound of log p(X)/N; see `Loss`."""
+        if not self.log_scales:
+            self.check(vae)
+        mean = vae.theta
+        scale = {name: self.log_scales[_key(name)].exp() for name in mean}
+        drawn = {f"vae.{name}": m + scale[name] * torch.randn_like(m) for name, m in mean.items()}
+        elbo: Tensor = functional_call(_ELBO(vae), drawn, (batch, self.num_particles))
+        divergence = sum((self._kl(m, scale[name]) for name, m in mean.items()), torch.zeros_like(elbo))
+        divergence = divergence / (vae.size or 1)
+        if self.training:
+            self.kl_per_datum.copy_(divergence.detach())
+        return Loss(divergence - elbo, elbo.detach())
+
+    def _kl(self, mean: Tensor, scale: Tensor) -> Tensor:
+        s = self.prior_scale
+        return (math.log(s) - scale.log() + (mean.square() + scale.square()) / (2 * s**2) - 0.5).sum()
+
+    def remark(self) -> str:
+        return (
+            f"KL(q(theta) || p(theta))/N is {float(self.kl_per_datum):.2f} nats per datum, not part of the numbers "
+            "shown, which are those at the mean of q(theta)"
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name, value in state_dict.items():
+            start = f"{prefix}log_scales."
+            if name.startswith(start) and name.removeprefix(start) not in self.log_scales:
+                self.log_scales[name.removeprefix(start)] = nn.Parameter(torch.empty_like(value))
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def __repr__(self) -> str:
+        return f"VB({self.extra_repr()})"  # without the parameters of q(theta)
+
+    def extra_repr(self) -> str:
+        return f"prior_scale={self.prior_scale}, initial_scale={self.initial_scale}, num_particles={self.num_particles}"
+
+
+class _ELBO(nn.Module):
+    """The ELBO as a module, whose parameters `functional_call` can replace."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, batch: Batch, num_particles: int) -> Tensor:
+        q = self.vae.encode(batch)
+        z = q.rsample((num_particles,))
+        return batch.mean(self.vae.log_likelihood(z, batch)) - batch.mean(kl(q, self.vae.prior_given(batch), z))
+
+
+def _key(name: str) -> str:
+    """A parameter's name as a ParameterDict may hold it."""
+    return name.replace(".", "/")
