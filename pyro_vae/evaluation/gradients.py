@@ -1,0 +1,134 @@
+r"""How noisy the gradients are that each algorithm follows."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_vae.batch import Batch
+from pyro_vae.errors import InputError
+from pyro_vae.inference import Inference
+from pyro_vae.modes import isolated, switched
+from pyro_vae.progress import tracked
+from pyro_vae.statistics import Interval
+from pyro_vae.vae import VAE
+
+
+@dataclass(frozen=True)
+class GradientNoise:
+    r"""The noise of one algorithm's gradient in one group of parameters, at fixed data.
+
+    Attributes:
+        variance: Trace of the covariance of the gradient over all parameters of the group, with its 95 % interval.
+        signal_to_noise: :math:`\|E g\| / \sqrt{\mathrm{tr}\,\mathrm{Cov}(g)}`, with its 95 % interval; the norm is
+            corrected for the noise of the mean, and 0 where nothing is left of it.
+        num_parameters: Of the group.
+    """
+
+    variance: Interval
+    signal_to_noise: Interval
+    num_parameters: int
+
+
+def gradient_variance(
+    vae: VAE,
+    data: Tensor | Batch,
+    algorithms: Mapping[str, Inference],
+    num_draws: int = 100,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, dict[str, GradientNoise]]:
+    r"""Returns variance and signal-to-noise ratio of the gradients of theta and of phi, for each algorithm.
+
+    All algorithms stand at the same parameters and see the same data, so that only the algorithms' own draws vary.
+    An algorithm's gradient is that of all its phases before any update: where several phases move one parameter, the
+    mean over them. The VAE and the algorithms are left as they are.
+
+    Different objectives have different gradients: compare the variance of algorithms that follow the same one
+    (``aevb``, ``analytic-kl``, ``stl``, ``score-function``; ``iwae``, ``dreg``), and signal-to-noise ratios anywhere.
+
+    Arguments:
+        vae: The VAE, at whose parameters the gradients are taken, in training mode.
+        data: One minibatch, shape ``(B, *event_shape)``, or a `Batch`.
+        algorithms: By label; as they come, or trained for a while.
+        num_draws: Gradients of each algorithm, at least 3.
+        seed: Of the draws.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        By label, then by group (``"theta"``, ``"phi"``) for the groups that the algorithm moves.
+
+    Raises:
+        InputError: Where an algorithm cannot train the VAE.
+
+    Reference: Rainforth et al., "Tighter variational bounds are not necessarily better", 2018, equation 3; Roeder,
+    Wu and Duvenaud, "Sticking the landing", 2017, section 5.
+    """
+    if not isinstance(num_draws, int) or num_draws < 3:
+        raise InputError(f"gradient_variance: `num_draws` is an integer of at least 3, got `{num_draws!r}`.")
+    batch = vae.check(data).to(vae.device, vae.dtype)
+    result = {}
+    for label, algorithm in algorithms.items():
+        mine, its = copy.deepcopy((vae, algorithm))
+        its.check(mine)
+        draws: dict[str, list[Tensor]] = {"theta": [], "phi": []}
+        with isolated(seed, "gradients"), switched(mine, training=True):
+            for _ in tracked(range(num_draws), f"gradients of {label}" if progress else None):
+                for group, gradient in _gradient(mine, its, batch).items():
+                    draws[group].append(gradient)
+        result[label] = {group: _noise(torch.stack(rows)) for group, rows in draws.items() if rows}
+    return result
+
+
+def _gradient(vae: VAE, algorithm: Inference, batch: Batch) -> dict[str, Tensor]:
+    """The gradient of one step in the groups that move, each as one vector."""
+    sums: dict[str, Tensor] = {}
+    times: dict[str, int] = {}
+    for phase, loss in zip(algorithm.phases, algorithm.losses(vae, batch), strict=True):
+        moved = algorithm.moved(vae, phase)
+        if not moved:
+            continue
+        for name, gradient in zip(
+            moved, torch.autograd.grad(loss.value, list(moved.values()), allow_unused=True), strict=True
+        ):
+            if gradient is not None:
+                sums[name] = sums.get(name, 0) + gradient.detach()
+                times[name] = times.get(name, 0) + 1
+    groups = {"theta": vae.theta, "phi": vae.phi}
+    vectors = {
+        group: [(sums[name] / times[name]).flatten() for name in members if name in sums]
+        for group, members in groups.items()
+    }
+    return {group: torch.cat(parts) for group, parts in vectors.items() if parts}
+
+
+def _noise(gradients: Tensor) -> GradientNoise:
+    """The statistics of independent gradients, shape ``(n, P)``; errors by the jackknife."""
+    n, size = gradients.shape
+    values = gradients.double()
+    products = values @ values.T
+    variance, ratio = _statistics(products.trace(), products.sum(), n)
+    # Without draw i: its square leaves the trace, its row and column the sum.
+    traces = products.trace() - products.diagonal()
+    sums = products.sum() - 2 * products.sum(1) + products.diagonal()
+    variances, ratios = _statistics(traces, sums, n - 1)
+    return GradientNoise(_interval(variance, variances), _interval(ratio, ratios), size)
+
+
+def _statistics(trace: Tensor, total: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Variance and signal-to-noise ratio from the sum of squared norms and the squared norm of the sum."""
+    variance = (trace - total / n) / (n - 1)
+    signal = (total / n**2 - variance / n).clamp_min(0)
+    return variance, (signal / variance.clamp_min(1e-300)).sqrt()
+
+
+def _interval(value: Tensor, without_one: Tensor) -> Interval:
+    n = len(without_one)
+    error = ((n - 1) / n * (without_one - without_one.mean()).square().sum()).sqrt()
+    return Interval(float(value), 1.96 * float(error) if math.isfinite(float(error)) else math.nan, n)
