@@ -6,7 +6,7 @@ import math
 import platform
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -18,11 +18,20 @@ from torch import Tensor
 from pyro_vae.batch import Batch
 from pyro_vae.datasets import Data
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation import Estimate, active_units, elbo, kl_per_dimension, log_marginal
+from pyro_vae.evaluation import (
+    Estimate,
+    active_units,
+    annealed_importance_sampling,
+    elbo,
+    kl_per_dimension,
+    log_marginal,
+)
 from pyro_vae.experiment import Experiment
 from pyro_vae.experiment.named import InferenceSpec
+from pyro_vae.inference import Inference
 from pyro_vae.minibatches import check_values
 from pyro_vae.modes import isolated
+from pyro_vae.posterior_checks import PosteriorChecks, check_posteriors
 from pyro_vae.statistics import Interval, interval
 from pyro_vae.training import History, fit
 from pyro_vae.vae import VAE
@@ -39,8 +48,9 @@ class Run:
         history: Of its training.
         seconds_per_epoch: Wall time of training for each pass over the training data, without validation.
         elbo: Of the test data, nats per datum in the data's own units; None where the posterior is not trained.
-        log_marginal: Importance-sampled log p(x) of the test data, nats per datum in the data's own units; None
-            for a cross-entropy, which is no likelihood.
+        log_marginal: log p(x) of the test data, nats per datum in the data's own units, by importance sampling; where
+            no posterior is trained, of the first of the test data by annealed importance sampling. Its diagnostic
+            ``method`` says which. None for a cross-entropy, which is no likelihood.
         active: Which latent dimensions are active on the test data.
         kl: KL of each latent dimension, mean over the test data, in nats; None where it does not factorise.
     """
@@ -86,12 +96,14 @@ class Comparison:
         data: On which it ran.
         runs: Algorithm x seed.
         environment: Versions, device, date, command and wall time.
+        checks: Of the posteriors and gradients of the first seed.
     """
 
     experiment: Experiment
     data: Data
     runs: list[Run]
     environment: dict[str, Any]
+    checks: PosteriorChecks = field(default_factory=lambda: PosteriorChecks(0))
 
     @property
     def labels(self) -> list[str]:
@@ -108,10 +120,22 @@ class Comparison:
         return {metric: interval([row[metric] for row in rows]) for metric in METRICS}
 
     def difference(self, label: str, baseline: str) -> dict[str, Interval]:
-        """Returns the mean over common seeds of ``label`` minus ``baseline``, with its interval, of each metric."""
-        others = {run.seed: run.metrics() for run in self.runs_of(baseline)}
-        pairs = [(run.metrics(), others[run.seed]) for run in self.runs_of(label) if run.seed in others]
-        return {metric: interval([mine[metric] - its[metric] for mine, its in pairs]) for metric in METRICS}
+        """Returns the mean over common seeds of ``label`` minus ``baseline``, with its interval, of each metric.
+
+        Where log p(x) of one of them is of fewer test data, it is that of these data for both.
+        """
+        others = {run.seed: run for run in self.runs_of(baseline)}
+        pairs = [(run, others[run.seed]) for run in self.runs_of(label) if run.seed in others]
+        return {metric: interval([_difference(metric, mine, its) for mine, its in pairs]) for metric in METRICS}
+
+    @property
+    def remarks(self) -> list[str]:
+        """What algorithms say of their runs that a reader of the numbers must know, once for each text."""
+        texts: dict[str, list[int]] = {}
+        for run in self.runs:
+            if run.history.remark:
+                texts.setdefault(f"{run.algorithm}: {run.history.remark}", []).append(run.seed)
+        return [f"{text} (seed {', '.join(map(str, seeds))})" for text, seeds in texts.items()]
 
     @property
     def quantity(self) -> str:
@@ -135,6 +159,7 @@ class Comparison:
                 for label in self.labels[1:]
             ],
             "runs": [_run_record(run) for run in self.runs],
+            "posterior_checks": self.checks.record(),
         }
 
 
@@ -155,15 +180,26 @@ def compare(
 
     Raises:
         InputError: Where anything does not fit, before the first run.
-        NonFiniteError: Where a run diverges.
+        NonFiniteError: Where a run diverges at its first step; one that diverges later is judged at its last good
+            parameters, and says so.
         KeyboardInterrupt: Where a run is interrupted.
     """
     start = time.perf_counter()
     data = experiment.load_data(progress) if data is None else data
     check(experiment, data)
     runs = [_run(experiment, spec, seed, data, progress) for seed in experiment.seeds for spec in experiment.inference]
+    first = {run.algorithm: run.vae for run in runs if run.seed == experiment.seeds[0]}
+    checks = check_posteriors(
+        first,
+        {spec.label: spec.build().to(experiment.torch_device) for spec in experiment.inference},
+        runs[0].vae.check(_test(data)).x.to(experiment.torch_device),
+        experiment.evaluation.posterior_checks,
+        is_likelihood=not data.cross_entropy,
+        seed=experiment.seeds[0],
+        progress=progress,
+    )
     environment = {**_environment(experiment, command), "wall_seconds": round(time.perf_counter() - start, 1)}
-    return Comparison(experiment, data, runs, environment)
+    return Comparison(experiment, data, runs, environment, checks)
 
 
 def check(experiment: Experiment, data: Data) -> None:
@@ -204,18 +240,15 @@ def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, pro
         schedule=None if training.schedule is None else training.schedule.build(total),
         clip_norm=training.clip_norm,
         check_support=not data.cross_entropy,
+        divergence="stop",
         progress=f"{spec.label}, seed {seed}" if progress else False,
     )
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
-    if data.test is None:
-        raise InputError("data: a comparison needs test data.")
-    test = data.test.to(device)
+    test = _test(data).to(device)
     with pyro.validation_enabled(False):  # the data were checked before the first run
-        bound = elbo(vae, test, evaluation.elbo_samples, seed=seed)
-        marginal = None
-        if not data.cross_entropy:
-            marginal = log_marginal(vae, test, evaluation.num_samples, seed=seed, progress=progress)
+        bound = elbo(vae, test, evaluation.elbo_samples, seed=seed) if algorithm.trains_posterior else None
+        marginal = None if data.cross_entropy else _log_marginal(experiment, algorithm, vae, test, seed, progress)
         active, kl = active_units(vae, test), kl_per_dimension(vae, test, seed=seed)
     about = {"data": data.name, "part": "test", "binarisation": data.binarisation}
     return Run(
@@ -224,11 +257,42 @@ def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, pro
         vae=vae,
         history=history,
         seconds_per_epoch=float(history.seconds[-1]) * len(data.train) / float(history.samples[-1]),
-        elbo=bound.about(data.log_jacobian, **about) if algorithm.trains_posterior else None,
+        elbo=None if bound is None else bound.about(data.log_jacobian, **about),
         log_marginal=None if marginal is None else marginal.about(data.log_jacobian, **about),
         active=active.cpu(),
         kl=None if kl is None else kl.cpu(),
     )
+
+
+def _log_marginal(
+    experiment: Experiment, algorithm: Inference, vae: VAE, test: Tensor, seed: int, progress: bool
+) -> Estimate:
+    """log p(x) by importance sampling from q, or by annealing where no q is trained."""
+    evaluation = experiment.evaluation
+    if algorithm.trains_posterior:
+        return log_marginal(vae, test, evaluation.num_samples, seed=seed, progress=progress)
+    return annealed_importance_sampling(
+        vae,
+        test[: evaluation.ais_data],
+        evaluation.temperatures,
+        evaluation.chains,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _test(data: Data) -> Tensor:
+    if data.test is None:
+        raise InputError("data: a comparison needs test data.")
+    return data.test
+
+
+def _difference(metric: str, mine: Run, its: Run) -> float:
+    if metric == "log_marginal" and mine.log_marginal is not None and its.log_marginal is not None:
+        a, b = mine.log_marginal.pointwise, its.log_marginal.pointwise
+        n = min(len(a), len(b))
+        return float((a[:n] - b[:n]).mean())
+    return mine.metrics()[metric] - its.metrics()[metric]
 
 
 def _environment(experiment: Experiment, command: str) -> dict[str, Any]:
@@ -257,12 +321,15 @@ def _number(value: float) -> float | None:
 def _run_record(run: Run) -> dict[str, Any]:
     record: dict[str, Any] = {"algorithm": run.algorithm, "seed": run.seed}
     record |= {name: _number(x) for name, x in {**run.metrics(), **run.errors()}.items()}
-    for name, estimate in (("elbo", run.elbo), ("log_marginal", run.log_marginal)):
-        if estimate is not None:
-            record[f"{name}_num_samples"] = estimate.diagnostics["num_samples"]
+    if run.elbo is not None:
+        record["elbo_num_samples"] = run.elbo.diagnostics["num_samples"]
     if run.log_marginal is not None:
-        k = run.log_marginal.diagnostics["pareto_k"]
-        record["pareto_k_above_0.7"] = float((k > 0.7).double().mean())
-        record["pareto_k_median"] = _number(float(k.nanmedian()))
-    record["steps"], record["stopped"] = run.history.steps, run.history.stopped
+        about = run.log_marginal.diagnostics
+        record["log_marginal_num_data"] = len(run.log_marginal.pointwise)
+        keys = ("method", "num_samples", "chains", "temperatures")
+        record |= {f"log_marginal_{key}": about[key] for key in keys if key in about}
+        if (k := about.get("pareto_k")) is not None:
+            record["pareto_k_above_0.7"] = float((k > 0.7).double().mean())
+            record["pareto_k_median"] = _number(float(k.nanmedian()))
+    record |= {"steps": run.history.steps, "stopped": run.history.stopped, "remark": run.history.remark}
     return record

@@ -3,20 +3,29 @@ r"""ArviZ: trained VAEs as groups of labelled arrays."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import xarray
 from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.vae import VAE
 
-Groups = Mapping[str, Mapping[str, NDArray[Any]]]
+# The variables of a group: their dimensions and their values.
+Variables = Mapping[str, tuple[tuple[str, ...], NDArray[Any]]]
+
+# How many latents (draws x data) are decoded at once: bounds the memory beside what is returned.
+_ROWS = 20_000
+
+_DRAWS = ("chain", "draw", "datum")
 
 
 @torch.no_grad()
@@ -29,91 +38,194 @@ def to_arviz(
     units: Any = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Returns draws and densities of trained VAEs as ArviZ's `InferenceData` (0.23) or xarray `DataTree` (1.x).
+    r"""Returns draws and densities of trained VAEs as ArviZ's `InferenceData` (0.23) or xarray's `DataTree` (1.x).
 
-    Groups: ``posterior`` (z of q(z|x)), ``posterior_predictive`` (x of p(x|z)), ``log_likelihood`` (log p(x|z)),
-    ``sample_stats`` (``log_weight``: log p(x, z) - log q(z|x), in nats) and ``observed_data``. Dimensions: chain (one
-    for each VAE, such as replicates over seeds), draw, datum, latent or cell.
+    ==========================  ==================================================================================
+    ``posterior``               ``z`` of q(z|x): chain, draw, datum, latent.
+    ``posterior_predictive``    ``x`` of p(x|z) at these z: chain, draw, datum, cell.
+    ``prior``                   ``z`` of p(z), one for each datum (and given its context): as ``posterior``.
+    ``prior_predictive``        ``x`` of p(x|z) at these z: each draw is a replicate of the whole data set.
+    ``log_likelihood``          ``x``: log p(x|z) at the z of ``posterior``: chain, draw, datum.
+    ``sample_stats``            ``log_weight``: log p(x, z) - log q(z|x) at these z: chain, draw, datum; ``pareto_k``
+                                of each datum's weights (nan below 30 draws): chain, datum.
+    ``observed_data``           ``x``: datum, cell; hidden cells are nan, of which ``posterior_predictive`` holds the
+                                imputations.
+    ``constant_data``           ``context``: datum, covariate; where the data have one.
+    ==========================  ==================================================================================
+
+    A chain is one VAE, such as a replicate over seeds. Events of more than one dimension are flattened (row-major) to
+    ``cell`` and ``latent``. Draws are float32, or int32 where all of them are whole numbers, as ArviZ plots counts;
+    densities are float64, in nats.
 
     z is a latent of each datum, not a parameter: seeds have latents of their own, so that r-hat of z over chains says
-    nothing, and `az.loo` of log p(x|z) is not the model's predictive density; compare models by log p(x)
-    (`pyro_vae.evaluation.log_marginal`).
+    nothing, and `az.loo` of log p(x|z) is not the model's predictive density: at the exact posterior it is the
+    harmonic-mean estimate of log p(x), whose variance is mostly infinite, and with any other q it is not even that.
+    Compare models by log p(x) (`pyro_vae.evaluation.log_marginal`), which is the log of the mean over the draws of
+    ``exp(log_weight)``, to be trusted where ``pareto_k`` is below 0.7. Without a datum its latent has the prior, so
+    that p(z) / q(z|x) are the weights that leave it out, and ArviZ 1.x returns that log p(x) from them:
+    ``az.loo(groups, log_weights=log_weight - log_likelihood - log(chains * draws), pareto_k=...)``. That also takes
+    few discrete z, at which ArviZ 1.x refuses log p(x|z) alone, as its tail is one value.
 
     Arguments:
         vaes: One VAE, or several of one structure.
-        data: Shape ``(N, *event_shape)``, or a `Batch`.
+        data: Shape ``(N, *event_shape)``, or a `Batch`. The result is in memory: ``2 chains num_samples N`` times the
+            cells of a datum, of 4 bytes.
         num_samples: Draws for each datum.
-        seed: Of the draws; the global random state is left as it is.
+        seed: Of the draws, which add the number of the chain to it; the global random state is left as it is.
         units: The transform of the data, such as ``data.units``: x then is in the data's own units, its cells have
-            the names of the columns, and densities include the log-Jacobian. Default: model units.
+            the names of the columns, and densities include the log-Jacobian (of the observed cells). Default: model
+            units.
         attributes: Kept with the posterior group, such as seeds and versions.
 
     Raises:
-        InputError: Where the data do not fit.
+        InputError: Where there is no VAE or no draw, the VAEs differ in structure, or the data do not fit.
+
+    Reference: Kumar, Carroll, Hartikainen and Martin, "ArviZ: a unified library for exploratory analysis of Bayesian
+    models in Python", 2019; Newton and Raftery, "Approximate Bayesian inference with the weighted likelihood
+    bootstrap", 1994 (the harmonic mean); Vehtari, Gelman and Gabry, "Practical Bayesian model evaluation using
+    leave-one-out cross-validation and WAIC", 2017, section 2.1.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae import Conditional, Fixed, mlp
+        >>> prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+        >>> vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 8)))
+        >>> groups = to_arviz(vae, torch.zeros(5, 6), num_samples=40)
+        >>> groups["posterior"]["z"].shape, groups["sample_stats"]["pareto_k"].shape
+        ((1, 40, 5, 2), (1, 5))
     """
     several = [vaes] if isinstance(vaes, VAE) else list(vaes)
-    if not several:
-        raise InputError("to_arviz: expected at least one VAE, got none.")
-    chains: dict[str, list[Tensor]] = {"z": [], "x": [], "log_likelihood": [], "log_weight": []}
-    for i, vae in enumerate(several):
-        with evaluating(vae), isolated(seed + i, "draws"):
-            batch = vae.check(data).to(vae.device, vae.dtype)
-            q = vae.encode(batch)
-            z = q.sample((num_samples,))
-            chains["z"].append(z.reshape(num_samples, batch.size, -1))
-            chains["x"].append(vae.decode(z, batch).sample().reshape(num_samples, batch.size, -1))
-            chains["log_likelihood"].append(vae.log_likelihood(z, batch))
-            chains["log_weight"].append(vae.log_joint(z, batch) - q.log_prob(z))
-    arrays = {name: torch.stack(parts).float().cpu().numpy() for name, parts in chains.items()}
-    own = (lambda x: x) if units is None else (lambda x: units.to_own_units(x).float().numpy())
-    shift = 0.0 if units is None else units.log_jacobian
-    groups: Groups = {
-        "posterior": {"z": arrays["z"]},
-        "posterior_predictive": {"x": own(arrays["x"])},
-        "log_likelihood": {"x": arrays["log_likelihood"] + shift},
-        "sample_stats": {"log_weight": arrays["log_weight"] + shift},
-        "observed_data": {"x": own(batch.x.reshape(batch.size, -1).float().cpu().numpy())},
+    batch = _checked(several, data, num_samples)
+    own = _own_units(units)
+    observed = _observed(batch, own)
+    chains = [_chain(vae, batch, num_samples, seed + i, own) for i, vae in enumerate(several)]
+    arrays = {name: np.stack([chain.pop(name).numpy() for chain in chains]) for name in list(chains[0])}
+    shift = _log_jacobian(units, batch)
+    z, prior_z = _whole(arrays["z"], arrays["prior_z"])
+    x, prior_x, observed = _whole(arrays["x"], arrays["prior_x"], observed)
+    groups: dict[str, Variables] = {
+        "posterior": {"z": ((*_DRAWS, "latent"), z)},
+        "posterior_predictive": {"x": ((*_DRAWS, "cell"), x)},
+        "prior": {"z": ((*_DRAWS, "latent"), prior_z)},
+        "prior_predictive": {"x": ((*_DRAWS, "cell"), prior_x)},
+        "log_likelihood": {"x": (_DRAWS, arrays["log_likelihood"] + shift)},
+        "sample_stats": {
+            "log_weight": (_DRAWS, arrays["log_weight"] + shift),
+            "pareto_k": (("chain", "datum"), arrays["pareto_k"]),
+        },
+        "observed_data": {"x": (("datum", "cell"), observed)},
     }
+    if batch.context is not None:
+        groups["constant_data"] = {"context": (("datum", "covariate"), batch.context.float().cpu().numpy())}
     described = {"units": "model units" if units is None else "the data's own units", "densities": "nats"}
     columns = None if units is None or units.columns is None else list(units.columns)
     return _assemble(groups, {**described, **(attributes or {})}, columns)
 
 
-def _assemble(groups: Groups, attributes: dict[str, Any], columns: list[str] | None) -> Any:
-    """The groups by whichever ArviZ is installed."""
+def _checked(vaes: Sequence[VAE], data: Tensor | Batch, num_samples: int) -> Batch:
+    """The data as a batch that fits every VAE."""
+    if not vaes:
+        raise InputError("to_arviz: expected at least one VAE, got none.")
+    if not isinstance(num_samples, int) or num_samples < 1:
+        raise InputError(f"to_arviz: `num_samples` is a positive integer, got `{num_samples!r}`.")
+    shapes = sorted({tuple(vae.latent_shape) for vae in vaes})
+    if len(shapes) > 1:
+        raise InputError(
+            f"to_arviz: chains are VAEs of one structure, got latents of shapes {', '.join(map(str, shapes))}; "
+            "export each by itself."
+        )
+    batches = [vae.check(data) for vae in vaes]
+    return batches[0]
+
+
+def _own_units(units: Any) -> Callable[[Tensor], Tensor]:
+    """The map of x, shape ``(..., D)``, to the units of the result."""
+    return (lambda x: x.float()) if units is None else (lambda x: units.to_own_units(x).float())
+
+
+def _observed(batch: Batch, own: Callable[[Tensor], Tensor]) -> NDArray[Any]:
+    """x with its hidden cells nan, shape ``(N, D)``."""
+    x = own(batch.x.reshape(batch.size, -1))
+    if batch.mask is not None:
+        x = x.masked_fill(~batch.mask.reshape(x.shape).to(x.device), torch.nan)
+    values: NDArray[Any] = x.cpu().numpy()
+    return values
+
+
+def _chain(vae: VAE, batch: Batch, num_samples: int, seed: int, own: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Draws and densities of one VAE, each ``(S, N, ...)``; ``pareto_k`` is ``(N,)``."""
+    size = max(1, _ROWS // num_samples)
+    parts = [batch.select(slice(start, start + size)) for start in range(0, batch.size, size)]
+    joined: dict[str, Tensor] = {}
+    for stream, draw in (("draws", _posterior_draws), ("prior draws", _prior_draws)):
+        with evaluating(vae), isolated(seed, stream):
+            drawn = [draw(vae, part.to(vae.device, vae.dtype), num_samples, own) for part in parts]
+        joined |= {name: torch.cat([part.pop(name) for part in drawn], dim=1) for name in list(drawn[0])}
+    return {**joined, "pareto_k": pareto_k(joined["log_weight"])}
+
+
+def _posterior_draws(vae: VAE, batch: Batch, num_samples: int, own: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    q = vae.encode(batch)
+    z = q.sample((num_samples,))
+    log_likelihood = vae.log_likelihood(z, batch)
+    log_weight = vae.prior_given(batch).log_prob(z) + log_likelihood - q.log_prob(z)
+    return {
+        "z": _rows(z, batch).float().cpu(),
+        "x": own(_rows(vae.decode(z, batch).sample(), batch)).cpu(),
+        "log_likelihood": log_likelihood.double().cpu(),
+        "log_weight": log_weight.double().cpu(),
+    }
+
+
+def _prior_draws(vae: VAE, batch: Batch, num_samples: int, own: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    p = vae.prior_given(batch)
+    z = p.sample((num_samples, batch.size) if p.batch_shape == () else (num_samples,))
+    x = vae.decode(z, batch).sample()
+    return {"prior_z": _rows(z, batch).float().cpu(), "prior_x": own(_rows(x, batch)).cpu()}
+
+
+def _rows(draws: Tensor, batch: Batch) -> Tensor:
+    """Draws with their events flattened, shape ``(S, N, D)``."""
+    return draws.reshape(len(draws), batch.size, -1)
+
+
+def _whole(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """The arrays as integers where every value of theirs is one: ArviZ draws histograms of integers alone."""
+    limit = np.iinfo(np.int32).max
+    parts = (part for array in arrays for part in array)  # a chain at a time, to save memory
+    if all(bool(((np.rint(part) == part) & (np.abs(part) < limit)).all()) for part in parts):
+        return tuple(array.astype(np.int32) for array in arrays)
+    return arrays
+
+
+def _log_jacobian(units: Any, batch: Batch) -> NDArray[Any]:
+    """What densities in own units have besides, over the observed cells, in nats: shape ``()`` or ``(N,)``."""
+    if units is None or batch.mask is None or units.scale is None or units.log_jacobian == 0:
+        return np.asarray(0.0 if units is None else units.log_jacobian)
+    observed = batch.mask.reshape(batch.size, -1).double().cpu()
+    values: NDArray[Any] = -(observed * units.scale.double().log()).sum(-1).numpy()
+    return values
+
+
+def _assemble(groups: Mapping[str, Variables], attributes: dict[str, Any], columns: list[str] | None) -> Any:
+    """The groups as what the installed ArviZ works on."""
+    datasets = {name: _dataset(variables, columns) for name, variables in groups.items()}
+    datasets["posterior"].attrs.update(attributes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # ArviZ 0.23 announces 1.0 at import
         import arviz
     if int(arviz.__version__.split(".")[0]) < 1:
-        # Variables of one name have different dimensions in different groups, so each group is built by itself.
-        parts = [
-            arviz.from_dict(
-                **{group: dict(content)}, dims=_dimensions(group, content), coords=_coordinates(group, columns)
-            )
-            for group, content in groups.items()
-        ]
-        result = arviz.concat(*parts)
-        result.posterior.attrs.update(attributes)
-        return result
-    from xarray import DataTree
-
-    trees = {
-        group: arviz.from_dict(
-            {group: dict(content)}, dims=_dimensions(group, content), coords=_coordinates(group, columns)
-        )[group].to_dataset()
-        for group, content in groups.items()
-    }
-    trees["posterior"].attrs.update(attributes)
-    return DataTree.from_dict(trees)
+        return arviz.InferenceData(**datasets)
+    return xarray.DataTree.from_dict(datasets)
 
 
-def _dimensions(group: str, content: Mapping[str, NDArray[Any]]) -> dict[str, list[str]]:
-    last = {"posterior": ["datum", "latent"], "log_likelihood": ["datum"], "sample_stats": ["datum"]}
-    return {name: last.get(group, ["datum", "cell"]) for name in content}
-
-
-def _coordinates(group: str, columns: list[str] | None) -> dict[str, list[str]]:
-    return {"cell": columns} if columns is not None and group in ("posterior_predictive", "observed_data") else {}
+def _dataset(variables: Variables, columns: list[str] | None) -> xarray.Dataset:
+    """The variables with coordinates: numbers, and the names of the cells where they are known."""
+    sizes = {dim: n for dims, values in variables.values() for dim, n in zip(dims, values.shape, strict=True)}
+    coordinates: dict[str, Any] = {dim: np.arange(n) for dim, n in sizes.items()}
+    if columns is not None and "cell" in sizes:
+        coordinates["cell"] = columns
+    return xarray.Dataset(dict(variables), coords=coordinates)
 
 
 def write_netcdf(groups: Any, path: Path) -> None:
@@ -121,6 +233,14 @@ def write_netcdf(groups: Any, path: Path) -> None:
 
     Arguments:
         groups: An `InferenceData` or a `DataTree`.
-        path: The file to write.
+        path: The file to write, compressed.
     """
-    groups.to_netcdf(str(path), engine="h5netcdf")
+    options: dict[str, Any] = {}
+    if isinstance(groups, xarray.DataTree):  # `InferenceData` compresses by itself
+        numbers = {
+            node.path: [name for name in node if node[name].dtype.kind in "if"] for node in groups.children.values()
+        }
+        options["encoding"] = {
+            path: {name: {"zlib": True, "complevel": 1} for name in names} for path, names in numbers.items()
+        }
+    groups.to_netcdf(str(path), engine="h5netcdf", **options)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vae.errors import InputError
+from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference
 from pyro_vae.minibatches import Minibatches, Transform, as_batch, check_values, minibatches
 from pyro_vae.modes import isolated, switched
@@ -31,7 +31,7 @@ class History:
         seconds: Wall time of training up to each step, without validation.
         validation_step: Steps after which the validation bound was evaluated.
         validation_bound: ELBO of the validation data there, nats per datum.
-        stopped: ``"completed"``, ``"early stopping"`` or ``"interrupted"``.
+        stopped: ``"completed"``, ``"early stopping"``, ``"interrupted"`` or ``"diverged"``.
         best_step: Step of the best validation bound; None without validation.
         remark: What the algorithm says of its run that a reader of its numbers must know; see `Inference.remark`.
     """
@@ -76,6 +76,7 @@ def fit(
     clip_norm: float | None = None,
     callback: Callable[[int, Mapping[str, float]], None] | None = None,
     check_support: bool = True,
+    divergence: Literal["raise", "stop"] = "raise",
     progress: bool | str = False,
 ) -> History:
     r"""Trains a VAE in place by any inference algorithm.
@@ -108,6 +109,8 @@ def fit(
             ``validation_bound`` where it was evaluated.
         check_support: Whether data outside the likelihood's support are refused; only without this check can a
             Bernoulli be trained on grey levels, and its "log-likelihood" is then none.
+        divergence: What follows a loss or gradient that is not finite: an error, or a `History` that has stopped
+            there and tells what was not finite as its remark. The last good parameters are in place either way.
         progress: Whether to show a progress bar (on a terminal only); a string is its title.
 
     Returns:
@@ -131,7 +134,7 @@ def fit(
     """
     counts = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
     counts |= {"validation_every": validation_every, "early_stopping": early_stopping}
-    _check_arguments(inference, optimizer, counts, keep, validation is not None)
+    _check_arguments(inference, optimizer, counts, keep, divergence, validation is not None)
     inference.check(vae)
     source = minibatches(vae, x, batch_size, seed, transform, weights, check_support)
     if vae.size is not None and vae.size != source.size:
@@ -153,7 +156,12 @@ def fit(
         steps_bar(progress, total) as report,
     ):
         warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; ours names the term
-        stopped = _loop(run, watch, source, total, callback, report)
+        try:
+            stopped, remark = _loop(run, watch, source, total, callback, report), inference.remark()
+        except NonFiniteError as error:
+            if divergence == "raise" or not run.step:
+                raise
+            stopped, remark = "diverged", str(error)
     return History(
         np.array(run.bounds),
         np.array(run.samples, dtype=np.int64),
@@ -162,12 +170,17 @@ def fit(
         np.array(watch.values),
         stopped,
         watch.best_step,
-        inference.remark(),
+        remark,
     )
 
 
 def _check_arguments(
-    inference: Inference, optimizer: OptimizerFactory, counts: Mapping[str, int | None], keep: str, has_validation: bool
+    inference: Inference,
+    optimizer: OptimizerFactory,
+    counts: Mapping[str, int | None],
+    keep: str,
+    divergence: str,
+    has_validation: bool,
 ) -> None:
     """Raises an `InputError` for arguments of `fit` that cannot be used, whatever the data."""
     for name, value in counts.items():
@@ -177,8 +190,9 @@ def _check_arguments(
         raise InputError("fit: give exactly one of `epochs` and `steps`.")
     if not has_validation and (counts["early_stopping"] is not None or keep == "best"):
         raise InputError('fit: `early_stopping` and keep="best" need `validation` data.')
-    if keep not in ("best", "last"):
-        raise InputError(f'fit: `keep` is "best" or "last", got `{keep!r}`.')
+    for name, given, choices in (("keep", keep, ("best", "last")), ("divergence", divergence, ("raise", "stop"))):
+        if given not in choices:
+            raise InputError(f'fit: `{name}` is "{choices[0]}" or "{choices[1]}", got `{given!r}`.')
     if not isinstance(inference, Inference) or not callable(optimizer):
         raise InputError(
             "fit: `inference` is an algorithm such as AEVB(), and `optimizer` a function such as "

@@ -89,10 +89,24 @@ class Training(Strict):
 
 
 class Evaluation(Strict):
-    """How the trained models are judged."""
+    """How the trained models are judged.
+
+    Attributes:
+        num_samples: Importance samples for each test datum.
+        elbo_samples: Draws for each test datum.
+        ais_data: Test data, the first, for annealed importance sampling, which takes the place of importance
+            sampling where no posterior is trained.
+        temperatures: Of annealed importance sampling.
+        chains: Of annealed importance sampling, for each datum.
+        posterior_checks: Test data, the first, for the inference gap and the gradients' noise; 0 for no checks.
+    """
 
     num_samples: Annotated[int, Field(ge=2)] = 1000
     elbo_samples: Annotated[int, Field(ge=2)] = 10
+    ais_data: PositiveInt = 500
+    temperatures: Annotated[int, Field(ge=2)] = 500
+    chains: PositiveInt = 8
+    posterior_checks: Annotated[int, Field(ge=0)] = 100
 
 
 class ParameterPriorSpec(DistributionSpec):

@@ -1,0 +1,126 @@
+r"""What is wrong with each algorithm's posterior, and how noisy the gradients are that trained it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+from torch import Tensor
+
+from pyro_vae.errors import InputError
+from pyro_vae.evaluation import (
+    Calibration,
+    Estimate,
+    GradientNoise,
+    InferenceGap,
+    gradient_variance,
+    inference_gap,
+    simulation_based_calibration,
+)
+from pyro_vae.inference import Inference
+from pyro_vae.statistics import Interval
+from pyro_vae.vae import VAE
+
+# Data simulated for the calibration, and gradients drawn of each algorithm.
+_SIMULATED, _GRADIENTS = 1000, 50
+
+
+@dataclass(frozen=True)
+class PosteriorChecks:
+    """Checks of the models of one seed.
+
+    Attributes:
+        num_data: Test data of the gaps, and minibatch of the gradients.
+        at: Label of the algorithm at whose trained parameters all gradients were taken.
+        gaps: Inference gap by label, of those algorithms that train a posterior.
+        calibrations: Simulation-based calibration by label, of the same.
+        gradients: Noise by label and group of parameters, of all algorithms.
+        notes: What could not be checked, and why.
+    """
+
+    num_data: int
+    at: str = ""
+    gaps: Mapping[str, InferenceGap] = field(default_factory=dict)
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
+    gradients: Mapping[str, Mapping[str, GradientNoise]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+    def record(self) -> dict[str, Any]:
+        """Returns the checks ready for JSON."""
+        return {
+            "num_data": self.num_data,
+            "gradients_at": self.at,
+            "gaps": {
+                label: {name: _estimate(getattr(gap, name)) for name in ("total", "approximation", "amortization")}
+                for label, gap in self.gaps.items()
+            },
+            "calibrated": {label: c.uniform.flatten().tolist() for label, c in self.calibrations.items()},
+            "gradients": {
+                label: {
+                    group: {
+                        "variance": _interval(noise.variance),
+                        "signal_to_noise": _interval(noise.signal_to_noise),
+                        "num_parameters": noise.num_parameters,
+                    }
+                    for group, noise in groups.items()
+                }
+                for label, groups in self.gradients.items()
+            },
+            "notes": list(self.notes),
+        }
+
+
+def check_posteriors(
+    trained: Mapping[str, VAE],
+    algorithms: Mapping[str, Inference],
+    test: Tensor,
+    num_data: int,
+    *,
+    is_likelihood: bool = True,
+    seed: int = 0,
+    progress: bool = False,
+) -> PosteriorChecks:
+    """Returns the checks of trained VAEs.
+
+    Arguments:
+        trained: The VAEs, by label.
+        algorithms: Untrained algorithms under the same labels.
+        test: Test data, shape ``(N, *event_shape)``.
+        num_data: How many of them, the first, are used; 0 for no checks.
+        is_likelihood: Whether the data lie in the likelihood's support; only then are gaps and calibration defined.
+        seed: Of all draws.
+        progress: Whether to show progress bars.
+    """
+    with_posterior = {label: vae for label, vae in trained.items() if algorithms[label].trains_posterior}
+    if num_data == 0 or not trained:
+        return PosteriorChecks(0)
+    x = test[:num_data]
+    gaps: dict[str, InferenceGap] = {}
+    calibrations: dict[str, Calibration] = {}
+    notes: list[str] = []
+    at = next(iter(with_posterior or trained))
+    with pyro.validation_enabled(False):  # the data were checked before the first run
+        for label, vae in with_posterior.items() if is_likelihood else ():
+            calibrations[label] = simulation_based_calibration(vae, _SIMULATED, seed=seed, progress=progress)
+            try:
+                gaps[label] = inference_gap(vae, x, seed=seed, progress=progress)
+            except InputError as error:
+                notes.append(f"{label}: {error}")
+        gradients = gradient_variance(trained[at], x, algorithms, _GRADIENTS, seed=seed, progress=progress)
+    return PosteriorChecks(len(x), at, gaps, calibrations, gradients, notes)
+
+
+def _estimate(estimate: Estimate) -> dict[str, float | None]:
+    errors = {name: _number(getattr(estimate, name)) for name in ("standard_error", "sampling_error")}
+    return {"mean": _number(estimate.value), **errors}
+
+
+def _interval(value: Interval) -> dict[str, float | None]:
+    return {"mean": _number(value.mean), "half_width": _number(value.half_width)}
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
