@@ -3,20 +3,16 @@ r"""Trains every algorithm under every seed on the same data, and says by how mu
 from __future__ import annotations
 
 import math
-import platform
-import sys
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 import pyro
-import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.datasets import Data
+from pyro_vae.environment import environment
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import (
     Estimate,
@@ -198,8 +194,8 @@ def compare(
         seed=experiment.seeds[0],
         progress=progress,
     )
-    environment = {**_environment(experiment, command), "wall_seconds": round(time.perf_counter() - start, 1)}
-    return Comparison(experiment, data, runs, environment, checks)
+    where = {**environment(experiment.torch_device, command), "wall_seconds": round(time.perf_counter() - start, 1)}
+    return Comparison(experiment, data, runs, where, checks)
 
 
 def check(experiment: Experiment, data: Data) -> None:
@@ -293,20 +289,6 @@ def _difference(metric: str, mine: Run, its: Run) -> float:
         n = min(len(a), len(b))
         return float((a[:n] - b[:n]).mean())
     return mine.metrics()[metric] - its.metrics()[metric]
-
-
-def _environment(experiment: Experiment, command: str) -> dict[str, Any]:
-    device = experiment.torch_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    packages = ("pyro-vae", "pyro-ppl", "torch", "numpy", "arviz")
-    return {
-        "command": command,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": f"{device.type} ({name})",
-        "threads": torch.get_num_threads(),
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "versions": {package: version(package) for package in packages},
-    }
 
 
 def _plain(value: Interval) -> dict[str, float | int | None]:

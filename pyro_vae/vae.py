@@ -193,12 +193,13 @@ class VAE(Registered):
         Arguments:
             data: Shape ``(B, *event_shape)``, or a `Batch`. Masked cells enter as 0.
         """
-        batch = self.check(data)
+        return self.posterior(self.posterior_input(self.check(data)))
+
+    def posterior_input(self, batch: Batch) -> Tensor:
+        """Returns what the posterior receives: x with masked cells 0, flattened, and the context behind it."""
         x = batch.x if batch.mask is None else torch.where(batch.mask, batch.x, torch.zeros_like(batch.x))
         given = _flatten(x, len(self.event_shape))
-        if batch.context is not None:
-            given = torch.cat([given, batch.context], dim=-1)
-        return self.posterior(given)
+        return given if batch.context is None else torch.cat([given, batch.context], dim=-1)
 
     def log_likelihood(self, z: Tensor, data: Tensor | Batch) -> Tensor:
         """Returns log p(x|z) over the observed cells, in nats.

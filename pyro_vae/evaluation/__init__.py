@@ -1,16 +1,44 @@
-"""What a trained VAE is worth: log p(x), the ELBO and the use of its latents, each with its error."""
+"""What a trained VAE is worth: log p(x), the ELBO, what lies between them, and the use of its latents, with errors."""
 
+from pyro_vae.evaluation.annealed import annealed_importance_sampling
+from pyro_vae.evaluation.bidirectional import Sandwich, bidirectional_monte_carlo
+from pyro_vae.evaluation.calibration import Calibration, simulation_based_calibration
 from pyro_vae.evaluation.estimate import Estimate
+from pyro_vae.evaluation.gap import InferenceGap, inference_gap
+from pyro_vae.evaluation.gradients import GradientNoise, gradient_variance
 from pyro_vae.evaluation.importance import elbo, log_marginal
+from pyro_vae.evaluation.information import (
+    AggregatePosterior,
+    RateDistortion,
+    aggregate_posterior,
+    mutual_information,
+    rate_distortion,
+)
 from pyro_vae.evaluation.latent import active_units, kl_per_dimension, posterior_means
 from pyro_vae.evaluation.pareto import pareto_k
+from pyro_vae.evaluation.posterior_density import posterior_density_estimator
 
 __all__ = [
+    "AggregatePosterior",
+    "Calibration",
     "Estimate",
+    "GradientNoise",
+    "InferenceGap",
+    "RateDistortion",
+    "Sandwich",
     "active_units",
+    "aggregate_posterior",
+    "annealed_importance_sampling",
+    "bidirectional_monte_carlo",
     "elbo",
+    "gradient_variance",
+    "inference_gap",
     "kl_per_dimension",
     "log_marginal",
+    "mutual_information",
     "pareto_k",
+    "posterior_density_estimator",
     "posterior_means",
+    "rate_distortion",
+    "simulation_based_calibration",
 ]

@@ -2,10 +2,12 @@ r"""A number about data, with its reliability."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -18,8 +20,9 @@ class Estimate:
         standard_error: Monte Carlo standard error of ``value``, given these data.
         sampling_error: Standard error of ``value`` as an estimate of the mean over the data's population.
         pointwise: Value of each datum, shape ``(N,)``.
-        diagnostics: ``num_samples``; in a comparison ``data``, ``part`` and ``binarisation``; where importance weights
-            are involved, ``pareto_k`` and ``effective_sample_size`` of each datum, shape ``(N,)``.
+        diagnostics: How it was made, such as ``method``, ``num_samples`` and ``seed``; in a comparison ``data``,
+            ``part`` and ``binarisation``. Of each datum, shape ``(N,)``: ``pointwise_error``, the Monte Carlo standard
+            error; where importance weights are involved, ``pareto_k``, ``effective_sample_size`` and ``bias``.
 
     Example:
         >>> import torch
@@ -71,3 +74,38 @@ class Estimate:
             self.pointwise + constant,
             {**self.diagnostics, **diagnostics},
         )
+
+
+class LogMean(NamedTuple):
+    r"""log of the mean of independent weights, of each datum, with what tells how good it is; in nats.
+
+    .. math:: \log \bar w = \log \frac{1}{S} \sum_s w_s
+
+    Where E[w] = p(x), an estimate of log p(x). All but ``value`` hold to leading order in the weights' relative
+    variance: where that is infinite (Pareto k-hat above 0.5) or few weights carry the mean, they tell too little.
+
+    Attributes:
+        value: Shape ``(N,)``.
+        error: Standard error of ``value``, by the delta method; nan for a single weight.
+        effective_sample_size: Of the weights.
+        bias: By which ``value`` is too low in expectation: the weights' relative variance / 2S; nan for a single one.
+
+    Example:
+        >>> import torch
+        >>> LogMean.of(torch.tensor([[1.0], [3.0]]).log()).value.exp()
+        tensor([2.])
+    """
+
+    value: Tensor
+    error: Tensor
+    effective_sample_size: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, log_weights: Tensor) -> LogMean:
+        """Returns that of log weights of shape ``(S, N)``."""
+        n = len(log_weights)
+        value = log_weights.logsumexp(0) - math.log(n)
+        relative = (log_weights - value).exp()
+        error = relative.std(0) / math.sqrt(n) if n > 1 else torch.full_like(value, math.nan)
+        return cls(value, error, n**2 / relative.square().sum(0), error.square() / 2)

@@ -1,0 +1,39 @@
+"""Writes a benchmark's result with the command that gives it again."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_vae.environment import environment
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write(name: str, result: dict[str, Any], device: str = "cpu") -> Path:
+    """Writes ``results/<name>.json`` and returns its path; numbers that are not finite become null.
+
+    Arguments:
+        name: Of the benchmark's module.
+        result: Ready for JSON.
+        device: On which it ran.
+    """
+    command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    content = {"environment": environment(torch.device(device), command), **_plain(result)}
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

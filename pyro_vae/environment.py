@@ -1,0 +1,31 @@
+r"""Where and with what a result was computed."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+_PACKAGES = ("pyro-vae", "pyro-ppl", "torch", "numpy", "arviz")
+
+
+def environment(device: torch.device, command: str) -> dict[str, Any]:
+    """Returns command, date, device, threads and versions, ready for JSON.
+
+    Arguments:
+        device: On which it ran.
+        command: That anyone can run to get the result again.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "command": command,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "versions": {package: version(package) for package in _PACKAGES},
+    }

@@ -1,0 +1,313 @@
+r"""Annealed importance sampling of log p(x)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae.batch import Batch
+from pyro_vae.errors import InputError, near_match
+from pyro_vae.evaluation.estimate import Estimate
+from pyro_vae.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, adapted, hmc_transition, jittered
+from pyro_vae.modes import evaluating, isolated
+from pyro_vae.progress import tracked
+from pyro_vae.vae import VAE
+
+Start = Literal["prior", "encoder"]
+Schedule = Literal["linear", "sigmoid"]
+
+# How many chains x data move at once: bounds the memory at this many rows of x.
+_ROWS = 20_000
+# Of the pilot run: its chains, its transitions at beta = 0, its values of beta and its transitions at each.
+_PILOT_CHAINS, _WARM_UP, _PILOT_BETAS, _PILOT_REPEATS = 4, 30, 40, 2
+# The pilot's values of beta are cubes: close together near 0, where the posterior narrows fastest.
+_POWER = 3
+# Delta of the sigmoid schedule of Wu et al.
+_DELTA = 4.0
+
+
+def annealed_importance_sampling(
+    vae: VAE,
+    data: Tensor | Batch,
+    temperatures: int = 1000,
+    chains: int = 16,
+    *,
+    start: Start = "prior",
+    schedule: Schedule = "linear",
+    num_leapfrog: int = 10,
+    seed: int = 0,
+    progress: bool = False,
+) -> Estimate:
+    r"""Returns the estimate of log p(x) by annealed importance sampling.
+
+    .. math:: \log \hat p(x) = \log \frac{1}{C} \sum_c w_c, \quad
+        \log w = \sum_{t=1}^{T-1} (\beta_t - \beta_{t-1}) \log \frac{p(x, u_{t-1})}{p_0(u_{t-1})}, \quad
+        0 = \beta_0 < \dots < \beta_{T-1} = 1
+
+    Each :math:`u_t` comes from :math:`u_{t-1}` by a Hamiltonian transition that leaves
+    :math:`p_0(u)^{1-\beta_t} p(x, u)^{\beta_t}` invariant, in the unconstrained space of the prior's support;
+    :math:`u_0 \sim p_0`, the prior or q(u|x).
+
+    The weights are unbiased, :math:`E[w] = p(x)`, for any number of temperatures and chains and any quality of the
+    transitions, so that the estimate is in expectation a lower bound. Two temperatures are importance sampling from
+    :math:`p_0`. Where a datum's effective sample size is near 1, its standard error and bias tell nothing: take more
+    temperatures. Chains that all miss a mode of the posterior are not noticed; `bidirectional_monte_carlo` bounds
+    what is missing, on simulated data. Where `log_marginal` has a small Pareto k-hat, it is as true and far cheaper.
+
+    The step sizes, one for each datum and temperature, are those of a pilot run with noise of its own: step sizes
+    that adapt to the chains themselves would bias the weights.
+
+    Arguments:
+        vae: The VAE; evaluated in evaluation mode, whatever its mode.
+        data: Shape ``(N, *event_shape)``, or a `Batch`. Any N: evaluated in bounded memory.
+        temperatures: T, at least 2. The error falls with it, and the time grows.
+        chains: C, independent chains for each datum; with one, the standard error is nan.
+        start: :math:`p_0`: ``"prior"``, or ``"encoder"`` for q(z|x), which needs fewer temperatures where q is good
+            and at least as wide as the posterior.
+        schedule: ``"linear"``, or ``"sigmoid"``: denser at both ends.
+        num_leapfrog: Leapfrog steps of each transition.
+        seed: Of the noise; the global random state is left as it is.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Nats per datum. Of each datum, shape ``(N,)``: ``acceptance``, the mean over chains and temperatures;
+        ``effective_sample_size`` of the C weights; ``bias``, their relative variance / 2C, by which the estimate is
+        too low in expectation (the leading term: to be trusted where it is small).
+
+    Raises:
+        InputError: For fewer than two temperatures, no chains, an unknown start or schedule, discrete latents, or
+            data that do not fit the VAE.
+
+    Reference: Neal, "Annealed importance sampling", 2001, equations 3 to 11; Wu, Burda, Salakhutdinov and Grosse,
+    "On the quantitative analysis of decoder-based generative models", 2017, sections 2.2 and 4.
+
+    Example:
+        >>> import pyro.distributions as dist, torch
+        >>> from pyro_vae import Conditional, Fixed, mlp
+        >>> prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+        >>> vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 7)))
+        >>> annealed_importance_sampling(vae, torch.zeros(5, 6), temperatures=10).pointwise.shape
+        torch.Size([5])
+    """
+    annealing = Annealing("annealed_importance_sampling", temperatures, chains, start, schedule, num_leapfrog)
+    batch = vae.check(data)
+    sweeps = []
+    with torch.no_grad(), evaluating(vae), isolated(seed, "annealed importance sampling"):
+        for part in slices(batch.size, chains):
+            path = annealing.path(vae, batch.select(part).to(vae.device, vae.dtype))
+            title = f"AIS, data {part.start + 1} to {part.stop} of {batch.size}" if progress else None
+            sweeps.append(annealing.forward(path, title))
+    return annealing.estimate(sweeps, seed=seed)
+
+
+def slices(size: int, rows: int) -> Iterator[slice]:
+    """Yields slices of ``size`` data, each of as many as move at once with ``rows`` chains a datum, at least one."""
+    at_once = max(1, _ROWS // rows)
+    return (slice(start, min(start + at_once, size)) for start in range(0, size, at_once))
+
+
+def check_at_least(caller: str, given: Mapping[str, Any], least: Mapping[str, int]) -> None:
+    """Raises an `InputError` for the first of ``given`` that is not an integer of at least its least."""
+    for name, smallest in least.items():
+        if not isinstance(given[name], int) or given[name] < smallest:
+            raise InputError(f"{caller}: `{name}` is an integer of at least {smallest}, got `{given[name]!r}`.")
+
+
+class LogMean(NamedTuple):
+    """The log of a mean of independent weights, each of shape ``(B,)``.
+
+    Attributes:
+        value: log mean w.
+        error: Its standard error, by the delta method; nan for a single weight.
+        effective_sample_size: Of the weights.
+        bias: By which ``value`` is too low in expectation (leading term); nan for a single weight.
+    """
+
+    value: Tensor
+    error: Tensor
+    effective_sample_size: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, log_weights: Tensor) -> LogMean:
+        """Returns that of log weights of shape ``(C, B)``."""
+        n = len(log_weights)
+        value = log_weights.logsumexp(0) - math.log(n)
+        relative = (log_weights - value).exp()
+        error = relative.std(0) / math.sqrt(n) if n > 1 else torch.full_like(value, math.nan)
+        return cls(value, error, n**2 / relative.square().sum(0), error.square() / 2)
+
+
+class Path:
+    r"""The densities :math:`p_0(u)^{1-\beta} p(x, u)^\beta` between a start and p(x, u), of each datum of a batch.
+
+    Arguments:
+        latents: Of the batch.
+        start: :math:`p_0`, ``"prior"`` or ``"encoder"``.
+        num_leapfrog: Leapfrog steps of each transition.
+    """
+
+    def __init__(self, latents: Latents, start: Start, num_leapfrog: int) -> None:
+        self.latents, self.num_leapfrog = latents, num_leapfrog
+        with pyro.validation_enabled(False):
+            self.q = latents.vae.encode(latents.batch) if start == "encoder" else None
+        latents.log_likelihood(self.draw(1))  # raises where the data leave the likelihood's support; no move does
+        self.step_sizes = self._pilot()
+
+    def draw(self, n: int) -> Tensor:
+        """Returns n draws from p0 for each datum, shape ``(n, B, *shape)``."""
+        return self.latents.draw_prior(n) if self.q is None else self.latents.unconstrain(self.q.sample((n,)))
+
+    def log_base(self, u: Tensor) -> Tensor:
+        """Returns log p0(u)."""
+        if self.q is None:
+            return self.latents.log_prior(u)
+        return self.q.log_prob(self.latents.constrain(u)) + self.latents.log_jacobian(u)
+
+    def log_ratio(self, u: Tensor, log_base: Tensor) -> Tensor:
+        """Returns log p(x, u) - log p0(u)."""
+        return self.latents.log_likelihood(u) if self.q is None else self.latents.log_joint(u) - log_base
+
+    def move(self, u: Tensor, log_ratio: Tensor, beta: float, step_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Moves every chain by one transition that leaves the density at ``beta`` invariant.
+
+        Arguments:
+            u: Shape ``(C, B, *shape)``.
+            log_ratio: There, shape ``(C, B)``.
+            beta: Between 0 and 1.
+            step_size: Shape ``(B,)``.
+
+        Returns:
+            Position, log ratio and acceptance probability of every chain.
+        """
+        proposed = log_ratio
+
+        def log_density(at: Tensor) -> Tensor:
+            nonlocal proposed
+            base = self.log_base(at)
+            ratio = self.log_ratio(at, base)
+            proposed = ratio.detach()  # where the trajectory ends, the last that is asked for
+            return base + beta * ratio
+
+        step = jittered(step_size, log_ratio.shape)
+        new, acceptance = hmc_transition(log_density, u, step, self.num_leapfrog, len(self.latents.shape))
+        moved = (new != u).reshape(*log_ratio.shape, -1).any(-1)
+        return new, torch.where(moved, proposed, log_ratio), acceptance
+
+    def sweep(self, u: Tensor, betas: list[float], title: str | None = None) -> Sweep:
+        r"""Carries chains along ``betas``, rising or falling, and returns their log weights.
+
+        .. math:: \log w = \sum_t (\beta_t - \beta_{t-1}) \log \frac{p(x, u_{t-1})}{p_0(u_{t-1})}
+
+        Arguments:
+            u: Draws from the density at the first of ``betas``, shape ``(C, B, *shape)``.
+            betas: At least two.
+            title: Of the progress bar; None for none.
+        """
+        with pyro.validation_enabled(False):
+            log_ratio = self.log_ratio(u, self.log_base(u))
+        log_weights = torch.zeros_like(log_ratio, dtype=torch.float64)
+        total = torch.zeros_like(log_ratio)
+        for t in tracked(range(1, len(betas)), title):
+            log_weights += (betas[t] - betas[t - 1]) * log_ratio.double()
+            if t < len(betas) - 1:
+                u, log_ratio, acceptance = self.move(u, log_ratio, betas[t], self.step_size(betas[t]))
+                total += acceptance
+        moves = len(betas) - 2
+        return Sweep(log_weights, total.mean(0) / moves if moves else torch.full_like(total[0], math.nan))
+
+    def step_size(self, beta: float) -> Tensor:
+        """Returns the pilot's step sizes at ``beta``, interpolated, shape ``(B,)``."""
+        place = beta ** (1 / _POWER) * (_PILOT_BETAS - 1)
+        below = min(int(place), _PILOT_BETAS - 2)
+        return torch.lerp(self.step_sizes[below], self.step_sizes[below + 1], place - below).exp()
+
+    def _pilot(self) -> Tensor:
+        """Log step sizes, adapted at each of the pilot's betas, shape ``(betas, B)``."""
+        u = self.draw(_PILOT_CHAINS)
+        step = u.new_full((self.latents.batch.size,), FIRST_STEP)
+        log_ratio = u.new_zeros(u.shape[:2])  # not asked for
+        recorded = []
+        for i in range(_PILOT_BETAS):
+            total = torch.zeros_like(step)
+            for _ in range(_PILOT_REPEATS if i else _WARM_UP):
+                u, log_ratio, acceptance = self.move(u, log_ratio, (i / (_PILOT_BETAS - 1)) ** _POWER, step)
+                step = adapted(step, acceptance.mean(0), TARGET_ACCEPTANCE)
+                total = step.log() if i == 0 else total + step.log() / _PILOT_REPEATS
+            recorded.append(total)
+        return torch.stack(recorded)
+
+
+class Sweep(NamedTuple):
+    """What chains bring home: log weights, shape ``(C, B)``, and the mean acceptance of each datum, ``(B,)``."""
+
+    log_weights: Tensor
+    acceptance: Tensor
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """How a path is annealed; the arguments of `annealed_importance_sampling`, checked.
+
+    Attributes:
+        caller: Begins the message of an error.
+        temperatures: T.
+        chains: C.
+        start: ``"prior"`` or ``"encoder"``.
+        schedule: ``"linear"`` or ``"sigmoid"``.
+        num_leapfrog: Leapfrog steps of each transition.
+    """
+
+    caller: str
+    temperatures: int
+    chains: int
+    start: Start
+    schedule: Schedule
+    num_leapfrog: int
+
+    def __post_init__(self) -> None:
+        check_at_least(self.caller, vars(self), {"temperatures": 2, "chains": 1, "num_leapfrog": 1})
+        for name, allowed in {"start": get_args(Start), "schedule": get_args(Schedule)}.items():
+            if (given := getattr(self, name)) not in allowed:
+                raise InputError(f"{self.caller}: unknown {name} `{given}`; {near_match(str(given), allowed)}")
+
+    @property
+    def betas(self) -> list[float]:
+        """The T inverse temperatures from 0 to 1."""
+        place = torch.linspace(0, 1, self.temperatures, dtype=torch.float64)
+        if self.schedule == "sigmoid":
+            place = (_DELTA * (2 * place - 1)).sigmoid()
+            place = (place - place[0]) / (place[-1] - place[0])
+        return place.tolist()
+
+    def path(self, vae: VAE, batch: Batch) -> Path:
+        """Returns the path of a batch, its step sizes fixed by a pilot run."""
+        return Path(Latents(vae, batch, self.caller), self.start, self.num_leapfrog)
+
+    def forward(self, path: Path, title: str | None) -> Sweep:
+        """Returns the sweep from p0 to p(x, u)."""
+        return path.sweep(path.draw(self.chains), self.betas, title)
+
+    def estimate(self, sweeps: list[Sweep], sign: int = 1, **diagnostics: Any) -> Estimate:
+        """Returns the estimate ``sign * log mean w`` from the sweeps of all parts of the data."""
+        mean = LogMean.of(torch.cat([sweep.log_weights for sweep in sweeps], dim=1))
+        return Estimate.of(
+            sign * mean.value,
+            mean.error,
+            method="annealed importance sampling",
+            temperatures=self.temperatures,
+            chains=self.chains,
+            start=self.start,
+            schedule=self.schedule,
+            num_leapfrog=self.num_leapfrog,
+            acceptance=torch.cat([sweep.acceptance for sweep in sweeps]).double().cpu(),
+            effective_sample_size=mean.effective_sample_size.cpu(),
+            bias=mean.bias.cpu(),
+            **diagnostics,
+        )

@@ -1,0 +1,193 @@
+r"""Simulation-based calibration: whether q(z|x) has the spread and the place that the model's own data ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_vae.batch import Batch
+from pyro_vae.errors import InputError
+from pyro_vae.modes import evaluating, isolated
+from pyro_vae.progress import tracked
+from pyro_vae.vae import VAE
+
+# How many draws of z are held at once.
+_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ranks of the latents that made the data among draws from q(z|x), and the band in which their ECDF belongs.
+
+    Attributes:
+        ranks: How many of the draws lie below each simulated latent, integer, shape ``(n, L)``; 0 to ``num_draws``.
+        num_draws: Draws of z for each simulated datum.
+        points: Where the ECDF is evaluated: k / (num_draws + 1) for k = 1, ..., num_draws; shape ``(num_draws,)``.
+        ecdf: Share of the ranks below k, shape ``(L, num_draws)``; for calibrated q its expectation is ``points``.
+        lower: Lower end of the band, shape ``(num_draws,)``.
+        upper: Upper end of the band, shape ``(num_draws,)``.
+        level: Probability with which a calibrated dimension's whole ECDF lies in the band, at the least.
+    """
+
+    ranks: Tensor
+    num_draws: int
+    points: Tensor
+    ecdf: Tensor
+    lower: Tensor
+    upper: Tensor
+    level: float
+
+    @property
+    def uniform(self) -> Tensor:
+        """Whether each latent dimension's ECDF lies in the band everywhere, boolean, shape ``(L,)``."""
+        return ((self.ecdf >= self.lower) & (self.ecdf <= self.upper)).all(-1)
+
+    def __repr__(self) -> str:
+        n, latent = self.ranks.shape
+        inside = f"{int(self.uniform.sum())} of {latent} latent dimensions inside the band of level {self.level:g}"
+        return f"Calibration({inside}, {n} data, {self.num_draws} draws)"
+
+
+@torch.no_grad()
+def simulation_based_calibration(
+    vae: VAE,
+    n: int = 1000,
+    num_draws: int = 99,
+    *,
+    level: float = 0.95,
+    context: Tensor | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Calibration:
+    r"""Returns the ranks of simulated latents among draws from q, with the ECDF of each latent dimension.
+
+    .. math:: z \sim p(z), \quad x \sim p(x|z), \quad z_1, \dots, z_S \sim q(z|x), \qquad
+        r_j = \#\{s : z_{s,j} < z_j\}
+
+    Where q(z|x) is the exact posterior each rank is uniform on 0, ..., S; ties, as of discrete latents, are broken
+    at random. Ranks that pile up at both ends tell of a q that is too narrow, in the middle of one that is too wide,
+    at one end of one that is off. Each dimension is judged by itself: with many of them raise ``level``. It says how
+    q does on data of the model, not on real data, and a q that ignores x and equals the prior passes too.
+
+    Arguments:
+        vae: The VAE; evaluated in evaluation mode, whatever its mode.
+        n: Number of simulated data.
+        num_draws: S, draws of z for each of them.
+        level: Of the band, in which the whole ECDF of a calibrated dimension lies with at least this probability.
+        context: Shape ``(n, C)``, where the model has one.
+        seed: Of the draws; the global random state is left as it is.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        On the CPU; the latent's dimensions are flattened.
+
+    Raises:
+        InputError: Where a number or the context does not fit.
+
+    Reference: Talts, Betancourt, Simpson, Vehtari and Gelman, "Validating Bayesian inference algorithms with
+    simulation-based calibration", 2018, algorithm 1; Säilynoja, Bürkner and Vehtari, "Graphical test for discrete
+    uniformity", 2022, section 2.
+    """
+    _check(vae, n, num_draws, level, context)
+    ranks, size = [], max(1, _ROWS // num_draws)
+    with evaluating(vae), isolated(seed, "calibration"):
+        for start in tracked(range(0, n, size), "calibration" if progress else None):
+            m = min(size, n - start)
+            ranks.append(_ranks(vae, m, num_draws, None if context is None else context[start : start + m]))
+    joined = torch.cat(ranks)
+    counts = torch.stack([column.bincount(minlength=num_draws + 1) for column in joined.T])
+    lower, upper = (torch.from_numpy(ends / n) for ends in uniform_band(n, num_draws, level))
+    points = torch.arange(1, num_draws + 1, dtype=torch.float64) / (num_draws + 1)
+    ecdf = counts.cumsum(-1)[:, :-1].double() / n
+    return Calibration(joined, num_draws, points, ecdf, lower, upper, level)
+
+
+def _check(vae: VAE, n: int, num_draws: int, level: float, context: Tensor | None) -> None:
+    for name, value in (("n", n), ("num_draws", num_draws)):
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"simulation_based_calibration: `{name}` is a positive integer, got `{value!r}`.")
+    if not 0 < level < 1:
+        raise InputError(
+            f"simulation_based_calibration: `level` is a probability between 0 and 1, such as 0.95, got `{level!r}`."
+        )
+    given = (n, 0) if context is None else tuple(context.shape)
+    if given != (n, vae.context_features):
+        raise InputError(
+            f"simulation_based_calibration: needs a context of shape {(n, vae.context_features)}, one row for each "
+            f"simulated datum; got {given}."
+        )
+
+
+def _ranks(vae: VAE, n: int, num_draws: int, context: Tensor | None) -> Tensor:
+    """Ranks of n simulated latents, shape ``(n, L)``."""
+    context = None if context is None else context.to(vae.device, vae.dtype)
+    p = vae.prior() if context is None else vae.prior(context)
+    z = p.sample() if p.batch_shape else p.sample((n,))
+    x = vae.decode(z, None if context is None else Batch(z, context=context)).sample()
+    draws = vae.encode(Batch(x, context=context)).sample((num_draws,))
+    below, equal = (draws < z).sum(0), (draws == z).sum(0)
+    ranks = below + (torch.rand(equal.shape, device=equal.device, dtype=torch.float64) * (equal + 1)).long()
+    return ranks.reshape(n, -1).cpu()
+
+
+def uniform_band(n: int, num_draws: int, level: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    r"""Returns the simultaneous band of the ECDF of n independent ranks, uniform on 0, ..., num_draws.
+
+    .. math:: P(\ell_k \le \#\{i : r_i < k\} \le u_k \text{ for } k = 1, \dots, S) \ge \text{level}
+
+    At every k the ends are the same quantiles of Binomial(n, k / (S + 1)), the narrowest for which the inequality
+    holds: its left side is computed exactly, not simulated.
+
+    Arguments:
+        n: Number of ranks.
+        num_draws: S.
+        level: Between 0 and 1.
+
+    Returns:
+        Lower and upper ends as counts, shape ``(num_draws,)``.
+
+    Example:
+        >>> uniform_band(10, 1, 0.95)
+        (array([2]), array([8]))
+    """
+    from scipy.stats import binom  # half a second to import
+
+    points = np.arange(1, num_draws + 1) / (num_draws + 1)
+
+    def ends(tail: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        # The upper end by symmetry: 1 - tail would round small tails away.
+        lower = binom.ppf(tail, n, points).astype(np.int64)
+        return lower, n - lower[::-1]
+
+    narrowest, widest = np.log((1 - level) / 2), np.log((1 - level) / (4 * num_draws))
+    for _ in range(40):
+        middle = (narrowest + widest) / 2
+        if coverage(n, *ends(float(np.exp(middle)))) >= level:
+            widest = middle
+        else:
+            narrowest = middle
+    return ends(float(np.exp(widest)))
+
+
+def coverage(n: int, lower: NDArray[np.int64], upper: NDArray[np.int64]) -> float:
+    """Returns the probability that the counts of n uniform ranks below 1, 2, ... all lie between these ends.
+
+    The ranks' counts are those of independent Poisson variables, given that these sum to n.
+
+    Arguments:
+        n: Number of ranks.
+        lower: Smallest count of ranks below k that is inside, not falling in k, shape ``(S,)``.
+        upper: Largest count that is inside, likewise.
+    """
+    from scipy.stats import poisson
+
+    step = poisson.pmf(np.arange(n + 1), n / (len(lower) + 1))
+    first, inside = 0, np.ones(1)  # the probabilities of the counts first, first + 1, ...
+    for low, high in zip([*lower, n], [*upper, n], strict=True):
+        inside = np.convolve(inside, step[: high - first + 1])[low - first : high - first + 1]
+        first = low
+    return float(inside.sum() / poisson.pmf(n, n))

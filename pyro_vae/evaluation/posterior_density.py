@@ -1,0 +1,148 @@
+r"""log p(x) from a density that is fitted to samples of the exact posterior."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from pyro_vae.batch import Batch
+from pyro_vae.errors import InputError
+from pyro_vae.evaluation.annealed import LogMean, check_at_least, slices
+from pyro_vae.evaluation.estimate import Estimate
+from pyro_vae.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, adapted, hmc_transition, jittered
+from pyro_vae.modes import evaluating, isolated
+from pyro_vae.progress import tracked
+from pyro_vae.vae import VAE
+
+_CALLER = "posterior_density_estimator"
+# From so many latent dimensions on the estimator is not reliable.
+_DIMENSIONS = 5
+# Samples for each latent dimension that a covariance is fitted to, at least.
+_SAMPLES = 10
+
+
+def posterior_density_estimator(
+    vae: VAE,
+    data: Tensor | Batch,
+    num_samples: int = 1000,
+    *,
+    chains: int = 50,
+    burn_in: int = 200,
+    num_leapfrog: int = 10,
+    seed: int = 0,
+    progress: bool = False,
+) -> Estimate:
+    r"""Returns the estimate of log p(x) from a density q that is fitted to samples of the exact posterior.
+
+    .. math:: \log \hat p(x) = -\log \frac{1}{S} \sum_s \frac{q(u_s)}{p(x, u_s)}, \qquad u_s \sim p(u|x)
+
+    q is a Normal with full covariance, for each datum, in the unconstrained space of the prior's support; the
+    samples, of Hamiltonian Monte Carlo, are from chains of their own for q and for the mean. The mean is unbiased for
+    1/p(x) whatever q is, so that the estimate is in expectation too high; where q is the posterior, it is exact.
+
+    Only for fewer than 5 latent dimensions. Where the posterior's tails are lighter than a Normal's, the terms have
+    an infinite variance; where the chains, which begin at draws from q(z|x), miss a mode, nothing tells.
+
+    Arguments:
+        vae: The VAE; evaluated in evaluation mode, whatever its mode.
+        data: Shape ``(N, *event_shape)``, or a `Batch`. Any N: evaluated in bounded memory.
+        num_samples: S, of each datum, for q and again for the mean; rounded up to a multiple of ``chains``.
+        chains: C, independent chains that S samples come from, at least 2: the error is that between their means,
+            which autocorrelation leaves true. The chains for q are as many again.
+        burn_in: Transitions before the first sample; the step sizes adapt in them, and are fixed after.
+        num_leapfrog: Leapfrog steps of each transition.
+        seed: Of the noise; the global random state is left as it is.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Nats per datum. Of each datum, shape ``(N,)``: ``acceptance``, the mean after the burn-in;
+        ``effective_sample_size`` of the chains' C means; ``bias``, the relative variance of these / 2C, by which
+        the estimate is too high in expectation (leading term).
+
+    Raises:
+        InputError: For five or more latent dimensions, discrete latents, or a number below its least.
+
+    Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, appendix D.
+
+    Example:
+        >>> import pyro.distributions as dist, torch
+        >>> from pyro_vae import Conditional, Fixed, mlp
+        >>> prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+        >>> vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 7)))
+        >>> posterior_density_estimator(vae, torch.zeros(5, 6), 100, burn_in=20).pointwise.shape
+        torch.Size([5])
+    """
+    given = {"num_samples": num_samples, "chains": chains, "burn_in": burn_in, "num_leapfrog": num_leapfrog}
+    _check(vae, given)
+    batch = vae.check(data)
+    means, acceptances = [], []
+    with torch.no_grad(), evaluating(vae), isolated(seed, "posterior density"):
+        for part in slices(batch.size, 2 * chains):
+            latents = Latents(vae, batch.select(part).to(vae.device, vae.dtype), _CALLER)
+            title = f"HMC, data {part.start + 1} to {part.stop} of {batch.size}" if progress else None
+            u, acceptance = _posterior_samples(latents, chains, -(-num_samples // chains), burn_in, num_leapfrog, title)
+            means.append(_log_mean_ratios(latents, u, chains))
+            acceptances.append(acceptance)
+    mean = LogMean.of(torch.cat(means, dim=1))
+    return Estimate.of(
+        -mean.value,
+        mean.error,
+        method="posterior density",
+        **given,
+        seed=seed,
+        acceptance=torch.cat(acceptances).double().cpu(),
+        effective_sample_size=mean.effective_sample_size.cpu(),
+        bias=mean.bias.cpu(),
+    )
+
+
+def _check(vae: VAE, given: dict[str, int]) -> None:
+    check_at_least(_CALLER, given, {"num_samples": 1, "chains": 2, "burn_in": 1, "num_leapfrog": 1})
+    size = Latents(vae, vae.probe_batch(), _CALLER).shape.numel()
+    if size >= _DIMENSIONS:
+        raise InputError(
+            f"{_CALLER}: reliable below {_DIMENSIONS} latent dimensions, and the VAE has {size}; use "
+            "log_marginal where q(z|x) is good (a small Pareto k-hat), or annealed_importance_sampling."
+        )
+    if given["num_samples"] < _SAMPLES * size:
+        raise InputError(
+            f"{_CALLER}: `num_samples` is at least {_SAMPLES} for each latent dimension, {_SAMPLES * size} here, for "
+            f"the covariance of a density to be fitted; got {given['num_samples']}."
+        )
+
+
+def _posterior_samples(
+    latents: Latents, chains: int, num_samples: int, burn_in: int, num_leapfrog: int, title: str | None
+) -> tuple[Tensor, Tensor]:
+    """Samples of u from twice as many chains, shape ``(num_samples, 2C, B, *shape)``, and each datum's acceptance.
+
+    The step sizes adapt to the first C chains alone, so that the other C are independent given these.
+    """
+    u = latents.draw_posterior(2 * chains)
+    latents.log_likelihood(u[:1])  # raises where the data leave the likelihood's support; no move does
+    step = u.new_full((latents.batch.size,), FIRST_STEP)
+    total, kept = torch.zeros_like(step), []
+    for i in tracked(range(burn_in + num_samples), title):
+        steps = jittered(step, u.shape[:2])
+        u, acceptance = hmc_transition(latents.log_joint, u, steps, num_leapfrog, len(latents.shape))
+        if i < burn_in:
+            step = adapted(step, acceptance[:chains].mean(0), TARGET_ACCEPTANCE)
+        else:
+            total += acceptance.mean(0)
+            kept.append(u)
+    return torch.stack(kept), total / num_samples
+
+
+def _log_mean_ratios(latents: Latents, u: Tensor, chains: int) -> Tensor:
+    """log of each chain's mean of q(u) / p(x, u), over the second C chains, with q fitted to the first; ``(C, B)``."""
+    fitted = u[:, :chains].double().flatten(0, 1).flatten(2)  # (samples, B, dimensions)
+    centred = fitted - fitted.mean(0)
+    covariance = torch.einsum("sbi,sbj->bij", centred, centred) / (len(fitted) - 1)
+    q = MultivariateNormal(fitted.mean(0), covariance, validate_args=False)
+    with pyro.validation_enabled(False):
+        terms = [q.log_prob(at.double().flatten(2)) - latents.log_joint(at).double() for at in u[:, chains:]]
+    return torch.stack(terms).logsumexp(0) - math.log(len(terms))
