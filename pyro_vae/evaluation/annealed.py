@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.evaluation.estimate import Estimate
+from pyro_vae.evaluation.estimate import Estimate, LogMean
 from pyro_vae.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, adapted, hmc_transition, jittered
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.progress import tracked
@@ -117,31 +117,6 @@ def check_at_least(caller: str, given: Mapping[str, Any], least: Mapping[str, in
     for name, smallest in least.items():
         if not isinstance(given[name], int) or given[name] < smallest:
             raise InputError(f"{caller}: `{name}` is an integer of at least {smallest}, got `{given[name]!r}`.")
-
-
-class LogMean(NamedTuple):
-    """The log of a mean of independent weights, each of shape ``(B,)``.
-
-    Attributes:
-        value: log mean w.
-        error: Its standard error, by the delta method; nan for a single weight.
-        effective_sample_size: Of the weights.
-        bias: By which ``value`` is too low in expectation (leading term); nan for a single weight.
-    """
-
-    value: Tensor
-    error: Tensor
-    effective_sample_size: Tensor
-    bias: Tensor
-
-    @classmethod
-    def of(cls, log_weights: Tensor) -> LogMean:
-        """Returns that of log weights of shape ``(C, B)``."""
-        n = len(log_weights)
-        value = log_weights.logsumexp(0) - math.log(n)
-        relative = (log_weights - value).exp()
-        error = relative.std(0) / math.sqrt(n) if n > 1 else torch.full_like(value, math.nan)
-        return cls(value, error, n**2 / relative.square().sum(0), error.square() / 2)
 
 
 class Path:

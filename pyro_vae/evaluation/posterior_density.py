@@ -11,8 +11,8 @@ from torch.distributions import MultivariateNormal
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.annealed import LogMean, check_at_least, slices
-from pyro_vae.evaluation.estimate import Estimate
+from pyro_vae.evaluation.annealed import check_at_least, slices
+from pyro_vae.evaluation.estimate import Estimate, LogMean
 from pyro_vae.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, adapted, hmc_transition, jittered
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.progress import tracked
