@@ -11,7 +11,7 @@ endif
 BASE := $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test lint types pytest slow gpu-test clean
+.PHONY: demo test lint types pytest slow bench gpu-test gpu-bench clean
 
 demo: $(READY)  ## Train and compare three algorithms on the embedded data set, to convergence.
 	$(RUN) -m pyro_vae compare --data digits --inference aevb,analytic-kl,wake-sleep --seeds 3 \
@@ -32,8 +32,16 @@ pytest: $(READY)  # one thread for each of two workers
 slow: $(READY)
 	$(RUN) -m pytest -m slow
 
+bench: $(READY)  ## The benchmarks behind the README's figures; pythae joins where it is installed.
+	$(RUN) -m benchmarks.gradient_noise
+	$(RUN) -m benchmarks.sandwich
+	$(RUN) -m benchmarks.log_marginal
+
 gpu-test: $(READY)
 	$(RUN) -m pytest -m gpu -rs
+
+gpu-bench: $(READY)
+	$(RUN) -m benchmarks.log_marginal --device cuda
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(BASE)" || { echo "Python 3.11 or later is needed; found none as python3, python3.11, ..."; exit 1; }

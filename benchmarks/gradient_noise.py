@@ -84,7 +84,7 @@ def main() -> None:
             }
     for label, by_width in result.items():
         table.add_row(label, *(_cell(cell) for cell in by_width.values()))
-    Console().print(table)
+    Console(width=140).print(table)
     Console().print(record.write("gradient_noise", {"draws": DRAWS, "data": len(x), "phi": result}))
 
 

@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def write(name: str, result: dict[str, Any], device: str = "cpu") -> Path:
-    """Writes ``results/<name>.json`` and returns its path; numbers that are not finite become null.
+    """Writes ``results/<name>.json`` (``<name>_cuda.json`` on CUDA) and returns its path; nan and infinity become null.
 
     Arguments:
         name: Of the benchmark's module.
@@ -26,7 +26,8 @@ def write(name: str, result: dict[str, Any], device: str = "cpu") -> Path:
     """
     command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
     content = {"environment": environment(torch.device(device), command), **_plain(result)}
-    path = RESULTS / f"{name}.json"
+    suffix = "" if device == "cpu" else f"_{torch.device(device).type}"
+    path = RESULTS / f"{name}{suffix}.json"
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return path
 

@@ -1,0 +1,221 @@
+"""Importance-sampled log p(x) and the ELBO against the exact answers of the linear-Gaussian oracle."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from linear_gaussian import Encoder, LinearGaussian
+from scipy.stats import chi2
+from torch import Tensor
+from z_test import FAILURE_RATE, assert_mean
+
+from pyro_vae import VAE, Batch
+from pyro_vae.errors import InputError
+from pyro_vae.evaluation import Estimate, elbo, importance, log_marginal
+
+MODEL = LinearGaussian.random(5, 2)
+X = MODEL.sample(25)
+EXACT = MODEL.log_marginal(X)
+
+
+def widened(wider: float) -> VAE:
+    return MODEL.vae(MODEL.exact_encoder(wider))
+
+
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_log_marginal_is_exact_at_the_exact_posterior(diagonal: bool) -> None:
+    model = LinearGaussian.random(5, 2, diagonal=diagonal)
+    vae = model.vae(model.exact_encoder() if diagonal else None, size=1000)  # whose N/M must not enter the weights
+    result = log_marginal(vae, Batch(X, weight=torch.linspace(0, 2, 25)), num_samples=50)
+    torch.testing.assert_close(result.pointwise, model.log_marginal(X), rtol=0, atol=1e-10)
+    assert result.value == pytest.approx(float(model.log_marginal(X).mean()), abs=1e-10)
+    assert result.standard_error < 1e-10
+    assert result.diagnostics["pareto_k"].tolist() == [-math.inf] * 25
+    torch.testing.assert_close(result.diagnostics["effective_sample_size"], torch.full((25,), 50.0).double())
+
+
+@pytest.mark.parametrize("rows", [50_000, 4000, 700], ids=lambda rows: f"chunks of {rows}")
+def test_estimates_hit_the_exact_values_within_their_errors_whatever_the_chunks(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At most so many rows are decoded at once, and every datum gets exactly S samples in the order of the data."""
+    monkeypatch.setitem(importance._ROWS, "cpu", rows)
+    vae, encoder, num_samples = widened(1.6), MODEL.exact_encoder(1.6), 2000
+    drawn: list[tuple[int, int]] = []
+    encoded: list[int] = []
+
+    def counting_joint(z: Tensor, part: Batch) -> Tensor:
+        drawn.append((len(z), part.size))
+        return VAE.log_joint(vae, z, part)
+
+    def counting_encode(part: Batch) -> dist.TorchDistribution:
+        encoded.append(part.size)
+        return VAE.encode(vae, part)
+
+    vae.log_joint, vae.encode = counting_joint, counting_encode
+    for estimate, exact in ((log_marginal, EXACT), (elbo, MODEL.elbo(X, *encoder(X)))):
+        drawn.clear()
+        encoded.clear()
+        result = estimate(vae, X, num_samples)
+        assert sum(encoded) == 25  # each datum once
+        assert sum(k * size for k, size in drawn) == num_samples * 25
+        assert max(k * size for k, size in drawn) <= rows
+        assert (len(drawn) == 1) is (rows >= num_samples * 25)
+        error = result.diagnostics["pointwise_error"]
+        bias = -(error.square()) / 2 if estimate is log_marginal else torch.zeros_like(error)  # of log of a mean
+        assert_mean(result.pointwise - bias, exact, error)
+        mean = torch.tensor([result.value, result.standard_error]).double()
+        assert_mean(mean[:1] - bias.mean(), exact.mean().reshape(1), mean[1:])
+
+
+@pytest.mark.parametrize("estimate", [log_marginal, elbo])
+def test_the_standard_error_is_the_spread_over_seeds(estimate: Callable[..., Estimate]) -> None:
+    """By a chi-square test: for each datum, and for their mean."""
+    x, seeds = X[:4], 200
+    results = [estimate(widened(1.6), x, 1000, seed=seed) for seed in range(seeds)]
+    values = torch.stack([torch.cat([r.pointwise, torch.tensor([r.value]).double()]) for r in results])
+    errors = torch.stack(
+        [torch.cat([r.diagnostics["pointwise_error"], torch.tensor([r.standard_error]).double()]) for r in results]
+    )
+    statistic = ((values - values.mean(0)) / errors).square().sum(0)
+    tail = FAILURE_RATE / 2 / statistic.numel()
+    assert float(statistic.min()) > chi2.ppf(tail, seeds - 1)
+    assert float(statistic.max()) < chi2.isf(tail, seeds - 1)
+
+
+def test_effective_sample_size_is_that_of_the_weights() -> None:
+    """S / E[w^2] for weights of mean 1, which has a closed form in each dimension and is the same for all data.
+
+    So has the bias, their relative variance E[w^2] - 1 over 2S.
+    """
+    result = log_marginal(widened(1.6), MODEL.sample(100), num_samples=20_000)
+    fraction = (math.sqrt(2 * 1.6**2 - 1) / 1.6**2) ** 2
+    assert_mean(result.diagnostics["effective_sample_size"] / 20_000, torch.tensor(fraction).double())
+    assert_mean(result.diagnostics["bias"] * 40_000, torch.tensor(1 / fraction - 1).double())
+    torch.testing.assert_close(result.diagnostics["bias"], result.diagnostics["pointwise_error"].square() / 2)
+    assert result.diagnostics["method"] == "importance sampling"
+
+
+def test_log_marginal_of_partly_observed_data_is_that_of_the_observed_cells() -> None:
+    """Here q is the prior, so that a datum without any observed cell has weights 1."""
+    mask = torch.rand(X.shape, generator=torch.Generator().manual_seed(0)) < 0.6
+    mask[0] = False
+    exact = torch.zeros(25, dtype=torch.float64)
+    for i, (x, seen) in enumerate(zip(X, mask, strict=True)):
+        if bool(seen.any()):
+            exact[i] = LinearGaussian(MODEL.W[seen], MODEL.b[seen], MODEL.s[seen]).log_marginal(x[seen])
+    prior = Encoder(torch.zeros(2, 5).double(), torch.zeros(2).double(), torch.ones(2).double())
+    result = log_marginal(MODEL.vae(prior), Batch(X.masked_fill(~mask, math.nan), mask=mask), num_samples=20_000)
+    error = result.diagnostics["pointwise_error"]
+    assert_mean(result.pointwise + error.square() / 2, exact, error)
+    assert result.diagnostics["pareto_k"][0] == -math.inf
+
+
+def test_one_sample_gives_an_elbo_without_a_standard_error() -> None:
+    result = elbo(widened(1.6), X, num_samples=1)
+    assert math.isfinite(result.value)
+    assert math.isnan(result.standard_error)
+
+
+@pytest.mark.parametrize(("estimate", "bad"), [(log_marginal, 1), (log_marginal, 2.0), (elbo, 0), (elbo, 1.5)])
+def test_too_few_samples_are_refused(estimate: Callable[..., Estimate], bad: float) -> None:
+    with pytest.raises(InputError, match=rf"{estimate.__name__}: `num_samples` is .*got `{bad}`"):
+        estimate(widened(1.0), X, num_samples=bad)
+
+
+def test_k_hat_tells_a_wide_posterior_from_a_narrow_one() -> None:
+    wide, narrow = (log_marginal(widened(w), X, 5000).diagnostics["pareto_k"] for w in (1.6, 0.1))
+    assert float(wide.max()) < 0.5
+    assert float(narrow.median()) > 0.7
+
+
+@pytest.mark.parametrize("estimate", [log_marginal, elbo])
+def test_another_seed_gives_other_draws(estimate: Callable[..., Estimate]) -> None:
+    first, second = (estimate(widened(1.6), X, 30, seed=seed).pointwise for seed in (0, 1))
+    assert not bool((first == second).any())
+
+
+def test_a_float32_model_is_evaluated_on_float64_data_and_summed_in_float64() -> None:
+    single = widened(1.6).float()
+    result = log_marginal(single, X, num_samples=500)
+    assert result.pointwise.dtype == torch.float64
+    error = result.diagnostics["pointwise_error"]
+    assert_mean(result.pointwise + error.square() / 2, EXACT, error)
+
+
+def test_log_marginal_takes_5000_samples_unless_told() -> None:
+    assert log_marginal(widened(1.6), X[:1]).diagnostics["num_samples"] == 5000
+    assert inspect.signature(log_marginal).parameters["num_samples"].default == 5000
+
+
+@pytest.mark.parametrize("estimate", [log_marginal, elbo])
+def test_the_number_of_threads_changes_rounding_only(estimate: Callable[..., Estimate]) -> None:
+    model, threads = LinearGaussian.random(64, 2), torch.get_num_threads()
+    vae, x = model.vae(model.exact_encoder(1.6)), model.sample(25)
+    one = estimate(vae, x, 800).pointwise
+    torch.set_num_threads(2)
+    try:
+        two = estimate(vae, x, 800).pointwise
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("estimate", [log_marginal, elbo])
+def test_every_datum_is_checked_and_its_samples_after_the_first_are_not(
+    estimate: Callable[..., Estimate], make_vae: Callable[..., VAE], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The datum outside the support is the last of the last chunk; whoever switches the checks off is not checked."""
+    monkeypatch.setitem(importance._ROWS, "cpu", 20)
+    vae, x = make_vae(), torch.zeros(7, 6)
+    checked = []
+    vae.log_joint = lambda z, part: (checked.append(dist.is_validation_enabled()), VAE.log_joint(vae, z, part))[1]
+    estimate(vae, x, 30)
+    assert checked == [True, False] * 7
+    assert dist.is_validation_enabled()
+    x[-1, -1] = 0.5
+    with pytest.raises(ValueError, match="support"):
+        estimate(vae, x, 30)
+    with pyro.validation_enabled(False):
+        checked.clear()
+        estimate(vae, x, 30)
+        assert not any(checked)
+
+
+_MEMORY = """
+import sys, torch, pyro.distributions as dist
+from pathlib import Path
+from pyro_vae import VAE, Conditional, Fixed, mlp
+from pyro_vae.evaluation import log_marginal
+
+def peak():  # of this process alone: getrusage's is never below that of the process it was forked from
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
+
+prior = Conditional(dist.Normal, (20,), loc=Fixed(0.0), scale=Fixed(1.0))
+vae = VAE(prior, Conditional(dist.Bernoulli, (784,), given=mlp(20, 500)), mlp(784, 500))
+x = (torch.rand(int(sys.argv[1]), 784) < 0.3).float()
+log_marginal(vae, x[:1], 50)
+before = peak()
+log_marginal(vae, x, int(sys.argv[2]))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's peak memory from Linux's /proc")
+@pytest.mark.parametrize(
+    ("data", "num_samples", "limit"), [(100, 200, 100), pytest.param(1000, 5000, 2048, marks=pytest.mark.slow)]
+)
+def test_peak_memory_is_bounded(data: int, num_samples: int, limit: float) -> None:
+    """In MiB above what is there before; 20,000 rows at once would take 200."""
+    command = [sys.executable, "-c", _MEMORY, str(data), str(num_samples)]
+    run = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert 0 < float(run.stdout) < limit

@@ -1,0 +1,65 @@
+"""The use of the latent dimensions against the closed forms of the linear-Gaussian oracle."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import pytest
+import torch
+from linear_gaussian import Encoder, LinearGaussian
+from torch.distributions import Normal
+from z_test import assert_mean
+
+from pyro_vae import VAE, Conditional, Fixed
+from pyro_vae.errors import InputError
+from pyro_vae.evaluation import active_units, kl_per_dimension, posterior_means
+
+MODEL = LinearGaussian.random(5, 2)
+X = MODEL.sample(25)
+
+
+def collapsing() -> tuple[LinearGaussian, Encoder]:
+    """Three latent dimensions, of which the second is not used: its posterior is the prior."""
+    gains = torch.tensor([1.0, 0.0, 0.5], dtype=torch.float64)
+    model = LinearGaussian(LinearGaussian.random(5, 3).W * gains, MODEL.b, LinearGaussian.random(5, 3).s)
+    return model, model.exact_encoder()
+
+
+def test_active_units_and_kl_per_dimension_are_the_closed_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, encoder = collapsing()
+    vae, x = model.vae(encoder), model.sample(30)
+    loc, scale = encoder(x)
+    torch.testing.assert_close(posterior_means(vae, x), loc, rtol=0, atol=1e-12)
+    assert active_units(vae, x).tolist() == [True, False, True]
+    variance = loc.var(0)
+    assert active_units(vae, x, float(variance[0]) - 1e-9).tolist() == [True, False, bool(variance[2] > variance[0])]
+    assert active_units(vae, x, float(variance[0]) + 1e-9).tolist() == [False, False, bool(variance[2] > variance[0])]
+    exact = ((loc.square() + scale.square() - 1) / 2 - scale.log()).mean(0)
+    torch.testing.assert_close(kl_per_dimension(vae, x), exact, rtol=0, atol=1e-12)
+    assert abs(float(exact[1])) < 1e-12
+    monkeypatch.setattr("pyro_vae.evaluation.latent._CHUNK", 7)  # 30 data are then five chunks
+    torch.testing.assert_close(kl_per_dimension(vae, x), exact, rtol=0, atol=1e-12)
+    torch.testing.assert_close(posterior_means(vae, x), loc, rtol=0, atol=1e-12)
+    with pytest.raises(InputError, match=r"active_units.* at least two"):
+        active_units(vae, x[:1])
+
+
+def test_kl_per_dimension_without_closed_form_is_unbiased() -> None:
+    """A Normal posterior and a Student prior; mean and variance of the log ratio by numerical integration."""
+    encoder, x = MODEL.exact_encoder(1.6), MODEL.sample(500)
+    prior = Conditional(dist.StudentT, (2,), df=Fixed(5.0), loc=Fixed(0.0), scale=Fixed(1.0)).double()
+    base = MODEL.vae(encoder)
+    loc, scale = encoder(x)
+    z = torch.arange(-20, 20, 0.05, dtype=torch.float64).reshape(-1, 1, 1)
+    log_q = Normal(loc, scale).log_prob(z)
+    ratio = log_q - dist.StudentT(5.0).log_prob(z)
+    mean, square = ((log_q.exp() * 0.05 * moment).sum(0) for moment in (ratio, ratio.square()))
+    error = ((square - mean.square()).sum(0) / 3).sqrt() / 500
+    result = kl_per_dimension(VAE(prior, base.likelihood, base.posterior), x, num_samples=3)
+    assert_mean(result, mean.mean(0), error)
+
+
+def test_kl_per_dimension_is_none_where_a_distribution_does_not_factorise() -> None:
+    assert kl_per_dimension(MODEL.vae(), X) is None
+    prior = Conditional(dist.MultivariateNormal, (2,), loc=Fixed([0.0, 0.0]), scale_tril=Fixed(torch.eye(2))).double()
+    base = MODEL.vae(MODEL.exact_encoder())
+    assert kl_per_dimension(VAE(prior, base.likelihood, base.posterior), X) is None
