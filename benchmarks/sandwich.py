@@ -25,9 +25,9 @@ from pyro_vae.modes import isolated
 def main() -> None:
     """Prints the table and writes the result."""
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--n", type=int, default=200, help="data to simulate")
+    arguments.add_argument("--n", type=int, default=100, help="data to simulate")
     arguments.add_argument("--epochs", type=int, default=50)
-    arguments.add_argument("--temperatures", type=int, default=1000)
+    arguments.add_argument("--temperatures", type=int, default=500)
     arguments.add_argument("--chains", type=int, default=16)
     arguments.add_argument("--samples", type=int, default=5000, help="importance samples")
     given = arguments.parse_args()
@@ -65,7 +65,7 @@ def main() -> None:
     for name, row in rows.items():
         below = f"{row['below_upper']:.4f} ± {row['below_upper_error']:.4f}"
         table.add_row(name, f"{row['value']:.4f}", f"{row['standard_error']:.4f}", f"{row['bias']:.4f}", below)
-    console = Console()
+    console = Console(width=120)
     console.print(table)
     importance, annealed = list(estimates.values())[:2]
     difference = annealed.pointwise - importance.pointwise
