@@ -1,7 +1,8 @@
-"""What every evaluation keeps to: evaluation mode, its own random stream, and all left as it was."""
+"""One body over all evaluation functions: evaluation mode, a random stream of their own, and all left as it was."""
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections.abc import Callable
 
@@ -13,10 +14,69 @@ import torch
 from linear_gaussian import LinearGaussian
 from torch import Tensor, nn
 
-from pyro_vae import VAE, Conditional, Fixed, Learned
-from pyro_vae.evaluation import active_units, elbo, kl_per_dimension, log_marginal, posterior_means
+from pyro_vae import VAE, Conditional, Fixed, Learned, evaluation
+from pyro_vae.errors import InputError
+from pyro_vae.evaluation import Estimate
+from pyro_vae.inference import AEVB
 
 X = LinearGaussian.random(5, 2).sample(25)
+
+# From a VAE, data and a seed to all numbers that the function returns.
+EVALUATIONS: dict[str, Callable[[VAE, Tensor, int], list[Estimate | Tensor]]] = {
+    "log_marginal": lambda vae, x, seed: [evaluation.log_marginal(vae, x, 30, seed=seed)],
+    "elbo": lambda vae, x, seed: [evaluation.elbo(vae, x, 30, seed=seed)],
+    "annealed_importance_sampling": lambda vae, x, seed: [
+        evaluation.annealed_importance_sampling(vae, x, 4, 3, num_leapfrog=2, seed=seed)
+    ],
+    "bidirectional_monte_carlo": lambda vae, x, seed: bidirectional(vae, len(x), seed),
+    "posterior_density_estimator": lambda vae, x, seed: [
+        evaluation.posterior_density_estimator(vae, x, 20, chains=4, burn_in=3, num_leapfrog=2, seed=seed)
+    ],
+    "inference_gap": lambda vae, x, seed: gap(vae, x, seed),
+    "simulation_based_calibration": lambda vae, x, seed: [
+        evaluation.simulation_based_calibration(vae, len(x), 9, seed=seed).ranks
+    ],
+    "rate_distortion": lambda vae, x, seed: rates(vae, x, seed),
+    "mutual_information": lambda vae, x, seed: [evaluation.mutual_information(vae, x, 5, seed=seed)],
+    "aggregate_posterior": lambda vae, x, seed: aggregate(vae, x, seed),
+    "gradient_variance": lambda vae, x, seed: gradients(vae, x, seed),
+    "kl_per_dimension": lambda vae, x, seed: [evaluation.kl_per_dimension(vae, x, seed=seed)],
+    "posterior_means": lambda vae, x, seed: [evaluation.posterior_means(vae, x)],
+    "active_units": lambda vae, x, seed: [evaluation.active_units(vae, x)],
+}
+DETERMINISTIC = {"posterior_means", "active_units"}
+IN_TRAINING_MODE = {"gradient_variance"}  # by definition: the gradients are those of training
+SIMULATES = {"bidirectional_monte_carlo", "simulation_based_calibration"}  # takes no data
+ALL = pytest.mark.parametrize("name", EVALUATIONS)
+
+
+def bidirectional(vae: VAE, n: int, seed: int) -> list[Estimate | Tensor]:
+    result = evaluation.bidirectional_monte_carlo(vae, n, 4, 3, num_leapfrog=2, seed=seed)
+    return [result.lower, result.upper, result.width, result.data]
+
+
+def gap(vae: VAE, x: Tensor, seed: int) -> list[Estimate | Tensor]:
+    result = evaluation.inference_gap(vae, x, num_samples=30, steps=2, seed=seed)
+    return [result.total, result.approximation, result.amortization, result.log_marginal, result.elbo]
+
+
+def rates(vae: VAE, x: Tensor, seed: int) -> list[Estimate | Tensor]:
+    result = evaluation.rate_distortion(vae, x, 5, seed=seed)
+    return [result.rate, result.distortion]
+
+
+def aggregate(vae: VAE, x: Tensor, seed: int) -> list[Estimate | Tensor]:
+    result = evaluation.aggregate_posterior(vae, x, 5, seed=seed)
+    return [result.mean, result.variance, result.mutual_information, result.marginal_kl]
+
+
+def gradients(vae: VAE, x: Tensor, seed: int) -> list[Estimate | Tensor]:
+    groups = evaluation.gradient_variance(vae, x, {"aevb": AEVB()}, 4, seed=seed)["aevb"]
+    return [torch.tensor([noise.variance.mean, noise.signal_to_noise.mean]) for noise in groups.values()]
+
+
+def numbers(results: list[Estimate | Tensor]) -> Tensor:
+    return torch.cat([(r.pointwise if isinstance(r, Estimate) else r).double().flatten() for r in results])
 
 
 def vae_with_modes() -> VAE:
@@ -33,33 +93,53 @@ def vae_with_modes() -> VAE:
     return vae
 
 
-@pytest.mark.parametrize(
-    "evaluate",
-    [
-        lambda vae, seed: log_marginal(vae, X, 30, seed=seed).pointwise,
-        lambda vae, seed: elbo(vae, X, 30, seed=seed).pointwise,
-        lambda vae, seed: kl_per_dimension(vae, X, seed=seed),
-        lambda vae, seed: posterior_means(vae, X),
-        lambda vae, seed: active_units(vae, X),
-    ],
-    ids=["log_marginal", "elbo", "kl_per_dimension", "posterior_means", "active_units"],
-)
-def test_evaluation_runs_in_evaluation_mode_and_leaves_everything_as_it_was(
-    evaluate: Callable[[VAE, int], Tensor],
-) -> None:
-    vae = vae_with_modes()
+def test_the_body_covers_every_evaluation_function() -> None:
+    functions = {name for name in evaluation.__all__ if inspect.isfunction(getattr(evaluation, name))}
+    assert functions - {"pareto_k"} == set(EVALUATIONS)  # of log weights, not of a VAE
+
+
+@ALL
+def test_it_runs_in_evaluation_mode_and_leaves_everything_as_it_was(name: str) -> None:
+    vae, evaluate = vae_with_modes(), EVALUATIONS[name]
     modes = [child.training for child in vae.modules()]
     assert len(set(modes)) == 2
-    before = {name: t.clone() for name, t in vae.state_dict().items()}
+    before = {key: t.clone() for key, t in vae.state_dict().items()}
     random_states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    result = evaluate(vae, 3)
+    results = evaluate(vae, X, 3)
     assert torch.equal(torch.get_rng_state(), random_states[0])
     assert np.array_equal(np.random.get_state()[1], random_states[1])  # noqa: NPY002
     assert random.getstate() == random_states[2]
     assert [child.training for child in vae.modules()] == modes
-    assert all(torch.equal(t, before[name]) for name, t in vae.state_dict().items())
+    assert all(torch.equal(t, before[key]) for key, t in vae.state_dict().items())
     assert not any(p.grad is not None for p in vae.parameters())
-    assert not result.requires_grad
+    assert not any(isinstance(r, Tensor) and r.requires_grad for r in results)
     assert not any(key.startswith(vae._name) for key in pyro.get_param_store().keys())  # noqa: SIM118
-    assert torch.equal(evaluate(vae, 3), result)
-    assert torch.equal(evaluate(vae.eval(), 3), result)  # no dropout, no batch statistics
+    assert torch.equal(numbers(evaluate(vae, X, 3)), numbers(results))
+    if name not in IN_TRAINING_MODE:  # no dropout, no batch statistics
+        assert torch.equal(numbers(evaluate(vae.eval(), X, 3)), numbers(results))
+
+
+@ALL
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_numbers_are_finite_and_depend_on_the_seed_where_there_is_chance(name: str, dtype: torch.dtype) -> None:
+    vae, evaluate = vae_with_modes().to(dtype), EVALUATIONS[name]
+    first, other = numbers(evaluate(vae, X.to(dtype), 0)), numbers(evaluate(vae, X.to(dtype), 1))
+    assert bool(first.isfinite().all())
+    assert torch.equal(first, other) == (name in DETERMINISTIC)
+
+
+@ALL
+def test_estimates_tell_a_value_for_each_datum_and_both_errors(name: str) -> None:
+    for estimate in EVALUATIONS[name](vae_with_modes(), X, 0):
+        if isinstance(estimate, Estimate):
+            assert estimate.pointwise.shape == (25,)
+            assert estimate.value == pytest.approx(float(estimate.pointwise.mean()))
+            assert estimate.sampling_error == pytest.approx(float(estimate.pointwise.std() / 5))
+            assert estimate.standard_error >= 0
+
+
+@ALL
+def test_data_that_do_not_fit_are_refused(name: str) -> None:
+    if name not in SIMULATES:
+        with pytest.raises(InputError, match=r"expected data of shape \(B, 5\)"):
+            EVALUATIONS[name](vae_with_modes(), torch.zeros(4, 6), 0)
