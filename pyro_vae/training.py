@@ -90,7 +90,7 @@ def fit(
         x: Data of shape ``(N, *event_shape)``: a Tensor, ndarray, DataFrame, `Batch`, `torch.utils.data.Dataset` or
             `DataLoader` (whose items, or first item each, are x). All but a `DataLoader` lie on the device as a
             whole and are shuffled there; a data set that does not fit is streamed.
-        inference: The algorithm; its own parameters are optimised beside the VAE's.
+        inference: The algorithm; moved to the VAE's device, its own parameters optimised beside the VAE's.
         optimizer: Makes the optimizer from the parameters, such as ``lambda p: torch.optim.Adam(p, lr=1e-3)``.
         epochs: Passes over the data; the last batch of each may be short.
         steps: Or: number of minibatches. Exactly one of the two.
@@ -135,7 +135,7 @@ def fit(
     counts = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
     counts |= {"validation_every": validation_every, "early_stopping": early_stopping}
     _check_arguments(inference, optimizer, counts, keep, divergence, validation is not None)
-    inference.check(vae)
+    inference.to(vae.device).check(vae)
     source = minibatches(vae, x, batch_size, seed, transform, weights, check_support)
     if vae.size is not None and vae.size != source.size:
         raise InputError(f"fit: the VAE was declared with size={vae.size}, but there are {source.size} data.")
@@ -161,7 +161,7 @@ def fit(
         except NonFiniteError as error:
             if divergence == "raise" or not run.step:
                 raise
-            stopped, remark = "diverged", str(error)
+            stopped, remark = "diverged", str(error).removeprefix("fit: ")
     return History(
         np.array(run.bounds),
         np.array(run.samples, dtype=np.int64),

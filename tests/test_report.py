@@ -1,53 +1,30 @@
 """The report: its tables say what the comparison says, its page needs nothing beside itself."""
 
 import dataclasses
-import io
 import math
 import random
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
-from matplotlib.image import imread
-from rich.console import Console
+from report_page import cells, few_digits, headers, printed, read, small
 
 from pyro_vae import Conditional, Fixed
-from pyro_vae.comparison import Comparison, compare
+from pyro_vae.comparison import Comparison
 from pyro_vae.datasets import load
-from pyro_vae.experiment import Experiment
-from pyro_vae.report import difference_table, figures, page, summary_table, write_report
-from pyro_vae.run_folder import curves
-
-BINARY = torch.distributions.constraints.boolean
-SMALL = {
-    "networks": {"encoder": {"mlp": [8]}, "decoder": {"mlp": [8]}},
-    "training": {"epochs": 1, "batch_size": 20},
-    "evaluation": {"num_samples": 50},
-    "device": "cpu",
-    "seeds": 2,
-}
-
-
-def small(loaded, **changes):
-    experiment = Experiment.parse({**SMALL, **changes})
-    return compare(experiment, loaded, command="pyro-vae compare small.yaml")
-
-
-def first_rows(data):
-    return dataclasses.replace(data, train=data.train[:60], valid=data.valid[:20], test=data.test[:20])
+from pyro_vae.report import difference_table, draws, summary_table, write_report
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return small(first_rows(load("digits", support=BINARY)), latent=3)
+    return small(few_digits(), latent=3)
 
 
 @pytest.fixture(scope="module")
 def plane():
-    return small(first_rows(load("digits", support=BINARY)), latent=2, inference=["aevb", "wake-sleep"], seeds=1)
+    return small(few_digits(), latent=2, inference=["aevb", "wake-sleep"], seeds=1)
 
 
 @pytest.fixture(scope="module")
@@ -62,67 +39,10 @@ def table(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cross_entropy():
-    data = first_rows(load("digits", support=BINARY, binarisation="none"))
+    data = few_digits(binarisation="none")
     return small(
         data, data={"name": "digits", "binarisation": "none"}, latent=3, inference=["aevb", "analytic-kl"], seeds=1
     )
-
-
-def cells(table):
-    return list(zip(*(map(str, column.cells) for column in table.columns), strict=True))
-
-
-def headers(table):
-    return [str(column.header) for column in table.columns]
-
-
-def printed(table):
-    console = Console(width=100, file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue()
-
-
-class Page(HTMLParser):
-    """What a browser would see: sections, text, and every attribute that may load something."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.open, self.sections, self.images, self.loads, self.text = [], [], [], [], [], ""
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.tags.append(tag)
-        if tag not in ("meta", "img", "link", "br"):
-            self.open.append(tag)
-        if tag == "section":
-            self.sections.append(attrs["id"])
-        if tag == "img":
-            self.images.append(attrs)
-        if tag == "th":
-            assert attrs["scope"] in ("col", "row")
-        self.loads += [value for name, value in attrs.items() if name in ("src", "href", "srcset", "data", "action")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text += data
-
-
-def read(comparison, folder):
-    path = folder / "report.html"
-    write_report(comparison, path)
-    text = path.read_text(encoding="utf-8")
-    parsed = Page(text)
-    assert not parsed.open
-    assert all(value.startswith("data:image/png;base64,") for value in parsed.loads)
-    for word in ("http:", "https:", "url(", "@import", "<script", "<link", "<iframe"):
-        assert word not in text
-    assert all(image["alt"] for image in parsed.images)
-    assert len(text) < 3_000_000
-    return text, parsed
 
 
 def test_summary_table_holds_the_means_and_intervals_of_the_comparison(digits):
@@ -214,10 +134,11 @@ def test_tables_fit_a_hundred_columns_with_long_labels(digits):
 
 def test_the_page_of_images_has_every_part(digits, tmp_path):
     _, parsed = read(digits, tmp_path)
-    wanted = ["results", "curves", "samples", "reconstructions", "latent", "seeds", "experiment", "provenance"]
+    wanted = ["results", "curves", "samples", "reconstructions", "latent", "weights", "checks"]
+    wanted += ["seeds", "experiment", "provenance"]
     assert parsed.sections == wanted
     assert all(label in parsed.text for label in digits.labels)
-    assert len(parsed.images) == 2 + (2 + 2 * 3) + 3 + 1
+    assert len(parsed.images) == 2 + (2 + 2 * 3) + 3 + 1 + 1
     for phrase in (
         "aevb, analytic-kl and wake-sleep compared as inference algorithms",
         "3 latent dimensions (Normal prior, Bernoulli likelihood): trained for one epoch on the 60 training data",
@@ -239,7 +160,7 @@ def test_two_latent_dimensions_are_shown_as_a_manifold(plane, tmp_path):
     _, parsed = read(plane, tmp_path)
     assert "Latent manifold" in parsed.text
     assert "unit Gaussian" in parsed.text
-    first, second, gaussian = page._latent_grid(plane.runs[0].vae)
+    first, second, gaussian = draws.latent_grid(plane.runs[0].vae)
     assert gaussian
     torch.testing.assert_close(torch.special.ndtr(first), (torch.arange(15) + 0.5) / 15)
     assert torch.equal(first, second)
@@ -247,7 +168,7 @@ def test_two_latent_dimensions_are_shown_as_a_manifold(plane, tmp_path):
 
 def test_the_grid_of_another_prior_follows_its_quantiles(make_vae):
     vae = make_vae(prior=Conditional(dist.Normal, (2,), loc=Fixed([5.0, -1.0]), scale=Fixed(2.0)))
-    first, second, gaussian = page._latent_grid(vae)
+    first, second, gaussian = draws.latent_grid(vae)
     assert not gaussian
     assert first[7] == pytest.approx(5.0, abs=0.1)  # five standard errors of a median of 20000
     assert second[7] == pytest.approx(-1.0, abs=0.1)
@@ -255,17 +176,18 @@ def test_the_grid_of_another_prior_follows_its_quantiles(make_vae):
         prior=Conditional(dist.Dirichlet, (2,), concentration=Fixed([1.0, 1.0])),
         posterior=Conditional(dist.Dirichlet, (2,), given=torch.nn.Linear(6, 5)),
     )
-    assert page._latent_grid(simplex) is None
+    assert draws.latent_grid(simplex) is None
 
 
 def test_the_page_of_a_table_escapes_names_and_compares_columns_in_own_units(table, tmp_path):
     text, parsed = read(table, tmp_path)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    wanted = ["results", "curves", "marginals", "latent", "seeds", "experiment", "provenance"]
+    wanted = ["results", "curves", "marginals", "latent", "weights", "checks"]
+    wanted += ["seeds", "experiment", "provenance"]
     assert parsed.sections == wanted
     assert "<script>alert(1)</script>" in parsed.text
     assert "in the data's own units" in parsed.text
-    assert len(parsed.images) == 2 + 1 + 1
+    assert len(parsed.images) == 2 + 1 + 1 + 1
 
 
 def test_without_a_kl_per_dimension_the_page_says_so(digits, tmp_path):
@@ -284,68 +206,3 @@ def test_the_report_leaves_random_states_and_modes_alone(digits, tmp_path):
     assert all(run.vae.training for run in digits.runs)
     write_report(digits, tmp_path / "b.html")
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
-
-
-def pixels(png):
-    return imread(io.BytesIO(png))
-
-
-def contains(image, colour):
-    wanted = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-    return bool((np.abs(image[..., :3] - wanted).max(-1) < 0.01).any())
-
-
-@pytest.mark.parametrize("axis", ["samples", "seconds"])
-def test_learning_curves_have_every_algorithm_in_its_colour(digits, axis):
-    image = pixels(figures.learning_curves(curves(digits), axis))
-    assert all(contains(image, colour) for colour in figures.colours(digits.labels).values())
-
-
-def test_a_band_spans_the_seeds_and_ends_with_the_first_that_stops():
-    long = pd.DataFrame({"seed": 0, "samples": [10, 20, 30], "seconds": [1.0, 2.0, 3.0], "bound": [-9.0, -5.0, -4.0]})
-    short = pd.DataFrame({"seed": 1, "samples": [10, 20], "seconds": [3.0, 4.0], "bound": [-7.0, -5.0]})
-    x, mean, low, high = figures._band(pd.concat([long, short]), "seconds")
-    np.testing.assert_allclose((x, mean, low, high), ([2.0, 3.0], [-8.0, -5.0], [-9.0, -5.0], [-7.0, -5.0]))
-    assert figures._band(long.assign(bound=math.nan), "samples") is None
-
-
-def test_image_grid_maps_the_limits_to_black_and_white():
-    images = np.stack([np.full((4, 4), level) for level in (-3.0, 0.0, 5.0, 10.0, 99.0)])
-    image = pixels(figures.image_grid(images, columns=3, limits=(0.0, 10.0)))
-    height, width = image.shape[0] // 2, image.shape[1] // 3
-    levels = [
-        image[r * height + height // 2, c * width + width // 2] for r, c in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))
-    ]
-    np.testing.assert_allclose([level[0] for level in levels], [0, 0, 0.5, 1, 1], atol=0.01)
-    assert image[height + height // 2, 2 * width + width // 2][3] == 0  # an empty place
-
-
-def test_reconstructions_lie_under_the_data():
-    image = pixels(figures.reconstructions(np.zeros((3, 4, 4)), np.ones((3, 4, 4))))
-    assert image[10, 10, 0] == 0
-    assert image[-10, -10, 0] == 1
-
-
-def test_latent_manifold_rises_with_the_second_dimension():
-    images = np.zeros((2, 3, 5, 5))
-    images[0] = 1.0  # the least z₂
-    image = pixels(figures.latent_manifold(images, [-1.0, 0.0, 1.0], [-1.0, 1.0]))
-    inside = image[:-115, 200:-30, 0]
-    assert inside[30].mean() < 0.1 < 0.9 < inside[-30].mean()
-
-
-def test_kl_bars_and_marginals_are_drawn_in_each_colour():
-    rng = np.random.default_rng(0)
-    names = ["a", "b"]
-    bars = pixels(figures.kl_bars({name: rng.random((2, 100)) for name in names}))
-    histograms = pixels(figures.marginals(rng.random((9, 14)), {name: rng.random((50, 14)) for name in names}))
-    for image in (bars, histograms):
-        assert all(contains(image, colour) for colour in figures.colours(names).values())
-
-
-def test_figures_take_awkward_input():
-    same = np.ones((5, 1))
-    drawn = np.full((5, 1), math.nan)
-    assert figures.marginals(same, {"$\\bad": drawn}, ["列 $\\bad{" * 9]).startswith(b"\x89PNG")
-    assert figures.kl_bars({"a": [0.0]}).startswith(b"\x89PNG")
-    assert figures.image_grid(np.zeros((1, 3000, 2000))).startswith(b"\x89PNG")

@@ -76,7 +76,7 @@ def gradient_variance(
     result = {}
     for label, algorithm in algorithms.items():
         mine, its = copy.deepcopy((vae, algorithm))
-        its.check(mine)
+        its.to(vae.device).check(mine)
         draws: dict[str, list[Tensor]] = {"theta": [], "phi": []}
         with isolated(seed, "gradients"), switched(mine, training=True):
             for _ in tracked(range(num_draws), f"gradients of {label}" if progress else None):
@@ -123,7 +123,7 @@ def _noise(gradients: Tensor) -> GradientNoise:
 
 def _statistics(trace: Tensor, total: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Variance and signal-to-noise ratio from the sum of squared norms and the squared norm of the sum."""
-    variance = (trace - total / n) / (n - 1)
+    variance = ((trace - total / n) / (n - 1)).clamp_min(0)
     signal = (total / n**2 - variance / n).clamp_min(0)
     return variance, (signal / variance.clamp_min(1e-300)).sqrt()
 

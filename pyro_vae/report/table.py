@@ -10,12 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from pyro_vae.comparison import Comparison, Run
-from pyro_vae.evaluation import Estimate
+from pyro_vae.report.wording import enumerated, estimate, first_of, intervals, number, significant
 from pyro_vae.statistics import Interval
 
 # Above this Pareto k-hat an importance-sampled log p(x), and its error, are not to be trusted.
 PARETO_LIMIT = 0.7
+# Below this effective sample size of the chains the error of an annealed log p(x) tells nothing.
+_FEWEST_CHAINS = 2.0
 _CROSS_ENTROPY = "cross-entropy bound (not a log-likelihood)"
+_ANNEALED = "annealed importance sampling"
+_ACTIVE = "Active: the posterior mean varies over the data (variance above 0.01)."
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,14 @@ class TableText:
         header: Name of each column.
         rows: Cells of each row; the first is the row's name.
         caption: Units, what the intervals are, and warnings; one paragraph.
+        notes: Footnotes, one paragraph each.
     """
 
     title: str
     header: tuple[str, ...]
     rows: list[tuple[str, ...]]
     caption: str
+    notes: tuple[str, ...] = ()
 
 
 def summary_table(comparison: Comparison) -> Table:
@@ -65,17 +71,17 @@ def summary_text(comparison: Comparison) -> TableText:
     """Returns what `summary_table` shows."""
     labels = comparison.labels
     summaries = [comparison.summary(label) for label in labels]
-    units = [comparison.runs_of(label)[0].active.numel() for label in labels]
+    marginals = intervals([summary["log_marginal"] for summary in summaries])
     columns = [
         labels,
-        _intervals([summary["elbo"] for summary in summaries]),
-        _intervals([summary["log_marginal"] for summary in summaries]),
-        [_active(summary["active_units"], n) for summary, n in zip(summaries, units, strict=True)],
-        _intervals([summary["seconds_per_epoch"] for summary in summaries], digits=3, most=6),
+        intervals([summary["elbo"] for summary in summaries]),
+        [_named(comparison, (label,), cell) for label, cell in zip(labels, marginals, strict=True)],
+        [_active(comparison, label) for label in labels],
+        [significant(summary["seconds_per_epoch"]) for summary in summaries],
     ]
     header = ("algorithm", f"test {_bound(comparison)}", _marginal(comparison), "active units", "seconds per epoch")
-    caption = f"{_caption(comparison)} {_ACTIVE} {_sampling(comparison)}"
-    return TableText("Test data, by algorithm", header, _rows(columns), caption.strip())
+    caption = " ".join(filter(None, (_caption(comparison), _ACTIVE, _sampling(comparison), annealing(comparison))))
+    return TableText("Test data, by algorithm", header, _rows(columns), caption, tuple(comparison.remarks))
 
 
 def difference_text(comparison: Comparison) -> TableText:
@@ -84,12 +90,17 @@ def difference_text(comparison: Comparison) -> TableText:
     differences = [comparison.difference(label, baseline) for label in others]
     columns: list[list[str]] = [others]
     for metric in ("elbo", "log_marginal"):
-        intervals = [difference[metric] for difference in differences]
-        columns += [_intervals(intervals, sign=True), [_contains_zero(interval) for interval in intervals]]
+        column = [difference[metric] for difference in differences]
+        cells = intervals(column, sign=True)
+        if metric == "log_marginal":
+            cells = [_named(comparison, (label, baseline), cell) for label, cell in zip(others, cells, strict=True)]
+        columns += [cells, [_contains_zero(interval) for interval in column]]
     header = ("algorithm", _bound(comparison), "interval contains 0", "log p(x)", "interval contains 0")
     if not others:
         return TableText(f"Difference from {baseline}", header, [], "Only one algorithm: there is nothing to compare.")
     caption = f"{_caption(comparison)} Differences are between runs of the same seed; above 0 is better."
+    if any(is_annealed(run) for run in comparison.runs):
+        caption += " (AIS): log p(x) of one of the two by annealed importance sampling, and both of the same data."
     return TableText(f"Difference from {baseline}, paired by seed", header, _rows(columns), caption)
 
 
@@ -103,6 +114,7 @@ def seeds_text(comparison: Comparison) -> TableText:
         "of the mean over the data's population. k-hat: Pareto k-hat of the importance weights, counted over the "
         "test data."
     )
+    caption = f"{caption} {annealing(comparison)}".strip()
     return TableText("Every run", header + others, [_run(run) for run in comparison.runs], caption)
 
 
@@ -118,14 +130,41 @@ def data_phrase(comparison: Comparison) -> str:
     return f"{data.name} ({said})" if said else data.name
 
 
-def count(n: int, noun: str) -> str:
-    """Returns ``one seed``, ``2 seeds``."""
-    return f"one {noun}" if n == 1 else f"{n} {noun}s"
+def is_annealed(run: Run) -> bool:
+    """Returns whether the run's log p(x) is by annealed importance sampling."""
+    return run.log_marginal is not None and run.log_marginal.diagnostics.get("method") == _ANNEALED
 
 
-def enumerated(names: Sequence[str]) -> str:
-    """Returns ``a``, ``a and b`` or ``a, b and c``."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def annealing(comparison: Comparison) -> str:
+    """Returns how log p(x) was found where no posterior is trained, and how far to trust it; empty where all are."""
+    runs = [run for run in comparison.runs if is_annealed(run)]
+    estimates = [run.log_marginal for run in runs if run.log_marginal is not None]
+    if not estimates or comparison.data.test is None:
+        return ""
+    labels = list(dict.fromkeys(run.algorithm for run in runs))
+    about, n = estimates[0].diagnostics, len(estimates[0].pointwise)
+    trains = "trains" if len(labels) == 1 else "train"
+    text = (
+        f"(AIS): {enumerated(labels)} {trains} no posterior; log p(x) by annealed importance sampling "
+        f"({about['temperatures']} temperatures, {about['chains']} chains) of "
+        f"{first_of(n, len(comparison.data.test), 'test data')}"
+    )
+    bias = max(float(estimate.diagnostics["bias"].mean()) for estimate in estimates)
+    text += f", too low by an estimated {bias:.2g} nats." if math.isfinite(bias) else "."
+    poor = max(int((e.diagnostics["effective_sample_size"] < _FEWEST_CHAINS).sum()) for e in estimates)
+    if poor and about["chains"] > _FEWEST_CHAINS:
+        text += (
+            f" Warning: effective sample size below {_FEWEST_CHAINS:g} of the {about['chains']} chains for {poor} of "
+            f"{n} test data; their log p(x) is too low by more than it says; take more temperatures "
+            "(evaluation.temperatures)."
+        )
+    return text
+
+
+def _named(comparison: Comparison, labels: Sequence[str], cell: str) -> str:
+    """A cell of log p(x), with its method where that is not importance sampling."""
+    annealed = any(is_annealed(run) for label in labels for run in comparison.runs_of(label))
+    return f"{cell} (AIS)" if annealed and cell != "-" else cell
 
 
 def _bound(comparison: Comparison) -> str:
@@ -133,7 +172,7 @@ def _bound(comparison: Comparison) -> str:
 
 
 def _marginal(comparison: Comparison) -> str:
-    if comparison.data.cross_entropy:
+    if comparison.data.cross_entropy or all(is_annealed(run) for run in comparison.runs):
         return "log p(x)"
     return f"log p(x), {comparison.experiment.evaluation.num_samples} importance samples"
 
@@ -145,15 +184,12 @@ def _caption(comparison: Comparison) -> str:
     return f"Nats per datum{units}; {over}; {data_phrase(comparison)}."
 
 
-_ACTIVE = "Active: the posterior mean varies over the data (variance above 0.01)."
-
-
 def _sampling(comparison: Comparison) -> str:
-    """How far log p(x) can be trusted; empty where nothing is wrong."""
+    """How far an importance-sampled log p(x) can be trusted; empty where nothing is wrong."""
     counts: dict[str, int] = {}
     unknown, n = 0, 0
     for run in comparison.runs:
-        if run.log_marginal is not None:
+        if run.log_marginal is not None and not is_annealed(run):
             k = run.log_marginal.diagnostics["pareto_k"]
             counts[run.algorithm] = max(counts.get(run.algorithm, 0), int((k > PARETO_LIMIT).sum()))
             unknown, n = max(unknown, int(k.isnan().sum())), len(k)
@@ -172,25 +208,12 @@ def _sampling(comparison: Comparison) -> str:
     return " ".join(sentences)
 
 
-def _intervals(intervals: Sequence[Interval], *, digits: int = 2, most: int = 4, sign: bool = False) -> list[str]:
-    """Formats a column: one number of decimals, at least two, enough for the digits of the widest half width."""
-    widths = [interval.half_width for interval in intervals if interval.half_width > 0]
-    sizes = widths or ([abs(interval.mean) for interval in intervals if interval.mean] if digits > 2 else [])
-    sizes = [size for size in sizes if math.isfinite(size)]
-    decimals = digits - 1 - math.floor(math.log10(max(sizes))) if sizes else 2
-    spec = f"{'+' if sign else ''}.{min(max(decimals, 2), most)}f"
-    return [_signed(interval, spec) for interval in intervals]
-
-
-def _signed(interval: Interval, spec: str) -> str:
-    """Formats an interval with the sign, if any, on its mean alone, and on none that is 0 as written."""
-    mean, separator, width = format(interval, spec).partition(" ± ")
-    if mean != "-" and float(mean) == 0:
-        mean = mean.lstrip("+-")
-    return mean + separator + width.removeprefix("+")
-
-
-def _active(interval: Interval, units: int) -> str:
+def _active(comparison: Comparison, label: str) -> str:
+    """The active units; a dash where q is not trained to be the posterior."""
+    runs = comparison.runs_of(label)
+    if all(run.elbo is None for run in runs):
+        return "-"
+    interval, units = comparison.summary(label)["active_units"], runs[0].active.numel()
     return f"{interval:.0f} of {units}" if math.isnan(interval.half_width) else f"{interval:.1f} of {units}"
 
 
@@ -202,40 +225,24 @@ def _contains_zero(interval: Interval) -> str:
 
 def _run(run: Run) -> tuple[str, ...]:
     k_above = k_median = "-"
-    if run.log_marginal is not None:
+    if run.log_marginal is not None and not is_annealed(run):
         k = run.log_marginal.diagnostics["pareto_k"]
         k_above = f"{int((k > PARETO_LIMIT).sum())} of {len(k)}"
-        k_median = _number(float(k.nanmedian()), ".2f")
+        k_median = number(float(k.nanmedian()), ".2f")
+    marginal, *errors = estimate(run.log_marginal)
     return (
         run.algorithm,
         str(run.seed),
-        *_estimate(run.elbo),
-        *_estimate(run.log_marginal),
+        *estimate(run.elbo),
+        f"{marginal} (AIS)" if is_annealed(run) else marginal,
+        *errors,
         k_above,
         k_median,
-        f"{int(run.active.sum())} of {run.active.numel()}",
+        "-" if run.elbo is None else f"{int(run.active.sum())} of {run.active.numel()}",
         f"{run.seconds_per_epoch:.3g}",
         str(run.history.steps),
         run.history.stopped,
     )
-
-
-def _estimate(estimate: Estimate | None) -> tuple[str, str, str]:
-    if estimate is None:
-        return "-", "-", "-"
-    errors = (estimate.standard_error, estimate.sampling_error)
-    return f"{estimate.value:.3f}", _error(errors[0]), _error(errors[1])
-
-
-def _error(value: float) -> str:
-    """Formats a standard error to two digits."""
-    if not math.isfinite(value) or value <= 0:
-        return _number(value, "g")
-    return f"{value:.{max(1 - math.floor(math.log10(value)), 0)}f}"
-
-
-def _number(value: float, spec: str) -> str:
-    return "-" if math.isnan(value) else format(value, spec)
 
 
 def _rows(columns: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -243,7 +250,8 @@ def _rows(columns: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
 
 def _rich(text: TableText) -> Table:
-    table = Table(title=Text(text.title), caption=Text(text.caption), title_justify="left", caption_justify="left")
+    caption = Text("\n".join((text.caption, *text.notes)))
+    table = Table(title=Text(text.title), caption=caption, title_justify="left", caption_justify="left")
     cells: Iterable[tuple[str, ...]] = zip(*text.rows, strict=True) if text.rows else [()] * len(text.header)
     for index, (name, column) in enumerate(zip(text.header, cells, strict=True)):
         if index == 0:

@@ -1,0 +1,93 @@
+"""What the trained models draw, reconstruct and decode, on the CPU; the global random states are left as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from pyro_vae.comparison import Run
+from pyro_vae.datasets import Data
+from pyro_vae.errors import InputError
+from pyro_vae.modes import evaluating, isolated
+from pyro_vae.moments import centre
+from pyro_vae.vae import VAE
+
+# Points of a latent grid along a side.
+_POINTS = 15
+
+
+@torch.no_grad()
+def draw(run: Run, n: int) -> tuple[Tensor, Tensor | None]:
+    """Returns draws of x, and the mean of the likelihood at the same z; on the CPU."""
+    with isolated(run.seed), evaluating(run.vae):
+        x_given_z = run.vae.decode(run.vae.prior().sample((n,)))
+        draws = x_given_z.sample().cpu()
+        try:
+            return draws, centre(x_given_z).cpu()
+        except InputError:
+            return draws, None
+
+
+def reconstruct(run: Run, x: Tensor) -> Tensor | None:
+    """Returns the likelihood's centre at the posterior's centre; None where one of them has none."""
+    with isolated(run.seed), evaluating(run.vae):
+        try:
+            return run.vae.reconstruct(x.to(run.vae.device)).cpu()
+        except InputError:
+            return None
+
+
+@torch.no_grad()
+def decode(vae: VAE, z: Tensor) -> Tensor | None:
+    """Returns the likelihood's centre at z; None where it has none."""
+    with evaluating(vae):
+        try:
+            return centre(vae.decode(z.to(vae.device, vae.dtype))).cpu()
+        except InputError:
+            return None
+
+
+@torch.no_grad()
+def latent_grid(vae: VAE) -> tuple[Tensor, Tensor, bool] | None:
+    """Returns the grid's z₁ and z₂, and whether the prior is the unit Gaussian; None where there is no such grid."""
+    if tuple(vae.latent_shape) != (2,):
+        return None
+    probability = (torch.arange(_POINTS) + 0.5) / _POINTS
+    with isolated(0), evaluating(vae):
+        prior = vae.prior()
+        if _is_unit_gaussian(prior):
+            z = Normal(0.0, 1.0).icdf(probability)
+            return z, z, True
+        draws = prior.sample((20_000,))
+        if draws.unique().numel() < 1000:  # discrete: its quantiles are no grid
+            return None
+        first, second = draws.double().cpu().quantile(probability.double(), dim=0).unbind(1)
+        corners = torch.cartesian_prod(first[[0, -1]], second[[0, -1]]).to(draws)
+        inside = bool(prior.support.check(corners).all())
+    return (first, second, False) if inside else None
+
+
+def _is_unit_gaussian(prior: Any) -> bool:
+    base = prior.base_dist if isinstance(prior, Independent) else prior
+    return isinstance(base, Normal) and bool((base.loc == 0).all() and (base.scale == 1).all())
+
+
+def limits(data: Data) -> tuple[float, float]:
+    """Returns what is black and what is white: the range of the training data."""
+    if data.binarisation != "none":
+        return 0.0, 1.0
+    low, high = float(data.train.min()), float(data.train.max())
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def as_images(x: Tensor, data: Data) -> NDArray[np.float64]:
+    """Returns grey images, ``(N, H, W)``: channels, first or last, are averaged."""
+    images = x.double().reshape(len(x), *(data.image_shape or (1, -1)))
+    if images.dim() == 4 and images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
+        images = images.movedim(-1, 1)
+    return images.reshape(len(x), -1, *images.shape[-2:]).mean(1).numpy()

@@ -1,0 +1,188 @@
+"""The parts of the page that show training and models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from pyro_vae.comparison import Comparison, Run
+from pyro_vae.datasets import Data
+from pyro_vae.inference import Inference
+from pyro_vae.report import figures, images
+from pyro_vae.report.draws import as_images, decode, draw, latent_grid, limits, reconstruct
+from pyro_vae.report.section import Picture, Section
+from pyro_vae.report.wording import count, enumerated
+from pyro_vae.run_folder import curves
+
+# Images drawn of each of few algorithms and of each of many, images reconstructed, rows drawn of a table.
+_DRAWN, _DRAWN_OF_MANY, _MANY, _RECONSTRUCTED, _ROWS = 40, 20, 4, 10, 5000
+_UNFACTORISED = "prior or posterior does not factorise over dimensions"
+
+
+def model_sections(comparison: Comparison) -> list[Section]:
+    """Returns the sections of training and of what the models do: curves, samples, reconstructions, latents."""
+    sections = [_curves(comparison)]
+    if comparison.data.image_shape is None:
+        sections.append(_marginals(comparison))
+    else:
+        sections += [_samples(comparison), _reconstructions(comparison)]
+    return [*sections, _latent(comparison)]
+
+
+def _curves(comparison: Comparison) -> Section:
+    frame = curves(comparison)
+    quantity = "cross-entropy bound" if comparison.data.cross_entropy else "bound on log p(x)"
+    names = enumerated(comparison.labels)
+    alt = f"Learning curves of {names}: {quantity} in nats per datum against"
+    pictures = [
+        Picture(figures.learning_curves(frame, "samples", quantity=quantity), f"{alt} training data seen"),
+        Picture(figures.learning_curves(frame, "seconds", quantity=quantity), f"{alt} seconds of training"),
+    ]
+    text = "Each algorithm's own training bound. "
+    if len(comparison.experiment.seeds) > 1:
+        text = "Each algorithm's own training bound: mean over seeds, in a band from the least to the greatest seed. "
+    if (frame["part"] == "validation").any():
+        text += "Dashed: the ELBO of the validation data. "
+    text += "The vertical axis is zoomed to what follows the first tenth of training; seconds leave validation out."
+    text += " A number after a name: that curve ends there, far below the others."
+    silent = [
+        label
+        for label in comparison.labels
+        if not np.isfinite(frame.loc[(frame["algorithm"] == label) & (frame["part"] == "train"), "bound"]).any()
+    ]
+    if silent:
+        text += f" {enumerated(silent)} {'trains' if len(silent) == 1 else 'train'} by no bound."
+    return Section("curves", "Learning curves", text, pictures, "single")
+
+
+def _samples(comparison: Comparison) -> Section:
+    data, ends = comparison.data, limits(comparison.data)
+    drawn = _DRAWN if len(comparison.labels) <= _MANY else _DRAWN_OF_MANY
+    shown = [("Test data", data.test), ("Training data", data.train)]
+    if data.binarisation == "dynamic":
+        shown[1] = ("Training data, before binarisation", data.train)
+    for run in _first_runs(comparison):
+        draws, means = draw(run, drawn)
+        shown += [(f"{run.algorithm}: draws of x", draws), (f"{run.algorithm}: mean of p(x|z) at the same z", means)]
+    pictures = [
+        _picture(images.image_grid(as_images(x[:drawn], data), limits=ends), f"Grid of images. {what}", what)
+        for what, x in shown
+        if x is not None
+    ]
+    text = "From each algorithm's model of the first seed, for z drawn from the prior"
+    text += ": draws of x, and the mean of the likelihood that they are drawn from."
+    return Section("samples", "Samples", text, pictures, "pairs")
+
+
+def _reconstructions(comparison: Comparison) -> Section:
+    data, pictures = comparison.data, []
+    text = (
+        "Test data over what each algorithm's model of the first seed makes of them: the likelihood's centre at the "
+        "posterior's centre."
+    )
+    unmoved = [spec.label for spec in comparison.experiment.inference if not _moves_phi(spec.build())]
+    text = f"{text} {_left_out(unmoved)}".strip()
+    test = data.test[:_RECONSTRUCTED] if data.test is not None else data.train[:0]
+    for run in _first_runs(comparison):
+        if run.algorithm in unmoved:
+            continue
+        reconstructed = reconstruct(run, test)
+        if reconstructed is None:
+            return Section("reconstructions", "Reconstructions", "Not shown: prior or likelihood has no mean nor mode.")
+        png = images.reconstructions(as_images(test, data), as_images(reconstructed, data), limits=limits(data))
+        alt = f"Test data in the upper row, their reconstructions by {run.algorithm} in the lower"
+        pictures.append(_picture(png, alt, run.algorithm))
+    return Section("reconstructions", "Reconstructions", text, pictures)
+
+
+def _marginals(comparison: Comparison) -> Section:
+    data = comparison.data
+    test = data.train[:0] if data.test is None else data.test
+    own = data.to_own_units(test).numpy()
+    samples = {run.algorithm: data.to_own_units(draw(run, _ROWS)[0]).numpy() for run in _first_runs(comparison)}
+    shown = min(data.units.dim, 12)
+    names = list(data.columns or [f"column {index + 1}" for index in range(data.units.dim)])[:shown]
+    text = (
+        f"Histograms of {count(len(test), 'test row')} and of {_ROWS} samples from each "
+        "algorithm's model of the first seed, in the data's own units."
+    )
+    if shown < data.units.dim:
+        text += f" The first {shown} of {data.units.dim} columns."
+    alt = f"Histograms of test data and samples for the columns {enumerated(names)}"
+    return Section(
+        "marginals",
+        "Samples",
+        text,
+        [Picture(figures.marginals(own, samples, names), alt, f"Columns: {', '.join(names)}")],
+    )
+
+
+def _latent(comparison: Comparison) -> Section:
+    data, runs = comparison.data, _first_runs(comparison)
+    if data.image_shape is not None and (section := _manifolds(runs, data)) is not None:
+        return section
+    untrained = [label for label in comparison.labels if all(run.elbo is None for run in comparison.runs_of(label))]
+    kl = {
+        label: np.stack([run.kl.numpy().ravel() for run in comparison.runs_of(label) if run.kl is not None])
+        for label in comparison.labels
+        if all(run.kl is not None for run in comparison.runs_of(label)) and label not in untrained
+    }
+    if not kl:
+        why = "no posterior is trained" if untrained == comparison.labels else _UNFACTORISED
+        return Section("latent", "Latent dimensions", f"The KL of each latent dimension is not shown: {why}.")
+    text = (
+        "KL(q(z|x) ‖ p(z)) of each latent dimension, mean over the test data, from the greatest to the least; each "
+        "seed is sorted by itself, and bars are means over seeds. A dimension with a KL of 0 is not used."
+    )
+    text = f"{text} {_left_out(untrained)}".strip()
+    numbers = [f"{label} {', '.join(f'{x:.2f}' for x in -np.sort(-v, axis=1).mean(0)[:8])}" for label, v in kl.items()]
+    alt = f"Bar chart of the KL of each latent dimension in nats, greatest first: {'; '.join(numbers)}"
+    return Section("latent", "Latent dimensions", text, [Picture(figures.kl_bars(kl), alt)])
+
+
+def _manifolds(runs: Sequence[Run], data: Data) -> Section | None:
+    """What a two-dimensional latent space decodes to; None for any other latent space."""
+    pictures = []
+    standard = True
+    for run in runs:
+        grid = latent_grid(run.vae)
+        if grid is None:
+            return None
+        first, second, gaussian = grid
+        standard = standard and gaussian
+        decoded = decode(run.vae, torch.cartesian_prod(second, first).flip(-1))
+        if decoded is None:
+            return None
+        grey = as_images(decoded, data)
+        grey = grey.reshape(len(second), len(first), *grey.shape[1:])
+        png = images.latent_manifold(grey, first.tolist(), second.tolist(), limits=limits(data))
+        alt = f"Images that {run.algorithm} decodes from a grid of points of its two latent dimensions"
+        pictures.append(Picture(png, alt, run.algorithm))
+    how = (
+        "evenly spaced in probability: the inverse distribution function of the unit Gaussian"
+        if standard
+        else "at quantiles of draws from the prior, evenly spaced in probability"
+    )
+    text = f"The likelihood's centre over a grid of z, {how}; models of the first seed."
+    return Section("latent", "Latent manifold", text, pictures)
+
+
+def _moves_phi(algorithm: Inference) -> bool:
+    return any("phi" in phase.moves for phase in algorithm.phases)
+
+
+def _left_out(labels: Sequence[str]) -> str:
+    """Why algorithms without a posterior are not shown; empty where there are none."""
+    if not labels:
+        return ""
+    return f"Left out: {enumerated(labels)}, which {'trains' if len(labels) == 1 else 'train'} no posterior."
+
+
+def _first_runs(comparison: Comparison) -> list[Run]:
+    return [comparison.runs_of(label)[0] for label in comparison.labels]
+
+
+def _picture(png: bytes, alt: str, caption: str) -> Picture:
+    return Picture(png, alt, caption, paper=False)

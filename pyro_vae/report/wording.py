@@ -1,0 +1,104 @@
+"""Numbers and names as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pyro_vae.evaluation import Estimate, GradientNoise
+from pyro_vae.statistics import Interval
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# Above this a signal-to-noise ratio is that of a gradient without noise.
+NOISELESS = 1e6
+
+
+def count(n: int, noun: str) -> str:
+    """Returns ``one seed``, ``2 seeds``."""
+    return f"one {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """Returns ``a``, ``a and b`` or ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def first_of(n: int, total: int, noun: str) -> str:
+    """Returns ``all 20 test data`` or ``the first 5 of 20 test data``."""
+    return f"all {total} {noun}" if n >= total else f"the first {n} of {total} {noun}"
+
+
+def number(value: float, spec: str) -> str:
+    """Returns a number as ``spec`` has it; a dash where it is nan."""
+    return "-" if math.isnan(value) else format(value, spec)
+
+
+def intervals(column: Sequence[Interval], *, sign: bool = False) -> list[str]:
+    """Formats a column: one number of decimals, two to four, enough for two digits of the widest half width."""
+    sizes = [interval.half_width for interval in column if interval.half_width > 0]
+    sizes = [size for size in sizes if math.isfinite(size)]
+    decimals = 1 - math.floor(math.log10(max(sizes))) if sizes else 2
+    spec = f"{'+' if sign else ''}.{min(max(decimals, 2), 4)}f"
+    return [_signed(interval, spec) for interval in column]
+
+
+def _signed(interval: Interval, spec: str) -> str:
+    """Formats an interval with the sign, if any, on its mean alone, and on none that is 0 as written."""
+    mean, separator, width = format(interval, spec).partition(" ± ")
+    if mean != "-" and float(mean) == 0:
+        mean = mean.lstrip("+-")
+    return mean + separator + width.removeprefix("+")
+
+
+def significant(interval: Interval) -> str:
+    """Formats one interval of any magnitude: two digits of its half width, and a power of ten where it takes one.
+
+    Example:
+        >>> significant(Interval(30.26, 5.48, 50)), significant(Interval(1234567.0, 45678.0, 50))
+        ('30.3 ± 5.5', '(1.235 ± 0.046)×10⁶')
+        >>> significant(Interval(0.0, 0.0, 50)), significant(Interval(float("nan"), float("nan"), 0))
+        ('0', '-')
+    """
+    mean, half = interval.mean, interval.half_width
+    largest = max(abs(mean), half if math.isfinite(half) else 0.0)
+    if not math.isfinite(mean) or largest == 0:
+        return number(mean, "g")
+    power = math.floor(math.log10(largest))
+    power = power if not -4 <= power < 5 else 0
+    mean, half = mean / 10.0**power, half / 10.0**power
+    known = half > 0
+    size = half if known else abs(mean)
+    decimals = min(max((1 if known else 2) - math.floor(math.log10(size)), 0), 6)
+    text = f"{mean:.{decimals}f}" + (f" ± {half:.{decimals}f}" if known else "")
+    if not power:
+        return text
+    return f"{f'({text})' if known else text}×10{str(power).translate(_SUPERSCRIPTS)}"
+
+
+def noise(gradient: GradientNoise) -> tuple[str, str]:
+    """Formats variance and signal-to-noise ratio of a gradient."""
+    if gradient.signal_to_noise.mean > NOISELESS:
+        return "0", "no noise"
+    return significant(gradient.variance), significant(gradient.signal_to_noise)
+
+
+def estimate(value: Estimate | None) -> tuple[str, str, str]:
+    """Formats value, Monte Carlo error and data's error."""
+    if value is None:
+        return "-", "-", "-"
+    return f"{value.value:.3f}", error(value.standard_error), error(value.sampling_error)
+
+
+def with_errors(value: Estimate) -> str:
+    """Formats value ± Monte Carlo error ± data's error, all to two digits of the greater error or three decimals."""
+    sizes = [e for e in (value.standard_error, value.sampling_error) if math.isfinite(e) and e > 0]
+    decimals = min(max(1 - math.floor(math.log10(max(sizes))), 2), 3) if sizes else 3
+    parts = (value.value, value.standard_error, value.sampling_error)
+    return " ± ".join(number(part, f".{decimals}f") for part in parts)
+
+
+def error(value: float) -> str:
+    """Formats a standard error to two digits."""
+    if not math.isfinite(value) or value <= 0:
+        return number(value, "g")
+    return f"{value:.{max(1 - math.floor(math.log10(value)), 0)}f}"
