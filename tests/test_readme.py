@@ -55,6 +55,25 @@ def test_the_estimators_differences_are_the_committed_results(epochs):
     assert row in README
 
 
+def test_the_gradients_noise_is_the_committed_result():
+    phi = json.loads((ROOT / "benchmarks" / "results" / "gradient_noise.json").read_text())["phi"]
+    rows = re.findall(
+        r"^\| ([a-z][\w-]*(?:, [^|]*)?) \| (\S+(?: \(\S+\))?) \| (\S+(?: \(\S+\))?) \| (\S+ \(\S+\)) \|$", README, re.M
+    )
+    assert len(rows) == 12
+    for label, *cells in rows:
+        for cell, noise in zip(cells, phi[label].values(), strict=True):
+            variance, ratio = noise["variance"], noise["signal_to_noise"]
+            assert cell == ("0" if variance < 1e-20 else f"{variance:.2g} ({ratio:.2f})")
+
+
+def test_the_sandwich_is_the_committed_result():
+    result = json.loads((ROOT / "benchmarks" / "results" / "sandwich.json").read_text())
+    for label, row in result["estimates"].items():
+        below = "-" if "upper" in label else f"{row['below_upper']:.4f} ± {row['below_upper_error']:.4f}"
+        assert f"| {label} | {row['value']:.4f} ± {row['standard_error']:.4f} | {below} |" in README
+
+
 def test_the_table_lists_every_algorithm():
     rows = re.findall(r"^\| `([\w-]+)` \| `(\w+)` \|", README, flags=re.MULTILINE)
     assert dict(rows) == {name: algorithm.__name__ for name, algorithm in ALGORITHMS.items()}
