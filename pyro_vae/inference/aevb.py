@@ -8,7 +8,7 @@ from pyro.infer import Trace_ELBO
 
 from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, check_count
-from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.inference.needs import PATHWISE
 from pyro_vae.vae import VAE
 
 
@@ -31,7 +31,7 @@ class AEVB(Inference):
     """
 
     name: ClassVar[str] = "aevb"
-    needs = (reparameterizable,)
+    needs = PATHWISE
 
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, check_count
-from pyro_vae.inference.needs import closed_form_kl, reparameterizable
+from pyro_vae.inference.needs import PATHWISE, closed_form_kl
 from pyro_vae.kl import analytic_kl
 from pyro_vae.vae import VAE
 
@@ -31,7 +31,7 @@ class AnalyticKL(Inference):
     """
 
     name: ClassVar[str] = "analytic-kl"
-    needs = (reparameterizable, closed_form_kl)
+    needs = (*PATHWISE, closed_form_kl)
 
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__()

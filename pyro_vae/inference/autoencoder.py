@@ -9,7 +9,7 @@ from torch.distributions import TransformedDistribution
 
 from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, Phase
-from pyro_vae.inference.needs import differentiable_likelihood, reparameterizable
+from pyro_vae.inference.needs import PATHWISE
 from pyro_vae.moments import centre
 from pyro_vae.vae import VAE
 
@@ -31,7 +31,7 @@ class Autoencoder(Inference):
     """
 
     name: ClassVar[str] = "autoencoder"
-    needs = (reparameterizable, differentiable_likelihood)
+    needs = PATHWISE
     trains_posterior: ClassVar[bool] = False
     trains_prior: ClassVar[bool] = False
     has_bound: ClassVar[bool] = False

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
-from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.inference.needs import PATHWISE
 from pyro_vae.kl import kl
 from pyro_vae.vae import VAE
 
@@ -39,7 +39,7 @@ class BetaVAE(Inference):
     """
 
     name: ClassVar[str] = "beta-vae"
-    needs = (reparameterizable,)
+    needs = PATHWISE
 
     def __init__(self, beta: float = 4.0, warmup: int = 0, num_particles: int = 1) -> None:
         super().__init__()
@@ -51,11 +51,12 @@ class BetaVAE(Inference):
         self.register_buffer("steps", torch.zeros(()))
         self.steps: Tensor
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight of the KL at the present step, a scalar."""
+    def weight(self, like: Tensor) -> Tensor:
+        """Returns the weight of the KL at the present step, a scalar of the type and device of ``like``."""
         return (
-            self.beta * (self.steps / max(self.warmup, 1)).clamp_max(1.0) if self.warmup else self.beta + 0 * self.steps
+            self.beta * (self.steps.to(like) / self.warmup).clamp_max(1.0)
+            if self.warmup
+            else like.new_tensor(self.beta)
         )
 
     def loss(self, vae: VAE, batch: Batch) -> Loss:
@@ -64,14 +65,14 @@ class BetaVAE(Inference):
         z = q.rsample((self.num_particles,))
         reconstruction = batch.mean(vae.log_likelihood(z, batch))
         divergence = batch.mean(kl(q, vae.prior_given(batch), z))
-        weight = self.weight.to(divergence)
+        weight = self.weight(divergence)
         if self.training:
             self.steps.add_(1)
         value = weight * divergence - reconstruction - vae.log_parameter_prior_per_datum()
         return Loss(value, (reconstruction - divergence).detach())
 
     def remark(self) -> str:
-        weight = float(self.weight)
+        weight = float(self.weight(self.steps))
         if weight >= 1:
             return ""
         return (

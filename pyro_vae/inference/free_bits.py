@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
-from pyro_vae.inference.needs import independent_latents, reparameterizable
+from pyro_vae.inference.needs import PATHWISE, independent_latents
 from pyro_vae.kl import kl_of_dimensions
 from pyro_vae.vae import VAE
 
@@ -36,7 +36,7 @@ class FreeBits(Inference):
     """
 
     name: ClassVar[str] = "free-bits"
-    needs = (reparameterizable, independent_latents)
+    needs = (*PATHWISE, independent_latents)
 
     def __init__(self, free_nats: float = 0.25, num_particles: int = 1) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, check_count
-from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.inference.needs import PATHWISE
 from pyro_vae.inference.weights import log_mean_exp
 from pyro_vae.vae import VAE
 
@@ -33,7 +33,7 @@ class IWAE(Inference):
     """
 
     name: ClassVar[str] = "iwae"
-    needs = (reparameterizable,)
+    needs = PATHWISE
 
     def __init__(self, num_particles: int = 5) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.hmc import Latents, adapted, hmc_transition
+from pyro_vae.hmc import Latents, adapted, hmc_transition, jittered
 from pyro_vae.inference.inference import Inference, Loss, Phase, check_count, check_number
 from pyro_vae.inference.needs import differentiable_likelihood, movable_latents, unshared
 from pyro_vae.modes import evaluating
@@ -72,7 +72,8 @@ class MCEM(Inference):
             u = latents.draw_prior(1)
             step_size = self.step_size.to(u)
             for _ in range(self.transitions):
-                u, acceptance = hmc_transition(latents.log_joint, u, step_size, self.leapfrog_steps, len(latents.shape))
+                steps = jittered(step_size, u.shape[:2])
+                u, acceptance = hmc_transition(latents.log_joint, u, steps, self.leapfrog_steps, len(latents.shape))
                 step_size = adapted(step_size, acceptance.mean(), self.target_acceptance, _RATE)
             if self.training:
                 self.step_size.copy_(step_size)

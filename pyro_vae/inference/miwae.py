@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, check_count
-from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.inference.needs import PATHWISE
 from pyro_vae.inference.weights import log_mean_exp
 from pyro_vae.vae import VAE
 
@@ -31,7 +31,7 @@ class MIWAE(Inference):
     """
 
     name: ClassVar[str] = "miwae"
-    needs = (reparameterizable,)
+    needs = PATHWISE
 
     def __init__(self, num_outer: int = 8, num_particles: int = 8) -> None:
         super().__init__()

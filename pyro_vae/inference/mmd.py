@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.inference.inference import Inference, Loss, check_choice, check_count, check_number
-from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.inference.needs import PATHWISE
 from pyro_vae.kl import kl
 from pyro_vae.vae import VAE
 
 KERNELS = ("imq", "rbf")
+# Draws from the prior that tell the scale of the kernel.
+_DRAWS = 1000
 
 
 class MMD(Inference):
@@ -42,7 +45,7 @@ class MMD(Inference):
     """
 
     name: ClassVar[str] = "mmd"
-    needs = (reparameterizable,)
+    needs = PATHWISE
 
     def __init__(
         self, weight: float = 100.0, kl_weight: float = 0.0, kernel: str = "imq", num_particles: int = 1
@@ -60,16 +63,17 @@ class MMD(Inference):
         shape = (self.num_particles,) if p.batch_shape else (self.num_particles, batch.size)
         draws = p.rsample(shape) if p.has_rsample else p.sample(shape)
         reconstruction, divergence = batch.mean(vae.log_likelihood(z, batch)), batch.mean(kl(q, p, z))
-        discrepancy = self.discrepancy(z.flatten(2), draws.flatten(2), batch.weight)
+        discrepancy = self.discrepancy(z.flatten(2), draws.flatten(2), _scale(p), batch.weight)
         value = self.weight * discrepancy + self.kl_weight * divergence - reconstruction
         return Loss(value - vae.log_parameter_prior_per_datum(), (reconstruction - divergence).detach())
 
-    def discrepancy(self, z: Tensor, draws: Tensor, weight: Tensor | None = None) -> Tensor:
+    def discrepancy(self, z: Tensor, draws: Tensor, scale: Tensor, weight: Tensor | None = None) -> Tensor:
         """Returns the unbiased estimate of the squared maximum mean discrepancy, mean over K, a scalar.
 
         Arguments:
             z: Draws from q, shape ``(K, B, L)``.
             draws: Draws from p, shape ``(K, B, L)``.
+            scale: C of the kernel, a scalar.
             weight: Of each datum of z, shape ``(B,)``.
 
         Raises:
@@ -78,7 +82,6 @@ class MMD(Inference):
         n = z.shape[1]
         if n < 2:
             raise InputError("MMD: needs batches of at least 2 data, got 1; choose another batch_size.")
-        scale = 2 * draws.detach().var(1).sum(-1).mean()
         apart = 1 - torch.eye(n, device=z.device, dtype=z.dtype)
         weight = torch.ones(n, device=z.device, dtype=z.dtype) if weight is None else weight
         pairs = weight * weight.unsqueeze(-1) * apart
@@ -101,3 +104,10 @@ class MMD(Inference):
             f"weight={self.weight}, kl_weight={self.kl_weight}, kernel={self.kernel!r}, "
             f"num_particles={self.num_particles}"
         )
+
+
+@torch.no_grad()
+def _scale(p: TorchDistribution) -> Tensor:
+    """C, from draws of their own: one that depended on those that are compared would bias the discrepancy."""
+    rows = p.batch_shape.numel()
+    return 2 * p.sample((max(_DRAWS // rows, 2),)).flatten(len(p.batch_shape) + 1).var(0).sum(-1).mean()

@@ -30,7 +30,8 @@ def differentiable_likelihood(algorithm: str, vae: VAE) -> None:
         z = vae.encode(batch).sample().detach()
         if not z.is_floating_point():
             return
-        value = vae.decode(z.requires_grad_(), batch).log_prob(batch.x)
+        p = vae.decode(z.requires_grad_(), batch)
+        value = p.log_prob(p.sample())
         gradient = torch.autograd.grad(value.sum(), z, allow_unused=True)[0] if value.requires_grad else None
     if gradient is None:
         raise InputError(
@@ -94,6 +95,10 @@ def no_parameter_prior(algorithm: str, vae: VAE) -> None:
             f"{algorithm}: has a prior over the generative parameters of its own (`prior_scale`); declare the VAE "
             "without parameter_prior, or use aevb, which finds the MAP estimate."
         )
+
+
+# Gradients pass from log p(x|z) through z to phi.
+PATHWISE = (reparameterizable, differentiable_likelihood)
 
 
 def _posterior(vae: VAE) -> TorchDistribution:

@@ -8,7 +8,7 @@ import torch
 
 from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, check_count, surrogate
-from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.inference.needs import PATHWISE
 from pyro_vae.inference.weights import log_mean_exp
 from pyro_vae.vae import VAE
 
@@ -35,7 +35,7 @@ class PIWAE(Inference):
     """
 
     name: ClassVar[str] = "piwae"
-    needs = (reparameterizable,)
+    needs = PATHWISE
 
     def __init__(self, num_outer: int = 8, num_particles: int = 8) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
-from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.inference.needs import PATHWISE
 from pyro_vae.inference.weights import log_mean_exp
 from pyro_vae.vae import VAE
 
@@ -31,7 +31,7 @@ class Renyi(Inference):
     """
 
     name: ClassVar[str] = "renyi"
-    needs = (reparameterizable,)
+    needs = PATHWISE
 
     def __init__(self, alpha: float = 0.5, num_particles: int = 5) -> None:
         super().__init__()

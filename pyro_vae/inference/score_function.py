@@ -78,7 +78,7 @@ class ScoreFunction(Inference):
     @torch.no_grad()
     def _remember(self, elbo: Tensor) -> None:
         if self.training and self.baseline == "running":
-            self.running_sum.mul_(_DECAY).add_((1 - _DECAY) * elbo)
+            self.running_sum.mul_(_DECAY).add_((1 - _DECAY) * elbo.to(self.running_sum))
             self.running_weight.mul_(_DECAY).add_(1 - _DECAY)
 
     def extra_repr(self) -> str:

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, check_count
-from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.inference.needs import PATHWISE
 from pyro_vae.inference.weights import path_log_prob
 from pyro_vae.vae import VAE
 
@@ -16,8 +16,9 @@ class STL(Inference):
 
     .. math:: \nabla_\phi = E_\epsilon\left[\nabla_z \left(\log p(x, z) - \log q_\phi(z|x)\right) \nabla_\phi z\right]
 
-    Unbiased, and exactly 0 at q = p(z|x), whatever the noise. Not for a q that is far too narrow, as it may be where
-    the family is poor: the score that is left out is then a control variate, and `AEVB` has less variance.
+    Unbiased, and exactly 0 at q = p(z|x), whatever the noise. Where both are Normal with the same mean, and q has f
+    times the scale, its variance is :math:`(1 - 1/f^2)^2` times that of `AEVB`: less of it from f = 0.71 upwards, 3.2
+    times as much at f = 0.6, 9 times at 0.5. Not for a q that is so narrow.
 
     Arguments:
         num_particles: K, draws of z for each datum.
@@ -31,7 +32,7 @@ class STL(Inference):
     """
 
     name: ClassVar[str] = "stl"
-    needs = (reparameterizable,)
+    needs = PATHWISE
 
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__()

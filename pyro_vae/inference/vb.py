@@ -12,7 +12,7 @@ from torch.func import functional_call
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
-from pyro_vae.inference.needs import declared_size, no_parameter_prior, reparameterizable, unshared
+from pyro_vae.inference.needs import PATHWISE, declared_size, no_parameter_prior, unshared
 from pyro_vae.kl import kl
 from pyro_vae.vae import VAE
 
@@ -25,10 +25,10 @@ class VB(Inference):
         - \mathrm{KL}(q(\theta) \| p(\theta)), \qquad q(\theta) = N(\mu, \mathrm{diag}(\sigma^2)), \quad
         p(\theta) = N(0, s^2 I)
 
-    The VAE's own generative parameters are the mean :math:`\mu`, so that the VAE after training is that at the mean
-    of q(theta); :math:`\sigma` is the algorithm's. One theta is drawn for each minibatch. The bound that is reported
-    is the mean ELBO of a datum under q(theta); KL(theta)/N, which the objective adds, is told apart. Parameters are
-    taken in unconstrained space.
+    The VAE's own generative parameters, but for frozen ones, are the mean :math:`\mu`, so that the VAE after training
+    is that at the mean of q(theta); :math:`\sigma` is the algorithm's. One theta is drawn for each minibatch. The
+    bound that is reported is the mean ELBO of a datum under q(theta); KL(theta)/N, which the objective adds, is told
+    apart. Parameters are taken in unconstrained space.
 
     Arguments:
         prior_scale: s.
@@ -43,7 +43,7 @@ class VB(Inference):
     """
 
     name: ClassVar[str] = "vb"
-    needs = (reparameterizable, unshared, declared_size, no_parameter_prior)
+    needs = (*PATHWISE, unshared, declared_size, no_parameter_prior)
 
     def __init__(self, prior_scale: float = 1.0, initial_scale: float = 0.05, num_particles: int = 1) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class VB(Inference):
     def check(self, vae: VAE) -> None:
         """Makes the parameters of q(theta) for this VAE; raises an `InputError` where it cannot be trained."""
         super().check(vae)
-        theta = {_key(name): p for name, p in vae.theta.items()}
+        theta = {_key(name): p for name, p in _trained(vae).items()}
         if not self.log_scales:
             for name, p in theta.items():
                 self.log_scales[name] = nn.Parameter(torch.full_like(p, math.log(self.initial_scale)))
@@ -68,7 +68,7 @@ class VB(Inference):
         """Returns minus the bound of log p(X)/N; see `Loss`."""
         if not self.log_scales:
             self.check(vae)
-        mean = vae.theta
+        mean = _trained(vae)
         scale = {name: self.log_scales[_key(name)].exp() for name in mean}
         drawn = {f"vae.{name}": m + scale[name] * torch.randn_like(m) for name, m in mean.items()}
         elbo: Tensor = functional_call(_ELBO(vae), drawn, (batch, self.num_particles))
@@ -113,6 +113,11 @@ class _ELBO(nn.Module):
         q = self.vae.encode(batch)
         z = q.rsample((num_particles,))
         return batch.mean(self.vae.log_likelihood(z, batch)) - batch.mean(kl(q, self.vae.prior_given(batch), z))
+
+
+def _trained(vae: VAE) -> dict[str, nn.Parameter]:
+    """The generative parameters that are not frozen: what is frozen is known."""
+    return {name: p for name, p in vae.theta.items() if p.requires_grad}
 
 
 def _key(name: str) -> str:

@@ -1,0 +1,155 @@
+"""Monte Carlo EM: draws from the exact posterior, Fisher's identity, the step size, the optimum of log p(x)."""
+
+from __future__ import annotations
+
+import copy
+
+import pyro.distributions as dist
+import pytest
+import torch
+from linear_gaussian import Encoder, LinearGaussian
+from replicas import all_losses, exact_gradients, gradients, replicated, seeded
+from torch import Tensor
+from z_test import assert_mean
+
+from pyro_vae import VAE, Batch, Conditional, Fixed, mlp
+from pyro_vae.errors import InputError
+from pyro_vae.hmc import Latents, hmc_transition, jittered
+from pyro_vae.inference import MCEM
+
+MODEL = LinearGaussian.random(5, 2)
+X = MODEL.sample(8)
+ORACLE = MODEL.vae(MODEL.exact_encoder())
+
+
+def adapted(inference: MCEM, steps: int = 0) -> MCEM:
+    """With the step size that it takes on the oracle, or after steps of its own."""
+    if not steps:
+        inference.step_size.fill_(0.5)
+    with seeded(0):
+        for _ in range(steps):
+            next(inference.losses(ORACLE, X.repeat(10, 1)))
+    return inference
+
+
+def draws(inference: MCEM, vae: VAE, n: int, seed: int = 1) -> Tensor:
+    """n draws of the E-step for every datum, shape (n, 8, L): what the first update hands to the next."""
+    batch = Batch(X.repeat(n, 1))
+    with seeded(seed):
+        _, z = inference.phases[0].compute(vae, batch, None)
+    return z.unflatten(0, (n, 8))
+
+
+def test_the_draws_of_the_e_step_are_from_the_exact_posterior() -> None:
+    inference, exact = adapted(MCEM(transitions=20)), MODEL.posterior(X)
+    z = draws(inference, ORACLE, 1000)
+    assert_mean(z, exact.mean)
+    apart = z - exact.mean
+    assert_mean(apart.unsqueeze(-1) * apart.unsqueeze(-2), exact.covariance_matrix)
+
+
+def test_few_transitions_leave_them_near_the_prior_where_they_start() -> None:
+    """The bias that the docstring tells of."""
+    inference, exact = MCEM(transitions=1, leapfrog_steps=1), MODEL.posterior(X)
+    off = (draws(inference, ORACLE, 500).mean(0) - exact.mean).norm()
+    assert float(off) > 0.5 * float(exact.mean.norm())
+
+
+def test_its_gradient_is_unbiased_for_that_of_log_marginal() -> None:
+    """Fisher's identity; in theta alone."""
+    inference = adapted(MCEM(transitions=15, updates=1)).eval()
+    samples = gradients(inference, MODEL, MODEL.exact_encoder(), X, 1500)
+    exact = exact_gradients(lambda model, _: model.log_marginal(X).mean(), MODEL, MODEL.exact_encoder())
+    assert_mean(samples.theta, exact.theta)
+    assert not bool(samples.phi.any())
+
+
+@pytest.mark.parametrize(("start", "target"), [(0.1, 0.9), (10.0, 0.9), (0.1, 0.8)])
+def test_the_step_size_adapts_to_the_target_acceptance(start: float, target: float) -> None:
+    inference = MCEM(target_acceptance=target)
+    inference.step_size.fill_(start)
+    adapted(inference, 14)
+    with seeded(2):
+        latents = Latents(ORACLE, X.repeat(2000, 1))
+        u = latents.unconstrain(MODEL.posterior(X).sample((2000,)).flatten(0, 1))
+        acceptance = hmc_transition(
+            latents.log_joint, u, jittered(inference.step_size.double(), u.shape[:1]), 10
+        ).acceptance
+    assert abs(float(acceptance.mean()) - target) < 0.05
+
+
+def test_a_step_size_that_is_not_adapted_explores_too_little() -> None:
+    """Trajectories that are too short are all accepted, and go nowhere."""
+    fixed, exact = MCEM(transitions=10).eval(), MODEL.posterior(X)
+    fixed.step_size.fill_(5e-3)
+    off = [
+        float((draws(inference, ORACLE, 500).mean(0) - exact.mean).norm())
+        for inference in (fixed, adapted(MCEM(transitions=10)).eval())
+    ]
+    assert off[0] > 5 * off[1]
+
+
+def test_every_update_is_at_the_same_draw_and_sees_the_moved_parameters() -> None:
+    vae, inference = MODEL.vae(MODEL.exact_encoder()), MCEM(updates=3)
+    with seeded(0):
+        losses = inference.losses(vae, X)
+        first = float(next(losses).value.detach())
+        assert float(next(losses).value.detach()) == first
+        with torch.no_grad():
+            vae.likelihood.head.bias += 1.0
+        assert float(next(losses).value.detach()) > first + 0.1
+        assert next(losses, None) is None
+    assert [phase.moves for phase in inference.phases] == [{"theta"}] * 3
+
+
+def test_training_adapts_and_evaluation_does_not() -> None:
+    inference = MCEM()
+    before = float(inference.step_size)
+    all_losses(inference.eval(), ORACLE, X)
+    assert float(inference.step_size) == before
+    all_losses(inference.train(), ORACLE, X)
+    assert float(inference.step_size) != before
+    restored = MCEM()
+    restored.load_state_dict(inference.state_dict())
+    assert torch.equal(restored.step_size, inference.step_size)
+
+
+def test_a_constrained_prior_is_moved_through_its_bijection() -> None:
+    """exp(z) in place of z: the same model, so the same draws at the same noise."""
+    plain, pushed = (replicated(MODEL, MODEL.exact_encoder(), 1, pushed) for pushed in (False, True))
+    inference = MCEM(transitions=3)
+    one, other = draws(copy.deepcopy(inference), plain, 3), draws(copy.deepcopy(inference), pushed, 3)
+    torch.testing.assert_close(one.exp(), other, rtol=1e-9, atol=1e-9)
+
+
+def test_it_has_neither_a_bound_nor_a_posterior() -> None:
+    assert all(loss.bound is None for loss in all_losses(MCEM(), ORACLE, X))
+    assert not MCEM.trains_posterior
+    assert not MCEM.has_bound
+
+
+def test_discrete_latents_are_refused() -> None:
+    prior = Conditional(dist.Bernoulli, (2,), probs=Fixed(0.5))
+    likelihood = Conditional(dist.Bernoulli, (3,), given=mlp(2))
+    vae = VAE(prior, likelihood, Conditional(dist.Bernoulli, (2,), given=mlp(3)))
+    with pytest.raises(InputError, match=r"^MCEM: Hamiltonian .*`Bernoulli` is discrete; use rws, wake-sleep or score"):
+        MCEM().check(vae)
+
+
+@pytest.mark.parametrize("name", ["transitions", "leapfrog_steps", "updates"])
+@pytest.mark.parametrize("bad", [0, 1.5])
+def test_counts_are_positive_integers(name: str, bad: object) -> None:
+    with pytest.raises(InputError, match=rf"^MCEM: `{name}` is a positive integer, got"):
+        MCEM(**{name: bad})
+
+
+@pytest.mark.parametrize("bad", [0.0, 1.0, "0.9"])
+def test_the_target_is_a_probability_between_0_and_1(bad: object) -> None:
+    with pytest.raises(InputError, match=r"^MCEM: `target_acceptance` is a number from 0.01 to 0.99, got"):
+        MCEM(target_acceptance=bad)  # type: ignore[arg-type]
+
+
+def test_an_encoder_is_only_looked_at_where_it_would_be_shared() -> None:
+    """Whatever q is, the draws are the same."""
+    other = Encoder(torch.zeros(2, 5).double(), torch.ones(2).double(), torch.ones(2).double())
+    assert torch.equal(draws(MCEM(), ORACLE, 3), draws(MCEM(), MODEL.vae(other), 3))

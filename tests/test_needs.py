@@ -1,0 +1,168 @@
+"""What algorithms need of a VAE, and the algorithm that a refusal names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_vae import VAE, Conditional, Fixed, fit, mlp
+from pyro_vae.errors import InputError
+from pyro_vae.inference import AEVB, ALGORITHMS, Inference, algorithm, needs
+
+
+class Detached(nn.Module):
+    """A likelihood through which no gradient passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Conditional(dist.Bernoulli, (5,), given=mlp(2, 4))
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        return self.inner(z.detach().round())
+
+
+class Shared(nn.Module):
+    """A posterior around the prior's own parameters."""
+
+    def __init__(self, prior: nn.Module) -> None:
+        super().__init__()
+        self.prior, self.own = prior, Conditional(dist.Normal, (2,), given=mlp(5))
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        q = self.own(x)
+        return dist.Normal(q.mean + self.prior().mean, q.stddev).to_event(1)
+
+
+class Tied(nn.Module):
+    """A posterior whose dimensions depend on each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        return dist.MultivariateNormal(self.loc(x), torch.eye(2))
+
+
+def normal(likelihood: nn.Module | None = None, posterior: nn.Module | None = None, **options: object) -> VAE:
+    prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+    likelihood = likelihood or Conditional(dist.Bernoulli, (5,), given=mlp(2, 4))
+    return VAE(prior, likelihood, posterior or Conditional(dist.Normal, (2,), given=mlp(5, 4)), **options)
+
+
+def bernoulli(latent: int = 2) -> VAE:
+    prior = Conditional(dist.Bernoulli, (latent,), probs=Fixed(0.5))
+    likelihood = Conditional(dist.Bernoulli, (5,), given=mlp(latent))
+    return VAE(prior, likelihood, Conditional(dist.Bernoulli, (latent,), given=mlp(5)))
+
+
+def shared() -> VAE:
+    prior = Conditional(dist.Normal, (2,))
+    return VAE(prior, Conditional(dist.Bernoulli, (5,), given=mlp(2)), Shared(prior))
+
+
+def dirichlet() -> VAE:
+    prior = Conditional(dist.Dirichlet, (3,), concentration=Fixed([1.0, 1.0, 1.0]))
+    return VAE(prior, Conditional(dist.Bernoulli, (5,), given=mlp(3)))
+
+
+# Need: a VAE that does not meet it, what the refusal says, and the algorithms that it names and that do train it.
+CASES: dict[str, tuple[Callable[[], VAE], str, tuple[str, ...]]] = {
+    "reparameterizable": (bernoulli, "needs a reparameterizable posterior", ("score-function", "rws", "wake-sleep")),
+    "differentiable_likelihood": (
+        lambda: normal(Detached()),
+        "needs a likelihood whose log-density is differentiable in z",
+        ("score-function", "rws", "wake-sleep"),
+    ),
+    "unshared": (shared, "the prior shares `.*` with the posterior", ("aevb",)),
+    "movable_latents": (bernoulli, "needs the gradient in z", ("rws", "wake-sleep", "score-function")),
+    "enumerable_latents": (normal, "needs latents with finitely many values", ("aevb",)),
+    "closed_form_kl": (dirichlet, "has no closed form", ("aevb",)),
+    "independent_latents": (
+        lambda: normal(posterior=Tied()),
+        "the posterior `MultivariateNormal` does not factorise",
+        ("beta-vae",),
+    ),
+    "declared_size": (normal, r"declare the VAE with size=N", ()),
+    "no_parameter_prior": (
+        lambda: normal(size=4, parameter_prior=dist.Normal(0.0, 1.0)),
+        "has a prior over the generative parameters of its own",
+        ("aevb",),
+    ),
+}
+WHO = {
+    "differentiable_likelihood": set(ALGORITHMS) - {"score-function", "enumeration", "wake-sleep", "rws"},
+    "unshared": {"wake-sleep", "rws", "mcem", "vb"},
+    "movable_latents": {"mcem"},
+    "enumerable_latents": {"enumeration"},
+    "closed_form_kl": {"analytic-kl"},
+    "independent_latents": {"free-bits"},
+    "declared_size": {"vb"},
+    "no_parameter_prior": {"vb"},
+    "reparameterizable": set(ALGORITHMS) - {"score-function", "enumeration", "wake-sleep", "rws", "mcem"},
+}
+
+
+def needing(need: str) -> list[str]:
+    return [name for name, made in ALGORITHMS.items() if getattr(needs, need) in made.needs]
+
+
+def train(vae: VAE, inference: Inference) -> None:
+    fit(vae, torch.ones(4, 5), inference, optimizer=torch.optim.SGD, steps=1)
+
+
+def test_every_need_has_its_case_and_is_some_algorithms() -> None:
+    declared = {need.__name__ for made in ALGORITHMS.values() for need in made.needs}
+    assert declared == set(CASES) == set(WHO)
+    assert {need: set(needing(need)) for need in CASES} == WHO
+
+
+@pytest.mark.parametrize(("need", "name"), [(need, name) for need in CASES for name in needing(need)])
+def test_a_vae_that_does_not_meet_a_need_is_refused_before_the_first_step(need: str, name: str) -> None:
+    make, says, others = CASES[need]
+    vae, inference = make(), algorithm(name)()
+    parameters = [p.detach().clone() for p in vae.parameters()]
+    with pytest.raises(InputError, match=f"^{type(inference).__name__}: .*{says}") as raised:
+        train(vae, inference)
+    for other in others:
+        assert other in str(raised.value).replace("`", "")
+    for before, after in zip(parameters, vae.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize(("need", "other"), [(need, other) for need in CASES for other in CASES[need][2]])
+def test_the_algorithms_that_a_refusal_names_do_work(need: str, other: str) -> None:
+    train(CASES[need][0](), algorithm(other)())
+
+
+@pytest.mark.parametrize("family", [dist.LogNormal, dist.Dirichlet, dist.Beta, dist.Poisson], ids=lambda f: f.__name__)
+def test_data_need_no_zeros_in_their_support(family: type[dist.TorchDistribution]) -> None:
+    """What is checked is checked at draws of the model's own."""
+    needs.differentiable_likelihood("AEVB", normal(Conditional(family, (5,), given=mlp(2, 4))))
+
+
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"enumeration"}))
+def test_a_vae_that_meets_all_needs_is_trained(name: str) -> None:
+    train(normal(size=4), algorithm(name)())
+
+
+def test_what_is_checked_leaves_the_random_stream_and_the_mode_alone() -> None:
+    state = torch.random.get_rng_state()
+    for vae in (normal(size=4), normal(size=4).eval()):
+        training = vae.training
+        for name in sorted(set(ALGORITHMS) - {"enumeration"}):
+            algorithm(name)().check(vae)
+        assert vae.training is training
+        state = torch.random.get_rng_state()
+        algorithm("free-bits")().check(vae)
+        assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_shared_posterior_trains_by_aevb() -> None:
+    vae = shared()
+    AEVB().check(vae)
+    assert set(vae.theta).isdisjoint(vae.phi)
