@@ -44,6 +44,3 @@ class AEVB(Inference):
         model, guide = vae.programs
         value = self._elbo.differentiable_loss(model, guide, batch) / (vae.size or batch.size)
         return Loss(value, -(value + vae.log_parameter_prior_per_datum()).detach())
-
-    def extra_repr(self) -> str:
-        return f"num_particles={self.num_particles}"

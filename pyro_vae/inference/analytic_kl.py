@@ -43,6 +43,3 @@ class AnalyticKL(Inference):
         z = q.rsample((self.num_particles,))
         elbo = batch.mean(vae.log_likelihood(z, batch)) - batch.mean(analytic_kl(q, vae.prior_given(batch)))
         return Loss(-(elbo + vae.log_parameter_prior_per_datum()), elbo.detach())
-
-    def extra_repr(self) -> str:
-        return f"num_particles={self.num_particles}"

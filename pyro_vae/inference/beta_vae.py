@@ -79,6 +79,3 @@ class BetaVAE(Inference):
             f"ended at a KL weight of {weight:.3g}, below 1: what it maximised is no lower bound on log p(x); the ELBO "
             "shown is the true one"
         )
-
-    def extra_repr(self) -> str:
-        return f"beta={self.beta}, warmup={self.warmup}, num_particles={self.num_particles}"

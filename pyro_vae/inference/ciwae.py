@@ -43,6 +43,3 @@ class CIWAE(Inference):
         log_weights = vae.log_weights(batch, self.num_particles)
         bound = batch.mean(self.beta * log_weights.mean(0) + (1 - self.beta) * log_mean_exp(log_weights))
         return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())
-
-    def extra_repr(self) -> str:
-        return f"num_particles={self.num_particles}, beta={self.beta}"

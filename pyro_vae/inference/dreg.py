@@ -54,6 +54,3 @@ class DReG(Inference):
         bound = batch.mean(log_mean_exp(log_weights.detach()))
         followed = batch.mean((share * log_weights).sum(0)) + vae.log_parameter_prior_per_datum()
         return Loss(surrogate(-(bound + vae.log_parameter_prior_per_datum()), -followed), bound)
-
-    def extra_repr(self) -> str:
-        return f"num_particles={self.num_particles}"

@@ -65,6 +65,3 @@ class FreeBits(Inference):
             f"ended with {held} latent dimension(s) below {self.free_nats:g} free nats, whose KL was not minimised; "
             "the ELBO shown is the true one"
         )
-
-    def extra_repr(self) -> str:
-        return f"free_nats={self.free_nats}, num_particles={self.num_particles}"

@@ -2,6 +2,7 @@ r"""The one interface of all inference algorithms: a sequence of losses whose gr
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
@@ -121,6 +122,10 @@ class Inference(nn.Module):
     def remark(self) -> str:
         """Returns what a reader of the finished run's numbers must know; empty where there is nothing."""
         return ""
+
+    def extra_repr(self) -> str:
+        arguments = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in arguments)
 
     def moved(self, vae: VAE, phase: Phase) -> dict[str, nn.Parameter]:
         """Returns the trainable parameters that a phase moves, by name."""

@@ -43,6 +43,3 @@ class IWAE(Inference):
         """Returns minus the bound; see `Loss`."""
         bound = batch.mean(log_mean_exp(vae.log_weights(batch, self.num_particles)))
         return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())
-
-    def extra_repr(self) -> str:
-        return f"num_particles={self.num_particles}"

@@ -36,8 +36,8 @@ class MCEM(Inference):
     Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, appendix E.
 
     Example:
-        >>> MCEM(transitions=5).remark()
-        ''
+        >>> MCEM(transitions=5)
+        MCEM(transitions=5, leapfrog_steps=10, updates=5, target_acceptance=0.9)
     """
 
     name: ClassVar[str] = "mcem"
@@ -79,8 +79,7 @@ class MCEM(Inference):
                 self.step_size.copy_(step_size)
             return latents.constrain(u).squeeze(0)
 
-    def extra_repr(self) -> str:
-        return (
-            f"transitions={self.transitions}, leapfrog_steps={self.leapfrog_steps}, updates={self.updates}, "
-            f"target_acceptance={self.target_acceptance}"
-        )
+    def remark(self) -> str:
+        if self.updates == 1:
+            return ""
+        return f"took {self.updates} updates of theta for each minibatch, where other algorithms take one"

@@ -43,6 +43,3 @@ class MIWAE(Inference):
         log_weights = vae.log_weights(batch, self.num_outer * self.num_particles)
         bound = batch.mean(log_mean_exp(log_weights.reshape(self.num_outer, self.num_particles, -1), 1))
         return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())
-
-    def extra_repr(self) -> str:
-        return f"num_outer={self.num_outer}, num_particles={self.num_particles}"

@@ -99,12 +99,6 @@ class MMD(Inference):
             return ""
         return "maximised no lower bound on log p(x); the ELBO shown is the true one"
 
-    def extra_repr(self) -> str:
-        return (
-            f"weight={self.weight}, kl_weight={self.kl_weight}, kernel={self.kernel!r}, "
-            f"num_particles={self.num_particles}"
-        )
-
 
 @torch.no_grad()
 def _scale(p: TorchDistribution) -> Tensor:

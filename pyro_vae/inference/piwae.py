@@ -59,6 +59,3 @@ class PIWAE(Inference):
         followed = bound + sum((slope * way).sum() for slope, (_, way) in zip(slopes, ways, strict=True))
         prior = vae.log_parameter_prior_per_datum()
         return Loss(surrogate(-(bound + prior), -(followed + prior)), bound.detach())
-
-    def extra_repr(self) -> str:
-        return f"num_outer={self.num_outer}, num_particles={self.num_particles}"

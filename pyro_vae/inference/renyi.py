@@ -44,6 +44,3 @@ class Renyi(Inference):
         power = 1 - self.alpha
         bound = batch.mean(log_mean_exp(power * log_weights) / power if power else log_weights)
         return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())
-
-    def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, num_particles={self.num_particles}"

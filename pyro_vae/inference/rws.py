@@ -61,6 +61,3 @@ class RWS(Inference):
         if self.insomnia < 1:
             followed = followed + (1 - self.insomnia) * sleep_loss(vae, batch)
         return Loss(surrogate(-(bound + prior), followed), bound)
-
-    def extra_repr(self) -> str:
-        return f"num_particles={self.num_particles}, insomnia={self.insomnia}"

@@ -80,6 +80,3 @@ class ScoreFunction(Inference):
         if self.training and self.baseline == "running":
             self.running_sum.mul_(_DECAY).add_((1 - _DECAY) * elbo.to(self.running_sum))
             self.running_weight.mul_(_DECAY).add_(1 - _DECAY)
-
-    def extra_repr(self) -> str:
-        return f"baseline={self.baseline!r}, num_particles={self.num_particles}"

@@ -44,6 +44,3 @@ class STL(Inference):
         z = q.rsample((self.num_particles,))
         elbo = batch.mean(vae.log_joint(z, batch) - path_log_prob(q, z))
         return Loss(-(elbo + vae.log_parameter_prior_per_datum()), elbo.detach())
-
-    def extra_repr(self) -> str:
-        return f"num_particles={self.num_particles}"

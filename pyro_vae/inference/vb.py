@@ -98,9 +98,6 @@ class VB(Inference):
     def __repr__(self) -> str:
         return f"VB({self.extra_repr()})"  # without the parameters of q(theta)
 
-    def extra_repr(self) -> str:
-        return f"prior_scale={self.prior_scale}, initial_scale={self.initial_scale}, num_particles={self.num_particles}"
-
 
 class _ELBO(nn.Module):
     """The ELBO as a module, whose parameters `functional_call` can replace."""
