@@ -94,7 +94,7 @@ def score(
     draw_seed: _DrawSeed = 0,
     out: Annotated[Path | None, typer.Option(help="A .csv or .npy file; default: CSV on standard output.")] = None,
 ) -> None:
-    """Print log p(x) of each row (nats, own units), its error and Pareto k-hat: the lowest are outliers."""
+    """Print log p(x) of each row (nats, own units), its error and how far to trust it: the lowest are outliers."""
     vae = load(run, algorithm, seed)
     rows = trained.read_rows(vae, data, draw_seed)
     _write(trained.score(vae, rows, num_samples, seed=draw_seed, progress=True), out)

@@ -169,4 +169,5 @@ def load(run_folder: str | os.PathLike[str], algorithm: str | None = None, seed:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be loaded ({reason}); run the comparison again.") from None
     vae.units = units
+    vae.algorithm = next(spec.name for spec in experiment.inference if spec.label == algorithm)
     return vae.eval()

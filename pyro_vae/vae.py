@@ -61,6 +61,7 @@ class VAE(Registered):
 
     Attributes:
         units: What maps data in their own units to the model's, where the VAE comes from `pyro_vae.load`; else None.
+        algorithm: Short name of the algorithm that trained it, where it comes from `pyro_vae.load`; else None.
 
     Raises:
         InputError: Where the parts do not fit each other, a discrete prior comes without a posterior, or the
@@ -99,6 +100,7 @@ class VAE(Registered):
             parameter_prior = ParameterPrior(parameter_prior)
         self.prior, self.likelihood = prior, likelihood
         self.units: Any = None
+        self.algorithm: str | None = None
         self.size, self.parameter_prior, self.context_features = size, parameter_prior, context_features
         p = call_once("prior", prior, *([self._zeros(0)] if context_features else []))
         check_batch_shape("prior", p, (2,) if context_features else ())

@@ -114,6 +114,11 @@ class Inference(nn.Module):
                 )
             yield loss
 
+    @property
+    def trains_encoder(self) -> bool:
+        """Whether phi moves at all, so that encoding data means something."""
+        return any("phi" in phase.moves for phase in self.phases)
+
     def check(self, vae: VAE) -> None:
         """Raises an `InputError` where the algorithm cannot train this VAE; called before the first step."""
         for need in self.needs:

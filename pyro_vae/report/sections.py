@@ -9,7 +9,6 @@ import torch
 
 from pyro_vae.comparison import Comparison, Run
 from pyro_vae.datasets import Data
-from pyro_vae.inference import Inference
 from pyro_vae.report import figures, images
 from pyro_vae.report.draws import as_images, decode, draw, latent_grid, limits, reconstruct
 from pyro_vae.report.section import Picture, Section
@@ -82,7 +81,7 @@ def _reconstructions(comparison: Comparison) -> Section:
         "Test data over what each algorithm's model of the first seed makes of them: the likelihood's centre at the "
         "posterior's centre."
     )
-    unmoved = [spec.label for spec in comparison.experiment.inference if not _moves_phi(spec.build())]
+    unmoved = [spec.label for spec in comparison.experiment.inference if not spec.build().trains_encoder]
     text = f"{text} {_left_out(unmoved)}".strip()
     test = data.test[:_RECONSTRUCTED] if data.test is not None else data.train[:0]
     for run in _first_runs(comparison):
@@ -167,10 +166,6 @@ def _manifolds(runs: Sequence[Run], data: Data) -> Section | None:
     )
     text = f"The likelihood's centre over a grid of z, {how}; models of the first seed."
     return Section("latent", "Latent manifold", text, pictures)
-
-
-def _moves_phi(algorithm: Inference) -> bool:
-    return any("phi" in phase.moves for phase in algorithm.phases)
 
 
 def _left_out(labels: Sequence[str]) -> str:
