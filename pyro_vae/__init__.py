@@ -4,7 +4,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.conditional import Conditional, Fixed, Learned, Network
 from pyro_vae.evaluation import Estimate
 from pyro_vae.networks import conv_decoder, conv_encoder, mlp
-from pyro_vae.run_folder import load
+from pyro_vae.run_folder import load, load_inference
 from pyro_vae.training import fit
 from pyro_vae.vae import VAE
 
@@ -20,5 +20,6 @@ __all__ = [
     "conv_encoder",
     "fit",
     "load",
+    "load_inference",
     "mlp",
 ]

@@ -41,6 +41,7 @@ class Run:
         algorithm: Label of the algorithm.
         seed: Of initialisation, shuffling and noise.
         vae: The trained VAE.
+        inference: The algorithm after training, with what state and parameters it has.
         history: Of its training.
         seconds_per_epoch: Wall time of training for each pass over the training data, without validation.
         elbo: Of the test data, nats per datum in the data's own units; None where the posterior is not trained.
@@ -54,6 +55,7 @@ class Run:
     algorithm: str
     seed: int
     vae: VAE
+    inference: Inference
     history: History
     seconds_per_epoch: float
     elbo: Estimate | None
@@ -251,6 +253,7 @@ def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, pro
         algorithm=spec.label,
         seed=seed,
         vae=vae,
+        inference=algorithm,
         history=history,
         seconds_per_epoch=float(history.seconds[-1]) * len(data.train) / float(history.samples[-1]),
         elbo=None if bound is None else bound.about(data.log_jacobian, **about),

@@ -16,16 +16,21 @@ import pandas as pd
 import pyro
 import safetensors
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from pyro_vae.comparison import Comparison
 from pyro_vae.datasets import DataTransform
 from pyro_vae.diagnostics import to_arviz, write_netcdf
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment import Experiment
+from pyro_vae.experiment.named import InferenceSpec
+from pyro_vae.inference import Inference
 from pyro_vae.vae import VAE
 
 # Draws in the netCDF files: at most so many data, and so many draws for each.
 _DATA, _DRAWS = 100, 100
+# Parameters of a VAE, and state of the algorithm that trained it, by label and seed.
+_WEIGHTS, _STATE = "weights/{}-seed{}.safetensors", "weights/{}-seed{}.inference.safetensors"
 
 
 def default_folder(experiment: Experiment) -> Path:
@@ -80,8 +85,9 @@ def write_run(comparison: Comparison, folder: Path) -> None:
     curves(comparison).to_csv(folder / "curves.csv", index=False)
     (folder / "weights").mkdir()
     for run in comparison.runs:
-        state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in run.vae.state_dict().items()}
-        save_file(state, folder / "weights" / f"{run.algorithm}-seed{run.seed}.safetensors")
+        _save(run.vae, folder / _WEIGHTS.format(run.algorithm, run.seed))
+        if run.inference.state_dict():
+            _save(run.inference, folder / _STATE.format(run.algorithm, run.seed))
     (folder / "results").mkdir()
     for label in comparison.labels:
         runs = comparison.runs_of(label)
@@ -145,29 +151,64 @@ def load(run_folder: str | os.PathLike[str], algorithm: str | None = None, seed:
     Raises:
         InputError: Where the folder, the algorithm or the seed is not there, or a file in it is damaged.
     """
-    folder = Path(run_folder)
-    if not (folder / "experiment.yaml").is_file() or not (folder / "result.json").is_file():
-        raise InputError(f"`{folder}` is not a run folder (it has no experiment.yaml and result.json).")
-    experiment = Experiment.from_yaml(folder / "experiment.yaml")
+    folder, experiment, spec, seed = _found(run_folder, algorithm, seed)
     try:
         record = json.loads((folder / "result.json").read_text(encoding="utf-8"))["data"]
         units, size = DataTransform.from_record(record), int(record["n"]["train"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'result.json'}: damaged ({error}); run the comparison again.") from None
-    labels = [spec.label for spec in experiment.inference]
-    algorithm = labels[0] if algorithm is None else algorithm
+    vae = experiment.assemble(units.dim, units.image_shape, size)
+    _restore(vae, folder / _WEIGHTS.format(spec.label, seed))
+    vae.units, vae.algorithm = units, spec.name
+    return vae.eval()
+
+
+def load_inference(
+    run_folder: str | os.PathLike[str], algorithm: str | None = None, seed: int | None = None
+) -> Inference:
+    """Returns the algorithm that trained a VAE in a run folder, with its state: q(theta) of ``vb``, say.
+
+    Arguments:
+        run_folder: What `pyro-vae compare` wrote.
+        algorithm: Label of the algorithm; default: the first.
+        seed: Default: the first.
+
+    Raises:
+        InputError: As `load`.
+    """
+    folder, _, spec, seed = _found(run_folder, algorithm, seed)
+    inference = spec.build()
+    path = folder / _STATE.format(spec.label, seed)
+    if path.exists():
+        _restore(inference, path)
+    return inference.eval()
+
+
+def _found(
+    run_folder: str | os.PathLike[str], algorithm: str | None, seed: int | None
+) -> tuple[Path, Experiment, InferenceSpec, int]:
+    """The folder, its experiment, and which of its runs is meant."""
+    folder = Path(run_folder)
+    if not (folder / "experiment.yaml").is_file() or not (folder / "result.json").is_file():
+        raise InputError(f"`{folder}` is not a run folder (it has no experiment.yaml and result.json).")
+    experiment = Experiment.from_yaml(folder / "experiment.yaml")
+    specs = {spec.label: spec for spec in experiment.inference}
+    algorithm = next(iter(specs)) if algorithm is None else algorithm
     seed = experiment.seeds[0] if seed is None else seed
-    if algorithm not in labels:
-        raise InputError(f"`{folder}` has no algorithm `{algorithm}`; {near_match(algorithm, labels)}")
+    if algorithm not in specs:
+        raise InputError(f"`{folder}` has no algorithm `{algorithm}`; {near_match(algorithm, specs)}")
     if seed not in experiment.seeds:
         raise InputError(f"`{folder}` has no seed {seed}; it has {experiment.seeds}.")
-    vae = experiment.assemble(units.dim, units.image_shape, size)
-    path = folder / "weights" / f"{algorithm}-seed{seed}.safetensors"
+    return folder, experiment, specs[algorithm], seed
+
+
+def _save(module: nn.Module, path: Path) -> None:
+    save_file({name: t.detach().cpu().clone().contiguous() for name, t in module.state_dict().items()}, path)
+
+
+def _restore(module: nn.Module, path: Path) -> None:
     try:
-        vae.load_state_dict(load_file(path))
+        module.load_state_dict(load_file(path))
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be loaded ({reason}); run the comparison again.") from None
-    vae.units = units
-    vae.algorithm = next(spec.name for spec in experiment.inference if spec.label == algorithm)
-    return vae.eval()

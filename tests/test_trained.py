@@ -15,27 +15,27 @@ from pyro_vae.run_folder import new_folder, write_run
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def run(tmp_path_factory):
     experiment = Experiment.parse(
         {
             "latent": 2,
             "networks": {"encoder": {"mlp": [8]}, "decoder": {"mlp": [8]}},
-            "inference": [{"mcem": {"transitions": 2, "updates": 2}}, "autoencoder", "aevb"],
+            "inference": [{"mcem": {"transitions": 2, "updates": 2}}, "autoencoder", "aevb", "vb"],
             "training": {"epochs": 4},
             "evaluation": {"num_samples": 30, "temperatures": 5, "posterior_checks": 0},
             "seeds": 1,
         }
     )
-    folder = tmp_path_factory.mktemp("runs") / "run"
+    folder, comparison = tmp_path_factory.mktemp("runs") / "run", compare(experiment)
     with new_folder(folder) as partial:
-        write_run(compare(experiment), partial)
-    return folder
+        write_run(comparison, partial)
+    return folder, comparison
 
 
 @pytest.mark.parametrize("label", ["mcem-transitions=2-updates=2", "autoencoder"])
-def test_without_a_posterior_scores_are_by_annealing(folder, label, monkeypatch):
+def test_without_a_posterior_scores_are_by_annealing(run, label, monkeypatch):
     monkeypatch.setattr(trained, "_TEMPERATURES", 60)
-    vae = pyro_vae.load(folder, label)
+    vae = pyro_vae.load(run[0], label)
     x = Experiment.parse({}).load_data().test[:6]
     scores = trained.score(vae, x)
     assert list(scores.columns) == ["row", "log_p", "standard_error", "effective_sample_size"]
@@ -44,14 +44,27 @@ def test_without_a_posterior_scores_are_by_annealing(folder, label, monkeypatch)
     assert scores.effective_sample_size.tolist() == estimate.diagnostics["effective_sample_size"].tolist()
 
 
-def test_what_the_encoder_does_not_know_is_not_printed(folder):
+def test_what_the_encoder_does_not_know_is_not_printed(run):
     x = torch.zeros(3, 64)
-    assert list(trained.encode(pyro_vae.load(folder, "aevb"), x).columns) == ["z0", "z1", "z0_sd", "z1_sd"]
-    assert list(trained.encode(pyro_vae.load(folder, "autoencoder"), x).columns) == ["z0", "z1"]
-    with pytest.raises(InputError, match="`mcem` trains no posterior.*--algorithm"):
-        trained.encode(pyro_vae.load(folder), x)
+    assert list(trained.encode(pyro_vae.load(run[0], "aevb"), x).columns) == ["z0", "z1", "z0_sd", "z1_sd"]
+    assert list(trained.encode(pyro_vae.load(run[0], "autoencoder"), x).columns) == ["z0", "z1"]
+    with pytest.raises(InputError, match=r"`mcem` trains no posterior.*--algorithm"):
+        trained.encode(pyro_vae.load(run[0]), x)
 
 
-def test_every_algorithms_model_generates(folder):
+def test_every_algorithms_model_generates(run):
     for label in ("mcem-transitions=2-updates=2", "autoencoder", "aevb"):
-        assert trained.sample(pyro_vae.load(folder, label), 4).shape == (4, 64)
+        assert trained.sample(pyro_vae.load(run[0], label), 4).shape == (4, 64)
+
+
+def test_the_algorithms_state_comes_back(run):
+    folder, comparison = run
+    for label in ("mcem-transitions=2-updates=2", "vb"):
+        state = comparison.runs_of(label)[0].inference.state_dict()
+        restored = pyro_vae.load_inference(folder, label).state_dict()
+        assert len(state) > 0
+        assert restored.keys() == state.keys()
+        assert all(torch.equal(restored[name], value) for name, value in state.items())
+    assert float(restored["kl_per_datum"]) > 0
+    assert repr(pyro_vae.load_inference(folder, "aevb")) == "AEVB(num_particles=1)"
+    assert not list((folder / "weights").glob("aevb*.inference.*"))
