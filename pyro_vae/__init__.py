@@ -1,11 +1,14 @@
 """Variational autoencoders, declared once in Pyro, trained and compared by any inference algorithm."""
 
 from pyro_vae.batch import Batch
+from pyro_vae.comparison import compare
 from pyro_vae.conditional import Conditional, Fixed, Learned, Network
+from pyro_vae.diagnostics import to_arviz
 from pyro_vae.evaluation import Estimate
+from pyro_vae.experiment import Experiment
 from pyro_vae.networks import conv_decoder, conv_encoder, mlp
 from pyro_vae.run_folder import load, load_inference
-from pyro_vae.training import fit
+from pyro_vae.training import History, fit
 from pyro_vae.vae import VAE
 
 __all__ = [
@@ -13,13 +16,17 @@ __all__ = [
     "Batch",
     "Conditional",
     "Estimate",
+    "Experiment",
     "Fixed",
+    "History",
     "Learned",
     "Network",
+    "compare",
     "conv_decoder",
     "conv_encoder",
     "fit",
     "load",
     "load_inference",
     "mlp",
+    "to_arviz",
 ]

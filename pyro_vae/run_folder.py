@@ -91,7 +91,8 @@ def write_run(comparison: Comparison, folder: Path) -> None:
     (folder / "results").mkdir()
     for label in comparison.labels:
         runs = comparison.runs_of(label)
-        attributes = {"algorithm": label, "seeds": [run.seed for run in runs]}
+        trained = int(runs[0].inference.trains_posterior)  # netCDF has no booleans
+        attributes = {"algorithm": label, "seeds": [run.seed for run in runs], "posterior_trained": trained}
         if comparison.data.test is not None:
             with pyro.validation_enabled(False):  # the data were checked before the first run
                 draws = to_arviz(

@@ -20,7 +20,7 @@ from pyro_vae.vae import VAE
 from pyro_vae.validation import Watch
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What a training run was like, step by step.
 
@@ -44,6 +44,11 @@ class History:
     stopped: str = "completed"
     best_step: int | None = None
     remark: str = ""
+
+    def __repr__(self) -> str:
+        last = f", last bound {self.bound[-1]:.4g}" if self.steps and np.isfinite(self.bound[-1]) else ""
+        remark = f", {self.remark!r}" if self.remark else ""
+        return f"History({self.steps} steps, {self.stopped}, {self.seconds[-1]:.3g} s{last}{remark})"
 
     @property
     def steps(self) -> int:

@@ -112,7 +112,7 @@ def test_a_repeat_is_bit_equal_and_its_text_is_one_line() -> None:
     assert torch.equal(first.data, second.data)
     assert torch.equal(first.width.pointwise, second.width.pointwise)
     number = r"-?\d+\.\d{4}"
-    pattern = rf"{number} ± {number} <= log p\(x\) <= {number} ± {number}, width {number} ± {number}, 3 data"
+    pattern = rf"lower {number} ± {number}, upper {number} ± {number}, width {number} ± {number}, 3 data"
     assert re.fullmatch(rf"Sandwich\({pattern}\)", repr(first))
 
 

@@ -47,7 +47,7 @@ class Sandwich:
     def __repr__(self) -> str:
         lower, upper, width = self.lower, self.upper, self.width
         return (
-            f"Sandwich({lower.value:.4f} ± {lower.standard_error:.4f} <= log p(x) <= {upper.value:.4f} ± "
+            f"Sandwich(lower {lower.value:.4f} ± {lower.standard_error:.4f}, upper {upper.value:.4f} ± "
             f"{upper.standard_error:.4f}, width {width.value:.4f} ± {width.sampling_error:.4f}, {len(self.data)} data)"
         )
 

@@ -10,6 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vae.errors import InputError
+
+# Above this Pareto k-hat an importance-sampled log p(x), and its error, are not to be trusted.
+PARETO_LIMIT = 0.7
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -56,10 +61,29 @@ class Estimate:
         )
 
     def __repr__(self) -> str:
+        untrusted = int((self.diagnostics["pareto_k"] > PARETO_LIMIT).sum()) if "pareto_k" in self.diagnostics else 0
+        warning = f", k-hat > {PARETO_LIMIT} for {untrusted}: not to be trusted there" if untrusted else ""
         return (
             f"Estimate({self.value:.4f} ± {self.standard_error:.4f} (Monte Carlo) ± {self.sampling_error:.4f} (data), "
-            f"{len(self.pointwise)} data)"
+            f"{len(self.pointwise)} data{warning})"
         )
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """Returns the paired difference of two estimates of the same data, whose draws are independent.
+
+        Raises:
+            InputError: Where they are of different numbers of data.
+        """
+        if not isinstance(other, Estimate):
+            return NotImplemented
+        if len(self.pointwise) != len(other.pointwise):
+            raise InputError(
+                f"Estimate: a difference is of the same data; one is of {len(self.pointwise)}, the other of "
+                f"{len(other.pointwise)}."
+            )
+        errors = [estimate.diagnostics.get("pointwise_error") for estimate in (self, other)]
+        known = [torch.full_like(self.pointwise, math.nan) if error is None else error for error in errors]
+        return Estimate.of(self.pointwise - other.pointwise, torch.hypot(*known))
 
     def shifted(self, constant: float) -> Estimate:
         """Returns the estimate with a constant added to every datum, such as the log-Jacobian of a change of units."""

@@ -18,6 +18,9 @@ from pyro_vae.progress import tracked
 from pyro_vae.statistics import Interval
 from pyro_vae.vae import VAE
 
+# Share of the squared norm below which a variance is rounding.
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True)
 class GradientNoise:
@@ -26,13 +29,20 @@ class GradientNoise:
     Attributes:
         variance: Trace of the covariance of the gradient over all parameters of the group, with its 95 % interval.
         signal_to_noise: :math:`\|E g\| / \sqrt{\mathrm{tr}\,\mathrm{Cov}(g)}`, with its 95 % interval; the norm is
-            corrected for the noise of the mean, and 0 where nothing is left of it.
+            corrected for the noise of the mean, and 0 where nothing is left of it; infinite without noise.
         num_parameters: Of the group.
     """
 
     variance: Interval
     signal_to_noise: Interval
     num_parameters: int
+
+    def __repr__(self) -> str:
+        variance, ratio = self.variance, self.signal_to_noise
+        return (
+            f"GradientNoise(variance={variance.mean:.3g} ± {variance.half_width:.1g}, "
+            f"signal_to_noise={ratio.mean:.3g} ± {ratio.half_width:.1g}, {self.num_parameters} parameters)"
+        )
 
 
 def gradient_variance(
@@ -125,10 +135,13 @@ def _statistics(trace: Tensor, total: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Variance and signal-to-noise ratio from the sum of squared norms and the squared norm of the sum."""
     variance = ((trace - total / n) / (n - 1)).clamp_min(0)
     signal = (total / n**2 - variance / n).clamp_min(0)
-    return variance, (signal / variance.clamp_min(1e-300)).sqrt()
+    rounding = _ROUNDING * trace / n
+    return variance, torch.where(variance > rounding, signal / variance.clamp_min(1e-300), math.inf).sqrt()
 
 
 def _interval(value: Tensor, without_one: Tensor) -> Interval:
     n = len(without_one)
+    if not math.isfinite(float(value)):
+        return Interval(float(value), math.nan, n)
     error = ((n - 1) / n * (without_one - without_one.mean()).square().sum()).sqrt()
     return Interval(float(value), 1.96 * float(error) if math.isfinite(float(error)) else math.nan, n)

@@ -75,6 +75,9 @@ class Inference(nn.Module):
     trains_prior: ClassVar[bool] = True
     has_bound: ClassVar[bool] = True
 
+    def __init__(self) -> None:
+        super().__init__()
+
     @property
     def phases(self) -> tuple[Phase, ...]:
         """The phases of one step, in order."""
@@ -110,7 +113,7 @@ class Inference(nn.Module):
             if not isinstance(loss, Loss) or loss.value.dim() != 0:
                 raise InputError(
                     f"{type(self).__name__}: a phase must return Loss(value, bound) with a scalar value (the mean over "
-                    f"the batch, nats per datum); it returned a `{type(loss).__name__}`."
+                    f"the batch, nats per datum); it returned {_described(loss)}."
                 )
             yield loss
 
@@ -147,6 +150,10 @@ class Inference(nn.Module):
             for name, parameter in groups[group].items()
             if parameter.requires_grad
         }
+
+
+def _described(loss: object) -> str:
+    return f"a value of shape {tuple(loss.value.shape)}" if isinstance(loss, Loss) else f"a `{type(loss).__name__}`"
 
 
 def check_count(algorithm: str, name: str, value: int) -> int:

@@ -19,7 +19,7 @@ def reparameterizable(algorithm: str, vae: VAE) -> None:
     if not q.has_rsample:
         raise InputError(
             f"{algorithm}: needs a reparameterizable posterior, and `{q}` is not; use score-function, rws or "
-            "wake-sleep, which only need its density, or a posterior with rsample."
+            "wake-sleep, which only need its density, enumeration for few values of z, or a posterior with rsample."
         )
 
 

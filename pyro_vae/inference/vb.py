@@ -2,6 +2,7 @@ r"""Full variational Bayes: a posterior over the generative parameters too."""
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, ClassVar
 
@@ -81,6 +82,19 @@ class VB(Inference):
     def _kl(self, mean: Tensor, scale: Tensor) -> Tensor:
         s = self.prior_scale
         return (math.log(s) - scale.log() + (mean.square() + scale.square()) / (2 * s**2) - 0.5).sum()
+
+    @torch.no_grad()
+    def draw(self, vae: VAE) -> VAE:
+        """Returns a copy of the VAE whose generative parameters are a draw from q(theta).
+
+        Arguments:
+            vae: That was trained by this algorithm.
+        """
+        self.check(vae)
+        drawn = copy.deepcopy(vae)
+        for name, mean in _trained(drawn).items():
+            mean.add_(self.log_scales[_key(name)].exp() * torch.randn_like(mean))
+        return drawn
 
     def remark(self) -> str:
         return (

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from pyro_vae.comparison import Comparison
+from pyro_vae.evaluation.estimate import PARETO_LIMIT
 from pyro_vae.posterior_checks import PosteriorChecks
 from pyro_vae.report import posterior_figures
 from pyro_vae.report.posterior_figures import K_RANGE, leaving
 from pyro_vae.report.section import Picture, Section
-from pyro_vae.report.table import PARETO_LIMIT, TableText, is_annealed
+from pyro_vae.report.table import TableText, is_annealed
 from pyro_vae.report.wording import NOISELESS, count, enumerated, first_of, noise, with_errors
 
 _GROUPS = ("theta", "phi")
@@ -85,7 +86,8 @@ def _calibration(comparison: Comparison) -> Section:
     text = (
         f"Simulation-based calibration of the first seed's models: z from the prior, x from p(x|z), then the rank of "
         f"z among {first.num_draws} draws from q(z|x), over {len(first.ranks)} data; one line for each latent "
-        f"dimension. Of a calibrated q a line stays in the grey band with probability {first.level:g}. A line that "
+        f"dimension. Of a calibrated q each line stays in the grey band with probability {first.level:.4g}, "
+        "all of one panel with 0.95. A line that "
         "rises above 0 on the left and falls below it on the right: q is too narrow; the reverse: too wide; on one "
         "side of 0: q is off. A q that ignores x and equals the prior stays in the band too."
         f"{_left_out(comparison)}"
@@ -109,7 +111,7 @@ def _weights(comparison: Comparison) -> Section:
     text = (
         f"Pareto k-hat of the importance weights of log p(x), {comparison.experiment.evaluation.num_samples} samples "
         f"from q(z|x) for each test datum: {n // seeds} data"
-        f"{f' under each of {seeds} seeds' if seeds > 1 else ''}. Red: log p(x) is not to be trusted."
+        f"{f' under each of {seeds} seeds' if seeds > 1 else ''}. Orange: log p(x) of these data is not to be trusted."
     )
     for what, is_so in (("constant weights (k-hat −∞)", np.isneginf), ("an unknown k-hat", np.isnan)):
         counts = [f"{number} ({label})" for label, values in k.items() if (number := int(is_so(values).sum()))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
@@ -65,6 +66,10 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+# Of the titles of panels side by side.
+_CHARACTERS = 120
+
+
 def panels(titles: Sequence[str], height: float, *, bottom: float = 0.45) -> tuple[Figure, list[Axes]]:
     """Returns a figure with one panel for each title, three or four in a row, which share both axes.
 
@@ -83,7 +88,7 @@ def panels(titles: Sequence[str], height: float, *, bottom: float = 0.45) -> tup
         shared = drawn[0] if drawn else None
         axes = figure.add_subplot(down, across, index + 1, sharex=shared, sharey=shared)
         style(axes)
-        axes.set_title(title, fontsize=TEXT, parse_math=False)
+        axes.set_title(textwrap.fill(title, _CHARACTERS // across), fontsize=TEXT, parse_math=False)
         axes.tick_params(labelleft=index % across == 0, labelbottom=index + across >= n)
         drawn.append(axes)
     return figure, drawn

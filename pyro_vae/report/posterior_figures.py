@@ -139,7 +139,7 @@ def pareto_panels(k: Mapping[str, ArrayLike], limit: float) -> bytes:
 
     Arguments:
         k: By algorithm; what is not finite is left out.
-        limit: Above which an estimate is not to be trusted; bars above it are red.
+        limit: Above which an estimate is not to be trusted; bars above it are orange.
 
     Returns:
         A PNG with a panel for each algorithm.

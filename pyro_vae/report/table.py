@@ -10,11 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pyro_vae.comparison import Comparison, Run
+from pyro_vae.evaluation.estimate import PARETO_LIMIT
 from pyro_vae.report.wording import enumerated, estimate, first_of, intervals, number, significant
 from pyro_vae.statistics import Interval
 
-# Above this Pareto k-hat an importance-sampled log p(x), and its error, are not to be trusted.
-PARETO_LIMIT = 0.7
 # Below this effective sample size of the chains the error of an annealed log p(x) tells nothing.
 _FEWEST_CHAINS = 2.0
 _CROSS_ENTROPY = "cross-entropy bound (not a log-likelihood)"
@@ -198,8 +197,8 @@ def _sampling(comparison: Comparison) -> str:
     if bad:
         worst = " in the worst seed" if len(comparison.experiment.seeds) > 1 else ""
         sentences.append(
-            f"Warning: Pareto k-hat > {PARETO_LIMIT} for {enumerated(bad)} of {n} test data{worst}; their log p(x) "
-            "is not to be trusted; take more samples (evaluation.num_samples), or train a posterior that fits better."
+            f"Warning: Pareto k-hat > {PARETO_LIMIT} for {enumerated(bad)} of {n} test data{worst}; log p(x) of these "
+            "data is not to be trusted; take more samples (evaluation.num_samples), or train a better posterior."
         )
     if unknown:
         sentences.append(
@@ -249,13 +248,17 @@ def _rows(columns: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     return list(zip(*columns, strict=True))
 
 
+# Of a label in a terminal, beyond which it is folded.
+_LABEL = 22
+
+
 def _rich(text: TableText) -> Table:
     caption = Text("\n".join((text.caption, *text.notes)))
     table = Table(title=Text(text.title), caption=caption, title_justify="left", caption_justify="left")
     cells: Iterable[tuple[str, ...]] = zip(*text.rows, strict=True) if text.rows else [()] * len(text.header)
     for index, (name, column) in enumerate(zip(text.header, cells, strict=True)):
         if index == 0:
-            table.add_column(Text(name), overflow="fold")
+            table.add_column(Text(name), overflow="fold", min_width=min(max(map(len, column), default=0), _LABEL))
         else:
             table.add_column(Text(name), justify="right", min_width=max(map(len, column), default=0))
     for row in text.rows:
