@@ -68,7 +68,7 @@ class Run:
         return {
             "elbo": math.nan if self.elbo is None else self.elbo.value,
             "log_marginal": math.nan if self.log_marginal is None else self.log_marginal.value,
-            "active_units": float(self.active.sum()),
+            "active_units": float(self.active.sum()) if self.inference.trains_posterior else math.nan,
             "seconds_per_epoch": self.seconds_per_epoch,
         }
 
@@ -189,7 +189,7 @@ def compare(
     first = {run.algorithm: run.vae for run in runs if run.seed == experiment.seeds[0]}
     checks = check_posteriors(
         first,
-        {spec.label: spec.build().to(experiment.torch_device) for spec in experiment.inference},
+        {run.algorithm: run.inference for run in runs if run.seed == experiment.seeds[0]},
         runs[0].vae.check(_test(data)).x.to(experiment.torch_device),
         experiment.evaluation.posterior_checks,
         is_likelihood=not data.cross_entropy,

@@ -89,7 +89,7 @@ def check_posteriors(
 
     Arguments:
         trained: The VAEs, by label.
-        algorithms: Untrained algorithms under the same labels.
+        algorithms: The algorithms that trained them, under the same labels.
         test: Test data, shape ``(N, *event_shape)``.
         num_data: How many of them, the first, are used; 0 for no checks.
         is_likelihood: Whether the data lie in the likelihood's support; only then are gaps and calibration defined.

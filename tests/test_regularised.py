@@ -235,9 +235,9 @@ def test_mmd_refuses_what_makes_no_sense(bad: dict[str, object], message: str) -
         MMD(**bad)  # type: ignore[arg-type]
 
 
-def test_mmd_needs_two_data_and_says_when_it_maximised_no_bound() -> None:
-    with pytest.raises(InputError, match=r"^MMD: needs batches of at least 2 data, got 1"):
-        all_losses(MMD(), MODEL.vae(WIDE), X[:1])
+def test_mmd_takes_a_batch_of_one_and_says_when_it_maximised_no_bound() -> None:
+    (loss,) = all_losses(MMD(), MODEL.vae(WIDE), X[:1])  # the last of an epoch may be that short
+    assert bool(loss.value.isfinite())
     assert "no lower bound" in MMD().remark()
     assert MMD(kl_weight=1.0).remark() == ""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError, near_match
+from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate, LogMean
 from pyro_vae.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, adapted, hmc_transition, jittered
 from pyro_vae.modes import evaluating, isolated
@@ -96,7 +97,7 @@ def annealed_importance_sampling(
         torch.Size([5])
     """
     annealing = Annealing("annealed_importance_sampling", temperatures, chains, start, schedule, num_leapfrog)
-    batch = vae.check(data)
+    batch = evaluated("annealed_importance_sampling", vae, data)
     sweeps = []
     with torch.no_grad(), evaluating(vae), isolated(seed, "annealed importance sampling"):
         for part in slices(batch.size, chains):

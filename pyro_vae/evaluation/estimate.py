@@ -42,20 +42,27 @@ class Estimate:
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, pointwise: Tensor, pointwise_error: Tensor, **diagnostics: Any) -> Estimate:
+    def of(
+        cls, pointwise: Tensor, pointwise_error: Tensor, weight: Tensor | None = None, **diagnostics: Any
+    ) -> Estimate:
         """Returns the estimate of the mean of independent per-datum estimates.
 
         Arguments:
             pointwise: Shape ``(N,)``, in nats.
             pointwise_error: Monte Carlo standard error of each, shape ``(N,)``.
+            weight: Of each datum in the mean, shape ``(N,)``; only ratios matter.
             **diagnostics: Kept as they are.
         """
         pointwise, pointwise_error = pointwise.double().cpu(), pointwise_error.double().cpu()
         n = len(pointwise)
+        share = torch.ones(n).double() if weight is None else weight.double().cpu()
+        share = share / share.sum()
+        value = (share * pointwise).sum()
+        spread = (share * (pointwise - value)).square().sum().sqrt()
         return cls(
-            value=float(pointwise.mean()),
-            standard_error=float(pointwise_error.square().sum().sqrt() / n),
-            sampling_error=float(pointwise.std() / n**0.5) if n > 1 else float("nan"),
+            value=float(value),
+            standard_error=float((share * pointwise_error).square().sum().sqrt()),
+            sampling_error=float(spread * (n / (n - 1)) ** 0.5) if n > 1 else float("nan"),
             pointwise=pointwise,
             diagnostics={"pointwise_error": pointwise_error, **diagnostics},
         )

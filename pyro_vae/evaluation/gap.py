@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
@@ -15,10 +14,12 @@ from torch import Tensor
 from pyro_vae.batch import Batch
 from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.evaluation.pareto import pareto_k
+from pyro_vae.inference.weights import path_log_prob
 from pyro_vae.modes import evaluating, isolated, stream_seed
-from pyro_vae.posteriors import Pushforward
+from pyro_vae.posteriors import Pushed, Pushforward
 from pyro_vae.progress import tracked
 from pyro_vae.vae import VAE
 
@@ -107,7 +108,7 @@ def inference_gap(
     the gradient is that of Roeder, Wu and Duvenaud, "Sticking the landing", 2017, section 3.
     """
     _check(vae, num_samples, steps)
-    batch = vae.check(data)
+    batch = evaluated("inference_gap", vae, data)
     if log_marginal is not None and len(log_marginal.pointwise) != batch.size:
         raise InputError(
             f"inference_gap: `log_marginal` is of {len(log_marginal.pointwise)} data, and there are {batch.size}; pass "
@@ -139,7 +140,7 @@ def family_of(vae: VAE, batch: Batch) -> Family:
     if base is vae.posterior:
         return base.distribution
     transforms = vae.encode(batch).transforms
-    return lambda raw: dist.TransformedDistribution(base.distribution(raw), transforms)
+    return lambda raw: Pushed(base.distribution(raw), transforms)
 
 
 def _conditional(vae: VAE) -> Conditional:
@@ -198,9 +199,10 @@ def _run(vae: VAE, batch: Batch, raw: Tensor, steps: int, title: str | None) -> 
     for step in tracked(range(steps), title):
         optimizer.param_groups[0]["lr"] = _STEP_SIZE * (1 + math.cos(math.pi * step / steps)) / 2
         with torch.enable_grad():
-            z = family(raw).rsample((_DRAWS,))
+            q = family(raw)
+            z = q.rsample((_DRAWS,))
             # The score of log q has expectation 0: without it the gradient has no noise where q is the posterior.
-            elbo = (vae.log_joint(z, batch) - family(raw.detach()).log_prob(z)).mean(0)
+            elbo = (vae.log_joint(z, batch) - path_log_prob(q, z)).mean(0)
             (gradient,) = torch.autograd.grad(-elbo.sum(), raw)
         raw.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         optimizer.step()
@@ -249,7 +251,7 @@ def _columns(best: Tensor, amortized: Tensor) -> dict[str, Tensor]:
 
 def _assembled(columns: dict[str, Tensor], log_marginal: Estimate | None, **settings: int) -> InferenceGap:
     def estimate(name: str, pointwise: Tensor, **diagnostics: Any) -> Estimate:
-        return Estimate.of(pointwise, columns[f"{name} error"], **settings, **diagnostics)
+        return Estimate.of(pointwise, columns[f"{name} error"], None, **settings, **diagnostics)
 
     best, elbo = columns["best_elbo"], columns["elbo"]
     weights = {name: columns[name] for name in ("pareto_k", "effective_sample_size")}

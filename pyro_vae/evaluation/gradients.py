@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation.data import evaluated
 from pyro_vae.inference import Inference
-from pyro_vae.modes import isolated, switched
+from pyro_vae.modes import evaluating, isolated, switched
 from pyro_vae.progress import tracked
 from pyro_vae.statistics import Interval
 from pyro_vae.vae import VAE
@@ -66,7 +67,7 @@ def gradient_variance(
     Arguments:
         vae: The VAE, at whose parameters the gradients are taken, in training mode.
         data: One minibatch, shape ``(B, *event_shape)``, or a `Batch`.
-        algorithms: By label; as they come, or trained for a while.
+        algorithms: By label, in the state in which they are: a running baseline or a warm-up stands still.
         num_draws: Gradients of each algorithm, at least 3.
         seed: Of the draws.
         progress: Whether to show a progress bar.
@@ -82,13 +83,13 @@ def gradient_variance(
     """
     if not isinstance(num_draws, int) or num_draws < 3:
         raise InputError(f"gradient_variance: `num_draws` is an integer of at least 3, got `{num_draws!r}`.")
-    batch = vae.check(data).to(vae.device, vae.dtype)
+    batch = evaluated("gradient_variance", vae, data, weighted=True).to(vae.device, vae.dtype)
     result = {}
     for label, algorithm in algorithms.items():
         mine, its = copy.deepcopy((vae, algorithm))
         its.to(vae.device).check(mine)
         draws: dict[str, list[Tensor]] = {"theta": [], "phi": []}
-        with isolated(seed, "gradients"), switched(mine, training=True):
+        with isolated(seed, "gradients"), switched(mine, training=True), evaluating(its):
             for _ in tracked(range(num_draws), f"gradients of {label}" if progress else None):
                 for group, gradient in _gradient(mine, its, batch).items():
                     draws[group].append(gradient)

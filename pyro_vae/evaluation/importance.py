@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate, LogMean
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.modes import evaluating, isolated
@@ -56,14 +57,16 @@ def log_marginal(
     """
     if not isinstance(num_samples, int) or num_samples < 2:
         raise InputError(f"log_marginal: `num_samples` is an integer of at least 2, got `{num_samples!r}`.")
+    batch = evaluated("log_marginal", vae, data, weighted=True)
     means, tails = [], []
-    for log_w in _log_weights(vae, data, num_samples, seed, "log p(x)" if progress else None):
+    for log_w in _log_weights(vae, batch, num_samples, seed, "log p(x)" if progress else None):
         means.append(LogMean.of(log_w))
         tails.append(pareto_k(log_w))
     mean = LogMean(*(torch.cat(column) for column in zip(*means, strict=True)))
     return Estimate.of(
         mean.value,
         mean.error,
+        batch.weight,
         method="importance sampling",
         num_samples=num_samples,
         seed=seed,
@@ -91,17 +94,17 @@ def elbo(vae: VAE, data: Tensor | Batch, num_samples: int = 10, *, seed: int = 0
     """
     if not isinstance(num_samples, int) or num_samples < 1:
         raise InputError(f"elbo: `num_samples` is a positive integer, got `{num_samples!r}`.")
+    batch = evaluated("elbo", vae, data, weighted=True)
     values, errors = [], []
-    for log_w in _log_weights(vae, data, num_samples, seed, "ELBO" if progress else None):
+    for log_w in _log_weights(vae, batch, num_samples, seed, "ELBO" if progress else None):
         values.append(log_w.mean(0))
         unknown = torch.full_like(log_w[0], math.nan)  # one draw tells nothing about its own spread
         errors.append(log_w.std(0) / math.sqrt(num_samples) if num_samples > 1 else unknown)
-    return Estimate.of(torch.cat(values), torch.cat(errors), num_samples=num_samples, seed=seed)
+    return Estimate.of(torch.cat(values), torch.cat(errors), batch.weight, num_samples=num_samples, seed=seed)
 
 
-def _log_weights(vae: VAE, data: Tensor | Batch, num_samples: int, seed: int, progress: str | None) -> Iterator[Tensor]:
+def _log_weights(vae: VAE, batch: Batch, num_samples: int, seed: int, progress: str | None) -> Iterator[Tensor]:
     """Yields log weights of shape ``(S, data of the chunk)`` in float64, chunk after chunk of the data."""
-    batch = vae.check(data)
     rows = _ROWS.get(vae.device.type, _ROWS_ELSEWHERE)
     size = max(1, min(batch.size, rows // min(num_samples, 100)))
     _keep_released_memory()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.kl import analytic_kl
 from pyro_vae.modes import evaluating, isolated
@@ -101,7 +102,7 @@ def rate_distortion(
     _check("rate_distortion", num_samples)
     rate, distortion = [], []
     with evaluating(vae), isolated(seed, "information"):
-        for part in _parts(vae, vae.check(data), "rate and distortion" if progress else None):
+        for part in _parts(vae, evaluated("rate_distortion", vae, data), "rate and distortion" if progress else None):
             q, p = vae.encode(part), vae.prior_given(part)
             sampled, lost = [], []
             for size in _blocks(num_samples, max(1, _ROWS // part.size)):
@@ -193,7 +194,7 @@ def aggregate_posterior(
         information.append(_summary(log_q - log_mixture))
         marginal.append(_summary(log_mixture - log_p))
         rate.append(_summary(log_q - log_p))
-    moments = _moments(vae, vae.check(data))
+    moments = _moments(vae, evaluated("mutual_information", vae, data))
     return AggregatePosterior(*moments, *(_estimate(each, num_samples, seed) for each in (information, marginal, rate)))
 
 
@@ -218,7 +219,7 @@ def _terms(
     vae: VAE, data: Tensor | Batch, num_samples: int, seed: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """log q(z|x), log q(z) and log p(z) at draws from q(z|x), shape ``(S, part of the data)`` each, in float64."""
-    batch = vae.check(data)
+    batch = evaluated("aggregate_posterior", vae, data)
     with evaluating(vae), isolated(seed, "information"):
         posteriors = [vae.encode(part) for part in _parts(vae, batch)]
         parts = _parts(vae, batch, "aggregate posterior" if progress else None)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import kl_divergence
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.families import cells_of
+from pyro_vae.evaluation.data import evaluated
+from pyro_vae.kl import factors
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.moments import centre
 from pyro_vae.vae import VAE
@@ -19,7 +20,7 @@ _CHUNK = 10_000
 @torch.no_grad()
 def posterior_means(vae: VAE, data: Tensor | Batch) -> Tensor:
     """Returns the mean of q(z|x) of each datum, shape ``(N, *latent_shape)``; see `pyro_vae.moments.centre`."""
-    batch = vae.check(data)
+    batch = evaluated("posterior_means", vae, data, weighted=True)
     with evaluating(vae):
         parts = [
             centre(vae.encode(batch.select(slice(start, start + _CHUNK)).to(vae.device, vae.dtype)))
@@ -62,12 +63,12 @@ def kl_per_dimension(vae: VAE, data: Tensor | Batch, num_samples: int = 100, *, 
     Returns:
         Shape ``latent_shape``; None where prior or posterior does not factorise over the dimensions.
     """
-    batch = vae.check(data)
+    batch = evaluated("kl_per_dimension", vae, data)
     total = torch.zeros(vae.latent_shape, device=vae.device, dtype=vae.dtype)
     with evaluating(vae), isolated(seed, "evaluation"):
         for start in range(0, batch.size, _CHUNK):
             part = batch.select(slice(start, start + _CHUNK)).to(vae.device, vae.dtype)
-            q, p = _factors(vae.encode(part)), _factors(vae.prior_given(part))
+            q, p = factors(vae.encode(part)), factors(vae.prior_given(part))
             if q is None or p is None:
                 return None
             try:
@@ -77,9 +78,3 @@ def kl_per_dimension(vae: VAE, data: Tensor | Batch, num_samples: int = 100, *, 
                 kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
             total += kl.sum(0)
     return total / batch.size
-
-
-def _factors(distribution: Distribution) -> Distribution | None:
-    """The independent distributions of the dimensions, where the distribution consists of such."""
-    cells: Distribution = cells_of(distribution)
-    return cells if cells.event_shape == () else None

@@ -12,6 +12,7 @@ from torch.distributions import MultivariateNormal
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.annealed import check_at_least, slices
+from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate, LogMean
 from pyro_vae.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, adapted, hmc_transition, jittered
 from pyro_vae.modes import evaluating, isolated
@@ -45,7 +46,9 @@ def posterior_density_estimator(
     1/p(x) whatever q is, so that the estimate is in expectation too high; where q is the posterior, it is exact.
 
     Only for fewer than 5 latent dimensions. Where the posterior's tails are lighter than a Normal's, the terms have
-    an infinite variance; where the chains, which begin at draws from q(z|x), miss a mode, nothing tells.
+    an infinite variance; where the chains, which begin at draws from the prior, miss a mode, nothing tells.
+    Where one chain's mean
+    carries the estimate (an effective sample size below 2), its error is infinite.
 
     Arguments:
         vae: The VAE; evaluated in evaluation mode, whatever its mode.
@@ -78,7 +81,7 @@ def posterior_density_estimator(
     """
     given = {"num_samples": num_samples, "chains": chains, "burn_in": burn_in, "num_leapfrog": num_leapfrog}
     _check(vae, given)
-    batch = vae.check(data)
+    batch = evaluated(_CALLER, vae, data)
     means, acceptances = [], []
     with torch.no_grad(), evaluating(vae), isolated(seed, "posterior density"):
         for part in slices(batch.size, 2 * chains):
@@ -90,7 +93,8 @@ def posterior_density_estimator(
     mean = LogMean.of(torch.cat(means, dim=1))
     return Estimate.of(
         -mean.value,
-        mean.error,
+        mean.error.where(mean.effective_sample_size >= 2, math.inf),
+        None,
         method="posterior density",
         **given,
         seed=seed,
@@ -122,13 +126,18 @@ def _posterior_samples(
 
     The step sizes adapt to the first C chains alone, so that the other C are independent given these.
     """
-    u = latents.draw_posterior(2 * chains)
+    u = latents.draw_prior(2 * chains)
     latents.log_likelihood(u[:1])  # raises where the data leave the likelihood's support; no move does
     step = u.new_full((latents.batch.size,), FIRST_STEP)
     total, kept = torch.zeros_like(step), []
     for i in tracked(range(burn_in + num_samples), title):
         steps = jittered(step, u.shape[:2])
-        u, acceptance = hmc_transition(latents.log_joint, u, steps, num_leapfrog, len(latents.shape))
+        beta = min(1.0, 2 * (i + 1) / burn_in)  # rises over the first half of the burn-in: no chain starts in a tail
+
+        def log_density(at: Tensor, beta: float = beta) -> Tensor:
+            return latents.log_prior(at) + beta * latents.log_likelihood(at)
+
+        u, acceptance = hmc_transition(log_density, u, steps, num_leapfrog, len(latents.shape))
         if i < burn_in:
             step = adapted(step, acceptance[:chains].mean(0), TARGET_ACCEPTANCE)
         else:

@@ -7,7 +7,8 @@ from typing import ClassVar
 from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, check_count, surrogate
 from pyro_vae.inference.needs import PATHWISE
-from pyro_vae.inference.weights import log_mean_exp, path_log_prob
+from pyro_vae.inference.weights import log_mean_exp, path_log_prob, root_of
+from pyro_vae.posteriors import Pushed
 from pyro_vae.vae import VAE
 
 
@@ -45,12 +46,16 @@ class DReG(Inference):
     def loss(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the bound; see `Loss`."""
         q = vae.encode(batch)
-        z = q.rsample((self.num_particles,)).clone()  # no transform's cache may lead round z
+        z = q.rsample((self.num_particles,))
+        if not isinstance(q, Pushed):
+            z = z.clone()  # no transform's cache may lead round z
         log_weights = vae.log_joint(z, batch) - path_log_prob(q, z)
         share = log_weights.detach().softmax(0)
-        if z.requires_grad:
-            # What reaches z carries one factor of the share already; this is the second.
-            z.register_hook(lambda gradient: gradient * share.reshape(*share.shape, *(1 for _ in vae.latent_shape)))
+        root = root_of(q, z)
+        if root.requires_grad:
+            # What reaches it carries one factor of the share already; this is the second.
+            shape = (*share.shape, *(1 for _ in root.shape[share.dim() :]))
+            root.register_hook(lambda gradient: gradient * share.reshape(shape))
         bound = batch.mean(log_mean_exp(log_weights.detach()))
         followed = batch.mean((share * log_weights).sum(0)) + vae.log_parameter_prior_per_datum()
         return Loss(surrogate(-(bound + vae.log_parameter_prior_per_datum()), -followed), bound)

@@ -9,7 +9,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.errors import InputError
 from pyro_vae.inference.inference import Inference, Loss, check_choice, check_count, check_number
 from pyro_vae.inference.needs import PATHWISE
 from pyro_vae.kl import kl
@@ -63,11 +62,13 @@ class MMD(Inference):
         shape = (self.num_particles,) if p.batch_shape else (self.num_particles, batch.size)
         draws = p.rsample(shape) if p.has_rsample else p.sample(shape)
         reconstruction, divergence = batch.mean(vae.log_likelihood(z, batch)), batch.mean(kl(q, p, z))
-        discrepancy = self.discrepancy(z.flatten(2), draws.flatten(2), _scale(p), batch.weight)
+        discrepancy = self.discrepancy(z.flatten(2), draws.flatten(2), _scale(p), batch.weight, p.batch_shape != ())
         value = self.weight * discrepancy + self.kl_weight * divergence - reconstruction
         return Loss(value - vae.log_parameter_prior_per_datum(), (reconstruction - divergence).detach())
 
-    def discrepancy(self, z: Tensor, draws: Tensor, scale: Tensor, weight: Tensor | None = None) -> Tensor:
+    def discrepancy(
+        self, z: Tensor, draws: Tensor, scale: Tensor, weight: Tensor | None = None, paired: bool = False
+    ) -> Tensor:
         """Returns the unbiased estimate of the squared maximum mean discrepancy, mean over K, a scalar.
 
         Arguments:
@@ -75,20 +76,18 @@ class MMD(Inference):
             draws: Draws from p, shape ``(K, B, L)``.
             scale: C of the kernel, a scalar.
             weight: Of each datum of z, shape ``(B,)``.
-
-        Raises:
-            InputError: Where B is 1: a single datum tells nothing of a distribution.
+            paired: Whether the draws are of the data's own priors, and so have the data's weights.
         """
         n = z.shape[1]
-        if n < 2:
-            raise InputError("MMD: needs batches of at least 2 data, got 1; choose another batch_size.")
+        pairs_in_all = max(n * (n - 1), 1)  # a single datum has none
         apart = 1 - torch.eye(n, device=z.device, dtype=z.dtype)
-        weight = torch.ones(n, device=z.device, dtype=z.dtype) if weight is None else weight
-        pairs = weight * weight.unsqueeze(-1) * apart
-        within_q = (self._kernel(z, z, scale) * pairs).sum((-2, -1)) / (n * (n - 1))
-        within_p = (self._kernel(draws, draws, scale) * apart).sum((-2, -1)) / (n * (n - 1))
-        between = (self._kernel(z, draws, scale) * weight.unsqueeze(-1)).mean((-2, -1))
-        return (within_q + within_p - 2 * between).mean()
+        ones = torch.ones(n, device=z.device, dtype=z.dtype)
+        of_z = ones if weight is None else weight
+        of_draws = of_z if paired else ones
+        within_q = (self._kernel(z, z, scale) * torch.outer(of_z, of_z) * apart).sum((-2, -1)) / pairs_in_all
+        within_p = (self._kernel(draws, draws, scale) * torch.outer(of_draws, of_draws) * apart).sum((-2, -1))
+        between = (self._kernel(z, draws, scale) * torch.outer(of_z, of_draws)).mean((-2, -1))
+        return (within_q + within_p / pairs_in_all - 2 * between).mean()
 
     def _kernel(self, a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
         squared = (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)

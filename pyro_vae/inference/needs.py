@@ -36,7 +36,7 @@ def differentiable_likelihood(algorithm: str, vae: VAE) -> None:
     if gradient is None:
         raise InputError(
             f"{algorithm}: needs a likelihood whose log-density is differentiable in z, and no gradient reaches z; use "
-            "score-function, rws or wake-sleep, or a decoder without detach() or rounding."
+            "score-function, rws or wake-sleep, or a decoder without detach()."
         )
 
 

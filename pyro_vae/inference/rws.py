@@ -10,7 +10,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, check_count, check_number, surrogate
 from pyro_vae.inference.needs import unshared
 from pyro_vae.inference.wake_sleep import sleep_loss
-from pyro_vae.inference.weights import log_mean_exp
+from pyro_vae.inference.weights import fixed_log_prob, log_mean_exp
 from pyro_vae.vae import VAE
 
 
@@ -50,7 +50,7 @@ class RWS(Inference):
         q = vae.encode(batch)
         with torch.no_grad():
             z = q.sample((self.num_particles,))
-        log_q, log_joint = q.log_prob(z), vae.log_joint(z, batch)
+        log_q, log_joint = fixed_log_prob(q, z), vae.log_joint(z, batch)
         log_weights = (log_joint - log_q).detach()
         bound = batch.mean(log_mean_exp(log_weights))
         share = log_weights.softmax(0)

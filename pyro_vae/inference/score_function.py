@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.inference.inference import Inference, Loss, check_choice, check_count, surrogate
+from pyro_vae.inference.weights import fixed_log_prob
 from pyro_vae.vae import VAE
 
 BASELINES = ("none", "running", "leave-one-out")
@@ -58,7 +59,7 @@ class ScoreFunction(Inference):
         """Returns minus the ELBO, with the gradient above; see `Loss`."""
         q = vae.encode(batch)
         z = q.sample((self.num_particles,))
-        log_q, log_joint = q.log_prob(z), vae.log_joint(z, batch)
+        log_q, log_joint = fixed_log_prob(q, z), vae.log_joint(z, batch)
         log_weights = (log_joint - log_q).detach()
         signal = log_weights - self._baseline(log_weights)
         elbo = batch.mean(log_weights)

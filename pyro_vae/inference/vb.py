@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
@@ -71,8 +72,11 @@ class VB(Inference):
             self.check(vae)
         mean = _trained(vae)
         scale = {name: self.log_scales[_key(name)].exp() for name in mean}
-        drawn = {f"vae.{name}": m + scale[name] * torch.randn_like(m) for name, m in mean.items()}
-        elbo: Tensor = functional_call(_ELBO(vae), drawn, (batch, self.num_particles))
+        drawn = {id(m): m + scale[name] * torch.randn_like(m) for name, m in mean.items()}
+        with _replaced(vae, drawn):
+            q = vae.encode(batch)
+            z = q.rsample((self.num_particles,))
+            elbo = batch.mean(vae.log_likelihood(z, batch)) - batch.mean(kl(q, vae.prior_given(batch), z))
         divergence = sum((self._kl(m, scale[name]) for name, m in mean.items()), torch.zeros_like(elbo))
         divergence = divergence / (vae.size or 1)
         if self.training:
@@ -113,17 +117,22 @@ class VB(Inference):
         return f"VB({self.extra_repr()})"  # without the parameters of q(theta)
 
 
-class _ELBO(nn.Module):
-    """The ELBO as a module, whose parameters `functional_call` can replace."""
-
-    def __init__(self, vae: VAE) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, batch: Batch, num_particles: int) -> Tensor:
-        q = self.vae.encode(batch)
-        z = q.rsample((num_particles,))
-        return batch.mean(self.vae.log_likelihood(z, batch)) - batch.mean(kl(q, self.vae.prior_given(batch), z))
+@contextmanager
+def _replaced(vae: VAE, tensors: dict[int, Tensor]) -> Iterator[None]:
+    """Puts tensors in place of parameters, given by their identity, wherever in the VAE these stand."""
+    places = [
+        (module, name, parameter)
+        for module in vae.modules()
+        for name, parameter in module._parameters.items()
+        if id(parameter) in tensors
+    ]
+    try:
+        for module, name, parameter in places:
+            module._parameters[name] = tensors[id(parameter)]  # type: ignore[assignment]
+        yield
+    finally:
+        for module, name, parameter in places:
+            module._parameters[name] = parameter
 
 
 def _trained(vae: VAE) -> dict[str, nn.Parameter]:

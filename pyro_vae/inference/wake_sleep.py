@@ -62,4 +62,9 @@ def sleep_loss(vae: VAE, batch: Batch) -> Tensor:
         p = vae.prior_given(batch)
         z = p.sample() if p.batch_shape else p.sample((batch.size,))
         dreams = batch._replace(x=vae.decode(z, batch).sample())
-    return -batch.mean(vae.encode(dreams).log_prob(z))
+    statistics = [(buffer, buffer.clone()) for buffer in vae.posterior.buffers()]
+    log_q = vae.encode(dreams).log_prob(z)
+    with torch.no_grad():  # running statistics are those of data, not of dreams
+        for buffer, before in statistics:
+            buffer.copy_(before)
+    return -batch.mean(log_q)

@@ -7,10 +7,33 @@ import math
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pyro_vae.posteriors import Pushed
+
 
 def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
     """Returns the log of the mean of the weights along a dimension."""
     return log_weights.logsumexp(dim) - math.log(log_weights.shape[dim])
+
+
+def fixed_log_prob(q: TorchDistribution, z: Tensor) -> Tensor:
+    """Returns log q(z|x) at fixed z, whose gradient reaches all of phi.
+
+    Arguments:
+        q: Batch shape ``(B,)``.
+        z: Draws from q, shape ``(K, B, *latent_shape)``; detached here.
+
+    Returns:
+        Shape ``(K, B)``.
+    """
+    if isinstance(q, Pushed):
+        return q.fixed_log_prob(z)
+    # A copy is unknown to a flow's cache, which would lead round those parameters of phi that invert z.
+    return q.log_prob(z.detach().clone())
+
+
+def root_of(q: TorchDistribution, z: Tensor) -> Tensor:
+    """Returns that through which all paths lead from phi to z: z, or the u that is pushed onto z."""
+    return q.preimage(z) if isinstance(q, Pushed) else z
 
 
 def path_log_prob(q: TorchDistribution, z: Tensor) -> Tensor:
@@ -28,5 +51,5 @@ def path_log_prob(q: TorchDistribution, z: Tensor) -> Tensor:
 
     Reference: Roeder, Wu and Duvenaud, "Sticking the landing", 2017, equation 8.
     """
-    at_fixed_z = q.log_prob(z.detach())
+    at_fixed_z = fixed_log_prob(q, z)
     return q.log_prob(z) - (at_fixed_z - at_fixed_z.detach())

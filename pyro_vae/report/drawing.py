@@ -88,7 +88,7 @@ def panels(titles: Sequence[str], height: float, *, bottom: float = 0.45) -> tup
         shared = drawn[0] if drawn else None
         axes = figure.add_subplot(down, across, index + 1, sharex=shared, sharey=shared)
         style(axes)
-        axes.set_title(textwrap.fill(title, _CHARACTERS // across), fontsize=TEXT, parse_math=False)
+        axes.set_title(textwrap.fill(str(title), _CHARACTERS // across), fontsize=TEXT, parse_math=False)
         axes.tick_params(labelleft=index % across == 0, labelbottom=index + across >= n)
         drawn.append(axes)
     return figure, drawn

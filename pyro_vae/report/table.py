@@ -249,7 +249,7 @@ def _rows(columns: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
 
 
 # Of a label in a terminal, beyond which it is folded.
-_LABEL = 22
+_LABEL = 16
 
 
 def _rich(text: TableText) -> Table:

@@ -1,0 +1,34 @@
+r"""The data that an evaluation is given."""
+
+from __future__ import annotations
+
+import pyro
+from torch import Tensor
+
+from pyro_vae.batch import Batch
+from pyro_vae.errors import InputError
+from pyro_vae.minibatches import check_values
+from pyro_vae.vae import VAE
+
+
+def evaluated(caller: str, vae: VAE, data: Tensor | Batch, *, weighted: bool = False) -> Batch:
+    """Returns the data as a `Batch`, after a look at every value.
+
+    Arguments:
+        caller: Who asks; begins the message of an error.
+        vae: The VAE.
+        data: Shape ``(N, *event_shape)``, or a `Batch`.
+        weighted: Whether the caller heeds weights.
+
+    Raises:
+        InputError: For data that do not fit the VAE, are not finite or (while Pyro validates) outside the
+            likelihood's support; and for weights that would be ignored.
+    """
+    batch = vae.check(data)
+    if batch.weight is not None and not weighted:
+        raise InputError(
+            f"{caller}: takes no weights, and the batch has some; pass batch._replace(weight=None), and weigh the "
+            "`pointwise` values of the result."
+        )
+    check_values(vae, batch, pyro.distributions.is_validation_enabled(), caller)
+    return batch

@@ -1,0 +1,117 @@
+"""Posteriors that are pushed onto a bounded support: their densities in float32, and every algorithm's gradient."""
+
+from __future__ import annotations
+
+import copy
+
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_vae import VAE, Conditional, Fixed, Learned, mlp
+from pyro_vae.errors import InputError
+from pyro_vae.evaluation import log_marginal
+from pyro_vae.inference import ALGORITHMS, RWS, STL, DReG, ScoreFunction
+from pyro_vae.inference.weights import fixed_log_prob, path_log_prob
+from pyro_vae.posteriors import Pushed
+
+
+def dirichlet_vae() -> VAE:
+    """Whose prior piles up at the corners, and whose posterior reaches far into them."""
+    torch.manual_seed(0)
+    vae = VAE(
+        Conditional(dist.Dirichlet, (3,), concentration=Fixed([0.3, 0.3, 0.3])),
+        Conditional(dist.Bernoulli, (6,), given=mlp(3, 7)),
+    )
+    with torch.no_grad():
+        vae.posterior.base.head.bias.copy_(torch.tensor([3.0, 2.0, 1.5, 1.5]))
+    return vae
+
+
+X = (torch.rand(50, 6, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+
+
+def test_in_single_precision_a_corner_of_the_simplex_has_the_right_weight() -> None:
+    vae = dirichlet_vae()
+    single = log_marginal(vae, X, 20_000)
+    double = log_marginal(copy.deepcopy(vae).double(), X.double(), 20_000)
+    assert float(single.pointwise.max()) < 0  # a log-probability
+    error = (single.standard_error**2 + double.standard_error**2) ** 0.5
+    assert abs(single.value - double.value) < 5 * error + 1e-3
+
+
+def test_the_density_of_a_draw_is_that_at_its_own_u() -> None:
+    base = dist.Normal(torch.full((2, 3), 30.0), 1.0).to_event(1)
+    q = Pushed(base, [torch.distributions.transforms.SigmoidTransform()])
+    z = q.rsample((4,))
+    u = q.preimage(z)
+    assert len(z.unique()) == 1  # rounded: nothing could tell u from z
+    expected = base.log_prob(u) - (nn.functional.logsigmoid(u) + nn.functional.logsigmoid(-u)).sum(-1)
+    torch.testing.assert_close(q.log_prob(z), expected)
+    torch.testing.assert_close(q.fixed_log_prob(z), expected)
+    inside = torch.full((2, 3), 0.25)
+    plain = dist.TransformedDistribution(base, [torch.distributions.transforms.SigmoidTransform()])
+    torch.testing.assert_close(q.log_prob(inside), plain.log_prob(inside))
+
+
+class Affine(nn.Module):
+    """q(z|x) through a transform whose parameters are phi, with or without a cache, as Pyro's flows have."""
+
+    def __init__(self, cache_size: int) -> None:
+        super().__init__()
+        self.cache_size, self.head = cache_size, nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> dist.TransformedDistribution:
+        m, s = self.head(x).chunk(2, dim=-1)
+        base = dist.Normal(torch.zeros_like(m), 1.0).to_event(1)
+        transform = torch.distributions.transforms.AffineTransform(m, (s / 4).exp(), 1, self.cache_size)
+        return dist.TransformedDistribution(base, [transform])
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_transforms_cache_changes_no_gradient(name: str) -> None:
+    gradients = []
+    for cache_size in (0, 1):
+        torch.manual_seed(0)
+        prior = Conditional(dist.Normal, (2,), loc=Learned(0.1, shape=(2,)), scale=Fixed(1.0))
+        likelihood = Conditional(dist.Bernoulli, (6,), given=mlp(2, 7))
+        vae, inference = VAE(prior, likelihood, Affine(cache_size), size=50).double(), ALGORITHMS[name]()
+        try:
+            inference.check(vae)
+        except InputError as refusal:
+            pytest.skip(str(refusal))
+        torch.manual_seed(1)
+        for loss in inference.losses(vae, X.double()):
+            if loss.value.requires_grad:
+                loss.value.backward()
+        gradients.append([p.grad for p in vae.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("inference", [STL(), DReG(), RWS(), ScoreFunction()], ids=lambda i: i.name)
+def test_pushed_and_plain_transformed_posteriors_have_the_same_gradient(inference, monkeypatch) -> None:
+    """In double precision, where the inverse is exact enough."""
+
+    def gradient() -> list[Tensor]:
+        vae = dirichlet_vae().double()
+        with torch.no_grad():
+            vae.posterior.base.head.bias.zero_()
+        torch.manual_seed(2)
+        (loss,) = inference.losses(vae, X.double())
+        return list(torch.autograd.grad(loss.value, list(vae.phi.values())))
+
+    pushed = gradient()
+    monkeypatch.setattr("pyro_vae.posteriors.Pushed", dist.TransformedDistribution)
+    for one, other in zip(pushed, gradient(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
+
+
+def test_path_and_fixed_densities_have_the_value_of_the_density() -> None:
+    q = dirichlet_vae().encode(X)
+    z = q.rsample((5,))
+    torch.testing.assert_close(path_log_prob(q, z), q.log_prob(z))
+    torch.testing.assert_close(fixed_log_prob(q, z), q.log_prob(z))
