@@ -14,7 +14,7 @@ import torch
 from linear_gaussian import LinearGaussian
 from torch import Tensor, nn
 
-from pyro_vae import VAE, Conditional, Fixed, Learned, evaluation
+from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, evaluation
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import Estimate
 from pyro_vae.inference import AEVB
@@ -28,13 +28,13 @@ EVALUATIONS: dict[str, Callable[[VAE, Tensor, int], list[Estimate | Tensor]]] = 
     "annealed_importance_sampling": lambda vae, x, seed: [
         evaluation.annealed_importance_sampling(vae, x, 4, 3, num_leapfrog=2, seed=seed)
     ],
-    "bidirectional_monte_carlo": lambda vae, x, seed: bidirectional(vae, len(x), seed),
+    "bidirectional_monte_carlo": lambda vae, x, seed: bidirectional(vae, 25, seed),
     "posterior_density_estimator": lambda vae, x, seed: [
         evaluation.posterior_density_estimator(vae, x, 20, chains=4, burn_in=3, num_leapfrog=2, seed=seed)
     ],
     "inference_gap": lambda vae, x, seed: gap(vae, x, seed),
     "simulation_based_calibration": lambda vae, x, seed: [
-        evaluation.simulation_based_calibration(vae, len(x), 9, seed=seed).ranks
+        evaluation.simulation_based_calibration(vae, 25, 9, seed=seed).ranks
     ],
     "rate_distortion": lambda vae, x, seed: rates(vae, x, seed),
     "mutual_information": lambda vae, x, seed: [evaluation.mutual_information(vae, x, 5, seed=seed)],
@@ -143,3 +143,42 @@ def test_data_that_do_not_fit_are_refused(name: str) -> None:
     if name not in SIMULATES:
         with pytest.raises(InputError, match=r"expected data of shape \(B, 5\)"):
             EVALUATIONS[name](vae_with_modes(), torch.zeros(4, 6), 0)
+
+
+@ALL
+def test_values_that_are_not_finite_are_refused(name: str) -> None:
+    if name not in SIMULATES:
+        x = X.clone()
+        x[3, 1] = torch.nan
+        with pytest.raises(InputError, match=r"the value nan in row 3, column 1"):
+            EVALUATIONS[name](vae_with_modes(), x, 0)
+
+
+WEIGHTED = {"log_marginal", "elbo", "gradient_variance", "posterior_means", "active_units"}
+
+
+@ALL
+def test_weights_are_heeded_or_refused(name: str) -> None:
+    if name in SIMULATES:
+        return
+    vae, weight = vae_with_modes(), torch.cat([torch.full((5,), 5.0), torch.zeros(20)])
+    batch = Batch(X, weight=weight)
+    if name not in WEIGHTED:
+        with pytest.raises(InputError, match="takes no weights"):
+            EVALUATIONS[name](vae, batch, 0)
+        return
+    for result in EVALUATIONS[name](vae, batch, 0):
+        if isinstance(result, Estimate):
+            assert result.value == pytest.approx(float(result.pointwise[:5].mean()))
+            assert result.sampling_error > 0
+
+
+def test_a_difference_of_estimates_is_paired() -> None:
+    a = Estimate.of(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.3, 0.0, 0.0]))
+    b = Estimate.of(torch.tensor([0.5, 1.5, 5.5]), torch.tensor([0.4, 0.0, 0.0]))
+    difference = a - b
+    assert difference.pointwise.tolist() == [0.5, 0.5, 0.5]
+    assert difference.sampling_error == 0
+    assert difference.standard_error == pytest.approx(0.5 / 3)
+    with pytest.raises(InputError, match="of the same data"):
+        a - Estimate.of(torch.zeros(2), torch.zeros(2))

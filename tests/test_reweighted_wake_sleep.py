@@ -186,3 +186,19 @@ def test_dreams_take_the_context_and_the_mask_of_the_batch() -> None:
     weight = slopes[list(vae.phi).index("posterior.head.weight")]
     assert bool((weight[:, 1] == 0).all())  # the hidden cell
     assert bool((weight[:, [0, 2]] != 0).all())
+
+
+@pytest.mark.parametrize("inference", [RWS(), WakeSleep()], ids=lambda i: i.name)
+def test_running_statistics_are_those_of_data_not_of_dreams(inference) -> None:
+    def statistics(seed: int) -> list[Tensor]:
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 4))
+        prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+        likelihood = Conditional(dist.Normal, (5,), given=mlp(2), scale=Fixed(1.0))
+        vae = VAE(prior, likelihood, Conditional(dist.Normal, (2,), given=encoder))
+        torch.manual_seed(seed)
+        for loss in inference.losses(vae, 5 + torch.linspace(-1, 1, 50).reshape(10, 5)):
+            loss.value.backward()
+        return [buffer.clone() for buffer in vae.posterior.buffers()]
+
+    assert all(torch.equal(a, b) for a, b in zip(statistics(1), statistics(2), strict=True))  # other dreams

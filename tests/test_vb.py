@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 
+import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import Encoder, LinearGaussian
 from replicas import all_losses, seeded
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from z_test import assert_mean
 
-from pyro_vae import VAE, fit
+from pyro_vae import VAE, Conditional, Fixed, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import VB
 
@@ -129,3 +130,38 @@ def test_a_vae_of_another_shape_is_refused() -> None:
 def test_scales_are_positive(name: str, bad: object) -> None:
     with pytest.raises(InputError, match=rf"^VB: `{name}` is a number of at least 1e-06, got"):
         VB(**{name: bad})  # type: ignore[arg-type]
+
+
+class Twice(nn.Module):
+    """A likelihood that holds one layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(2, 2)
+        self.b = self.a
+        self.out = Conditional(dist.Normal, (5,), given=mlp(2), scale=Fixed(1.0))
+
+    def forward(self, z: Tensor) -> dist.TorchDistribution:
+        return self.out(self.b(self.a(z).tanh()))
+
+
+def test_a_layer_with_two_names_is_drawn_once_and_put_back() -> None:
+    torch.manual_seed(0)
+    prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+    vae, inference = VAE(prior, Twice(), Conditional(dist.Normal, (2,), given=mlp(5)), size=20), VB()
+    before = dict(vae.named_parameters())
+    fit(vae, torch.randn(20, 5), inference, optimizer=lambda p: torch.optim.SGD(p, lr=1e-3), steps=3, batch_size=10)
+    assert list(dict(vae.named_parameters())) == list(before)
+    assert all(parameter is before[name] for name, parameter in vae.named_parameters())
+    assert vae.likelihood.a.weight is vae.likelihood.b.weight
+
+
+def test_a_draw_has_a_theta_of_its_own_and_the_same_posterior() -> None:
+    torch.manual_seed(0)
+    prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+    vae, inference = VAE(prior, Twice(), Conditional(dist.Normal, (2,), given=mlp(5)), size=20), VB(initial_scale=0.1)
+    draws = [inference.draw(vae) for _ in range(2000)]
+    mean = torch.stack([draw.likelihood.a.weight for draw in draws])
+    assert_mean(mean, vae.likelihood.a.weight)
+    assert_mean((mean - vae.likelihood.a.weight).square(), torch.full((2, 2), 0.01))
+    assert all(torch.equal(p, q) for p, q in zip(draws[0].phi.values(), vae.phi.values(), strict=True))

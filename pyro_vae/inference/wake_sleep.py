@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
 from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, Phase
@@ -62,9 +63,8 @@ def sleep_loss(vae: VAE, batch: Batch) -> Tensor:
         p = vae.prior_given(batch)
         z = p.sample() if p.batch_shape else p.sample((batch.size,))
         dreams = batch._replace(x=vae.decode(z, batch).sample())
-    statistics = [(buffer, buffer.clone()) for buffer in vae.posterior.buffers()]
-    log_q = vae.encode(dreams).log_prob(z)
-    with torch.no_grad():  # running statistics are those of data, not of dreams
-        for buffer, before in statistics:
-            buffer.copy_(before)
-    return -batch.mean(log_q)
+    # Copies of the buffers, since running statistics are those of data, not of dreams.
+    buffers = {name: buffer.clone() for name, buffer in vae.posterior.named_buffers()}
+    given = vae.posterior_input(vae.check(dreams))
+    q = functional_call(vae.posterior, buffers, (given,), tie_weights=False)
+    return -batch.mean(q.log_prob(z))
