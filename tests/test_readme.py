@@ -55,6 +55,22 @@ def test_the_estimators_differences_are_the_committed_results(epochs):
     assert row in README
 
 
+def test_the_nine_algorithms_are_the_committed_result():
+    result = json.loads((ROOT / "benchmarks" / "results" / "digits_nine_algorithms.json").read_text())
+    assert result["environment"]["command"] in README.replace("\n", " ")
+    checks = result["posterior_checks"]
+    for run in result["runs"]:
+        name, annealed = run["algorithm"], run["log_marginal_method"] == "annealed importance sampling"
+        gap, phi = checks["gaps"].get(name), checks["gradients"][name].get("phi")
+        cells = [
+            "-" if run["elbo"] is None else f"{run['elbo']:.2f}",
+            f"{run['log_marginal']:.2f}" + (" (AIS)" if annealed else ""),
+            "-" if gap is None else f"{gap['approximation']['mean']:.2f} + {gap['amortization']['mean']:.2f}",
+            "-" if phi is None else f"{phi['signal_to_noise']['mean']:.2f}",
+        ]
+        assert f"| `{name}` | {' | '.join(cells)} |" in README
+
+
 def test_the_gradients_noise_is_the_committed_result():
     phi = json.loads((ROOT / "benchmarks" / "results" / "gradient_noise.json").read_text())["phi"]
     rows = re.findall(
