@@ -51,6 +51,11 @@ class Pushed(dist.TransformedDistribution):
         extra = log_jacobian.dim() - log_density.dim()
         return log_density - (log_jacobian.flatten(-extra).sum(-1) if extra else log_jacobian)
 
+    def constrain(self, u: Tensor) -> Tensor:
+        """Returns z = T(u)."""
+        z: Tensor = self.transforms[0](u)
+        return z
+
     def preimage(self, value: Tensor) -> Tensor:
         """Returns u with T(u) = z."""
         if self._last is not None and value is self._last[1]:
@@ -59,7 +64,7 @@ class Pushed(dist.TransformedDistribution):
         return u_of_value
 
     def _remembered(self, u: Tensor) -> Tensor:
-        z: Tensor = self.transforms[0](u)
+        z = self.constrain(u)
         self._last = (u, z)
         return z
 

@@ -55,6 +55,21 @@ def test_the_density_of_a_draw_is_that_at_its_own_u() -> None:
     torch.testing.assert_close(q.log_prob(inside), plain.log_prob(inside))
 
 
+@pytest.mark.parametrize("name", ["wake-sleep", "rws", "mcem", "vb"])
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_support_that_depends_on_theta_is_refused_by_those_that_part_theta_from_phi(name: str, learned: bool) -> None:
+    scale = Learned(1.0) if learned else Fixed(1.0)
+    prior = Conditional(dist.Pareto, (2,), scale=scale, alpha=Fixed(3.0))  # z > scale
+
+    vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 7)), size=50)
+    ALGORITHMS["aevb"]().check(vae)
+    if not learned:
+        ALGORITHMS[name]().check(vae)
+        return
+    with pytest.raises(InputError, match=r"support, which depends on.*use aevb"):
+        ALGORITHMS[name]().check(vae)
+
+
 class Affine(nn.Module):
     """q(z|x) through a transform whose parameters are phi, with or without a cache, as Pyro's flows have."""
 

@@ -10,6 +10,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.hmc import Latents
 from pyro_vae.kl import analytic_kl, kl_of_dimensions
 from pyro_vae.modes import evaluating, isolated
+from pyro_vae.posteriors import Pushed
 from pyro_vae.vae import VAE
 
 
@@ -50,6 +51,14 @@ def unshared(algorithm: str, vae: VAE) -> None:
                 f"{algorithm}: the {part} shares `{shared[0]}` with the posterior, so that neither can be moved alone; "
                 "use aevb."
             )
+    with evaluating(vae), torch.enable_grad():
+        q = vae.encode(vae.probe_batch())
+        moved = isinstance(q, Pushed) and q.constrain(torch.zeros_like(q.base_dist.sample())).requires_grad
+    if moved:
+        raise InputError(
+            f"{algorithm}: the posterior is pushed onto the prior's support, which depends on the prior's parameters, "
+            "so that these move the posterior too; use aevb, or fix the parameters that bound the support."
+        )
 
 
 def movable_latents(algorithm: str, vae: VAE) -> None:
