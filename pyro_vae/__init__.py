@@ -2,12 +2,13 @@
 
 from pyro_vae.batch import Batch
 from pyro_vae.comparison import compare
-from pyro_vae.conditional import Conditional, Fixed, Learned, Network
+from pyro_vae.conditional import Conditional
 from pyro_vae.diagnostics import to_arviz
 from pyro_vae.evaluation import Estimate
 from pyro_vae.experiment import Experiment
 from pyro_vae.networks import conv_decoder, conv_encoder, mlp
 from pyro_vae.run_folder import load, load_inference
+from pyro_vae.sources import Fixed, Learned, Network
 from pyro_vae.training import History, fit
 from pyro_vae.vae import VAE
 

@@ -14,9 +14,10 @@ from pyro.distributions import TorchDistribution
 from torch import nn
 from torch.distributions import transforms
 
-from pyro_vae.conditional import Conditional, Fixed, Learned, Network, Source
+from pyro_vae.conditional import Conditional
 from pyro_vae.errors import near_match
 from pyro_vae.experiment.named import Strict
+from pyro_vae.sources import Fixed, Learned, Network, Source
 
 FAMILIES: dict[str, type[TorchDistribution]] = {
     name: member
