@@ -28,7 +28,7 @@ from pyro_vae.inference import Inference
 from pyro_vae.minibatches import check_values
 from pyro_vae.modes import isolated
 from pyro_vae.posterior_checks import PosteriorChecks, check_posteriors
-from pyro_vae.statistics import Interval, interval
+from pyro_vae.statistics import Interval, finite_or_none, interval
 from pyro_vae.training import History, fit
 from pyro_vae.vae import VAE
 
@@ -295,17 +295,12 @@ def _difference(metric: str, mine: Run, its: Run) -> float:
 
 
 def _plain(value: Interval) -> dict[str, float | int | None]:
-    return {"mean": _number(value.mean), "half_width": _number(value.half_width), "n": value.n}
-
-
-def _number(value: float) -> float | None:
-    """A number as JSON has it: null where it is not finite."""
-    return value if math.isfinite(value) else None
+    return {"mean": finite_or_none(value.mean), "half_width": finite_or_none(value.half_width), "n": value.n}
 
 
 def _run_record(run: Run) -> dict[str, Any]:
     record: dict[str, Any] = {"algorithm": run.algorithm, "seed": run.seed}
-    record |= {name: _number(x) for name, x in {**run.metrics(), **run.errors()}.items()}
+    record |= {name: finite_or_none(x) for name, x in {**run.metrics(), **run.errors()}.items()}
     if run.elbo is not None:
         record["elbo_num_samples"] = run.elbo.diagnostics["num_samples"]
     if run.log_marginal is not None:
@@ -315,6 +310,6 @@ def _run_record(run: Run) -> dict[str, Any]:
         record |= {f"log_marginal_{key}": about[key] for key in keys if key in about}
         if (k := about.get("pareto_k")) is not None:
             record["pareto_k_above_0.7"] = float((k > 0.7).double().mean())
-            record["pareto_k_median"] = _number(float(k.nanmedian()))
+            record["pareto_k_median"] = finite_or_none(float(k.nanmedian()))
     record |= {"steps": run.history.steps, "stopped": run.history.stopped, "remark": run.history.remark}
     return record

@@ -2,7 +2,6 @@ r"""What is wrong with each algorithm's posterior, and how noisy the gradients a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +20,7 @@ from pyro_vae.evaluation import (
     simulation_based_calibration,
 )
 from pyro_vae.inference import Inference
-from pyro_vae.statistics import Interval
+from pyro_vae.statistics import Interval, finite_or_none
 from pyro_vae.vae import VAE
 
 # Data simulated for the calibration, and gradients drawn of each algorithm.
@@ -119,13 +118,9 @@ def check_posteriors(
 
 
 def _estimate(estimate: Estimate) -> dict[str, float | None]:
-    errors = {name: _number(getattr(estimate, name)) for name in ("standard_error", "sampling_error")}
-    return {"mean": _number(estimate.value), **errors}
+    errors = {name: finite_or_none(getattr(estimate, name)) for name in ("standard_error", "sampling_error")}
+    return {"mean": finite_or_none(estimate.value), **errors}
 
 
 def _interval(value: Interval) -> dict[str, float | None]:
-    return {"mean": _number(value.mean), "half_width": _number(value.half_width)}
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return {"mean": finite_or_none(value.mean), "half_width": finite_or_none(value.half_width)}

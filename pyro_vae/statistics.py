@@ -9,6 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 
+def finite_or_none(value: float) -> float | None:
+    """Returns a number as JSON has it: None, its null, where it is not finite."""
+    return value if math.isfinite(value) else None
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean over seeds with its Student-t interval.
