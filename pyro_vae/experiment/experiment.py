@@ -10,44 +10,22 @@ import pyro
 import torch
 from pydantic import (
     Field,
-    GetJsonSchemaHandler,
     PositiveFloat,
     PositiveInt,
     ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_core import CoreSchema
 
 from pyro_vae import datasets
 from pyro_vae.errors import InputError, near_match
+from pyro_vae.experiment.data import DataSpec, Seed
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.experiment.named import InferenceSpec, OptimizerSpec, ScheduleSpec, Strict
 from pyro_vae.experiment.network import NetworkSpec
 from pyro_vae.experiment.yaml_file import read_yaml, write_yaml
 from pyro_vae.parameter_prior import ParameterPrior
 from pyro_vae.vae import VAE
-
-_Seed = Annotated[int, Field(ge=0)]
-
-
-class DataSpec(Strict):
-    """A data set's name or a file's path, and how it is prepared; see `pyro_vae.datasets.load`."""
-
-    name: str
-    binarisation: Literal["none", "static", "dynamic", "threshold"] | None = None
-    scaling: Literal["none", "unit", "standardise"] | None = None
-    split: list[float] | None = None
-    seed: _Seed = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str | os.PathLike) else value
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"anyOf": [{"type": "string"}, handler.resolve_ref_schema(handler(core))]}
 
 
 class Networks(Strict):
@@ -150,7 +128,7 @@ class Experiment(Strict):
     )
     training: Training = Field(default_factory=lambda: Training(epochs=50))
     evaluation: Evaluation = Evaluation()
-    seeds: Annotated[list[_Seed], Field(min_length=1)] = Field(default_factory=lambda: [0, 1, 2])
+    seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default_factory=lambda: [0, 1, 2])
     device: str = "auto"
 
     @field_validator("seeds", mode="before")

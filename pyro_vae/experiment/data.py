@@ -1,0 +1,32 @@
+r"""The data in an experiment file: ``digits`` or ``{name: table.csv, scaling: standardise}``."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
+
+from pyro_vae.experiment.named import Strict
+
+Seed = Annotated[int, Field(ge=0)]
+
+
+class DataSpec(Strict):
+    """A data set's name or a file's path, and how it is prepared; see `pyro_vae.datasets.load`."""
+
+    name: str
+    binarisation: Literal["none", "static", "dynamic", "threshold"] | None = None
+    scaling: Literal["none", "unit", "standardise"] | None = None
+    split: list[float] | None = None
+    seed: Seed = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str | os.PathLike) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [{"type": "string"}, handler.resolve_ref_schema(handler(core))]}
