@@ -6,11 +6,15 @@ from pyro_vae.conditional import Conditional
 from pyro_vae.diagnostics import to_arviz
 from pyro_vae.evaluation import Estimate
 from pyro_vae.experiment import Experiment
+from pyro_vae.flow import Flow
+from pyro_vae.hierarchy import Hierarchy, Reads
+from pyro_vae.mixture import Mixture
 from pyro_vae.networks import conv_decoder, conv_encoder, mlp
 from pyro_vae.run_folder import load, load_inference
 from pyro_vae.sources import Fixed, Learned, Network
 from pyro_vae.training import History, fit
 from pyro_vae.vae import VAE
+from pyro_vae.vamp_prior import VampPrior
 
 __all__ = [
     "VAE",
@@ -19,9 +23,14 @@ __all__ = [
     "Estimate",
     "Experiment",
     "Fixed",
+    "Flow",
+    "Hierarchy",
     "History",
     "Learned",
+    "Mixture",
     "Network",
+    "Reads",
+    "VampPrior",
     "compare",
     "conv_decoder",
     "conv_encoder",

@@ -22,7 +22,7 @@ def centre(distribution: TorchDistribution) -> Tensor:
     """Returns a distribution's mean; its mode where (in those cells in which) it has no mean.
 
     A Normal that is pushed through an elementwise bijection has its mean from Gauss-Hermite quadrature, any other
-    transformed distribution from 1,000 draws off the global random stream.
+    continuous distribution that tells neither (a flow, a hierarchy) from 1,000 draws off the global random stream.
 
     Arguments:
         distribution: Any batch shape.
@@ -39,8 +39,8 @@ def centre(distribution: TorchDistribution) -> Tensor:
         tensor(1)
     """
     mean = _statistic(distribution, "mean")
-    if mean is None and isinstance(distribution, TransformedDistribution):
-        return _transformed_moments(distribution)[0]
+    if mean is None and _computable(distribution):
+        return _computed_moments(distribution)[0]
     if mean is not None and not bool(mean.isnan().any()):
         return mean
     mode = _statistic(distribution, "mode")
@@ -61,8 +61,8 @@ def spread(distribution: TorchDistribution) -> Tensor | None:
         Shape ``batch_shape + event_shape``.
     """
     scale = _statistic(distribution, "stddev")
-    if scale is None and isinstance(distribution, TransformedDistribution):
-        return _transformed_moments(distribution)[1]
+    if scale is None and _computable(distribution):
+        return _computed_moments(distribution)[1]
     return scale
 
 
@@ -74,14 +74,22 @@ def _statistic(distribution: TorchDistribution, name: str) -> Tensor | None:
     return value
 
 
-def _transformed_moments(distribution: TransformedDistribution) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of a transformed distribution."""
-    base = cells_of(distribution.base_dist)
-    if isinstance(base, Normal) and all(_elementwise(transform) for transform in distribution.transforms):
+def _computable(distribution: TorchDistribution) -> bool:
+    """Whether moments that a distribution does not tell can be had from it."""
+    if isinstance(distribution, TransformedDistribution):
+        return True
+    return not distribution.support.is_discrete and _statistic(distribution, "mode") is None
+
+
+def _computed_moments(distribution: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation by quadrature or from draws."""
+    transforms = getattr(distribution, "transforms", None)
+    base = None if transforms is None else cells_of(distribution.base_dist)
+    if isinstance(base, Normal) and all(_elementwise(transform) for transform in transforms or ()):
         nodes, weights = np.polynomial.hermite_e.hermegauss(_NODES)
         shape = (-1, *(1 for _ in base.batch_shape))
         x = base.loc + base.scale * base.loc.new_tensor(nodes).reshape(shape)
-        for transform in distribution.transforms:
+        for transform in transforms or ():
             x = transform(x)
         weight = base.loc.new_tensor(weights / math.sqrt(2 * math.pi)).reshape(shape)
         mean, square = (weight * x).sum(0), (weight * x.square()).sum(0)

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import biject_to
+from torch.distributions import biject_to, constraints
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 from torch.distributions.transforms import Transform, identity_transform
 
@@ -16,6 +16,7 @@ from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of
 from pyro_vae.modes import isolated
+from pyro_vae.networks import MLP, mlp
 
 
 class Pushed(dist.TransformedDistribution):
@@ -95,6 +96,14 @@ class Pushforward(nn.Module):
         return Pushed(self.base(context), [biject_to(support_of(prior))])
 
 
+def mirrored(likelihood: nn.Module, in_features: int) -> MLP:
+    """Returns an encoder with the hidden layers of the likelihood's network in reverse; of 200 where it has no such."""
+    decoder = getattr(likelihood, "given", None)
+    if isinstance(decoder, MLP):
+        return mlp(in_features, *reversed(decoder.hidden), activation=decoder.activation)
+    return mlp(in_features, 200)
+
+
 def derive_posterior(prior: nn.Module, encoder: nn.Module, context_features: int = 0) -> nn.Module:
     """Returns the posterior for a prior: a diagonal Normal, pushed onto the prior's support where that is bounded.
 
@@ -129,6 +138,46 @@ def derive_posterior(prior: nn.Module, encoder: nn.Module, context_features: int
     return base if on_the_line else Pushforward(base, prior, context_features)
 
 
+def onto_support(
+    posterior: nn.Module, q: TorchDistribution, prior: nn.Module, p: TorchDistribution, context_features: int = 0
+) -> nn.Module:
+    """Returns the posterior, pushed through ``biject_to`` of the prior's support where only that makes it fit.
+
+    Arguments:
+        posterior: Module that returns q(z|x).
+        q: What it returns.
+        prior: Module that returns the prior.
+        p: What it returns.
+        context_features: Size of the context; 0 where the prior receives none.
+
+    Raises:
+        InputError: For a posterior over the real space with a prior whose density does not integrate to 1 there.
+    """
+    if p.support.is_discrete or not _is_real(q.support):
+        return posterior
+    try:
+        transform = biject_to(support_of(p))
+    except NotImplementedError:
+        return posterior
+    if not _is_identity(transform):
+        fits = transform.inverse_shape(p.event_shape) == q.event_shape
+        return Pushforward(posterior, prior, context_features) if fits else posterior
+    if not _vanishes_at_infinity(p) and _vanishes_at_infinity(q):
+        family = type(cells_of(p)).__name__
+        raise InputError(
+            f"VAE: the density of the prior `{family}` does not integrate to 1 over the support that it declares "
+            f"({p.support}), so the posterior `{type(cells_of(q)).__name__}` would give an ELBO above log p(x); pass "
+            f"posterior=Conditional(dist.{family}, {tuple(p.event_shape)}, given=...)."
+        )
+    return posterior
+
+
+def _is_real(support: Constraint) -> bool:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support is constraints.real
+
+
 def _is_identity(transform: Transform) -> bool:
     base = getattr(transform, "base_transform", transform)
     return base is identity_transform or base == identity_transform
@@ -143,21 +192,22 @@ def support_of(distribution: TorchDistribution) -> Constraint:
 
 
 @torch.no_grad()
-def _vanishes_at_infinity(prior: TorchDistribution) -> bool:
-    """Whether |z| p(z) is below 1 far outside the prior's bulk, as for every density that integrates to 1.
+def _vanishes_at_infinity(distribution: TorchDistribution) -> bool:
+    """Whether |z| p(z) is below 1 far outside the bulk, as for every density that integrates to 1.
 
     A periodic density, such as the von Mises density on its declared support, keeps its height there.
     """
     with isolated(0):
-        z = prior.sample((256,))
+        z = distribution.sample((256,))
     centre, spread = z.mean(0), z.std(0) + 1e-6
     steps = torch.linspace(1e4, 1.01e4, 257, dtype=z.dtype, device=z.device).reshape(-1, *(1 for _ in centre.shape))
     tails = torch.cat([centre - steps * spread, centre + steps * spread])
-    volume = tails.abs().log().reshape(len(tails), -1).sum(1)
+    event_dim = len(distribution.event_shape)
+    volume = tails.abs().log().flatten(-event_dim).sum(-1) if event_dim else tails.abs().log()
     try:
-        return not bool((prior.log_prob(tails) + volume > 0).any())
+        return not bool((distribution.log_prob(tails) + volume > 0).any())
     except (NotImplementedError, KeyError) as error:
         raise InputError(
-            f"VAE: the density of the prior `{type(cells_of(prior)).__name__}` cannot be evaluated at a given z "
-            f"({error}); choose a prior with log_prob, such as a flow whose inverse is known."
+            f"VAE: the density of `{type(cells_of(distribution)).__name__}` cannot be evaluated at a given z "
+            f"({error}); choose one with log_prob, such as a flow whose inverse is known."
         ) from error

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
+from pyro_vae.families import cells_of
+from pyro_vae.hierarchy import blocks_of
 from pyro_vae.modes import evaluating, isolated
 
 
 @torch.no_grad()
-def call_once(part: str, module: nn.Module, *arguments: Tensor) -> Any:
+def call_once(part: str, module: nn.Module, *arguments: Tensor, **handed: nn.Module) -> Any:
     """Returns what a part of a VAE returns, in evaluation mode and off the global random stream.
 
     Raises:
@@ -24,7 +26,7 @@ def call_once(part: str, module: nn.Module, *arguments: Tensor) -> Any:
         raise InputError(f"VAE: `{part}` must be an nn.Module, got `{type(module).__name__}`.")
     try:
         with evaluating(module), isolated(0):
-            result = module(*arguments)
+            result = module(*arguments, **handed)
     except InputError:
         raise
     except (TypeError, ValueError, RuntimeError, IndexError, AssertionError) as error:
@@ -35,6 +37,30 @@ def call_once(part: str, module: nn.Module, *arguments: Tensor) -> Any:
     if not isinstance(result, accepted):
         raise InputError(f"VAE: forward of the {part} must return a distribution, got `{type(result).__name__}`.")
     return result
+
+
+@torch.no_grad()
+def draw_two(prior: TorchDistribution) -> Tensor:
+    """Returns two draws of z, off the global random stream, shape ``(2, *latent_shape)``."""
+    with isolated(0):
+        try:
+            return prior.sample(() if prior.batch_shape else (2,))
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"VAE: the prior `{type(cells_of(prior)).__name__}` cannot be drawn from: {reason}"
+            ) from error
+
+
+def check_blocks(prior: TorchDistribution, posterior: TorchDistribution) -> None:
+    """Raises an `InputError` where prior and posterior are both layered, but not in the same layers."""
+    mine, its = blocks_of(posterior), blocks_of(prior)
+    if mine and its and mine != its:
+        layers = [", ".join(f"{name} ({b.stop - b.start})" for name, b in blocks.items()) for blocks in (its, mine)]
+        raise InputError(
+            f"VAE: the prior's layers are {layers[0]}, the posterior's {layers[1]}; declare the same layers, of the same "
+            "sizes, in both."
+        )
 
 
 def check_batch_shape(part: str, distribution: TorchDistribution, expected: tuple[int, ...] = (2,)) -> None:

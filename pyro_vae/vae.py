@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
+from pyro_vae.hierarchy import Reads
 from pyro_vae.masking import masked
 from pyro_vae.moments import centre
-from pyro_vae.networks import MLP, mlp
 from pyro_vae.param_store import Registered
 from pyro_vae.parameter_prior import ParameterPrior
-from pyro_vae.posteriors import derive_posterior
-from pyro_vae.probe import call_once, check_batch_shape, check_fields, check_supports
+from pyro_vae.posteriors import derive_posterior, mirrored, onto_support
+from pyro_vae.probe import call_once, check_batch_shape, check_blocks, check_fields, check_supports, draw_two
 
 
 class Programs(NamedTuple):
@@ -45,13 +45,15 @@ class VAE(Registered):
 
     Arguments:
         prior: p(z): a `Conditional`, or any module whose ``forward()`` returns a distribution with
-            ``batch_shape == ()`` (``forward(context)`` where the batches have a context).
+            ``batch_shape == ()`` (``forward(context)`` where the batches have a context; with an attribute
+            ``needs_posterior`` that is true, as `VampPrior` has, also ``posterior=``).
         likelihood: p(x|z): a module whose ``forward(context)`` maps ``(..., L)`` to a distribution with
             ``batch_shape == (...)``.
         posterior: q(z|x): a module whose ``forward(context)`` maps flattened data ``(..., D)`` to a distribution
             over z. A network that returns features instead is taken as the encoder of a posterior that follows
             from the prior's support: a diagonal Normal in unconstrained space, pushed through ``biject_to`` of
-            the support. None: the same, with the likelihood's own hidden layers in reverse as encoder.
+            the support. None: the same, with the likelihood's own hidden layers in reverse as encoder. A posterior
+            over the real space is pushed in the same way where the prior's support is bounded.
         size: N, the number of training data. `model` and `guide` then scale a minibatch of M by N/M, so that
             Pyro's SVI sees the ELBO of the whole data set.
         parameter_prior: A `ParameterPrior`, or a univariate distribution for the weight matrices of theta: the
@@ -102,13 +104,14 @@ class VAE(Registered):
         self.units: Any = None
         self.algorithm: str | None = None
         self.size, self.parameter_prior, self.context_features = size, parameter_prior, context_features
-        p = call_once("prior", prior, *([self._zeros(0)] if context_features else []))
+        covariates = [self._zeros(0)] if context_features else []
+        p = call_once("prior", prior, *covariates, **self._handed(posterior))
         check_batch_shape("prior", p, (2,) if context_features else ())
         self.latent_shape = p.event_shape
-        x_given_z = call_once("likelihood", likelihood, self._zeros(self.latent_shape.numel()))
+        x_given_z = call_once("likelihood", likelihood, self._decoded(draw_two(p), covariates))
         check_batch_shape("likelihood", x_given_z)
         self.event_shape = x_given_z.event_shape
-        self.posterior = self._posterior(posterior, x_given_z)
+        self.posterior = self._posterior(posterior, p)
 
     # ------------------------------------------------------------------ the Pyro programs
 
@@ -168,9 +171,25 @@ class VAE(Registered):
 
     # ------------------------------------------------------------------ the three distributions
 
-    def prior_given(self, batch: Batch) -> TorchDistribution:
-        """Returns p(z), or p(z|context) with ``batch_shape == (B,)`` where the batch has a context."""
-        return self.prior() if batch.context is None else self.prior(batch.context)
+    def prior_given(self, data: Batch | Tensor | None) -> TorchDistribution:
+        """Returns p(z), or p(z|context) with ``batch_shape == (B,)``.
+
+        Arguments:
+            data: A batch, or its context of shape ``(B, C)``; None where there is no context.
+        """
+        context = data.context if isinstance(data, Batch) else data
+        return self.prior(*([] if context is None else [context]), **self._handed(self.posterior))
+
+    def _handed(self, posterior: nn.Module | None) -> dict[str, Any]:
+        """What the prior is handed beside the context: the posterior, where it is made of it."""
+        if not getattr(self.prior, "needs_posterior", False):
+            return {}
+        if posterior is None:
+            raise InputError(
+                f"VAE: the prior `{type(self.prior).__name__}` is made of the posterior, which must be declared: pass "
+                "posterior=Conditional(dist.Normal, (L,), given=...)."
+            )
+        return {"posterior": posterior}
 
     def decode(self, z: Tensor, batch: Tensor | Batch | None = None) -> TorchDistribution:
         """Returns p(x|z).
@@ -182,12 +201,17 @@ class VAE(Registered):
         Returns:
             A distribution with ``batch_shape == (...)`` and the data's ``event_shape``.
         """
-        given = _flatten(z, len(self.latent_shape)).to(self.dtype)
         if not isinstance(batch, Batch):
-            return self.likelihood(given)
-        if batch.context is not None:
-            given = torch.cat([given, batch.context.expand(*given.shape[:-1], -1)], dim=-1)
+            return self.likelihood(self._decoded(z, []))
+        given = self._decoded(z, [] if batch.context is None else [batch.context])
         return self.likelihood(given) if batch.offset is None else self.likelihood(given, batch.offset)
+
+    def _decoded(self, z: Tensor, covariates: list[Tensor]) -> Tensor:
+        """What the likelihood receives: z flattened, or the layers of it that it reads, and the context behind it."""
+        given = _flatten(z, len(self.latent_shape)).to(self.dtype)
+        if isinstance(self.likelihood, Reads):
+            given = self.likelihood.select(given, self.prior)
+        return torch.cat([given, *(c.expand(*given.shape[:-1], -1) for c in covariates)], dim=-1)
 
     def encode(self, data: Tensor | Batch) -> TorchDistribution:
         """Returns q(z|x), with ``batch_shape == (B,)``.
@@ -242,21 +266,22 @@ class VAE(Registered):
     # ------------------------------------------------------------------ what a trained model is used for
 
     @torch.no_grad()
-    def generate(self, n: int, context: Tensor | None = None) -> Tensor:
+    def generate(self, n: int, context: Tensor | None = None, offset: Tensor | None = None) -> Tensor:
         """Returns n draws of x from the model, shape ``(n, *event_shape)``.
 
         Arguments:
             n: Number of draws.
             context: Shape ``(n, C)``, where the model has one.
+            offset: Shape ``(n, 1)`` or ``(n, D)``, where a parameter of the likelihood takes one.
         """
         given = (n, 0) if context is None else tuple(context.shape)
         if given != (n, self.context_features):
             raise InputError(
                 f"VAE: generate needs a context of shape {(n, self.context_features)}, one row a draw; got {given}."
             )
-        p = self.prior() if context is None else self.prior(context)
+        p = self.prior_given(context)
         z = p.sample((n,)) if p.batch_shape == () else p.sample()
-        return self.decode(z, None if context is None else Batch(z, context=context)).sample()
+        return self.decode(z, Batch(z, context=context, offset=offset)).sample()
 
     @torch.no_grad()
     def reconstruct(self, data: Tensor | Batch, num_samples: int | None = None) -> Tensor:
@@ -338,26 +363,26 @@ class VAE(Registered):
         x_given_z = self.decode(z, batch)
         return (x_given_z, batch.x) if batch.mask is None else masked(x_given_z, batch.x, batch.mask)
 
-    def _posterior(self, posterior: nn.Module | None, x_given_z: TorchDistribution) -> nn.Module:
-        """The posterior as given, or the one that follows from the prior's support."""
+    def _posterior(self, posterior: nn.Module | None, p: TorchDistribution) -> nn.Module:
+        """The posterior as given, pushed onto the prior's support where it must be, or the one that follows from it."""
         width = self.event_shape.numel()
         if posterior is None:
-            decoder = getattr(self.likelihood, "given", None)
-            hidden, activation = (decoder.hidden, decoder.activation) if isinstance(decoder, MLP) else ((200,), nn.Tanh)
             like = self._like()
-            posterior = mlp(width + self.context_features, *reversed(hidden), activation=activation)
-            posterior = posterior.to(like.device, like.dtype)
+            posterior = mirrored(self.likelihood, width + self.context_features).to(like.device, like.dtype)
         q = call_once("posterior", posterior, self._zeros(width))
         if isinstance(q, Tensor):
             posterior = derive_posterior(self.prior, posterior, self.context_features)
-            q = call_once("posterior", posterior, self._zeros(width))
+        else:
+            posterior = onto_support(posterior, q, self.prior, p, self.context_features)
+        q = call_once("posterior", posterior, self._zeros(width))
         check_batch_shape("posterior", q)
         if q.event_shape != self.latent_shape:
             raise InputError(
                 f"VAE: the posterior's z has shape {tuple(q.event_shape)}, the prior's {tuple(self.latent_shape)}; "
                 "declare both with the same event_shape."
             )
-        check_supports(self.prior_given(self.probe_batch()), q)
+        check_blocks(p, q)
+        check_supports(p, q)
         return posterior
 
     def probe_batch(self) -> Batch:

@@ -614,7 +614,7 @@ def test_parameter_prior_enters_pyros_loss_once(make_vae, x, biases, num_particl
 
 @pytest.mark.parametrize(
     ("prior", "posterior"),
-    [(dist.Normal, dist.Gamma), (dist.Gamma, dist.Normal), (dist.Beta, dist.Gamma), (dist.Bernoulli, dist.Normal)],
+    [(dist.Normal, dist.Gamma), (dist.Gamma, dist.Beta), (dist.Beta, dist.Gamma), (dist.Bernoulli, dist.Normal)],
 )
 def test_a_posterior_of_another_support_is_refused(prior, posterior):
     with pytest.raises(InputError, match=r"draws outside the (prior|posterior)'s"):

@@ -144,7 +144,7 @@ def _check(vae: VAE, n: int, context: Tensor | None) -> None:
 
 def _simulated(vae: VAE, n: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
     """n draws of z and x from the model."""
-    p = vae.prior() if context is None else vae.prior(context)
+    p = vae.prior_given(context)
     z = p.sample((n,) if p.batch_shape == () else ())
     return z, vae.decode(z, Batch(z, context=context)).sample()
 

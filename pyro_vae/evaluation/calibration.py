@@ -125,7 +125,7 @@ def _check(vae: VAE, n: int, num_draws: int, level: float, context: Tensor | Non
 def _ranks(vae: VAE, n: int, num_draws: int, context: Tensor | None) -> Tensor:
     """Ranks of n simulated latents, shape ``(n, L)``."""
     context = None if context is None else context.to(vae.device, vae.dtype)
-    p = vae.prior() if context is None else vae.prior(context)
+    p = vae.prior_given(context)
     z = p.sample() if p.batch_shape else p.sample((n,))
     x = vae.decode(z, None if context is None else Batch(z, context=context)).sample()
     draws = vae.encode(Batch(x, context=context)).sample((num_draws,))

@@ -43,6 +43,11 @@ def differentiable_likelihood(algorithm: str, vae: VAE) -> None:
 
 def unshared(algorithm: str, vae: VAE) -> None:
     """Prior and likelihood share no parameters with the posterior."""
+    if getattr(vae.prior, "needs_posterior", False):
+        raise InputError(
+            f"{algorithm}: the prior `{type(vae.prior).__name__}` is made of the posterior, so that neither can be "
+            "moved alone; use aevb, or a Mixture or Flow as the prior."
+        )
     inference = {id(parameter) for parameter in vae.phi.values()}
     for part in ("prior", "likelihood"):
         shared = [name for name, p in getattr(vae, part).named_parameters() if id(p) in inference]

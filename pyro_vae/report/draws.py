@@ -25,7 +25,7 @@ _POINTS = 15
 def draw(run: Run, n: int) -> tuple[Tensor, Tensor | None]:
     """Returns draws of x, and the mean of the likelihood at the same z; on the CPU."""
     with isolated(run.seed), evaluating(run.vae):
-        x_given_z = run.vae.decode(run.vae.prior().sample((n,)))
+        x_given_z = run.vae.decode(run.vae.prior_given(None).sample((n,)))
         draws = x_given_z.sample().cpu()
         try:
             return draws, centre(x_given_z).cpu()
@@ -59,7 +59,7 @@ def latent_grid(vae: VAE) -> tuple[Tensor, Tensor, bool] | None:
         return None
     probability = (torch.arange(_POINTS) + 0.5) / _POINTS
     with isolated(0), evaluating(vae):
-        prior = vae.prior()
+        prior = vae.prior_given(None)
         if _is_unit_gaussian(prior):
             z = Normal(0.0, 1.0).icdf(probability)
             return z, z, True

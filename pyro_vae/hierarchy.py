@@ -1,0 +1,281 @@
+r"""Several stochastic layers as one latent: p(z2) p(z1|z2) and q(z1|x) q(z2|z1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor, nn
+from torch.distributions.constraints import Constraint
+
+from pyro_vae.errors import InputError, near_match
+from pyro_vae.modes import isolated
+
+CONTEXT = "context"
+
+
+class HierarchicalDistribution(TorchDistribution):
+    r"""The joint distribution of layers, each given those above it, over their concatenation.
+
+    .. math:: \log p(z) = \sum_l \log p(z_l | z_{\mathrm{pa}(l)})
+
+    Attributes:
+        blocks: For each layer, by name, the slice of z that it has.
+    """
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {}
+
+    def __init__(self, hierarchy: Hierarchy, context: Tensor | None, batch_shape: Sequence[int]) -> None:
+        self.hierarchy, self.context, self.blocks = hierarchy, context, hierarchy.blocks
+        super().__init__(torch.Size(batch_shape), hierarchy.event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:
+        """Whether gradients pass through the draws of all layers."""
+        return self.hierarchy.facts(self.context)[0]
+
+    @property
+    def support(self) -> Constraint:
+        """That of each layer, side by side."""
+        return self.hierarchy.facts(self.context)[1]
+
+    def layer(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
+        """Returns the distribution of one layer given the values of those that it depends on."""
+        return self.hierarchy.layer(name, values, self.context)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Returns draws of z, layer after layer, through which gradients pass."""
+        return self._ancestral(torch.Size(sample_shape), "rsample")
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Returns draws of z without gradients."""
+        with torch.no_grad():
+            return self._ancestral(torch.Size(sample_shape), "sample")
+
+    def _ancestral(self, sample_shape: torch.Size, how: str) -> Tensor:
+        values: dict[str, Tensor] = {}
+        shape = sample_shape + self.batch_shape
+        for name in self.hierarchy.layers:
+            given = self.layer(name, values)
+            missing = shape[: len(shape) - len(given.batch_shape)]
+            values[name] = getattr(given, how)(missing).expand(*shape, -1)
+        return torch.cat([values[name] for name in self.blocks], dim=-1)
+
+    def split(self, value: Tensor) -> dict[str, Tensor]:
+        """Returns the part of each layer of z, by name, shapes ``(..., L_l)``."""
+        return {name: value[..., block] for name, block in self.blocks.items()}
+
+    def block_log_prob(self, value: Tensor) -> dict[str, Tensor]:
+        """Returns the log-density of each layer given those above it, by name, in nats; their sum is `log_prob`.
+
+        Arguments:
+            value: Shape ``(..., L)``.
+        """
+        values = self.split(value)
+        return {name: self.layer(name, values).log_prob(values[name]) for name in self.blocks}
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Returns log p(z)."""
+        total: Tensor = sum(
+            self.block_log_prob(value).values(), torch.zeros((), dtype=value.dtype, device=value.device)
+        )
+        return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> HierarchicalDistribution:
+        """Returns the distribution with more, independent, draws in a batch."""
+        return HierarchicalDistribution(self.hierarchy, self.context, batch_shape)
+
+    def __repr__(self) -> str:
+        blocks = ", ".join(f"{name}: {block.stop - block.start}" for name, block in self.blocks.items())
+        return f"Hierarchy({blocks}, batch_shape={tuple(self.batch_shape)})"
+
+
+class Hierarchy(nn.Module):
+    r"""Several stochastic layers, declared in the order in which they are drawn.
+
+    One distribution over the concatenation of all layers, which lie in it in the order of their names: so the
+    prior's p(z2) p(z1|z2) and the posterior's q(z1|x) q(z2|z1) are over the same z, and a VAE keeps its one site.
+    The first layer sees the context; each later one the layer drawn before it, unless ``inputs`` says otherwise.
+    `Reads` gives the likelihood the layers that it names.
+
+    Arguments:
+        inputs: For a layer, what it is given, among the layers drawn before it and ``"context"``.
+        **layers: Modules whose ``forward(inputs)`` returns a distribution, with an attribute ``event_shape`` of one
+            dimension, as `Conditional`, `Mixture` and `Flow` have. The first layer of a prior takes nothing.
+
+    Raises:
+        InputError: For fewer than two layers, an event that is no vector, or an input that is not drawn before.
+
+    Reference: Rezende, Mohamed and Wierstra, "Stochastic backpropagation", 2014, section 2; Burda, Grosse and
+    Salakhutdinov, "Importance weighted autoencoders", 2015, section 5 (the two-layer model).
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae import Conditional, Fixed, mlp
+        >>> prior = Hierarchy(
+        ...     z2=Conditional(dist.Normal, (5,), loc=Fixed(0.0), scale=Fixed(1.0)),
+        ...     z1=Conditional(dist.Normal, (10,), given=mlp(5, 20)),
+        ... )
+        >>> prior().blocks
+        {'z1': slice(0, 10, None), 'z2': slice(10, 15, None)}
+        >>> prior().sample((3,)).shape
+        torch.Size([3, 15])
+    """
+
+    def __init__(self, inputs: Mapping[str, Sequence[str]] | None = None, **layers: nn.Module) -> None:
+        super().__init__()
+        if len(layers) < 2:
+            raise InputError(f"Hierarchy: expected at least two layers, such as z2=..., z1=...; got {list(layers)}.")
+        for name, layer in layers.items():
+            shape = getattr(layer, "event_shape", None)
+            if not isinstance(layer, nn.Module) or shape is None or len(shape) != 1:
+                raise InputError(
+                    f"Hierarchy: the layer `{name}` must be a module with an attribute event_shape of one dimension, "
+                    f"such as Conditional(dist.Normal, (8,), ...); got `{type(layer).__name__}` with {shape}."
+                )
+        self.layers = nn.ModuleDict(layers)
+        self.declared_inputs = {} if inputs is None else {name: tuple(given) for name, given in inputs.items()}
+        self.inputs = _resolved(list(layers), self.declared_inputs)
+        self.blocks: dict[str, slice] = {}
+        start = 0
+        for name in sorted(layers):
+            size = int(layers[name].event_shape[0])  # type: ignore[index]
+            self.blocks[name] = slice(start, start + size)
+            start += size
+        self.event_shape = torch.Size((start,))
+        self._facts: tuple[bool, Constraint] | None = None
+
+    def forward(self, context: Tensor | None = None) -> HierarchicalDistribution:
+        """Returns the joint distribution of all layers given a context of shape ``(..., C)``, or none."""
+        return HierarchicalDistribution(self, context, () if context is None else context.shape[:-1])
+
+    def layer(self, name: str, values: Mapping[str, Tensor], context: Tensor | None) -> TorchDistribution:
+        """Returns the distribution of one layer.
+
+        Arguments:
+            name: Of the layer.
+            values: Of the layers drawn before it, shapes ``(..., L_l)``.
+            context: Shape ``(..., C)``, or None.
+        """
+        parts = [context if given == CONTEXT else values[given] for given in self.inputs[name]]
+        given = [part for part in parts if part is not None]
+        if not given:
+            return self.layers[name]()
+        leading = torch.broadcast_shapes(*(part.shape[:-1] for part in given))
+        return self.layers[name](torch.cat([part.expand(*leading, -1) for part in given], dim=-1))
+
+    @torch.no_grad()
+    def facts(self, context: Tensor | None) -> tuple[bool, Constraint]:
+        """Whether all layers are reparameterizable, and the support; found once, from one draw."""
+        if self._facts is None:
+            values: dict[str, Tensor] = {}
+            supports: dict[str, Constraint] = {}
+            pathwise = True
+            with isolated(0):
+                for name in self.layers:
+                    given = self.layer(name, values, context)
+                    pathwise, supports[name] = pathwise and given.has_rsample, given.support
+                    values[name] = given.sample()
+            self._facts = pathwise, _joint([supports[name] for name in self.blocks], list(self.blocks.values()))
+        return self._facts
+
+    def to_spec(self) -> dict[str, Any]:
+        """Returns what the experiment file says of the inputs; the layers describe themselves."""
+        return {"inputs": {name: list(given) for name, given in self.declared_inputs.items()}}
+
+
+class Reads(nn.Module):
+    """A likelihood that is given some layers of a `Hierarchy` alone.
+
+    Arguments:
+        likelihood: Module whose ``forward(context)`` returns p(x|z).
+        *layers: Names of the layers that it is given, concatenated in this order.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae import Conditional, mlp
+        >>> likelihood = Reads(Conditional(dist.Bernoulli, (64,), given=mlp(10, 20)), "z1")
+    """
+
+    def __init__(self, likelihood: nn.Module, *layers: str) -> None:
+        super().__init__()
+        if not layers or not all(isinstance(name, str) for name in layers):
+            raise InputError(f'Reads: expected names of layers, such as "z1"; got {layers!r}.')
+        self.likelihood, self.layers = likelihood, layers
+
+    def forward(self, context: Tensor, offset: Tensor | None = None) -> TorchDistribution:
+        """Returns p(x|z) given the layers that it reads (and the covariates), as `VAE.decode` selects them."""
+        return self.likelihood(context) if offset is None else self.likelihood(context, offset)
+
+    def select(self, z: Tensor, prior: object) -> Tensor:
+        """Returns the layers of z that are read, shape ``(..., sum of L_l)``.
+
+        Arguments:
+            z: Shape ``(..., L)``.
+            prior: Whose ``blocks`` say where each layer lies.
+        """
+        blocks = blocks_of(prior)
+        for name in self.layers:
+            if name not in blocks:
+                raise InputError(
+                    f"VAE: the likelihood reads `{name}`, and the prior `{type(prior).__name__}` has no such layer; "
+                    + (near_match(name, blocks) if blocks else "use a Hierarchy.")
+                )
+        return torch.cat([z[..., blocks[name]] for name in self.layers], dim=-1)
+
+
+def blocks_of(part: object) -> dict[str, slice]:
+    """Returns the named blocks of a distribution, or of a module that returns one; none where it has no layers."""
+    blocks = getattr(part, "blocks", {})
+    return blocks if isinstance(blocks, dict) else {}
+
+
+def _resolved(names: list[str], declared: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """What each layer is given."""
+    for name, given in declared.items():
+        if name not in names:
+            raise InputError(f"Hierarchy: `inputs` names the layer `{name}`; {near_match(name, names)}")
+        before = [*names[: names.index(name)], CONTEXT]
+        for one in given:
+            if one not in before:
+                raise InputError(
+                    f"Hierarchy: the layer `{name}` cannot be given `{one}`, which is not drawn before it; "
+                    f"expected one of {', '.join(f'`{b}`' for b in before)}."
+                )
+    defaults = {name: (CONTEXT,) if i == 0 else (names[i - 1],) for i, name in enumerate(names)}
+    return {name: tuple(declared.get(name, given)) for name, given in defaults.items()}
+
+
+class _Side(Constraint):
+    """Supports of vectors side by side."""
+
+    event_dim = 1
+
+    def __init__(self, supports: Sequence[Constraint], blocks: Sequence[slice]) -> None:
+        self.supports, self.blocks = supports, blocks
+        self.is_discrete = any(support.is_discrete for support in supports)
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        parts = zip(self.supports, self.blocks, strict=True)
+        return torch.stack([support.check(value[..., block]) for support, block in parts]).all(0)
+
+
+def _joint(supports: Sequence[Constraint], blocks: Sequence[slice]) -> Constraint:
+    """The support of the concatenation."""
+    cells = [_cell(support) for support in supports]
+    if all(cell is constraints.real for cell in cells):
+        return constraints.real_vector
+    if any(cell.event_dim for cell in cells):
+        return _Side(supports, blocks)
+    side = constraints.cat(cells, -1, [block.stop - block.start for block in blocks])
+    return constraints.independent(side, 1)
+
+
+def _cell(support: Constraint) -> Constraint:
+    """The constraint of each cell, where these are independent."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support

@@ -1,0 +1,126 @@
+r"""The VampPrior: a mixture of the posterior's own answers at learned pseudo-inputs."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor, nn
+from torch.distributions import transform_to
+from torch.distributions.constraints import Constraint
+
+from pyro_vae.errors import InputError
+from pyro_vae.mixture import MixtureDistribution
+
+
+class VampPrior(nn.Module):
+    r"""The mixture of variational posteriors: p(z) is q(z|u) averaged over K learned pseudo-inputs u.
+
+    .. math:: p(z) = \frac{1}{K} \sum_{k=1}^K q_\phi(z | u_k)
+
+    The VAE hands it the posterior when it is called, which it does not own: the pseudo-inputs are its only
+    parameters. So p(z) moves with phi, and algorithms that move theta and phi apart (``wake-sleep``, ``rws``,
+    ``mcem``) are refused. It needs a posterior that is declared, not derived from the prior.
+
+    Arguments:
+        features: D, the number of cells of one datum.
+        components: K.
+        initial: Pseudo-inputs at the start, shape ``(K, D)``, such as the first K training data; default: ``mean``
+            with normal noise of standard deviation ``std``.
+        mean: Of the pseudo-inputs at the start.
+        std: Of the pseudo-inputs at the start.
+        support: What pseudo-inputs may be: ``constraints.unit_interval`` for images, ``constraints.real`` (the
+            default) for standardised data.
+
+    Raises:
+        InputError: For pseudo-inputs of another shape or outside the support.
+
+    Reference: Tomczak and Welling, "VAE with a VampPrior", 2018, equation 9.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_vae import VAE, Conditional, mlp
+        >>> vae = VAE(
+        ...     prior=VampPrior(64, components=20, mean=0.5, support=constraints.unit_interval),
+        ...     likelihood=Conditional(dist.Bernoulli, (64,), given=mlp(8, 50)),
+        ...     posterior=Conditional(dist.Normal, (8,), given=mlp(64, 50)),
+        ... )
+        >>> vae.generate(3).shape
+        torch.Size([3, 64])
+    """
+
+    needs_posterior: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        features: int,
+        components: int = 500,
+        *,
+        initial: Tensor | None = None,
+        mean: float = 0.0,
+        std: float = 0.01,
+        support: Constraint = constraints.real,
+    ) -> None:
+        super().__init__()
+        for name, count in (("features", features), ("components", components)):
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise InputError(f"VampPrior: `{name}` is a positive integer, got `{count!r}`.")
+        self.features, self.num_components, self.support = features, components, support
+        self.declared = {"mean": mean, "std": std}
+        self._transform = transform_to(support)
+        if initial is None:
+            initial = mean + std * torch.randn(components, features)
+            if support is not constraints.real:  # noise may leave the support
+                low, high = (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
+                margin = 1e-3
+                initial = initial.clamp(
+                    None if low is None else float(low) + margin, None if high is None else float(high) - margin
+                )
+        if tuple(initial.shape) != (components, features):
+            raise InputError(
+                f"VampPrior: `initial` must hold one pseudo-input for each component, of shape "
+                f"{(components, features)}; got {tuple(initial.shape)}."
+            )
+        if not bool(support.check(initial).all()):
+            raise InputError(f"VampPrior: `initial` has values outside the support {support} of the pseudo-inputs.")
+        raw = self._transform.inv(initial)
+        if support is not constraints.real:
+            raw = raw.clamp(-7.0, 7.0)  # pixels of exactly 0 and 1, where a sigmoid has no gradient
+        self.raw = nn.Parameter(raw.detach().clone())
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        """The pseudo-inputs, shape ``(K, D)``."""
+        inputs: Tensor = self._transform(self.raw)
+        return inputs
+
+    def forward(self, context: Tensor | None = None, *, posterior: nn.Module) -> TorchDistribution:
+        """Returns p(z).
+
+        Arguments:
+            context: Covariates, shape ``(..., C)``, which stand beside every pseudo-input; or none.
+            posterior: Module whose ``forward(context)`` returns q(z|x).
+
+        Returns:
+            A mixture with ``batch_shape == ()``, or ``context.shape[:-1]`` given a context.
+        """
+        inputs = self.pseudo_inputs
+        if context is not None:
+            leading = context.shape[:-1]
+            covariates = context.unsqueeze(-2).expand(*leading, self.num_components, -1)
+            inputs = torch.cat([inputs.expand(*leading, *inputs.shape), covariates], dim=-1)
+        q = posterior(inputs)
+        if q.support.is_discrete:
+            raise InputError(
+                "VampPrior: needs continuous latents; use a Conditional or a Mixture prior for discrete ones."
+            )
+        return MixtureDistribution(dist.Categorical(logits=inputs.new_zeros(self.num_components)), q)
+
+    def to_spec(self) -> dict[str, Any]:
+        """Returns what the experiment file says of it, without its initial pseudo-inputs."""
+        return {"vamp": {"components": self.num_components, **self.declared}}
+
+    def extra_repr(self) -> str:
+        return f"components={self.num_components}, features={self.features}"
