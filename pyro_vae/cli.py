@@ -3,6 +3,7 @@ r"""The console command `pyro-vae`."""
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -14,9 +15,10 @@ import typer
 from rich.console import Console
 
 from pyro_vae import trained
+from pyro_vae.classification import families_table, family_page
 from pyro_vae.comparison import check, compare
 from pyro_vae.errors import InputError, NonFiniteError
-from pyro_vae.experiment import Experiment, parse_yaml, read_yaml
+from pyro_vae.experiment import Experiment, code_allowed, parse_yaml, read_yaml, spelled_out
 from pyro_vae.report import difference_table, summary_table, write_report
 from pyro_vae.run_folder import default_folder, load, new_folder, write_run
 
@@ -30,16 +32,46 @@ app = typer.Typer(
 _Run = Annotated[Path, typer.Argument(help="A run folder.")]
 _Algorithm = Annotated[str | None, typer.Option(help="Label of the algorithm; default: the first.")]
 _Seed = Annotated[int | None, typer.Option(help="Seed of the trained model; default: the first.")]
+_Context = Annotated[
+    str | None,
+    typer.Option(
+        help='What the model is given: "label=3", or a table with the context columns (default: the rows\' own).'
+    ),
+]
+_Out = Annotated[Path | None, typer.Option(help="A .csv or .npy file; default: CSV on standard output.")]
 _DrawSeed = Annotated[int, typer.Option(help="Seed of the draws.")]
+
+
+def _allow_code(context: typer.Context, allowed: bool) -> bool:
+    """Lets this command import networks of the user's own, also from the working folder."""
+    context.with_resource(code_allowed(allowed))
+    if allowed:
+        sys.path.insert(0, os.getcwd())
+    return allowed
+
+
+_AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        callback=_allow_code,
+        is_eager=True,
+        help="Let the experiment file import networks of your own (module: my_package.nets.Encoder).",
+    ),
+]
 
 
 @app.command("compare")
 def compare_command(
     file: Annotated[Path | None, typer.Argument(help="Experiment file (YAML); flags change what it says.")] = None,
     data: Annotated[str | None, typer.Option(help="A data set's name or a file's path.")] = None,
-    prior: Annotated[str | None, typer.Option(help="A family, or {family: Normal, loc: 0, scale: 1}.")] = None,
+    prior: Annotated[
+        str | None, typer.Option(help="A family, {family: Normal, loc: 0, scale: 1}, mixture, vamp or flow.")
+    ] = None,
     likelihood: Annotated[str | None, typer.Option(help="A family, or {family: Normal, scale: learned}.")] = None,
-    posterior: Annotated[str | None, typer.Option(help="A family; default: what the prior's support asks for.")] = None,
+    posterior: Annotated[
+        str | None, typer.Option(help="A family, mixture or flow; default: what the prior's support asks for.")
+    ] = None,
     latent: Annotated[int | None, typer.Option(help="Number of latent dimensions.")] = None,
     inference: Annotated[str | None, typer.Option(help="Algorithms, separated by commas.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training data.")] = None,
@@ -49,13 +81,14 @@ def compare_command(
         list[str] | None, typer.Option("--set", help="Any key of the file, such as training.batch_size=50; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make; default: runs/<data>-<time>.")] = None,
+    allow_code: _AllowCode = False,
 ) -> None:
     """Train algorithms x seeds on one data set, and report by how much they differ."""
     flags = {
         "data": _path_flag(data),
-        "prior": _family(prior),
-        "likelihood": _family(likelihood),
-        "posterior": _family(posterior),
+        "prior": _part(prior),
+        "likelihood": _part(likelihood),
+        "posterior": _part(posterior),
         "latent": latent,
         "inference": inference,
         "training.epochs": epochs,
@@ -85,6 +118,17 @@ def schema() -> None:
 
 
 @app.command()
+def families(
+    name: Annotated[str | None, typer.Argument(help="A family, such as Normal; default: all of them.")] = None,
+) -> None:
+    """Print what every distribution can be (prior, likelihood, posterior), or one of them with examples."""
+    if name is None:
+        _console().print(families_table(), highlight=False)
+    else:
+        sys.stdout.write(family_page(name) + "\n")
+
+
+@app.command()
 def score(
     run: _Run,
     data: Annotated[Path, typer.Argument(help="Rows to score, in the training data's own units.")],
@@ -92,11 +136,13 @@ def score(
     seed: _Seed = None,
     num_samples: Annotated[int, typer.Option(help="Importance samples for each row.")] = 1000,
     draw_seed: _DrawSeed = 0,
-    out: Annotated[Path | None, typer.Option(help="A .csv or .npy file; default: CSV on standard output.")] = None,
+    context: _Context = None,
+    out: _Out = None,
+    allow_code: _AllowCode = False,
 ) -> None:
     """Print log p(x) of each row (nats, own units), its error and how far to trust it: the lowest are outliers."""
-    vae = load(run, algorithm, seed)
-    rows = trained.read_rows(vae, data, draw_seed)
+    vae = load(run, algorithm, seed, allow_code=allow_code)
+    rows = trained.read_rows(vae, data, draw_seed, context)
     _write(trained.score(vae, rows, num_samples, seed=draw_seed, progress=True), out)
 
 
@@ -107,11 +153,13 @@ def encode(
     algorithm: _Algorithm = None,
     seed: _Seed = None,
     draw_seed: _DrawSeed = 0,
-    out: Annotated[Path | None, typer.Option(help="A .csv or .npy file; default: CSV on standard output.")] = None,
+    context: _Context = None,
+    out: _Out = None,
+    allow_code: _AllowCode = False,
 ) -> None:
     """Print the mean and the standard deviation of q(z|x) of each row."""
-    vae = load(run, algorithm, seed)
-    _write(trained.encode(vae, trained.read_rows(vae, data, draw_seed)), out)
+    vae = load(run, algorithm, seed, allow_code=allow_code)
+    _write(trained.encode(vae, trained.read_rows(vae, data, draw_seed, context)), out)
 
 
 @app.command()
@@ -121,10 +169,29 @@ def sample(
     algorithm: _Algorithm = None,
     seed: _Seed = None,
     draw_seed: _DrawSeed = 0,
-    out: Annotated[Path | None, typer.Option(help="A .csv or .npy file; default: CSV on standard output.")] = None,
+    context: _Context = None,
+    out: _Out = None,
+    allow_code: _AllowCode = False,
 ) -> None:
     """Print draws of x from a trained model, in the data's own units and columns."""
-    _write(trained.sample(load(run, algorithm, seed), n, seed=draw_seed), out)
+    _write(trained.sample(load(run, algorithm, seed, allow_code=allow_code), n, context=context, seed=draw_seed), out)
+
+
+@app.command()
+def impute(
+    run: _Run,
+    data: Annotated[Path, typer.Argument(help="Rows with missing cells, in the training data's own units.")],
+    algorithm: _Algorithm = None,
+    seed: _Seed = None,
+    draw_seed: _DrawSeed = 0,
+    context: _Context = None,
+    out: _Out = None,
+    allow_code: _AllowCode = False,
+) -> None:
+    """Print the rows with their missing cells filled by what the model expects of them; observed cells are kept."""
+    _write(
+        trained.impute(load(run, algorithm, seed, allow_code=allow_code), data, context=context, seed=draw_seed), out
+    )
 
 
 def main() -> None:
@@ -159,10 +226,9 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=100)
 
 
-def _family(text: str | None) -> Any:
-    """A family's name, or a mapping with its parameters."""
-    value = None if text is None else parse_yaml(text, "command line")
-    return {"family": value} if isinstance(value, str) else value
+def _part(text: str | None) -> Any:
+    """A family's name, another part's (flow, mixture), or a mapping with its parameters."""
+    return None if text is None else parse_yaml(text, "command line")
 
 
 def _path_flag(text: str | None) -> Any:
@@ -176,7 +242,7 @@ def _assign(content: dict[str, Any], path: str, value: Any) -> None:
     for i, parent in enumerate(parents):
         inner = content.setdefault(parent, {})
         if isinstance(inner, str):  # a shorthand, such as `data: digits`
-            inner = content[parent] = {"name": inner}
+            inner = content[parent] = spelled_out(parent, inner)
         if not isinstance(inner, dict):
             raise InputError(f"--set: `{'.'.join(parents[: i + 1])}` is not a mapping, so `{path}` cannot be set.")
         content = inner
@@ -187,6 +253,9 @@ def _write(table: pd.DataFrame, out: Path | None) -> None:
     if out is None:
         sys.stdout.write(table.to_csv(index=False))
     elif out.suffix == ".npy":
+        words = [str(name) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
+        if words:
+            raise InputError(f"--out: column `{words[0]}` holds words, which a .npy file cannot; write a .csv file.")
         np.save(out, table.to_numpy(dtype=np.float64))
     elif out.suffix == ".csv":
         table.to_csv(out, index=False)

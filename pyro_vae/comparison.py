@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
@@ -26,7 +27,7 @@ from pyro_vae.experiment import Experiment
 from pyro_vae.experiment.named import InferenceSpec
 from pyro_vae.inference import Inference
 from pyro_vae.minibatches import check_values
-from pyro_vae.modes import isolated
+from pyro_vae.modes import evaluating, isolated
 from pyro_vae.posterior_checks import PosteriorChecks, check_posteriors
 from pyro_vae.statistics import Interval, finite_or_none, interval
 from pyro_vae.training import History, fit
@@ -183,6 +184,7 @@ def compare(
         KeyboardInterrupt: Where a run is interrupted.
     """
     start = time.perf_counter()
+    experiment = experiment.resolved()
     data = experiment.load_data(progress) if data is None else data
     check(experiment, data)
     runs = [_run(experiment, spec, seed, data, progress) for seed in experiment.seeds for spec in experiment.inference]
@@ -190,7 +192,7 @@ def compare(
     checks = check_posteriors(
         first,
         {run.algorithm: run.inference for run in runs if run.seed == experiment.seeds[0]},
-        runs[0].vae.check(_test(data)).x.to(experiment.torch_device),
+        _test(data).to(experiment.torch_device, runs[0].vae.dtype),
         experiment.evaluation.posterior_checks,
         is_likelihood=not data.cross_entropy,
         seed=experiment.seeds[0],
@@ -210,9 +212,12 @@ def check(experiment: Experiment, data: Data) -> None:
     for spec in experiment.inference:
         spec.build().check(vae)
     support = not data.cross_entropy
-    for part in (data.train, data.valid, data.test):
-        if part is not None:
-            check_values(vae, Batch(part), support and (part is not data.train or data.binarisation != "dynamic"))
+    for part, x in (("train", data.train), ("valid", data.valid), ("test", data.test)):
+        if x is not None:
+            batch = data.batch(part)
+            check_values(vae, batch, support and (part != "train" or data.binarisation != "dynamic"))
+    with torch.no_grad(), isolated(0), evaluating(vae), pyro.validation_enabled(False):
+        vae.log_weights(_test(data).select(slice(2)).to(device, vae.dtype))  # an offset or a mask may not fit
 
 
 def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, progress: bool) -> Run:
@@ -224,14 +229,14 @@ def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, pro
     total = training.total_steps(len(data.train))
     history = fit(
         vae,
-        data.train,
+        data.batch("train"),
         algorithm,
         optimizer=training.optimizer.build,
         steps=total,
         batch_size=training.batch_size,
         seed=seed,
         transform=data.transform if data.binarisation == "dynamic" else None,
-        validation=data.valid,
+        validation=None if data.valid is None else data.batch("valid"),
         validation_every=training.validation_every,
         early_stopping=training.early_stopping,
         keep=training.keep,
@@ -243,12 +248,13 @@ def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, pro
     )
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
-    test = _test(data).to(device)
+    test = _test(data).to(device, vae.dtype)
     with pyro.validation_enabled(False):  # the data were checked before the first run
         bound = elbo(vae, test, evaluation.elbo_samples, seed=seed) if algorithm.trains_posterior else None
         marginal = None if data.cross_entropy else _log_marginal(experiment, algorithm, vae, test, seed, progress)
         active, kl = active_units(vae, test), kl_per_dimension(vae, test, seed=seed)
     about = {"data": data.name, "part": "test", "binarisation": data.binarisation}
+    shift = data.units.log_jacobian_of(test.mask)
     return Run(
         algorithm=spec.label,
         seed=seed,
@@ -256,15 +262,15 @@ def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, pro
         inference=algorithm,
         history=history,
         seconds_per_epoch=float(history.seconds[-1]) * len(data.train) / float(history.samples[-1]),
-        elbo=None if bound is None else bound.about(data.log_jacobian, **about),
-        log_marginal=None if marginal is None else marginal.about(data.log_jacobian, **about),
+        elbo=None if bound is None else bound.about(shift, **about),
+        log_marginal=None if marginal is None else marginal.about(first(shift, marginal), **about),
         active=active.cpu(),
         kl=None if kl is None else kl.cpu(),
     )
 
 
 def _log_marginal(
-    experiment: Experiment, algorithm: Inference, vae: VAE, test: Tensor, seed: int, progress: bool
+    experiment: Experiment, algorithm: Inference, vae: VAE, test: Batch, seed: int, progress: bool
 ) -> Estimate:
     """log p(x) by importance sampling from q, or by annealing where no q is trained."""
     evaluation = experiment.evaluation
@@ -272,7 +278,7 @@ def _log_marginal(
         return log_marginal(vae, test, evaluation.num_samples, seed=seed, progress=progress)
     return annealed_importance_sampling(
         vae,
-        test[: evaluation.ais_data],
+        test.select(slice(evaluation.ais_data)),
         evaluation.temperatures,
         evaluation.chains,
         seed=seed,
@@ -280,10 +286,15 @@ def _log_marginal(
     )
 
 
-def _test(data: Data) -> Tensor:
+def _test(data: Data) -> Batch:
     if data.test is None:
         raise InputError("data: a comparison needs test data.")
-    return data.test
+    return data.batch("test")
+
+
+def first(shift: Tensor | float, estimate: Estimate) -> Tensor | float:
+    """Returns the shifts of the data that an estimate is of, the first ones."""
+    return shift[: len(estimate.pointwise)] if isinstance(shift, Tensor) else shift
 
 
 def _difference(metric: str, mine: Run, its: Run) -> float:

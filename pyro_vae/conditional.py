@@ -2,32 +2,20 @@ r"""Declares a distribution: a family whose parameters come from a network, are 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
-from torch.distributions import transform_to
-from torch.distributions.constraints import Constraint
-from torch.distributions.transforms import Transform, identity_transform
+from torch.distributions.transforms import Transform
 
-from pyro_vae.continuous_bernoulli import ContinuousBernoulli
-from pyro_vae.errors import InputError, near_match
-from pyro_vae.families import ALIASES, constraints_of, event_dim_of, is_discrete, parameters_of
+from pyro_vae.errors import InputError
+from pyro_vae.families import constraints_of, declared_sizes, event_dim_of, family_in_place_of
+from pyro_vae.parameters import as_shape, constant, initial, is_number, resolve, shape_for, transform_for
 from pyro_vae.sources import Fixed, Learned, Network, Source
-
-_SQUARE = (
-    constraints.lower_cholesky,
-    constraints.positive_definite,
-    constraints.positive_semidefinite,
-    constraints.corr_cholesky,
-)
-_REPLACED: dict[type, type[TorchDistribution]] = {dist.ContinuousBernoulli: ContinuousBernoulli}
 
 
 class Conditional(nn.Module):
@@ -40,13 +28,17 @@ class Conditional(nn.Module):
     the first of those. Positive parameters are the exp of an unconstrained value, which overflows in float32
     above 88; ``Network(transform=constraints.softplus_positive)`` grows linearly instead.
 
+    What each family can be, and with which sources, is found out by `pyro_vae.classification.classify`. A family
+    of one's own may declare the sizes of its parameters by a static method ``parameter_shapes(**constants)``, as
+    `DiscretizedLogisticMixture` does.
+
     Arguments:
         family: A class of `pyro.distributions`, with ``arg_constraints`` and ``support``.
         event_shape: Shape of one draw, such as ``(784,)`` or ``(1, 28, 28)``.
         given: Network from a context of shape ``(..., C)`` to features ``(..., F)``.
         head: ``"linear"`` puts one ``Linear(F, n)`` behind ``given``; None means that ``given`` emits the n
             unconstrained parameters itself, parameter after parameter (for a convolutional decoder:
-            n_parameters x channels maps, flattened).
+            n_parameters x channels maps, flattened; a size K that is declared for each cell makes K x channels maps).
         features: F, where neither ``given.out_features`` nor a last `Linear` in ``given`` tells it.
         **sources: `Network`, `Learned` or `Fixed` for each parameter of the family.
 
@@ -79,21 +71,11 @@ class Conditional(nn.Module):
             raise InputError(f"Conditional: `family` must be a class of pyro.distributions, got `{family!r}`.")
         if head not in ("linear", None):
             raise InputError(f'Conditional: `head` must be "linear" or None, got `{head!r}`.')
-        self.family = _REPLACED.get(family, family)
-        self.event_shape = torch.Size(_as_shape(event_shape))
-        self.family_event_dim = event_dim_of(self.family)
-        if len(self.event_shape) < self.family_event_dim:
-            raise InputError(
-                f"Conditional: an event of `{family.__name__}` has {self.family_event_dim} dimension(s), "
-                f"got event_shape {tuple(self.event_shape)}."
-            )
-        self.sources = self._resolve(sources, has_network=given is not None)
-        self._sizes: list[int] = []
-        self._numbers: dict[str, Any] = {}
-        self._transforms: dict[str, Transform] = {}
-        self._raw_shapes: dict[str, torch.Size] = {}
-        for name, source in self.sources.items():
-            self._declare(name, source)
+        self.family = family_in_place_of(family)
+        self.event_shape = as_shape(event_shape)
+        self.sources = resolve(self.family, sources, given is not None, self.event_shape)
+        self.given, self.head = given, None
+        self._declare_all()
         if given is None and self._sizes:
             raise InputError(f"Conditional: a `Network` parameter of `{family.__name__}` needs given=, a network.")
         if given is not None and not self._sizes:
@@ -101,13 +83,10 @@ class Conditional(nn.Module):
                 f"Conditional: no parameter of `{family.__name__}` is a `Network`, so given= would never be used."
             )
         self._takes_offset = any(isinstance(s, Network) and s.offset for s in self.sources.values())
-        self.given = given
-        self.head: nn.Module | None = None
         if given is not None and head is not None:
             like = next(given.parameters(), torch.empty(()))
             width = _out_features(given) if features is None else features
             self.head = nn.Linear(width, sum(self._sizes), device=like.device, dtype=like.dtype)
-        self._probe()
 
     def forward(self, context: Tensor | None = None, offset: Tensor | None = None) -> TorchDistribution:
         """Returns the distribution given ``context``.
@@ -161,124 +140,75 @@ class Conditional(nn.Module):
         sources = ", ".join(f"{name}={source}" for name, source in self.sources.items())
         return f"{self.family.__name__}, event_shape={tuple(self.event_shape)}, {sources}"
 
-    def _resolve(self, sources: dict[str, Source], has_network: bool) -> dict[str, Source]:
-        """The source of every parameter that will be passed to the family."""
-        family = self.family.__name__
-        signature = parameters_of(self.family)
-        for name, source in sources.items():
-            if name not in signature:
-                raise InputError(f"Conditional: `{family}` has no parameter `{name}`; {near_match(name, signature)}")
-            if not isinstance(source, Network | Learned | Fixed):
-                raise InputError(
-                    f"Conditional: `{family}.{name}` must be Network(), Learned(...) or Fixed(...), "
-                    f"got `{source!r}`; write {name}=Fixed({source!r}) for a constant."
-                )
-        shadowed: set[str] = set()
-        for aliases in ALIASES:
-            present = [name for name in aliases if name in signature]
-            named = [name for name in present if name in sources]
-            if len(named) > 1:
-                raise InputError(f"Conditional: `{family}` takes only one of {', '.join(named)}.")
-            shadowed.update(name for name in present if name != (named or present)[0])
-        constrained = constraints_of(self.family)
-        resolved: dict[str, Source] = {}
-        for name, parameter in signature.items():
-            if name in sources:
-                resolved[name] = sources[name]
-            elif name in shadowed:
-                continue
-            elif name in constrained:
-                resolved[name] = Network() if has_network else Learned()
-            elif parameter.default is inspect.Parameter.empty:
-                raise InputError(
-                    f"Conditional: `{family}.{name}` has no constraint of its own, so it can be neither learned nor "
-                    f"output by a network; pass {name}=Fixed(...)."
-                )
-        return resolved
+    @property
+    def network_sizes(self) -> dict[str, int]:
+        """How many outputs of the network each `Network` parameter takes, in their order."""
+        return {name: math.prod(shape) for name, shape in self._raw_shapes.items()}
+
+    def to_spec(self) -> dict[str, Any]:
+        """Returns what an experiment file says for this declaration; the network and learned values are not in it.
+
+        Raises:
+            InputError: For a transform or a constant that an experiment file has no word for.
+
+        Example:
+            >>> import pyro.distributions as dist
+            >>> Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Learned(0.1)).to_spec()
+            {'family': 'Normal', 'loc': 0.0, 'scale': {'learned': 0.1}}
+        """
+        return {"family": self.family.__name__, **{name: source.to_spec() for name, source in self.sources.items()}}
+
+    def _declare_all(self) -> None:
+        """Registers what the sources need; a family that hides its event dimension is tried at each."""
+        told, most = event_dim_of(self.family), len(self.event_shape)
+        if told is not None and most < told:
+            raise InputError(
+                f"Conditional: an event of `{self.family.__name__}` has {told} dimension(s), "
+                f"got event_shape {tuple(self.event_shape)}."
+            )
+        for d in range(most + 1) if told is None else (told,):
+            self._parameters.clear()
+            self._buffers.clear()
+            self.family_event_dim = d
+            self._sizes: list[int] = []
+            self._numbers: dict[str, Any] = {}
+            self._transforms: dict[str, Transform] = {}
+            self._raw_shapes: dict[str, torch.Size] = {}
+            try:
+                # Constants first: a family's own sizes may depend on them.
+                for name, source in sorted(self.sources.items(), key=lambda item: not isinstance(item[1], Fixed)):
+                    self._declare(name, source)
+                self._probe()
+                return
+            except InputError:
+                if told is not None or d == most:
+                    raise
 
     def _declare(self, name: str, source: Source) -> None:
         """Registers what ``source`` needs: a slice of the head, a parameter or a buffer."""
         where = f"`{self.family.__name__}.{name}`"
-        declared = constraints_of(self.family)
+        declared = constraints_of(self.family, self.event_shape)
         constraint = declared.get(name, constraints.dependent)
         if isinstance(source, Fixed):
-            value = source.value
-            if isinstance(value, int | tuple) and (name not in declared or is_discrete(constraint)):
-                self._numbers[name] = value  # such as Multinomial.total_count, which no tensor can be
-                return
-            try:
-                tensor = torch.as_tensor(value)
-            except (TypeError, ValueError, RuntimeError) as error:
-                raise InputError(f"Conditional: {where}: Fixed({value!r}) is not numeric: {error}.") from None
-            if not tensor.dtype.is_floating_point:
-                tensor = tensor.to(torch.get_default_dtype())
-            _check_value(where, source, constraint, tensor)
-            self.register_buffer(f"fixed_{name}", tensor.detach().clone())
+            if is_number(source, name in declared, constraint):
+                self._numbers[name] = source.value
+            else:
+                self.register_buffer(f"fixed_{name}", constant(where, source, constraint))
             return
-        transform = self._transform(where, name, source.transform, constraint)
-        shape = self._shape(where, name, source, constraint)
+        transform = transform_for(where, source, constraint)
+        split = len(self.event_shape) - self.family_event_dim
+        sizes = declared_sizes(self.family, self._numbers)
+        shape = shape_for(
+            where, source, constraint, self.event_shape[:split], self.event_shape[split:], sizes.get(name)
+        )
         raw_shape = torch.Size(transform.inverse_shape(shape))
         self._transforms[name] = transform
         if isinstance(source, Network):
             self._raw_shapes[name] = raw_shape
             self._sizes.append(math.prod(raw_shape))
-            return
-        if source.init is None:
-            raw = torch.zeros(raw_shape)
         else:
-            init = torch.as_tensor(
-                source.init, dtype=None if isinstance(source.init, Tensor) else torch.get_default_dtype()
-            )
-            init = init.expand(shape)
-            _check_value(where, source, constraint, init)
-            raw = transform.inv(init).detach().clone().contiguous()
-            # Some inverses clamp: to 87 for a sigmoid's, where no gradient is left.
-            if not bool((raw.abs() < (80 if transform is not identity_transform else math.inf)).all()):
-                raise InputError(f"Conditional: {where}: {source} lies on the boundary of its constraint {constraint}.")
-        self.register_parameter(f"learned_{name}", nn.Parameter(raw))
-
-    def _transform(
-        self, where: str, name: str, given: Transform | Constraint | None, constraint: Constraint
-    ) -> Transform:
-        if isinstance(given, Transform):
-            return given
-        if given is not None:
-            constraint = given
-        elif is_discrete(constraint):
-            raise InputError(
-                f"Conditional: {where} has an integer constraint, which no network can output and no optimizer can "
-                f"move; pass {name}=Fixed(...)."
-            )
-        try:
-            return transform_to(constraint)
-        except NotImplementedError:
-            raise InputError(
-                f"Conditional: {where} has the constraint {constraint}, onto which no transform is known; "
-                f"pass {name}=Fixed(...)."
-            ) from None
-
-    def _shape(self, where: str, name: str, source: Network | Learned, constraint: Constraint) -> torch.Size:
-        """Shape of a network's or a learned parameter, in its constrained space."""
-        d, rank = self.family_event_dim, constraint.event_dim
-        batch, event = (
-            self.event_shape[: len(self.event_shape) - d],
-            self.event_shape[len(self.event_shape) - d :],
-        )
-        declared = None if source.shape is None else torch.Size(_as_shape(source.shape))
-        if isinstance(source, Learned) and declared is None and source.init is not None:
-            declared = torch.as_tensor(source.init).shape
-        if declared is not None and len(declared) >= rank:
-            return batch + declared if isinstance(source, Network) else declared
-        if rank in (0, d):
-            own = event[:rank]
-        elif rank == 2 and d == 1 and any(constraint is square for square in _SQUARE):
-            own = event + event
-        else:
-            raise InputError(
-                f"Conditional: the size of {where} does not follow from event_shape {tuple(self.event_shape)}; "
-                f"declare it: {name}={type(source).__name__}(shape=...) with {rank} dimension(s)."
-            )
-        return batch + own if declared is None else torch.broadcast_shapes(declared, own)
+            raw = initial(where, source, constraint, transform, shape, raw_shape)
+            self.register_parameter(f"learned_{name}", nn.Parameter(raw))
 
     def _parameters_from(self, raw: Tensor | None, offset: Tensor | None) -> dict[str, Any]:
         parameters: dict[str, Any] = dict(self._numbers)
@@ -288,13 +218,24 @@ class Conditional(nn.Module):
                 value = next(slices)
                 if source.offset and offset is not None:
                     value = value + offset
-                value = value.reshape(value.shape[:-1] + self._raw_shapes[name])
-                parameters[name] = self._transforms[name](value)
+                parameters[name] = self._transforms[name](self._arranged(name, value))
             elif isinstance(source, Learned):
                 parameters[name] = self._transforms[name](getattr(self, f"learned_{name}"))
             elif name not in self._numbers:
                 parameters[name] = getattr(self, f"fixed_{name}")
         return parameters
+
+    def _arranged(self, name: str, value: Tensor) -> Tensor:
+        """A slice of the head in the shape of its parameter.
+
+        The K values that each cell has of a declared size come as K maps of all cells, as convolutions put them out.
+        """
+        shape, cells = self._raw_shapes[name], len(self.event_shape)
+        extra = len(shape) - cells if self.family_event_dim == 0 else 0
+        if extra <= 0 or cells == 0:
+            return value.reshape(value.shape[:-1] + shape)
+        maps = value.reshape(value.shape[:-1] + shape[cells:] + shape[:cells])
+        return maps.movedim(tuple(range(-extra - cells, -cells)), tuple(range(-extra, 0)))
 
     def _build(self, parameters: dict[str, Any], batch_shape: Sequence[int]) -> TorchDistribution:
         built = self.family(**parameters)
@@ -313,7 +254,7 @@ class Conditional(nn.Module):
             with pyro.validation_enabled(True):
                 built = self._build(self._parameters_from(raw, None), () if raw is None else (1,))
         except (ValueError, TypeError, RuntimeError, NotImplementedError, IndexError, AssertionError) as error:
-            reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
                 f"Conditional: `{self.family.__name__}` cannot be built for event_shape "
                 f"{tuple(self.event_shape)}: {reason}"
@@ -323,21 +264,6 @@ class Conditional(nn.Module):
                 f"Conditional: `{self.family.__name__}` has events of shape {tuple(built.event_shape)}, but "
                 f"event_shape {tuple(self.event_shape)} is declared; declare what the family produces."
             )
-
-
-def _as_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    if isinstance(shape, int) or not all(isinstance(size, int) and size > 0 for size in shape):
-        raise InputError(f"Conditional: a shape is a tuple of positive integers, such as (20,); got `{shape!r}`.")
-    return tuple(shape)
-
-
-def _check_value(where: str, source: Source, constraint: Constraint, value: Tensor) -> None:
-    if not bool(value.isfinite().all()):
-        raise InputError(f"Conditional: {where}: {source} is not finite.")
-    if constraints.is_dependent(constraint):
-        return
-    if value.dim() >= constraint.event_dim and not bool(constraint.check(value).all()):
-        raise InputError(f"Conditional: {where}: {source} violates the constraint {constraint}.")
 
 
 def _out_features(module: nn.Module) -> int:

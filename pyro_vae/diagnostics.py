@@ -200,11 +200,7 @@ def _whole(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
 
 def _log_jacobian(units: Any, batch: Batch) -> NDArray[Any]:
     """What densities in own units have besides, over the observed cells, in nats: shape ``()`` or ``(N,)``."""
-    if units is None or batch.mask is None or units.scale is None or units.log_jacobian == 0:
-        return np.asarray(0.0 if units is None else units.log_jacobian)
-    observed = batch.mask.reshape(batch.size, -1).double().cpu()
-    values: NDArray[Any] = -(observed * units.scale.double().log()).sum(-1).numpy()
-    return values
+    return np.asarray(0.0 if units is None else units.log_jacobian_of(batch.mask))
 
 
 def _assemble(groups: Mapping[str, Variables], attributes: dict[str, Any], columns: list[str] | None) -> Any:

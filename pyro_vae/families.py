@@ -3,13 +3,20 @@ r"""What a family of distributions tells about itself before it is built."""
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import pyro.distributions as dist
+import torch
 from pyro.distributions import TorchDistribution, constraints
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution, Independent, transform_to
 from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import Transform
 
-from pyro_vae.errors import InputError
+from pyro_vae.continuous_bernoulli import ContinuousBernoulli
+from pyro_vae.discretized_logistic import DiscretizedLogisticMixture
+from pyro_vae.multinomial import DirichletMultinomial, Multinomial
 
 # Parametrisations of one quantity: the one that is named is used, else the first.
 ALIASES = (
@@ -17,6 +24,35 @@ ALIASES = (
     ("scale_tril", "covariance_matrix", "precision_matrix"),
     ("gate_logits", "gate"),
 )
+
+# Ours stand in the place of the originals, and add to them.
+OWN: tuple[type[TorchDistribution], ...] = (
+    ContinuousBernoulli,
+    DirichletMultinomial,
+    DiscretizedLogisticMixture,
+    Multinomial,
+)
+
+
+def _exported() -> dict[str, type[TorchDistribution]]:
+    exported = {
+        name: member
+        for name, member in vars(dist).items()
+        if inspect.isclass(member) and issubclass(member, Distribution) and not name.startswith("_")
+    }
+    return dict(sorted({**exported, **{own.__name__: own for own in OWN}}.items()))
+
+
+FAMILIES: dict[str, type[TorchDistribution]] = _exported()
+"""Every family by name: what `pyro.distributions` exports, and our own."""
+
+
+def family_in_place_of(family: type[TorchDistribution]) -> type[TorchDistribution]:
+    """Returns our own family where it replaces one of Pyro's, else the family itself."""
+    for own in OWN:
+        if own.__name__ == family.__name__ and family in own.__bases__:
+            return own
+    return family
 
 
 def parameters_of(family: type[TorchDistribution]) -> dict[str, inspect.Parameter]:
@@ -30,33 +66,55 @@ def parameters_of(family: type[TorchDistribution]) -> dict[str, inspect.Paramete
     }
 
 
-def constraints_of(family: type[TorchDistribution]) -> dict[str, Constraint]:
-    """The constraints of the parameters; none where they depend on each other (a property of the instance)."""
-    declared = family.arg_constraints
-    if not isinstance(declared, dict):
-        return {name: constraints.dependent for name in parameters_of(family)}
-    return declared
+def constraints_of(family: type[TorchDistribution], event_shape: Sequence[int] | None = None) -> dict[str, Constraint]:
+    """The constraints of the parameters.
+
+    Constraints that are a property of the instance are known where they follow from the event shape alone (the
+    degrees of freedom of a `Wishart`); none are where they depend on each other (the bounds of a `Uniform`).
+    """
+    declared: Any = family.arg_constraints
+    if isinstance(declared, dict):
+        return declared
+    if isinstance(declared, property) and declared.fget is not None and event_shape is not None:
+        try:
+            return dict(declared.fget(SimpleNamespace(event_shape=torch.Size(event_shape))))
+        except (AttributeError, IndexError, NotImplementedError):
+            pass
+    return {name: constraints.dependent for name in parameters_of(family)}
 
 
-def event_dim_of(family: type[TorchDistribution]) -> int:
-    """The number of dimensions of one event.
+def transform_onto(constraint: Constraint) -> Transform:
+    """Returns torch's transform onto a constraint; onto lower triangular matrices, that with a positive diagonal.
 
     Raises:
-        InputError: Where the family tells it only once it is built.
+        NotImplementedError: Where no transform is known.
     """
+    if isinstance(constraint, type(constraints.lower_triangular)):
+        constraint = constraints.lower_cholesky
+    return transform_to(constraint)
+
+
+def event_dim_of(family: type[TorchDistribution]) -> int | None:
+    """The number of dimensions of one event; None where the family tells it only once it is built."""
     support = getattr(family, "support", None)
     if not isinstance(support, Constraint):
-        raise InputError(
-            f"Conditional: `{family.__name__}` does not declare its support before it is built, so its event "
-            "dimension is unknown; pass your own nn.Module whose forward(context) returns it."
-        )
+        return None
     try:
         return int(support.event_dim)
     except NotImplementedError:
-        raise InputError(
-            f"Conditional: the support of `{family.__name__}` depends on its parameters; "
-            "pass your own nn.Module whose forward(context) returns it."
-        ) from None
+        return None
+
+
+def declared_sizes(family: type[TorchDistribution], constants: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The sizes that a family itself declares for its parameters, given its constant arguments.
+
+    A family of one's own declares them by a static method ``parameter_shapes(**constants)``.
+    """
+    method = getattr(family, "parameter_shapes", None)
+    if method is None:
+        return {}
+    accepted = inspect.signature(method).parameters
+    return dict(method(**{name: value for name, value in constants.items() if name in accepted}))
 
 
 def is_discrete(constraint: Constraint) -> bool:

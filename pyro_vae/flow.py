@@ -11,14 +11,16 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.distributions import transforms as torch_transforms
 from torch.distributions.transforms import Transform
 
 from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError, near_match
+from pyro_vae.parameters import as_shape
 from pyro_vae.sources import Fixed
 from pyro_vae.trunk import Trunk
 
-FLOWS = {"maf": "MAF", "nsf": "NSF", "realnvp": "RealNVP", "nice": "NICE"}
+FLOWS = {"maf": "MAF", "nsf": "NSF", "realnvp": "RealNVP"}
 # Factor on the last layers of the hyper-networks at the start, which makes the flow near to the identity.
 _START = 0.01
 
@@ -87,7 +89,7 @@ class Flow(Trunk):
 
     Arguments:
         event_shape: ``(L,)``.
-        kind: One of ``maf``, ``nsf``, ``realnvp``, ``nice``.
+        kind: One of ``maf``, ``nsf``, ``realnvp``.
         given: Network from a context ``(..., C)`` to features.
         transforms: Number of steps.
         hidden: Sizes of the hidden layers of each step's hyper-network.
@@ -125,11 +127,14 @@ class Flow(Trunk):
             raise InputError(f"Flow: unknown kind `{kind}`; {near_match(kind, FLOWS)}")
         if fast not in ("density", "sampling", None):
             raise InputError(f'Flow: `fast` must be "density" or "sampling", got `{fast!r}`.')
-        self.event_shape = torch.Size(event_shape)
+        self.event_shape = as_shape(event_shape)
         if len(self.event_shape) != 1:
             raise InputError(f"Flow: an event is a vector, such as (8,); got event_shape {tuple(event_shape)}.")
+        for name, sizes in (("transforms", (transforms,)), ("hidden", tuple(hidden))):
+            if any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in sizes):
+                raise InputError(f"Flow: `{name}` counts from 1 up, got {list(sizes)}.")
         size = self.event_shape[0]
-        if kind in ("realnvp", "nice") and size < 2:
+        if kind == "realnvp" and size < 2:
             raise InputError(f"Flow: `{kind}` couples two halves of the latent, and this one has 1 dimension; use maf.")
         self.kind, self.steps, self.hidden = kind, transforms, tuple(hidden)
         self.declared_fast = fast
@@ -167,12 +172,16 @@ class Flow(Trunk):
 
 def _zuko_flows() -> ModuleType:
     """zuko.flows, whose import switches off the validation of all distributions of the process: put back here."""
-    kept = {name: vars(Distribution)[name] for name in ("_validate_args", "arg_constraints")}
+    inverse = torch_transforms._InverseTransform
+    kept: list[tuple[Any, str, Any]] = [
+        (Distribution, name, vars(Distribution)[name]) for name in ("_validate_args", "arg_constraints")
+    ]
+    kept.append((inverse, "__name__", inverse.__name__))
     try:
         import zuko.flows
     finally:
-        for name, value in kept.items():
-            setattr(Distribution, name, value)
+        for owner, name, value in kept:
+            setattr(owner, name, value)
     flows: ModuleType = zuko.flows
     return flows
 
@@ -180,6 +189,12 @@ def _zuko_flows() -> ModuleType:
 @torch.no_grad()
 def _start_near_identity(transform: nn.Module) -> None:
     for module in transform.modules():
-        if isinstance(module, nn.Sequential) and isinstance(module[-1], nn.Linear):
-            module[-1].weight.mul_(_START)
-            module[-1].bias.mul_(_START)
+        last = (
+            module[-1]
+            if isinstance(module, nn.Sequential)
+            else module
+            if isinstance(module, nn.ParameterList)
+            else None
+        )
+        for parameter in () if last is None else last.parameters():  # of a hyper-network, or of a step without inputs
+            parameter.mul_(_START)

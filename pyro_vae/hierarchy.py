@@ -34,12 +34,17 @@ class HierarchicalDistribution(TorchDistribution):
     @property
     def has_rsample(self) -> bool:
         """Whether gradients pass through the draws of all layers."""
-        return self.hierarchy.facts(self.context)[0]
+        return self.hierarchy.has_rsample(self.context)
 
     @property
     def support(self) -> Constraint:
         """That of each layer, side by side."""
-        return self.hierarchy.facts(self.context)[1]
+        drawn = self.drawn()
+        return _joint([drawn[name].support for name in self.blocks], list(self.blocks.values()))
+
+    def drawn(self) -> dict[str, TorchDistribution]:
+        """Returns the distribution of each layer given one draw of those above it, off the global random stream."""
+        return self.hierarchy.drawn(self.context)
 
     def layer(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
         """Returns the distribution of one layer given the values of those that it depends on."""
@@ -59,6 +64,8 @@ class HierarchicalDistribution(TorchDistribution):
         shape = sample_shape + self.batch_shape
         for name in self.hierarchy.layers:
             given = self.layer(name, values)
+            if (batch_shape := torch.broadcast_shapes(given.batch_shape, self.batch_shape)) != given.batch_shape:
+                given = given.expand(batch_shape)
             missing = shape[: len(shape) - len(given.batch_shape)]
             values[name] = getattr(given, how)(missing).expand(*shape, -1)
         return torch.cat([values[name] for name in self.blocks], dim=-1)
@@ -145,7 +152,7 @@ class Hierarchy(nn.Module):
             self.blocks[name] = slice(start, start + size)
             start += size
         self.event_shape = torch.Size((start,))
-        self._facts: tuple[bool, Constraint] | None = None
+        self._has_rsample: bool | None = None
 
     def forward(self, context: Tensor | None = None) -> HierarchicalDistribution:
         """Returns the joint distribution of all layers given a context of shape ``(..., C)``, or none."""
@@ -166,24 +173,27 @@ class Hierarchy(nn.Module):
         leading = torch.broadcast_shapes(*(part.shape[:-1] for part in given))
         return self.layers[name](torch.cat([part.expand(*leading, -1) for part in given], dim=-1))
 
-    @torch.no_grad()
-    def facts(self, context: Tensor | None) -> tuple[bool, Constraint]:
-        """Whether all layers are reparameterizable, and the support; found once, from one draw."""
-        if self._facts is None:
-            values: dict[str, Tensor] = {}
-            supports: dict[str, Constraint] = {}
-            pathwise = True
-            with isolated(0):
-                for name in self.layers:
-                    given = self.layer(name, values, context)
-                    pathwise, supports[name] = pathwise and given.has_rsample, given.support
-                    values[name] = given.sample()
-            self._facts = pathwise, _joint([supports[name] for name in self.blocks], list(self.blocks.values()))
-        return self._facts
+    def has_rsample(self, context: Tensor | None) -> bool:
+        """Whether all layers are reparameterizable; found once."""
+        if self._has_rsample is None:
+            with torch.no_grad():
+                self._has_rsample = all(layer.has_rsample for layer in self.drawn(context).values())
+        return self._has_rsample
+
+    def drawn(self, context: Tensor | None) -> dict[str, TorchDistribution]:
+        """Returns the distribution of each layer, by name, given one draw of those above it."""
+        values: dict[str, Tensor] = {}
+        layers: dict[str, TorchDistribution] = {}
+        with isolated(0):
+            for name in self.layers:
+                layers[name] = self.layer(name, values, context)
+                values[name] = layers[name].sample()
+        return layers
 
     def to_spec(self) -> dict[str, Any]:
         """Returns what the experiment file says of the inputs; the layers describe themselves."""
-        return {"inputs": {name: list(given) for name, given in self.declared_inputs.items()}}
+        inputs = {name: list(given) for name, given in self.declared_inputs.items()}
+        return {"inputs": inputs} if inputs else {}
 
 
 class Reads(nn.Module):

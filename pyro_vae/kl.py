@@ -2,11 +2,28 @@ r"""The KL divergence of the posterior from the prior: in closed form, by latent
 
 from __future__ import annotations
 
+import math
+
+import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
-from torch.distributions import Distribution, Normal, kl_divergence
+from torch.distributions import (
+    AffineTransform,
+    ComposeTransform,
+    Distribution,
+    Independent,
+    LowRankMultivariateNormal,
+    MultivariateNormal,
+    Normal,
+    Transform,
+    TransformedDistribution,
+    kl_divergence,
+    register_kl,
+)
 
 from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of
+from pyro_vae.posteriors import Pushed
 
 
 def analytic_kl(q: Distribution, p: Distribution) -> Tensor:
@@ -17,7 +34,9 @@ def analytic_kl(q: Distribution, p: Distribution) -> Tensor:
     .. math:: \sum_j \log\frac{s_{p,j}}{s_{q,j}} + \frac{s_{q,j}^2 + (m_{q,j} - m_{p,j})^2}{2 s_{p,j}^2} - \frac{1}{2}
 
     which is :math:`-\frac12 \sum_j (1 + \log s_j^2 - m_j^2 - s_j^2)` at p = N(0, I); for other pairs
-    `torch.distributions.kl_divergence`.
+    `torch.distributions.kl_divergence`, to which Normals with full or low-rank covariance against diagonal ones are
+    added here; for a posterior that is pushed through the transform by which p is made (exp, with a LogNormal prior)
+    that of the two before the transform.
 
     Arguments:
         q: Batch shape ``(B,)``.
@@ -88,6 +107,8 @@ def factors(distribution: Distribution) -> Distribution | None:
 
 
 def _closed_form(q: Distribution, p: Distribution) -> Tensor | None:
+    if isinstance(q, Pushed) and (pulled := _pulled_back(q, p)) is not None:
+        return _closed_form(q.base_dist, pulled)
     mine, its = cells_of(q), cells_of(p)
     if isinstance(mine, Normal) and isinstance(its, Normal):
         terms = (
@@ -101,6 +122,55 @@ def _closed_form(q: Distribution, p: Distribution) -> Tensor | None:
         return kl_divergence(q, p.expand(q.batch_shape))
     except NotImplementedError:
         return None
+
+
+def _pulled_back(q: Pushed, p: Distribution) -> Distribution | None:
+    """The prior of u where q pushes u through T, and p is itself a distribution of T(u), as a LogNormal is of exp(u).
+
+    A bijection changes no divergence: :math:`KL(T q \\| T p) = KL(q \\| p)`.
+    """
+    cells = cells_of(p)
+    if not (isinstance(cells, TransformedDistribution) and len(cells.transforms) == 1):
+        return None
+    if _steps(q.transforms[0]) != _steps(cells.transforms[0]):
+        return None
+    event_dim = len(p.event_shape) - len(cells.event_shape)
+    return Independent(cells.base_dist, event_dim) if event_dim else cells.base_dist
+
+
+def _steps(transform: Transform) -> list[Transform]:
+    """The steps of a transform, but for those that do nothing: onto the positive numbers torch adds 0 to exp(u)."""
+    base = getattr(transform, "base_transform", transform)
+    steps = base.parts if isinstance(base, ComposeTransform) else [base]
+    return [step for step in steps if not (isinstance(step, AffineTransform) and (step.loc, step.scale) == (0, 1))]
+
+
+def _kl_to_diagonal(q: MultivariateNormal | LowRankMultivariateNormal, p: TorchDistribution) -> Tensor:
+    r"""KL of a Normal with dependent cells from one with independent cells: cross-entropy minus entropy.
+
+    .. math:: \sum_j \left(\log s_{p,j} + \frac{\Sigma_{jj} + (m_j - m_{p,j})^2}{2 s_{p,j}^2}\right)
+        + \frac{L}{2} \log 2\pi - H(q)
+    """
+    its = cells_of(p)
+    if not isinstance(its, Normal) or len(p.event_shape) != 1:
+        raise NotImplementedError
+    distance = (q.variance + (q.loc - its.loc).square()) / (2 * its.variance)
+    return (its.scale.log() + distance + math.log(2 * math.pi) / 2).sum(-1) - q.entropy()
+
+
+register_kl(MultivariateNormal, Independent)(_kl_to_diagonal)
+register_kl(LowRankMultivariateNormal, Independent)(_kl_to_diagonal)
+
+
+def _kl_from_diagonal(q: TorchDistribution, p: MultivariateNormal | LowRankMultivariateNormal) -> Tensor:
+    mine = cells_of(q)
+    if not isinstance(mine, Normal) or len(q.event_shape) != 1:
+        raise NotImplementedError
+    return kl_divergence(MultivariateNormal(mine.loc, scale_tril=torch.diag_embed(mine.scale)), p)
+
+
+register_kl(Independent, MultivariateNormal)(_kl_from_diagonal)
+register_kl(Independent, LowRankMultivariateNormal)(_kl_from_diagonal)
 
 
 def _name(distribution: Distribution) -> str:

@@ -6,6 +6,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import transform_to
+from torch.distributions.constraints import Constraint
 
 from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of
@@ -14,7 +15,9 @@ from pyro_vae.families import cells_of
 def masked(x_given_z: TorchDistribution, x: Tensor, mask: Tensor) -> tuple[TorchDistribution, Tensor]:
     """Returns the distribution of the observed cells, and x with the others filled by a value inside the support.
 
-    Hidden cells contribute 0 to log p(x|z), whatever they hold; so do their gradients, which a nan would spoil.
+    Hidden cells contribute 0 to log p(x|z), whatever they hold; so do their gradients, which a nan would spoil. A
+    distribution whose cells are independent but of different families says so by a method ``observing(x, mask)``
+    that returns the same pair.
 
     Arguments:
         x_given_z: With independent cells.
@@ -25,11 +28,19 @@ def masked(x_given_z: TorchDistribution, x: Tensor, mask: Tensor) -> tuple[Torch
         InputError: Where the cells depend on each other.
     """
     cells = cells_of(x_given_z)
+    observing = getattr(cells, "observing", None)
+    if observing is not None:
+        pair: tuple[TorchDistribution, Tensor] = observing(x, mask)
+        return pair
     if cells.event_dim > 0:
         raise InputError(
             f"VAE: `mask` hides single cells, but the cells of `{type(cells).__name__}` depend on each other; "
             "use a likelihood whose cells are independent."
         )
+    return cells.mask(mask).to_event(x_given_z.event_dim), filled(x, mask, cells.support)
+
+
+def filled(x: Tensor, mask: Tensor, support: Constraint) -> Tensor:
+    """Returns x with its hidden cells filled by a value inside the support of one cell."""
     zeros = torch.zeros_like(x)
-    filler = zeros if cells.support.is_discrete else transform_to(cells.support)(zeros)
-    return cells.mask(mask).to_event(x_given_z.event_dim), torch.where(mask, x, filler)
+    return torch.where(mask, x, zeros if support.is_discrete else transform_to(support)(zeros))

@@ -275,13 +275,19 @@ class ValueCheck:
         inside = torch.zeros_like(observed)
         for support in self.supports:
             # In parts on the VAE's device, where the support's bounds lie; the data may lie elsewhere.
-            within = torch.cat([support.check(part.to(self.vae.device)).to(x.device) for part in x.split(10_000)])
+            check = getattr(support, "check_cells", support.check)  # of columns with supports of their own
+            within = torch.cat([check(part.to(self.vae.device)).to(x.device) for part in x.split(10_000)])
             inside |= within.reshape(within.shape + (1,) * (x.dim() - within.dim()))
+        bad = observed & ~inside
+        support, family = self.supports[0], f"likelihood `{self.family}`"
+        if hasattr(support, "check_cells") and bool(bad.any()):
+            column = int(bad.nonzero()[0, -1])
+            support, family = support.supports[column], f"likelihood of column `{support.names[column]}`"
         _refuse(
             name,
             x,
-            observed & ~inside,
-            f"lies outside the support {self.supports[0]} of the likelihood `{self.family}`; choose a likelihood for "
+            bad,
+            f"lies outside the support {support} of the {family}; choose a likelihood for "
             "such values, or bring them into its support (grey levels: binarise them)",
         )
 

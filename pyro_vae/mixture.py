@@ -2,6 +2,7 @@ r"""Mixtures of one family: as a prior, as an amortized posterior, or as a likel
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +11,13 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
-from torch.distributions import Distribution, Normal
+from torch.distributions import Distribution, Normal, TransformedDistribution
 
 from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of
+from pyro_vae.modes import isolated
+from pyro_vae.parameters import as_shape
 from pyro_vae.sources import Fixed, Learned, Network, Source
 from pyro_vae.trunk import Trunk
 
@@ -38,16 +41,18 @@ class MixtureDistribution(dist.MixtureSameFamily):
     def has_rsample(self) -> bool:
         """Whether gradients pass through draws."""
         cells = cells_of(self.component_distribution)
-        known = type(cells).cdf is not Distribution.cdf
+        # That of a transformed distribution leaves the support of its base where it is rounded.
+        known = type(cells).cdf is not Distribution.cdf and not isinstance(cells, TransformedDistribution)
         return known and not cells.event_shape and len(self.event_shape) < 2 and cells.support is constraints.real
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns log p(z); for diagonal Normals over one set of components by two matrix products."""
+        """Returns log p(z); of diagonal Normals over one set of components, in float32, by two matrix products."""
         cells = cells_of(self.component_distribution)
-        if self.batch_shape or len(self.event_shape) != 1 or not isinstance(cells, Normal):
+        plain = bool(self.batch_shape) or len(self.event_shape) != 1 or not isinstance(cells, Normal)
+        if plain or value.dtype == torch.float64 or cells.loc.dtype == torch.float64:
             density: Tensor = super().log_prob(value)
             return density
-        # z^2 / s^2 - 2 z m / s^2 + m^2 / s^2 cancels, so in double precision.
+        # z^2 / s^2 - 2 z m / s^2 + m^2 / s^2 cancels, so in double precision: then by less than z itself is rounded.
         z, loc, scale = value.double(), cells.loc.double(), cells.scale.double()
         precision = scale.square().reciprocal()
         distance = z.square() @ precision.mT - 2 * z @ (loc * precision).mT + (loc.square() * precision).sum(-1)
@@ -66,7 +71,7 @@ class MixtureDistribution(dist.MixtureSameFamily):
         counts = which.bincount(minlength=self._num_component)
         first = counts.cumsum(0) - counts
         rank = torch.arange(len(which), device=which.device) - first[which[order]]
-        pool = self.component_distribution.sample((int(counts.max()) if len(which) else 0,))
+        pool = self.component_distribution.sample((int(counts.max()),))
         draws = torch.empty((len(which), *self.event_shape), dtype=pool.dtype, device=pool.device)
         draws[order] = pool[rank, which[order]]
         return draws.reshape(*sample_shape, *self.event_shape)
@@ -78,7 +83,11 @@ class MixtureDistribution(dist.MixtureSameFamily):
             NotImplementedError: Where the components' cells depend on each other, or have no CDF.
         """
         if not self.has_rsample:
-            raise NotImplementedError(f"{type(cells_of(self.component_distribution)).__name__} has no CDF to invert.")
+            family = type(cells_of(self.component_distribution)).__name__
+            raise NotImplementedError(
+                f"a mixture of `{family}` of event shape {tuple(self.event_shape)} has no pathwise gradient: it needs "
+                "vectors of independent cells on the real line whose CDF is known, such as Normal or Laplace."
+            )
         z = self.sample(sample_shape)
         return z if not torch.is_grad_enabled() else self._with_gradient(z)
 
@@ -125,12 +134,12 @@ class Mixture(Trunk):
         event_shape: Shape of one draw, such as ``(20,)``.
         components: K.
         given: Network from a context ``(..., C)`` to features.
-        weights: `Fixed` probabilities, `Learned` or `Network`. Default: `Network` where ``given`` is set, `Learned`
-            otherwise.
+        weights: Probabilities, or numbers in proportion to them: `Fixed`, `Learned` (from ``init``; default: from
+            equal ones) or `Network`. Default: `Network` where ``given`` is set, `Learned` otherwise.
         **sources: For the family's parameters, as for `Conditional`; values broadcast over ``(K, *event_shape)``.
 
     Raises:
-        InputError: As `Conditional`.
+        InputError: As `Conditional`; and where the components are equal, so that they would stay equal.
 
     Reference: Dilokthanakul et al., "Deep unsupervised clustering with Gaussian mixture variational autoencoders",
     2016 (as a prior).
@@ -155,17 +164,25 @@ class Mixture(Trunk):
         super().__init__(given)
         if not isinstance(components, int) or isinstance(components, bool) or components < 1:
             raise InputError(f"Mixture: `components` is a positive integer, got `{components!r}`.")
-        self.event_shape, self.num_components, self.family = torch.Size(event_shape), components, family
+        self.event_shape, self.num_components, self.family = as_shape(event_shape), components, family
+        self.declared, self.declared_weights = dict(sources), weights
         self.components = self._components(dict(sources))
-        if weights is None:
-            weights = Learned(shape=(components,)) if given is None else Network((components,))
-        logits = Fixed(torch.as_tensor(weights.value).log().tolist()) if isinstance(weights, Fixed) else weights
-        head = self.head_network() if isinstance(weights, Network) else None
-        self.declared_weights = weights
-        self.weights = Conditional(dist.Categorical, (), given=head, logits=logits)
+        self.weights = self._weights(weights)
+        if given is not None and self.components.given is None and self.weights.given is None:
+            raise InputError(
+                "Mixture: neither the weights nor a parameter is a `Network`, so given= would not be used."
+            )
         self.like_trunk(self.components, self.weights)
-        if self.weights().logits.shape[-1:] != (components,) if head is None else False:
-            raise InputError(f"Mixture: `weights` are {components} numbers, one for each component; got {weights}.")
+        self._check_unequal()
+
+    def _weights(self, declared: Source | None) -> Conditional:
+        """The distribution over the components."""
+        if declared is None:
+            declared = Learned() if self.given is None else Network()
+        if isinstance(declared, Network) and self.given is None:
+            raise InputError("Mixture: `weights` are a Network, which needs given=, a network.")
+        head = self.head_network() if isinstance(declared, Network) else None
+        return Conditional(dist.Categorical, (), given=head, logits=_logits(declared, self.num_components))
 
     def _components(self, sources: dict[str, Any]) -> Conditional:
         """One `Conditional` of all components, which lie along the first dimension of its event."""
@@ -181,6 +198,21 @@ class Mixture(Trunk):
                 parameter.add_(_NOISE * torch.randn_like(parameter))
         return stacked
 
+    @torch.no_grad()
+    def _check_unequal(self) -> None:
+        """Raises an `InputError` where the components are the same distribution: so would be their gradients."""
+        if self.components.given is not None or self.num_components == 1:
+            return
+        components = self().component_distribution
+        with isolated(0):
+            z = components.sample((16,))  # of each, scored by its own and by the first
+        first = components.log_prob(z[:, :1].expand_as(z))
+        if bool((first == first[:, :1]).all()):
+            raise InputError(
+                f"Mixture: the {self.num_components} components are equal, and would stay so; give one parameter a "
+                f"value of its own for each, such as {next(iter(self.components.sources))}=Learned(noise=1.0)."
+            )
+
     def forward(self, context: Tensor | None = None) -> MixtureDistribution:
         """Returns the mixture given a context of shape ``(..., C)``, or none."""
         features = self.features(context)
@@ -189,3 +221,31 @@ class Mixture(Trunk):
         independent = len(self.event_shape) - (self.components.family_event_dim or 0)
         cells = cells_of(stacked)
         return MixtureDistribution(weights, cells.to_event(independent) if independent else cells)
+
+    def to_spec(self) -> dict[str, Any]:
+        """Returns what the experiment file says of it, without its network and what it has learned."""
+        sources = {name: source.to_spec() for name, source in self.declared.items()}
+        weights = {} if self.declared_weights is None else {"weights": self.declared_weights.to_spec()}
+        return {"mixture": {"family": self.family.__name__, **sources, "components": self.num_components, **weights}}
+
+
+def _logits(weights: Source, components: int) -> Source:
+    """The source of the logits of the weights."""
+    refusal = InputError(
+        f"Mixture: `weights` are {components} positive numbers, one for each component; got {weights}."
+    )
+    declared = getattr(weights, "shape", None)
+    if not isinstance(weights, Network | Learned | Fixed) or (
+        declared is not None and tuple(declared) != (components,)
+    ):
+        raise refusal
+    if isinstance(weights, Network):
+        return dataclasses.replace(weights, shape=(components,))
+    given = weights.value if isinstance(weights, Fixed) else weights.init
+    if given is None and isinstance(weights, Learned):
+        return dataclasses.replace(weights, shape=(components,))
+    values = torch.as_tensor(given, dtype=torch.float64)
+    if values.shape != (components,) or not bool((values > 0).all() and values.isfinite().all()):
+        raise refusal
+    logits = values.log().tolist()
+    return Fixed(logits) if isinstance(weights, Fixed) else dataclasses.replace(weights, init=logits)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyro
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pyro_vae.errors import InputError
 
@@ -16,10 +17,12 @@ _instances = itertools.count()
 
 
 class Registered(nn.Module):
-    """A module whose parameters enter Pyro's param store under a name that no other instance has.
+    """A module with a posterior, whose parameters enter Pyro's param store under a name that no other instance has.
 
     A deep copy and an unpickled instance take a name of their own; an instance's entries go when it does.
     """
+
+    posterior: nn.Module
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,6 +41,31 @@ class Registered(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:  # copies and unpickled instances come through here
         super().__setstate__(state)
         self._identify()
+
+    @property
+    def theta(self) -> dict[str, nn.Parameter]:
+        """The generative parameters by name: the prior's and the likelihood's that are not the posterior's."""
+        inference = {id(parameter) for parameter in self.posterior.parameters()}
+        return {name: p for name, p in self.named_parameters() if id(p) not in inference}
+
+    @property
+    def phi(self) -> dict[str, nn.Parameter]:
+        """The inference parameters by name: the posterior's."""
+        return {f"posterior.{name}": p for name, p in self.posterior.named_parameters()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the parameters."""
+        return self._like().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self._like().device
+
+    def _like(self) -> Tensor:
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return next((t for t in tensors if t.dtype.is_floating_point), torch.empty(()))
 
     def _register(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Enters parameters, so that Pyro's optimizers find them; repeated calls change nothing."""

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor
 
+from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import (
     Calibration,
@@ -77,7 +79,7 @@ class PosteriorChecks:
 def check_posteriors(
     trained: Mapping[str, VAE],
     algorithms: Mapping[str, Inference],
-    test: Tensor,
+    test: Tensor | Batch,
     num_data: int,
     *,
     is_likelihood: bool = True,
@@ -89,7 +91,8 @@ def check_posteriors(
     Arguments:
         trained: The VAEs, by label.
         algorithms: The algorithms that trained them, under the same labels.
-        test: Test data, shape ``(N, *event_shape)``.
+        test: Test data, shape ``(N, *event_shape)``, or a `Batch`, whose contexts in turn are those of the data that
+            are simulated for the calibration.
         num_data: How many of them, the first, are used; 0 for no checks.
         is_likelihood: Whether the data lie in the likelihood's support; only then are gaps and calibration defined.
         seed: Of all draws.
@@ -98,7 +101,9 @@ def check_posteriors(
     with_posterior = {label: vae for label, vae in trained.items() if algorithms[label].trains_posterior}
     if num_data == 0 or not trained:
         return PosteriorChecks(0)
-    x = test[:num_data]
+    batch = Batch.of(test)
+    x = batch.select(slice(num_data))
+    context = None if batch.context is None else batch.context[torch.arange(_SIMULATED) % batch.size]
     gaps: dict[str, InferenceGap] = {}
     calibrations: dict[str, Calibration] = {}
     notes: list[str] = []
@@ -107,14 +112,14 @@ def check_posteriors(
         for label, vae in with_posterior.items() if is_likelihood else ():
             level = 1 - _MISSES / max(vae.latent_shape.numel(), 1)
             calibrations[label] = simulation_based_calibration(
-                vae, _SIMULATED, level=level, seed=seed, progress=progress
+                vae, _SIMULATED, level=level, context=context, seed=seed, progress=progress
             )
             try:
                 gaps[label] = inference_gap(vae, x, seed=seed, progress=progress)
             except InputError as error:
                 notes.append(f"{label}: {error}")
         gradients = gradient_variance(trained[at], x, algorithms, _GRADIENTS, seed=seed, progress=progress)
-    return PosteriorChecks(len(x), at, gaps, calibrations, gradients, notes)
+    return PosteriorChecks(x.size, at, gaps, calibrations, gradients, notes)
 
 
 def _estimate(estimate: Estimate) -> dict[str, float | None]:

@@ -15,6 +15,7 @@ from torch.distributions.transforms import Transform, identity_transform
 from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of
+from pyro_vae.hierarchy import HierarchicalDistribution
 from pyro_vae.modes import isolated
 from pyro_vae.networks import MLP, mlp
 
@@ -64,6 +65,10 @@ class Pushed(dist.TransformedDistribution):
         u_of_value: Tensor = self.transforms[0].inv(value)
         return u_of_value
 
+    def renewed(self, z: Tensor) -> Tensor:
+        """Returns z as a function of a copy of its u, which no cache of the base's knows."""
+        return self._remembered(self.preimage(z).clone())
+
     def _remembered(self, u: Tensor) -> Tensor:
         z = self.constrain(u)
         self._last = (u, z)
@@ -98,7 +103,7 @@ class Pushforward(nn.Module):
 
 def mirrored(likelihood: nn.Module, in_features: int) -> MLP:
     """Returns an encoder with the hidden layers of the likelihood's network in reverse; of 200 where it has no such."""
-    decoder = getattr(likelihood, "given", None)
+    decoder = getattr(getattr(likelihood, "likelihood", likelihood), "given", None)  # also of one that `Reads`
     if isinstance(decoder, MLP):
         return mlp(in_features, *reversed(decoder.hidden), activation=decoder.activation)
     return mlp(in_features, 200)
@@ -153,7 +158,7 @@ def onto_support(
     Raises:
         InputError: For a posterior over the real space with a prior whose density does not integrate to 1 there.
     """
-    if p.support.is_discrete or not _is_real(q.support):
+    if p.support.is_discrete or not is_real(q.support):
         return posterior
     try:
         transform = biject_to(support_of(p))
@@ -172,7 +177,27 @@ def onto_support(
     return posterior
 
 
-def _is_real(support: Constraint) -> bool:
+@torch.no_grad()
+def unconstrained_shape(prior: nn.Module, latent_shape: torch.Size, context_features: int = 0) -> torch.Size:
+    """Returns the shape of z in the unconstrained space of the prior's support: L - 1 for a simplex of L.
+
+    Arguments:
+        prior: Module that returns the prior.
+        latent_shape: Of z itself, which is the answer where no bijection is known.
+        context_features: Size of the context; 0 where the prior receives none.
+    """
+    if getattr(prior, "needs_posterior", False):
+        return latent_shape
+    like = next((t for t in (*prior.parameters(), *prior.buffers()) if t.is_floating_point()), torch.empty(()))
+    p = prior(*([like.new_zeros(1, context_features)] if context_features else []))
+    try:
+        return torch.Size(biject_to(support_of(p)).inverse_shape(p.event_shape))
+    except NotImplementedError:
+        return latent_shape
+
+
+def is_real(support: Constraint) -> bool:
+    """Whether every cell may be any real number."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support is constraints.real
@@ -195,8 +220,11 @@ def support_of(distribution: TorchDistribution) -> Constraint:
 def _vanishes_at_infinity(distribution: TorchDistribution) -> bool:
     """Whether |z| p(z) is below 1 far outside the bulk, as for every density that integrates to 1.
 
-    A periodic density, such as the von Mises density on its declared support, keeps its height there.
+    A periodic density, such as the von Mises density on its declared support, keeps its height there. Of a hierarchy
+    each layer must vanish: the others would hide one that does not.
     """
+    if isinstance(distribution, HierarchicalDistribution):
+        return all(_vanishes_at_infinity(layer) for layer in distribution.drawn().values())
     with isolated(0):
         z = distribution.sample((256,))
     centre, spread = z.mean(0), z.std(0) + 1e-6

@@ -97,7 +97,7 @@ def write_run(comparison: Comparison, folder: Path) -> None:
             with pyro.validation_enabled(False):  # the data were checked before the first run
                 draws = to_arviz(
                     [run.vae for run in runs],
-                    comparison.data.test[:_DATA],
+                    comparison.data.batch("test").select(slice(_DATA)),
                     num_samples=_DRAWS,
                     units=comparison.data.units,
                     attributes=attributes,
@@ -112,7 +112,10 @@ def curves(comparison: Comparison, points: int = 100) -> pd.DataFrame:
         Columns ``algorithm, seed, part, step, samples, seconds, bound``; nats per datum in the data's own units.
     """
     tables = []
-    shift = comparison.data.log_jacobian
+    data = comparison.data
+    shift = {"train": data.mean_log_jacobian("train"), "validation": 0.0}
+    if data.valid is not None:
+        shift["validation"] = data.mean_log_jacobian("valid")
     for run in comparison.runs:
         history = run.history
         window = max(1, history.steps // points)
@@ -130,20 +133,27 @@ def curves(comparison: Comparison, points: int = 100) -> pd.DataFrame:
                         "step": index + 1,
                         "samples": history.samples[index],
                         "seconds": history.seconds[index],
-                        "bound": bound + shift,
+                        "bound": bound + shift[part],
                     }
                 )
             )
     return pd.concat(tables, ignore_index=True)
 
 
-def load(run_folder: str | os.PathLike[str], algorithm: str | None = None, seed: int | None = None) -> VAE:
+def load(
+    run_folder: str | os.PathLike[str],
+    algorithm: str | None = None,
+    seed: int | None = None,
+    *,
+    allow_code: bool = False,
+) -> VAE:
     """Returns a trained VAE from a run folder, with the transform of its data as ``vae.units``.
 
     Arguments:
         run_folder: What `pyro-vae compare` wrote.
         algorithm: Label of the algorithm; default: the first.
         seed: Default: the first.
+        allow_code: Whether networks of the user's own, which the folder names, may be imported: their code then runs.
 
     Returns:
         The VAE in evaluation mode, on the CPU. ``vae.units.to_model_units`` maps data in their own units to the
@@ -152,20 +162,24 @@ def load(run_folder: str | os.PathLike[str], algorithm: str | None = None, seed:
     Raises:
         InputError: Where the folder, the algorithm or the seed is not there, or a file in it is damaged.
     """
-    folder, experiment, spec, seed = _found(run_folder, algorithm, seed)
+    folder, experiment, spec, seed = _found(run_folder, algorithm, seed, allow_code)
     try:
         record = json.loads((folder / "result.json").read_text(encoding="utf-8"))["data"]
         units, size = DataTransform.from_record(record), int(record["n"]["train"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'result.json'}: damaged ({error}); run the comparison again.") from None
-    vae = experiment.assemble(units.dim, units.image_shape, size)
+    vae = experiment.assemble(units.dim, units.image_shape, size, units.context_features)
     _restore(vae, folder / _WEIGHTS.format(spec.label, seed))
     vae.units, vae.algorithm = units, spec.name
     return vae.eval()
 
 
 def load_inference(
-    run_folder: str | os.PathLike[str], algorithm: str | None = None, seed: int | None = None
+    run_folder: str | os.PathLike[str],
+    algorithm: str | None = None,
+    seed: int | None = None,
+    *,
+    allow_code: bool = False,
 ) -> Inference:
     """Returns the algorithm that trained a VAE in a run folder, with its state: q(theta) of ``vb``, say.
 
@@ -173,11 +187,12 @@ def load_inference(
         run_folder: What `pyro-vae compare` wrote.
         algorithm: Label of the algorithm; default: the first.
         seed: Default: the first.
+        allow_code: As for `load`.
 
     Raises:
         InputError: As `load`.
     """
-    folder, _, spec, seed = _found(run_folder, algorithm, seed)
+    folder, _, spec, seed = _found(run_folder, algorithm, seed, allow_code)
     inference = spec.build()
     path = folder / _STATE.format(spec.label, seed)
     if path.exists():
@@ -186,13 +201,13 @@ def load_inference(
 
 
 def _found(
-    run_folder: str | os.PathLike[str], algorithm: str | None, seed: int | None
+    run_folder: str | os.PathLike[str], algorithm: str | None, seed: int | None, allow_code: bool
 ) -> tuple[Path, Experiment, InferenceSpec, int]:
     """The folder, its experiment, and which of its runs is meant."""
     folder = Path(run_folder)
     if not (folder / "experiment.yaml").is_file() or not (folder / "result.json").is_file():
         raise InputError(f"`{folder}` is not a run folder (it has no experiment.yaml and result.json).")
-    experiment = Experiment.from_yaml(folder / "experiment.yaml")
+    experiment = Experiment.from_yaml(folder / "experiment.yaml", allow_code=allow_code)
     specs = {spec.label: spec for spec in experiment.inference}
     algorithm = next(iter(specs)) if algorithm is None else algorithm
     seed = experiment.seeds[0] if seed is None else seed

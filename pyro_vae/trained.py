@@ -10,8 +10,8 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vae import datasets
 from pyro_vae.batch import Batch
-from pyro_vae.datasets import read_table
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import annealed_importance_sampling, log_marginal
 from pyro_vae.inference import Inference, algorithm
@@ -24,35 +24,38 @@ from pyro_vae.vae import VAE
 _TEMPERATURES, _CHAINS = 500, 16
 
 
-def read_rows(vae: VAE, path: str | os.PathLike[str], seed: int = 0) -> Tensor:
-    """Returns a file's rows in model units, binarised where the training data were.
+def read_rows(
+    vae: VAE, path: str | os.PathLike[str], seed: int = 0, context: str | os.PathLike[str] | None = None
+) -> Batch:
+    """Returns a file's rows in model units, with context, mask and offset, binarised where the training data were.
 
     Arguments:
         vae: From `pyro_vae.load`.
         path: A ``.csv``, ``.parquet``, ``.npy`` or ``.npz`` file in the training data's own units.
         seed: Of the binarisation.
+        context: ``"label=3"``, or the path of a table, in place of the file's own context columns.
 
     Returns:
-        Shape ``(N, D)``.
+        ``x`` of shape ``(N, D)``.
 
     Raises:
         InputError: For a file, a column or a cell that cannot be used.
     """
-    units = vae.units
-    values, _ = read_table(path, units.columns)
-    x = units.binarise(units.to_model_units(values), torch.Generator().manual_seed(seed))
-    check_values(vae, Batch(x), check_support=not units.cross_entropy)
-    return x
+    batch = datasets.read_rows(path, vae.units, torch.Generator().manual_seed(seed), context)
+    check_values(vae, batch, check_support=not vae.units.cross_entropy)
+    return batch
 
 
-def score(vae: VAE, x: Tensor, num_samples: int = 1000, *, seed: int = 0, progress: bool = False) -> pd.DataFrame:
-    """Returns log p(x) of each row, in nats and in the data's own units; the lowest are outliers.
+def score(
+    vae: VAE, x: Tensor | Batch, num_samples: int = 1000, *, seed: int = 0, progress: bool = False
+) -> pd.DataFrame:
+    """Returns log p of the observed cells of each row, in nats and in the data's own units; the lowest are outliers.
 
     By importance sampling; where the algorithm trained no posterior, by annealed importance sampling.
 
     Arguments:
         vae: From `pyro_vae.load`.
-        x: Shape ``(N, D)``, model units.
+        x: Shape ``(N, D)``, model units; or what `read_rows` returns.
         num_samples: Importance samples for each row; annealing has 500 temperatures and 16 chains.
         seed: Of the draws.
         progress: Whether to show a progress bar.
@@ -71,10 +74,11 @@ def score(vae: VAE, x: Tensor, num_samples: int = 1000, *, seed: int = 0, progre
     else:
         reliability = "effective_sample_size"
         estimate = annealed_importance_sampling(vae, x, _TEMPERATURES, _CHAINS, seed=seed, progress=progress)
+    batch = Batch.of(x)
     return pd.DataFrame(
         {
-            "row": range(1, len(x) + 1),
-            "log_p": estimate.shifted(vae.units.log_jacobian).pointwise.numpy(),
+            "row": range(1, batch.size + 1),
+            "log_p": estimate.shifted(vae.units.log_jacobian_of(batch.mask)).pointwise.numpy(),
             "standard_error": estimate.diagnostics["pointwise_error"].numpy(),
             reliability: estimate.diagnostics[reliability].numpy(),
         }
@@ -82,12 +86,12 @@ def score(vae: VAE, x: Tensor, num_samples: int = 1000, *, seed: int = 0, progre
 
 
 @torch.no_grad()
-def encode(vae: VAE, x: Tensor) -> pd.DataFrame:
+def encode(vae: VAE, x: Tensor | Batch) -> pd.DataFrame:
     """Returns the posterior's mean of each row (columns ``z0 ...``), and its scale where it has one (``z0_sd ...``).
 
     Arguments:
         vae: From `pyro_vae.load`.
-        x: Shape ``(N, D)``, model units.
+        x: Shape ``(N, D)``, model units; or what `read_rows` returns.
 
     Raises:
         InputError: Where the algorithm moved no parameter of the posterior.
@@ -112,15 +116,68 @@ def _algorithm(vae: VAE) -> Inference:
     return algorithm("aevb" if vae.algorithm is None else vae.algorithm)()
 
 
-def sample(vae: VAE, n: int, *, seed: int = 0) -> pd.DataFrame:
+def sample(vae: VAE, n: int, *, context: str | os.PathLike[str] | None = None, seed: int = 0) -> pd.DataFrame:
     """Returns n draws of x from the model, in the data's own units and columns (``x0 ...`` where they have no names).
+
+    Columns of words hold words. Where the model has a context, its columns stand behind, so that each draw says what
+    it is given. Where it has an offset, draws are those of a typical size, the geometric mean of the training rows.
 
     Arguments:
         vae: From `pyro_vae.load`.
         n: Number of draws.
+        context: ``"label=3"`` or ``"age=40,sex=f"``; or the path of a table with the context columns, whose rows are
+            taken in turn. Needed where the model has a context.
         seed: Of the draws.
+
+    Raises:
+        InputError: Where the model has a context and none is given, or the reverse.
     """
+    units = vae.units
+    given = None
+    if context is not None:
+        rows = datasets.read_context(context, units)
+        given = rows[torch.arange(n) % len(rows)]
+    elif units.context:
+        names = ",".join(f"{column.name}=..." for column in units.context)
+        raise InputError(
+            f'sample: the model is conditioned; say on what: --context "{names}", or --context with the path of a '
+            "table that has these columns."
+        )
     with evaluating(vae), isolated(seed, "sample"):
-        x = vae.units.to_own_units(vae.generate(n).flatten(1))
-    columns = vae.units.columns or [f"x{i}" for i in range(x.shape[1])]
-    return pd.DataFrame(x.numpy(), columns=list(columns))
+        x = vae.generate(n, None if given is None else given.to(vae.device, vae.dtype)).flatten(1)
+    frame = units.to_frame(x)
+    return frame if given is None else pd.concat([frame, datasets.context_frame(units, given)], axis=1)
+
+
+@torch.no_grad()
+def impute(
+    vae: VAE, path: str | os.PathLike[str], *, context: str | os.PathLike[str] | None = None, seed: int = 0
+) -> pd.DataFrame:
+    r"""Returns a file's rows with their missing cells filled, in own units and columns; observed cells are kept.
+
+    .. math:: \hat x_j = E[x_j | z = E_q[z | x_\mathrm{observed}]]
+
+    the likelihood's mean at the posterior's mean; the most probable level in a column of levels.
+
+    Arguments:
+        vae: From `pyro_vae.load`; its data were read with ``missing: mask``.
+        path: As for `read_rows`.
+        context: As for `read_rows`.
+        seed: Of the binarisation.
+
+    Raises:
+        InputError: Where the algorithm moved no parameter of the posterior, or the data have no missing cells.
+    """
+    trained_by = _algorithm(vae)
+    if not trained_by.trains_encoder:
+        raise InputError(
+            f"impute: `{trained_by.name}` trains no posterior, so that observed cells tell nothing of the others; take "
+            "the model of another algorithm with --algorithm."
+        )
+    if vae.units.missing != "mask":
+        raise InputError("impute: this model knows no missing cells; train it with `data: {name: ..., missing: mask}`.")
+    batch, own = datasets.read_both(path, vae.units, torch.Generator().manual_seed(seed), context)
+    check_values(vae, batch, check_support=not vae.units.cross_entropy)
+    with evaluating(vae), pyro.validation_enabled(False):  # the rows were checked just now
+        expected = vae.reconstruct(batch.to(vae.device, vae.dtype)).flatten(1).cpu()
+    return vae.units.named(torch.where(own.isnan(), vae.units.to_own_units(expected), own))

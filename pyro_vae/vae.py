@@ -2,7 +2,6 @@ r"""The variational autoencoder: a prior, a likelihood and a posterior as a Pyro
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -15,13 +14,14 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.hierarchy import Reads
+from pyro_vae.hierarchy import Reads, blocks_of
 from pyro_vae.masking import masked
 from pyro_vae.moments import centre
 from pyro_vae.param_store import Registered
 from pyro_vae.parameter_prior import ParameterPrior
 from pyro_vae.posteriors import derive_posterior, mirrored, onto_support
 from pyro_vae.probe import call_once, check_batch_shape, check_blocks, check_fields, check_supports, draw_two
+from pyro_vae.spec import parameter_prior_to_spec, part_to_spec
 
 
 class Programs(NamedTuple):
@@ -301,31 +301,6 @@ class VAE(Registered):
 
     # ------------------------------------------------------------------ parameters
 
-    @property
-    def theta(self) -> dict[str, nn.Parameter]:
-        """The generative parameters by name: the prior's and the likelihood's that are not the posterior's."""
-        inference = {id(parameter) for parameter in self.posterior.parameters()}
-        return {name: p for name, p in self.named_parameters() if id(p) not in inference}
-
-    @property
-    def phi(self) -> dict[str, nn.Parameter]:
-        """The inference parameters by name: the posterior's."""
-        return {f"posterior.{name}": p for name, p in self.posterior.named_parameters()}
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating-point type of the parameters."""
-        return self._like().dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters lie."""
-        return self._like().device
-
-    def _like(self) -> Tensor:
-        tensors = itertools.chain(self.parameters(), self.buffers())
-        return next((t for t in tensors if t.dtype.is_floating_point), torch.empty(()))
-
     def log_parameter_prior(self) -> Tensor:
         """Returns log p(theta) in nats; 0 without a parameter prior."""
         if self.parameter_prior is None:
@@ -393,6 +368,26 @@ class VAE(Registered):
 
     def _zeros(self, width: int) -> Tensor:
         return torch.zeros(2, width + self.context_features, device=self.device, dtype=self.dtype)
+
+    def to_spec(self) -> dict[str, Any]:
+        """Returns the declaration in the words of the experiment file, each part with its network.
+
+        ``Experiment.parse(vae.to_spec())`` builds a VAE of the same structure, for data of the same number of cells.
+
+        Raises:
+            InputError: Where a part or a network has no name in an experiment file, or data are not flat.
+        """
+        if len(self.event_shape) != 1:
+            raise InputError(
+                f"to_spec: in an experiment file data are flat, and these have shape {tuple(self.event_shape)}; "
+                f"declare the likelihood with event_shape ({self.event_shape.numel()},)."
+            )
+        parts = {name: part_to_spec(getattr(self, name)) for name in ("prior", "likelihood", "posterior")}
+        latent: Any = list(self.latent_shape) if len(self.latent_shape) != 1 else self.latent_shape[0]
+        own = {} if blocks_of(self.prior) else {"latent": latent}
+        if self.parameter_prior is not None:
+            own["parameter_prior"] = parameter_prior_to_spec(self.parameter_prior)
+        return {**own, **parts}
 
     def extra_repr(self) -> str:
         return f"latent_shape={tuple(self.latent_shape)}, event_shape={tuple(self.event_shape)}, size={self.size}"

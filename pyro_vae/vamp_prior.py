@@ -14,6 +14,9 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.errors import InputError
 from pyro_vae.mixture import MixtureDistribution
 
+# Farthest pseudo-inputs from 0 at the start, before they are mapped onto an interval.
+_FARTHEST = 7.0
+
 
 class VampPrior(nn.Module):
     r"""The mixture of variational posteriors: p(z) is q(z|u) averaged over K learned pseudo-inputs u.
@@ -69,7 +72,13 @@ class VampPrior(nn.Module):
                 raise InputError(f"VampPrior: `{name}` is a positive integer, got `{count!r}`.")
         self.features, self.num_components, self.support = features, components, support
         self.declared = {"mean": mean, "std": std}
-        self._transform = transform_to(support)
+        try:
+            self._transform = transform_to(support)
+        except NotImplementedError:
+            raise InputError(
+                f"VampPrior: pseudo-inputs cannot be learned within {support}; use constraints.real, "
+                "constraints.unit_interval or constraints.positive."
+            ) from None
         if initial is None:
             initial = mean + std * torch.randn(components, features)
             if support is not constraints.real:  # noise may leave the support
@@ -86,8 +95,9 @@ class VampPrior(nn.Module):
         if not bool(support.check(initial).all()):
             raise InputError(f"VampPrior: `initial` has values outside the support {support} of the pseudo-inputs.")
         raw = self._transform.inv(initial)
-        if support is not constraints.real:
-            raw = raw.clamp(-7.0, 7.0)  # pixels of exactly 0 and 1, where a sigmoid has no gradient
+        # Values on the boundary, such as pixels of exactly 0 and 1, lie at infinity, where there is no gradient.
+        raw = raw.clamp(-_FARTHEST, _FARTHEST) if isinstance(support, constraints.interval) else raw
+        raw = raw.nan_to_num(neginf=-_FARTHEST)
         self.raw = nn.Parameter(raw.detach().clone())
 
     @property
@@ -112,15 +122,23 @@ class VampPrior(nn.Module):
             covariates = context.unsqueeze(-2).expand(*leading, self.num_components, -1)
             inputs = torch.cat([inputs.expand(*leading, *inputs.shape), covariates], dim=-1)
         q = posterior(inputs)
-        if q.support.is_discrete:
+        if not isinstance(q, torch.distributions.Distribution):
+            raise InputError(
+                "VampPrior: is made of the posterior, which must be a distribution and not the features of an encoder; "
+                "pass posterior=Conditional(dist.Normal, (L,), given=...)."
+            )
+        if q.support is not None and q.support.is_discrete:
             raise InputError(
                 "VampPrior: needs continuous latents; use a Conditional or a Mixture prior for discrete ones."
             )
-        return MixtureDistribution(dist.Categorical(logits=inputs.new_zeros(self.num_components)), q)
+        return MixtureDistribution(dist.Categorical(logits=inputs.new_zeros(inputs.shape[:-1])), q)
 
     def to_spec(self) -> dict[str, Any]:
         """Returns what the experiment file says of it, without its initial pseudo-inputs."""
-        return {"vamp": {"components": self.num_components, **self.declared}}
+        names = {constraints.real: "real", constraints.unit_interval: "unit"}
+        if self.support not in names:
+            raise InputError(f"to_spec: pseudo-inputs in {self.support} have no name in an experiment file.")
+        return {"vamp": {"components": self.num_components, **self.declared, "pseudo_inputs": names[self.support]}}
 
     def extra_repr(self) -> str:
         return f"components={self.num_components}, features={self.features}"

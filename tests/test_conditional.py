@@ -10,7 +10,9 @@ from torch import nn
 from torch.distributions import transforms
 
 from pyro_vae import Conditional, Fixed, Learned, Network, conv_decoder, mlp
+from pyro_vae.discretized_logistic import DiscretizedLogisticMixture
 from pyro_vae.errors import InputError
+from pyro_vae.experiment.distribution import DistributionSpec
 
 # Event shape, and what must be declared: a tuple is the size of a parameter, anything else a constant.
 FAMILIES = {
@@ -36,6 +38,16 @@ FAMILIES = {
     dist.ZeroInflatedNegativeBinomial: ((3,), {}),
     dist.RelaxedBernoulli: ((3,), {"temperature": 0.5}),
     dist.VonMises: ((3,), {}),
+    dist.Weibull: ((3,), {}),
+    dist.AffineBeta: ((3,), {"loc": 1.0, "scale": 2.0}),
+    dist.MultivariateStudentT: ((3,), {}),
+    dist.OrderedLogistic: ((2,), {"cutpoints": (3,)}),
+    dist.MixtureOfDiagNormals: ((3,), {"locs": (2, 3), "coord_scale": (2, 3), "component_logits": (2,)}),
+    dist.BetaBinomial: ((3,), {"total_count": 10}),
+    dist.DirichletMultinomial: ((4,), {"total_count": 10}),
+    dist.ZeroInflatedPoisson: ((3,), {}),
+    dist.LKJCholesky: ((2, 2), {"dim": 2}),
+    DiscretizedLogisticMixture: ((3,), {}),
 }
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.__name__)
 
@@ -123,6 +135,16 @@ def test_headless_convolutional_decoder_emits_parameter_after_parameter():
     maps = decoder.convolutions(decoder.linear(z.flatten(0, 1)).reshape(15, *decoder.start)).reshape(3, 5, 4, 6, 6)
     torch.testing.assert_close(normal.loc, maps[:, :, :2])
     torch.testing.assert_close(normal.scale, maps[:, :, 2:].exp())
+
+
+def test_a_declared_size_makes_maps_of_a_headless_convolutional_decoder():
+    likelihood = Conditional(DiscretizedLogisticMixture, (2, 6, 6), given=nn.Identity(), head=None, components=Fixed(4))
+    maps = torch.randn(5, 3, 4, 2, 6, 6)  # parameter, component, channel, height, width
+    cells = likelihood.distribution(maps.flatten(1)).base_dist
+    for k in range(4):
+        torch.testing.assert_close(cells.logits[..., k], maps[:, 0, k])
+        torch.testing.assert_close(cells.locs[..., k], maps[:, 1, k])
+        torch.testing.assert_close(cells.scales[..., k], maps[:, 2, k].exp())
 
 
 @pytest.mark.parametrize(
@@ -233,6 +255,139 @@ def test_declared_sizes_make_an_event_larger_than_the_parameters():
     torch.testing.assert_close(d.sample().sum(-1), torch.ones(5))
 
 
+@pytest.mark.filterwarnings("ignore:Low df values", "ignore:Singular sample")
+def test_constraints_that_follow_from_the_event_shape_are_known():
+    d = Conditional(dist.Wishart, (3, 3), df=Learned(7.0), scale_tril=Fixed(torch.eye(3)))()
+    torch.testing.assert_close(d.df, torch.tensor(7.0))
+    with pytest.raises(InputError, match=r"`Wishart.df`: .*violates the constraint GreaterThan\(lower_bound=2\)"):
+        Conditional(dist.Wishart, (3, 3), df=Learned(1.5))
+
+
+def test_lower_triangular_parameters_have_a_positive_diagonal():
+    d = Conditional(dist.OMTMultivariateNormal, (3,), loc=Learned(torch.zeros(3)), scale_tril=Learned(noise=1.0))()
+    assert (d.scale_tril.diagonal() > 0).all()
+    assert torch.equal(d.scale_tril, d.scale_tril.tril())
+
+
+class Untold(dist.Dirichlet):
+    """Tells its event dimension only once it is built."""
+
+    @constraints.dependent_property
+    def support(self):
+        return constraints.simplex
+
+
+@pytest.mark.parametrize("event_shape", [(4,), (2, 4)], ids=str)
+def test_a_family_that_hides_its_event_dimension(event_shape):
+    conditional = Conditional(Untold, event_shape, given=mlp(4, 8))
+    d = conditional(torch.randn(5, 4))
+    assert (d.batch_shape, d.event_shape, conditional.family_event_dim) == ((5,), event_shape, 1)
+    assert {name: p.shape for name, p in Conditional(Untold, event_shape).named_parameters()} == {
+        "learned_concentration": event_shape
+    }
+
+
+def test_network_sizes_count_the_heads_outputs():
+    likelihood = Conditional(dist.Categorical, (6,), given=mlp(2, 7), logits=Network((256,)))
+    assert likelihood.network_sizes == {"logits": 6 * 256}
+    assert likelihood.head.out_features == 6 * 256
+
+
+def test_noise_tells_the_components_of_a_mixture_apart():
+    source = Learned([1.0, 2.0, 4.0], noise=0.5)
+    torch.manual_seed(3)
+    rate = Conditional(dist.Poisson, (3,), rate=source)().mean
+    torch.manual_seed(3)
+    noise = 0.5 * torch.randn(3)
+    torch.testing.assert_close(rate, torch.tensor([1.0, 2.0, 4.0]) * noise.exp())
+    without = Conditional(dist.Poisson, (3,), rate=Learned([1.0, 2.0, 4.0]))
+    assert without.learned_rate.exp().tolist() == pytest.approx([1.0, 2.0, 4.0])
+
+
+SPECS = {
+    "numbers": (
+        (dist.Normal, (3,), {"loc": Fixed(0.0), "scale": Learned(0.1)}),
+        {"family": "Normal", "loc": 0.0, "scale": {"learned": 0.1}},
+    ),
+    "tensors": (
+        (dist.Normal, (3,), {"loc": Fixed(torch.tensor([1.0, 2.0, 3.0])), "scale": Learned([0.5, 1.0, 2.0])}),
+        {"family": "Normal", "loc": [1.0, 2.0, 3.0], "scale": {"learned": [0.5, 1.0, 2.0]}},
+    ),
+    "one for each element": (
+        (dist.Normal, (3,), {"loc": Fixed(0), "scale": Learned(0.1, shape=(3,))}),
+        {"family": "Normal", "loc": 0, "scale": {"learned": {"init": 0.1, "shape": [3]}}},
+    ),
+    "networks": (
+        (
+            dist.Normal,
+            (3,),
+            {"given": True, "loc": Network(offset=True), "scale": Network(transform=constraints.softplus_positive)},
+        ),
+        {"family": "Normal", "loc": {"network": {"offset": True}}, "scale": {"network": {"transform": "softplus"}}},
+    ),
+    "sizes": (
+        (dist.Categorical, (3,), {"given": True, "logits": Network((256,))}),
+        {"family": "Categorical", "logits": {"network": {"shape": [256]}}},
+    ),
+    "omitted": ((dist.Gamma, (3,), {}), {"family": "Gamma", "concentration": "learned", "rate": "learned"}),
+    "counts": (
+        (dist.Multinomial, (3,), {"given": True, "total_count": Fixed(9)}),
+        {"family": "Multinomial", "total_count": 9, "logits": "network"},
+    ),
+    "replaced": ((dist.ContinuousBernoulli, (3,), {}), {"family": "ContinuousBernoulli", "logits": "learned"}),
+    "alias": ((dist.Bernoulli, (3,), {"probs": Fixed([0.1, 0.2, 0.3])}), {"family": "Bernoulli", "probs": None}),
+}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_to_spec_is_what_an_experiment_file_says(name):
+    (family, event_shape, sources), expected = SPECS[name]
+    given = mlp(2, 5) if sources.get("given") else None
+    conditional = Conditional(family, event_shape, **{**sources, "given": given})
+    spec = conditional.to_spec()
+    assert list(spec) == list(expected)
+    assert {**expected, **{k: v for k, v in spec.items() if expected[k] is None}} == spec
+    same = DistributionSpec.model_validate(spec).build(event_shape, given)
+    assert same.to_spec() == spec
+    assert list(same.state_dict()) == list(conditional.state_dict())
+    for key, value in conditional.state_dict().items():
+        if key.startswith(("learned_", "fixed_")):
+            assert torch.equal(same.state_dict()[key], value), key
+    same.load_state_dict(conditional.state_dict())
+    context = [torch.randn(5, 2)] if given is not None else []
+    x = conditional(*context).sample()
+    torch.testing.assert_close(same(*context).log_prob(x), conditional(*context).log_prob(x))
+
+
+@pytest.mark.parametrize(
+    ("constraint", "name"),
+    [
+        (constraints.positive, "exp"),
+        (constraints.unit_interval, "sigmoid"),
+        (constraints.softplus_positive, "softplus"),
+        (transforms.TanhTransform(), "tanh"),
+    ],
+)
+def test_transforms_have_names(constraint, name):
+    assert Network(transform=constraint).to_spec() == {"network": {"transform": name}}
+    assert Learned(transform=constraint).to_spec() == {"learned": {"transform": name}}
+
+
+def test_noise_round_trips_through_a_spec():
+    conditional = Conditional(dist.Normal, (3,), loc=Learned(noise=2.0), scale=Fixed(1.0))
+    assert conditional.to_spec() == {"family": "Normal", "loc": {"learned": {"noise": 2.0}}, "scale": 1.0}
+    torch.manual_seed(1)
+    first = DistributionSpec.model_validate(conditional.to_spec()).build((3,))
+    torch.manual_seed(1)
+    assert torch.equal(first.learned_loc, Conditional(dist.Normal, (3,), **conditional.sources).learned_loc)
+
+
+def test_a_transform_without_a_name_has_no_spec():
+    affine = transforms.AffineTransform(0.0, 2.0)
+    with pytest.raises(InputError, match=r"the transform AffineTransform.* has no name in an experiment file"):
+        Conditional(dist.Normal, (3,), given=mlp(2, 5), loc=Network(transform=affine)).to_spec()
+
+
 NETWORK = {"given": nn.Linear(4, 8)}
 
 
@@ -241,7 +396,7 @@ NETWORK = {"given": nn.Linear(4, 8)}
     [
         (dist.Binomial, (3,), NETWORK, r"`Binomial.total_count` has an integer constraint.*total_count=Fixed"),
         (dist.Uniform, (3,), {}, r"`Uniform.low` has the constraint.*low=Fixed"),
-        (dist.Wishart, (3, 3), {}, r"`Wishart.df` has the constraint.*df=Fixed"),
+        (dist.ImproperUniform, (3,), {}, r"`ImproperUniform.support` has no constraint of its own.*support=Fixed"),
         (
             dist.Categorical,
             (3,),
@@ -251,7 +406,8 @@ NETWORK = {"given": nn.Linear(4, 8)}
         (dist.LowRankMultivariateNormal, (3,), {}, r"cov_factor=Learned\(shape=...\) with 2 dim"),
         (dist.LogisticNormal, (3,), NETWORK, r"`LogisticNormal` has events of shape \(2,\), but event_shape \(3,\)"),
         (dist.RelaxedBernoulli, (3,), NETWORK, r"`RelaxedBernoulli.temperature`.*temperature=Fixed"),
-        (dist.Delta, (3,), NETWORK, r"`Delta.*own nn.Module"),
+        (dist.Delta, (3,), NETWORK, r"`Delta.v` has the constraint Dependent\(\).*v=Fixed"),
+        (dist.Normal, (3,), {"loc": Learned(noise=-1.0)}, r"`Normal.loc`: `noise` is a standard deviation.*-1.0"),
         (dist.Normal, (3,), {"scales": Learned()}, r"`Normal` has no parameter `scales`; did you mean `scale`\?"),
         (
             dist.Bernoulli,

@@ -66,6 +66,16 @@ def test_log_prob_and_its_gradient(dtype, tolerance):
     assert_near(gradient, exact(lambda logit, x: x - mean(logit), logits, x), tolerance)
 
 
+def test_float32_is_within_1e_5_of_the_exact_value_and_gradient_for_logits_up_to_50():
+    logits, x = torch.meshgrid(torch.linspace(-50, 50, 101), torch.tensor(PROBABILITIES), indexing="ij")
+    logits = logits.clone().requires_grad_()
+    log_prob = ContinuousBernoulli(logits=logits).log_prob(x)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), logits)
+    at = logits.detach()
+    assert (log_prob.double() - exact(lambda logit, x: x * logit - log_partition(logit), at, x)).abs().max() < 1e-5
+    assert (gradient.double() - exact(lambda logit, x: x - mean(logit), at, x)).abs().max() < 1e-5
+
+
 @pytest.mark.parametrize(
     ("dtype", "tolerance", "spread"), [(torch.float32, 2e-6, 2e-5), (torch.float64, 1e-10, 1e-7)], ids=str
 )

@@ -64,7 +64,7 @@ def numbers(tmp_path: Path) -> tuple[Path, pd.DataFrame]:
 
 
 def test_names() -> None:
-    assert names() == ("digits", "mnist", "static_mnist", "fashion_mnist", "frey")
+    assert names() == ("digits", "mnist", "static_mnist", "fashion_mnist", "frey", "20newsgroups")
 
 
 def test_digits_is_split_without_overlap_and_keeps_labels_aligned() -> None:

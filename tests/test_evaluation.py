@@ -41,6 +41,7 @@ EVALUATIONS: dict[str, Callable[[VAE, Tensor, int], list[Estimate | Tensor]]] = 
     "aggregate_posterior": lambda vae, x, seed: aggregate(vae, x, seed),
     "gradient_variance": lambda vae, x, seed: gradients(vae, x, seed),
     "kl_per_dimension": lambda vae, x, seed: [evaluation.kl_per_dimension(vae, x, seed=seed)],
+    "latent_kl": lambda vae, x, seed: [evaluation.latent_kl(vae, x, seed=seed).value],
     "posterior_means": lambda vae, x, seed: [evaluation.posterior_means(vae, x)],
     "active_units": lambda vae, x, seed: [evaluation.active_units(vae, x)],
 }

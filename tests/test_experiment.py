@@ -92,7 +92,7 @@ def test_a_transform_by_name():
         ("likelihood: {family: Normal, scale: true}", "expected a number"),
         ("likelihood: {family: Normal, scale: {lerned: 1}}", "expected one of"),
         ("likelihood: {family: Normal, loc: {network: {transform: logit}}}", "unknown transform `logit`"),
-        ("likelihood: 3", r"`likelihood`: expected a mapping with keys among `family` \(got 3\)"),
+        ("likelihood: 3", r"`likelihood`: expected a mapping with keys among `network`, `reads`, `family` \(got 3\)"),
         ("training: 3", "`training`: expected a mapping with keys among `epochs`, `steps`"),
         ("training: {optimizer: {Adam: {learning_rate: 1}}}", "no argument `learning_rate`; expected one of `lr`"),
         ("inference: [aevbb]", "unknown inference algorithm `aevbb`; did you mean `aevb`"),

@@ -108,3 +108,64 @@ def test_dimensions_that_depend_on_each_other_have_no_kl_each(which: str) -> Non
         kl_of_dimensions(q, p, q.sample((1,)))
     assert factors(tied) is None
     assert isinstance(factors(free), dist.Normal)
+
+
+def _lower(*shape: int) -> Tensor:
+    return torch.diag_embed(_positive(*shape)) + 0.3 * torch.ones(shape[-1], shape[-1]).double().tril(-1)
+
+
+LOW_RANK = dist.LowRankMultivariateNormal(_positive(6, 3), _positive(6, 3, 2), _positive(6, 3))
+
+
+@pytest.mark.parametrize(
+    ("q", "p"),
+    [
+        (dist.MultivariateNormal(_positive(6, 3), scale_tril=_lower(6, 3)), dist.Normal(_positive(3), 2.0).to_event(1)),
+        (LOW_RANK, dist.Normal(_positive(3), _positive(3)).to_event(1)),
+        (LOW_RANK, dist.Normal(_positive(6, 3), 1.5).to_event(1)),  # a prior given a context
+        (dist.Normal(_positive(6, 3), 0.7).to_event(1), dist.MultivariateNormal(_positive(3), scale_tril=_lower(3))),
+        (
+            dist.Normal(_positive(6, 3), _positive(6, 3)).to_event(1),
+            dist.LowRankMultivariateNormal(_positive(3), _positive(3, 2), _positive(3)),
+        ),
+    ],
+    ids=["full-diagonal", "low-rank-diagonal", "low-rank-diagonal-context", "diagonal-full", "diagonal-low-rank"],
+)
+def test_kl_of_full_and_low_rank_against_diagonal_normals_is_that_of_full_ones(
+    q: dist.TorchDistribution, p: dist.TorchDistribution
+) -> None:
+    full = [
+        torch.distributions.MultivariateNormal(
+            d.mean, torch.diag_embed(d.variance) if isinstance(d, dist.Independent) else d.covariance_matrix
+        )
+        for d in (q, p.expand((6,)))
+    ]
+    torch.testing.assert_close(analytic_kl(q, p), kl_divergence(*full), rtol=1e-10, atol=1e-10)
+
+
+def test_kl_of_a_normal_pushed_onto_the_support_of_a_log_normal_is_that_of_the_normals() -> None:
+    vae = VAE(
+        Conditional(dist.LogNormal, (3,), loc=Fixed(0.3), scale=Fixed(0.8)),
+        Conditional(dist.Normal, (5,), given=mlp(3), scale=Fixed(1.0)),
+    ).double()
+    q, p = vae.encode(torch.randn(4, 5).double()), vae.prior_given(None)
+    base = q.base_dist
+    normal = dist.Normal(torch.full((3,), 0.3).double(), 0.8).to_event(1)
+    torch.testing.assert_close(analytic_kl(q, p), analytic_kl(base, normal), rtol=1e-6, atol=1e-6)
+    z = q.sample((5000,))
+    assert_mean(q.log_prob(z) - p.log_prob(z), analytic_kl(q, p))
+
+
+def test_no_closed_form_is_taken_where_the_transforms_differ() -> None:
+    vae = VAE(
+        Conditional(dist.Gamma, (3,), concentration=Fixed(2.0), rate=Fixed(1.0)),
+        Conditional(dist.Normal, (5,), given=mlp(3), scale=Fixed(1.0)),
+    )
+    with pytest.raises(InputError, match="no closed form"):
+        analytic_kl(vae.encode(torch.zeros(4, 5)), vae.prior_given(None))
+    matrix = dist.Normal(torch.zeros(6, 3, 3), 1.0).to_event(2)
+    with pytest.raises(InputError, match="no closed form"):
+        analytic_kl(
+            dist.MultivariateNormal(torch.zeros(6, 3), torch.eye(3)), dist.Laplace(torch.zeros(3), 1.0).to_event(1)
+        )
+    assert analytic_kl(matrix, dist.Normal(torch.zeros(3, 3), 1.0).to_event(2)).shape == (6,)

@@ -9,9 +9,9 @@ from linear_gaussian import Encoder, LinearGaussian
 from torch.distributions import Normal
 from z_test import assert_mean
 
-from pyro_vae import VAE, Conditional, Fixed
+from pyro_vae import VAE, Conditional, Fixed, Mixture
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation import active_units, kl_per_dimension, posterior_means
+from pyro_vae.evaluation import active_units, kl_per_dimension, latent_kl, posterior_means
 
 MODEL = LinearGaussian.random(5, 2)
 X = MODEL.sample(25)
@@ -63,3 +63,74 @@ def test_kl_per_dimension_is_none_where_a_distribution_does_not_factorise() -> N
     prior = Conditional(dist.MultivariateNormal, (2,), loc=Fixed([0.0, 0.0]), scale_tril=Fixed(torch.eye(2))).double()
     base = MODEL.vae(MODEL.exact_encoder())
     assert kl_per_dimension(VAE(prior, base.likelihood, base.posterior), X) is None
+
+
+def full_posterior() -> tuple[VAE, torch.Tensor]:
+    """A VAE whose posterior has a full covariance, and the exact KL of each datum of X."""
+    vae = MODEL.vae()
+    q = vae.encode(X)
+    trace = q.covariance_matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return vae, (trace + q.mean.square().sum(-1) - 2 - q.covariance_matrix.logdet()) / 2
+
+
+def test_latent_kl_of_independent_dimensions_is_the_closed_form_of_each() -> None:
+    model, encoder = collapsing()
+    vae, x = model.vae(encoder), model.sample(30)
+    result = latent_kl(vae, x)
+    assert result.names == ("z0", "z1", "z2")
+    assert result.analytic == (True, True, True)
+    torch.testing.assert_close(result.value, kl_per_dimension(vae, x), rtol=1e-12, atol=1e-12)
+    assert torch.equal(result.standard_error, torch.zeros(3).double())
+    assert "z1: " in repr(result)
+    assert "(closed form)" in repr(result)
+
+
+def test_latent_kl_of_a_full_covariance_is_the_closed_form_of_the_whole() -> None:
+    vae, exact = full_posterior()
+    result = latent_kl(vae, X)
+    assert result.names == ("z",)
+    assert result.analytic == (True,)
+    torch.testing.assert_close(result.value, exact.mean().detach().reshape(1), rtol=1e-10, atol=1e-10)
+    assert float(result.standard_error) == 0
+
+
+def student(vae: VAE) -> VAE:
+    """The same with a Student prior, of which no KL has a closed form."""
+    prior = Conditional(dist.StudentT, (2,), df=Fixed(5.0), loc=Fixed(0.0), scale=Fixed(1.0)).double()
+    return VAE(prior, vae.likelihood, vae.posterior)
+
+
+def test_latent_kl_from_draws_is_unbiased_with_a_calibrated_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over seeds its deviations from the exact value, by quadrature, have the variance that it states."""
+    encoder = MODEL.exact_encoder(1.6)
+    vae = student(MODEL.vae(encoder))
+    loc, scale = encoder(X)
+    z = torch.arange(-20, 20, 0.02, dtype=torch.float64).reshape(-1, 1, 1)
+    log_q = Normal(loc, scale).log_prob(z)
+    exact = (log_q.exp() * (log_q - dist.StudentT(5.0).log_prob(z))).sum(0).mul(0.02).mean(0)
+    monkeypatch.setattr("pyro_vae.evaluation.latent._CHUNK", 700)  # 25 data are then four chunks
+    results = [latent_kl(vae, X, 100, seed=seed) for seed in range(300)]
+    assert results[0].names == ("z0", "z1")
+    assert results[0].analytic == (False, False)
+    assert "Monte Carlo" in repr(results[0])
+    deviations = torch.stack([r.value - exact for r in results]) / torch.stack([r.standard_error for r in results])
+    assert_mean(deviations, torch.zeros(2))
+    assert_mean(deviations.square(), torch.ones(2))
+
+
+def test_latent_kl_of_dependent_dimensions_from_draws() -> None:
+    """The whole alone; by a prior that is N(0, I) in disguise, a mixture of two equal Normals."""
+    vae, exact = full_posterior()
+    prior = Mixture(dist.Normal, (2,), 2, loc=Fixed(0.0), scale=Fixed([[1.0, 1.0], [1.0, 1.0 + 1e-6]])).double()
+    result = latent_kl(VAE(prior, vae.likelihood, vae.posterior), X, 2000)
+    assert result.names == ("z",)
+    assert result.analytic == (False,)
+    assert_mean(result.value, exact.mean().reshape(1), result.standard_error)
+    again = latent_kl(VAE(prior, vae.likelihood, vae.posterior), X, 2000)
+    assert torch.equal(again.value, result.value)
+
+
+@pytest.mark.parametrize("num_samples", [1, 0, True, 2.0])
+def test_latent_kl_needs_two_draws(num_samples: object) -> None:
+    with pytest.raises(InputError, match="at least 2"):
+        latent_kl(MODEL.vae(), X, num_samples)

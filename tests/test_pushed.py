@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
+from z_test import assert_mean
 
-from pyro_vae import VAE, Conditional, Fixed, Learned, mlp
+from pyro_vae import VAE, Conditional, Fixed, Flow, Learned, Mixture, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import log_marginal
 from pyro_vae.inference import ALGORITHMS, RWS, STL, DReG, ScoreFunction
@@ -130,3 +132,78 @@ def test_path_and_fixed_densities_have_the_value_of_the_density() -> None:
     z = q.rsample((5,))
     torch.testing.assert_close(path_log_prob(q, z), q.log_prob(z))
     torch.testing.assert_close(fixed_log_prob(q, z), q.log_prob(z))
+
+
+# ------------------------------------------------------------------ posteriors over the real space that are declared
+
+SIMPLEX = Conditional(dist.Dirichlet, (3,), concentration=Fixed([1.5, 1.0, 2.0]))
+BOUNDED = {
+    "gamma": Conditional(dist.Gamma, (2,), concentration=Fixed(2.0), rate=Fixed(1.0)),
+    "beta": Conditional(dist.Beta, (2,), concentration1=Fixed(2.0), concentration0=Fixed(3.0)),
+    "dirichlet": SIMPLEX,
+    "log-normal": Conditional(dist.LogNormal, (2,), loc=Fixed(0.0), scale=Fixed(0.7)),
+}
+DECLARED = {
+    "full": lambda: Conditional(dist.MultivariateNormal, (2,), given=mlp(6, 5)),
+    "mixture": lambda: Mixture(dist.Normal, (2,), 3, given=mlp(6, 5)),
+    "flow": lambda: Flow((2,), "maf", given=mlp(6, 5), hidden=(8,)),
+}
+
+
+@pytest.mark.parametrize("posterior", DECLARED)
+@pytest.mark.parametrize("prior", BOUNDED)
+def test_a_declared_posterior_over_the_real_space_is_pushed_onto_the_support(prior: str, posterior: str) -> None:
+    """Its density integrates to 1 over u, and its draws have the moments of that density."""
+    torch.manual_seed(0)
+    p = BOUNDED[prior]
+    size = p().event_shape[0]
+    vae = VAE(p, Conditional(dist.Bernoulli, (6,), given=mlp(size, 7)), DECLARED[posterior]()).double()
+    q = vae.encode(X[:1].double())
+    assert isinstance(q, Pushed)
+    axis = torch.linspace(-9, 9, 181).double()
+    u = torch.stack([a.flatten() for a in torch.meshgrid(axis, axis, indexing="ij")], -1).unsqueeze(1)
+    transform = torch.distributions.biject_to(p().support)
+    z = transform(u)
+    slope = transform.log_abs_det_jacobian(u, z)
+    with torch.no_grad():
+        log_mass = q.log_prob(z) + (slope if slope.shape == u.shape[:-1] else slope.sum(-1))
+        mass = (log_mass.exp() * float(axis[1] - axis[0]) ** 2).reshape(-1)
+        assert abs(float(mass.sum()) - 1) < 1e-3
+        draws = q.sample((20_000,)).squeeze(1)
+        functions = [torch.cat([t.sqrt(), (t[..., :1] + 2 * t[..., 1:2]).sin()], -1) for t in (draws, z.squeeze(1))]
+        assert bool(p().support.check(draws).all())
+        exact = (mass.unsqueeze(-1) * functions[1]).sum(0) / mass.sum()
+        assert_mean(functions[0], exact)
+
+
+@pytest.mark.parametrize(
+    "posterior",
+    [
+        lambda: Conditional(dist.Normal, (2,), given=mlp(6, 5)),
+        lambda: Conditional(dist.MultivariateNormal, (2,), given=mlp(6, 5)),
+        lambda: Mixture(dist.Normal, (2,), 3, given=mlp(6, 5)),
+        lambda: Flow((2,), given=mlp(6, 5), hidden=(8,)),
+        lambda: None,
+        lambda: mlp(6, 5),
+    ],
+    ids=["normal", "full", "mixture", "flow", "derived", "encoder"],
+)
+@pytest.mark.parametrize("mixture", [False, True])
+def test_a_prior_that_is_periodic_on_the_real_line_refuses_posteriors_that_are_not(
+    posterior: Callable[[], nn.Module | None], mixture: bool
+) -> None:
+    """The von Mises family declares the whole line as its support, over which its density has no integral."""
+    prior = (
+        Mixture(dist.VonMises, (2,), 2)
+        if mixture
+        else Conditional(dist.VonMises, (2,), loc=Fixed(0.0), concentration=Fixed(1.0))
+    )
+    with pytest.raises(InputError, match="does not integrate to 1"):
+        VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 7)), posterior())
+
+
+def test_a_periodic_posterior_fits_a_periodic_prior() -> None:
+    prior = Conditional(dist.VonMises, (2,), loc=Fixed(0.0), concentration=Fixed(1.0))
+    posterior = Conditional(dist.VonMises, (2,), given=mlp(6, 5))
+    vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 7)), posterior)
+    assert bool(torch.isfinite(vae.log_weights(X, 3)).all())

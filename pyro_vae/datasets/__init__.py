@@ -1,9 +1,26 @@
 """Data sets and files, split, scaled and binarised for a likelihood, with checksums."""
 
+from pyro_vae.datasets.content import Content, describe
 from pyro_vae.datasets.data import Data
 from pyro_vae.datasets.errors import DataError
 from pyro_vae.datasets.loading import load, names
+from pyro_vae.datasets.newsgroups import newsgroups_halves
+from pyro_vae.datasets.rows import context_frame, read_both, read_context, read_rows
 from pyro_vae.datasets.table import read_table
 from pyro_vae.datasets.units import DataTransform
 
-__all__ = ["Data", "DataError", "DataTransform", "load", "names", "read_table"]
+__all__ = [
+    "Content",
+    "Data",
+    "DataError",
+    "DataTransform",
+    "context_frame",
+    "describe",
+    "load",
+    "names",
+    "newsgroups_halves",
+    "read_both",
+    "read_context",
+    "read_rows",
+    "read_table",
+]

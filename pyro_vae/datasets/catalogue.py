@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_vae.datasets.files import CatalogueFile, Download, fetch
+from pyro_vae.datasets.newsgroups import read_newsgroups
 from pyro_vae.datasets.raw import RawData
 
 Folder = str | os.PathLike[str] | None
@@ -203,4 +204,5 @@ SETS: dict[str, Callable[[Folder, bool], RawData]] = {
     "static_mnist": _static_mnist,
     "fashion_mnist": lambda folder, progress: _idx_set("fashion_mnist", folder, progress),
     "frey": _frey,
+    "20newsgroups": read_newsgroups,
 }

@@ -10,7 +10,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from pyro_vae.batch import Batch
 from pyro_vae.datasets.binarisation import bernoulli_draw
+from pyro_vae.datasets.errors import DataError
 from pyro_vae.datasets.raw import Binarisation, Scaling
 from pyro_vae.datasets.units import DataTransform
 
@@ -29,6 +31,8 @@ class Data:
         seed: of the split and of every binarisation but the dynamic one of `train`.
         split: fractions that were split off; None where the official sets are used as they are.
         source: name and sha256 of each file.
+        context: for each part the covariates of its rows, N x C float32; empty where nothing conditions the model.
+        offset: for each part the offsets of its rows, N x 1 float32; empty where there are none.
     """
 
     train: Tensor
@@ -39,6 +43,43 @@ class Data:
     seed: int = 0
     split: tuple[float, ...] | None = None
     source: Mapping[str, str] = field(default_factory=dict)
+    context: Mapping[str, Tensor] = field(default_factory=dict)
+    offset: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def batch(self, part: str = "train") -> Batch:
+        r"""Return a part with all that is known of its rows: context, mask and offset, where the data have them.
+
+        Hidden cells are 0 in the batch (NaN in `train`, `valid` and `test`).
+
+        Args:
+            part: `train`, `valid` or `test`.
+
+        Raises:
+            DataError: where the part is none, or has no rows.
+        """
+        sizes = {"train": self.train, "valid": self.valid, "test": self.test}
+        have = [name for name, x in sizes.items() if x is not None]
+        x = sizes.get(part)
+        if x is None:
+            raise DataError(
+                f"`{self.name}`: there is no part `{part}`; it has {', '.join(f'`{name}`' for name in have)}"
+            )
+        x, mask = observed(x) if self.units.missing == "mask" else (x, None)
+        return Batch(x, self.context.get(part), mask, self.offset.get(part))
+
+    @property
+    def context_features(self) -> int:
+        r"""Number C of covariates."""
+        return self.units.context_features
+
+    def context_of(self, n: int) -> Tensor | None:
+        r"""Return n rows of context, those of the training rows in turn; None where nothing conditions the model."""
+        context = self.context.get("train")
+        return None if context is None else context[torch.arange(n) % len(context)]
+
+    def mean_log_jacobian(self, part: str) -> float:
+        r"""Return `log_jacobian` of the observed cells, mean over the rows of a part, in nats."""
+        return float(torch.as_tensor(self.units.log_jacobian_of(self.batch(part).mask)).double().mean())
 
     @property
     def name(self) -> str:
@@ -118,4 +159,11 @@ class Data:
             "seed": self.seed,
             "split": None if self.split is None else list(self.split),
             "source": dict(self.source),
+            "observed": {part: float((~x.isnan()).double().mean()) for part, x in sizes.items() if x is not None},
         }
+
+
+def observed(x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Return rows with 0 in place of NaN, and the mask: true where a cell is observed."""
+    mask = ~x.isnan()
+    return x.masked_fill(~mask, 0.0), mask

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.datasets.binarisation import bernoulli_draw, generator_for, threshold
 from pyro_vae.datasets.errors import DataError
 from pyro_vae.datasets.raw import Binarisation, RawData, Scaling
-from pyro_vae.datasets.support import Kind, is_discrete, outside
+from pyro_vae.datasets.support import Kind, Support, is_discrete, outside
 from pyro_vae.datasets.units import fit_transform
 
 
@@ -25,9 +27,10 @@ class Preparation:
         parts: for each part the name of its array and its rows (None: all, in order).
         binarisation: what is done to grey values.
         scaling: fitted on the training rows.
+        scaled: (D,) bool, which columns are scaled; None for all.
 
     Raises:
-        DataError: naming a constant column, or a cell beyond float32.
+        DataError: naming a constant or empty column, a row without observed cells, or a cell beyond float32.
     """
 
     def __init__(
@@ -36,19 +39,21 @@ class Preparation:
         parts: dict[str, tuple[str, Tensor | None]],
         binarisation: Binarisation,
         scaling: Scaling,
+        scaled: Tensor | None = None,
     ) -> None:
         self.raw, self.parts = raw, parts
+        self._check_observed()
         own = {part: self._rows(raw.arrays[array], rows) for part, (array, rows) in parts.items()}
-        self.units = fit_transform(raw, own["train"], binarisation, scaling)
+        self.units = fit_transform(raw, own["train"], binarisation, scaling, scaled)
         self.x = {part: self.units.to_model_units(x) for part, x in own.items()}
         self._check_float32()
 
-    def finish(self, kind: Kind, support: Constraint | None, *, asked: bool, seed: int) -> None:
+    def finish(self, kind: Kind, support: Support | None, *, asked: bool, seed: int) -> None:
         r"""Check every part against the support and binarise it.
 
         Args:
             kind: of the support.
-            support: of one datum; None checks nothing.
+            support: of one datum, or of each column; None checks nothing.
             asked: whether the binarisation was asked for, which is what allows a cross-entropy.
             seed: of the binarisation.
 
@@ -66,7 +71,7 @@ class Preparation:
             self._check_unit("a Bernoulli likelihood on grey values")
             # A mass has no Jacobian, and a cross-entropy neither.
             self.units = replace(self.units, log_jacobian=0.0, cross_entropy=self._first_grey() is not None)
-        if support is not None and is_discrete(support):
+        if isinstance(support, Constraint) and is_discrete(support):
             self.units = replace(self.units, log_jacobian=0.0)  # of a mass
         if support is not None and kind != "binary":
             self._check_support(support, leave_out="train" if how == "dynamic" else None)
@@ -86,6 +91,8 @@ class Preparation:
                 self.x[part] = threshold(x)
             elif how == "static" or part != "train":
                 self.x[part] = bernoulli_draw(x, generator_for(seed, part))
+            if self.raw.missing:
+                self.x[part] = torch.where(x.isnan(), x, self.x[part])
 
     @staticmethod
     def _rows(array: NDArray[Any], rows: Tensor | None) -> Tensor:
@@ -111,10 +118,20 @@ class Preparation:
         return self.raw.cell(self.parts[part][0], in_file, column) + scaled
 
     def _first_grey(self) -> str | None:
-        return self._first({part: (x != 0) & (x != 1) for part, x in self.x.items()})
+        return self._first({part: (x != 0) & (x != 1) & ~x.isnan() for part, x in self.x.items()})
+
+    def _check_observed(self) -> None:
+        for name, array in self.raw.arrays.items() if self.raw.missing else ():
+            hidden = np.isnan(array).all(1)
+            if hidden.any():
+                of = "" if name == "all" else f" of `{name}`"
+                raise DataError(
+                    f"`{self.raw.title}`: data row {int(hidden.argmax()) + 1}{of} (counted from 1, below the header) "
+                    "has no observed cell, so that it tells nothing; drop the row"
+                )
 
     def _check_float32(self) -> None:
-        cell = self._first({part: ~x.isfinite() for part, x in self.x.items()})
+        cell = self._first({part: x.isinf() if self.raw.missing else ~x.isfinite() for part, x in self.x.items()})
         if cell:
             raise DataError(
                 f"`{self.raw.title}`: found {cell}, beyond float32; rescale the column, or pass scaling=`standardise`"
@@ -142,11 +159,20 @@ class Preparation:
                 "that is no log-likelihood"
             )
 
-    def _check_support(self, support: Constraint, leave_out: str | None) -> None:
-        cell = self._first({part: outside(support, x) for part, x in self.x.items() if part != leave_out})
-        if cell:
-            said = " ".join(str(support).split())[:100]
-            raise DataError(
-                f"`{self.raw.title}`: found {cell}, outside the likelihood's support `{said}`; choose "
-                "another likelihood, or another `scaling` or `binarisation`"
-            )
+    def _check_support(self, support: Support, leave_out: str | None) -> None:
+        each = list(support.values()) if isinstance(support, Mapping) else [support]
+        for index, of_column in enumerate(each):
+            bad = {part: outside(of_column, x) for part, x in self.x.items() if part != leave_out}
+            if isinstance(support, Mapping):
+                bad = {part: flags & _only(index, flags) for part, flags in bad.items()}
+            if cell := self._first(bad):
+                said = " ".join(str(of_column).split())[:100]
+                raise DataError(
+                    f"`{self.raw.title}`: found {cell}, outside the likelihood's support `{said}`; choose "
+                    "another likelihood, or another `scaling` or `binarisation`"
+                )
+
+
+def _only(column: int, flags: Tensor) -> Tensor:
+    """True in one column alone."""
+    return torch.arange(flags.shape[1]) == column

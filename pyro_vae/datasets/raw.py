@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_vae.datasets.columns import Cells, Levels
 from pyro_vae.datasets.errors import DataError
 
 Binarisation = Literal["none", "static", "dynamic", "threshold"]
 Scaling = Literal["none", "unit", "standardise"]
+Missing = Literal["error", "mask"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +32,9 @@ class RawData:
         bernoulli: binarisation that a Bernoulli likelihood gets unless another is asked for; `static` says
             that the file itself is binarised.
         path: of the user's file, as given; None for the catalogue.
+        missing: whether cells may be NaN, which are hidden from the likelihood.
+        levels: for each column what its codes mean, None for a column of numbers; None where no column has levels.
+        others: a table's columns that are not modelled, by name.
     """
 
     name: str
@@ -40,6 +46,9 @@ class RawData:
     level: float | None = None
     bernoulli: Binarisation = "none"
     path: str | None = None
+    missing: bool = False
+    levels: tuple[Levels | None, ...] | None = None
+    others: Mapping[str, Cells] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -54,13 +63,15 @@ class RawData:
     def cell(self, part: str, row: int, column: int) -> str:
         r"""Describe the cell at 0-based (row, column): its value and its place, counted from 1."""
         value = self.arrays[part][row, column]
+        levels = None if self.levels is None else self.levels[column]
+        said = f"{value:g}" if levels is None else levels[int(value)]
         name = f"`{self.columns[column]}`" if self.columns else str(column + 1)
         of = "" if part == "all" else f" of `{part}`"
-        return f"`{value:g}` in data row {row + 1}{of} (counted from 1, below the header), column {name}"
+        return f"`{said}` in data row {row + 1}{of} (counted from 1, below the header), column {name}"
 
 
 def check_finite(raw: RawData) -> RawData:
-    r"""Return `raw` if it has rows and columns, and every cell is finite.
+    r"""Return `raw` if it has rows and columns, and every cell that is not missing is finite.
 
     Raises:
         DataError: naming the first empty array, or the first NaN or infinite cell.
@@ -73,11 +84,11 @@ def check_finite(raw: RawData) -> RawData:
                 "one row and one column are needed"
             )
         if array.dtype.kind == "f":
-            bad = ~np.isfinite(array)
+            bad = np.isinf(array) if raw.missing else ~np.isfinite(array)
             if bad.any():
                 row, column = divmod(int(bad.argmax()), array.shape[1])
                 raise DataError(
                     f"`{raw.title}`: found {raw.cell(part, row, column)}; every cell must be a finite "
-                    "number: fill in or drop missing values first"
+                    "number: fill in or drop missing values first, or hide them with `missing: mask`"
                 )
     return raw

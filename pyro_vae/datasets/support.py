@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -11,7 +12,10 @@ from torch.distributions.constraints import Constraint
 
 from pyro_vae.datasets.raw import Binarisation, RawData, Scaling
 
-Kind = Literal["binary", "unit", "real", "other"]
+Kind = Literal["binary", "unit", "real", "other", "columns"]
+
+# Of one datum; or one for each column of a table, by its name.
+Support = Constraint | Mapping[str, Constraint]
 
 
 def base_support(support: Constraint) -> Constraint:
@@ -29,10 +33,15 @@ def is_discrete(support: Constraint) -> bool:
         return False
 
 
-def support_kind(support: Constraint | None) -> Kind:
-    r"""Name the support: `binary` for {0, 1}, `unit` for [0, 1], `real` for the real line (and None)."""
+def support_kind(support: Support | None) -> Kind:
+    r"""Name the support: `binary` for {0, 1}, `unit` for [0, 1], `real` for the real line (and None).
+
+    `columns` stands for a support of each column.
+    """
     if support is None:
         return "real"
+    if isinstance(support, Mapping):
+        return "columns"
     base = base_support(support)
     if isinstance(base, type(constraints.boolean)):
         return "binary"
@@ -43,6 +52,22 @@ def support_kind(support: Constraint | None) -> Kind:
         if bool((low == 0).all() and (high == 1).all()):
             return "binary" if base.is_discrete else "unit"
     return "other"
+
+
+def has_levels(support: Constraint) -> bool:
+    r"""Tell whether a support holds the codes 0, 1, ... of levels, so that a column may hold words."""
+    base = base_support(support)
+    if isinstance(base, type(constraints.boolean)):
+        return True
+    return isinstance(base, constraints.integer_interval) and bool((torch.as_tensor(base.lower_bound) == 0).all())
+
+
+def number_of_levels(support: Constraint) -> int | None:
+    r"""Return how many codes a support of levels holds; None where it holds no levels."""
+    if not has_levels(support):
+        return None
+    base = base_support(support)
+    return int(torch.as_tensor(base.upper_bound).max()) + 1 if isinstance(base, constraints.integer_interval) else 2
 
 
 def choose(
@@ -57,7 +82,7 @@ def choose(
         if raw.level is not None:
             scaling = "none" if kind == "other" and binarisation == "none" else "unit"
         else:
-            scaling = "standardise" if kind == "real" and binarisation == "none" else "none"
+            scaling = "standardise" if kind in ("real", "columns") and binarisation == "none" else "none"
     return binarisation, scaling
 
 
@@ -70,7 +95,7 @@ def outside(support: Constraint, x: Tensor) -> Tensor:
 
     Args:
         support: of one datum, maybe inside `constraints.independent`.
-        x: N x D, model units.
+        x: N x D, model units; NaN where a cell is missing, which is never flagged.
 
     Returns:
         N x D, bool.
@@ -84,7 +109,7 @@ def outside(support: Constraint, x: Tensor) -> Tensor:
     except (RuntimeError, AssertionError, NotImplementedError):
         return flags
     if inside.shape == x.shape:
-        return ~inside
+        return ~inside & ~x.isnan()
     if inside.shape == x.shape[:1]:
         flags[:, 0] = ~inside
     return flags

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vae.datasets.errors import DataError, first_line
+from pyro_vae.datasets.columns import Levels, read_cells
+from pyro_vae.datasets.errors import DataError, first_line, suggestion
 from pyro_vae.datasets.files import READ_ERRORS, checksum
 from pyro_vae.datasets.raw import RawData, check_finite
 
@@ -50,7 +52,7 @@ def read_table(
         (tensor([[75.],
                 [68.]], dtype=torch.float64), ('weight',))
     """
-    raw = read_file(path, columns)
+    raw = read_file(path, Wanted(columns))
     if "all" not in raw.arrays:
         sets = ", ".join(f"`{part}`" for part in raw.arrays)
         raise DataError(
@@ -62,7 +64,7 @@ def read_table(
 
 def _level(arrays: Mapping[str, NDArray[Any]]) -> float | None:
     """The greatest grey level that images can have, as far as theirs tell; None where some are negative."""
-    low, high = (float(f([f(array) for array in arrays.values()])) for f in (np.min, np.max))
+    low, high = (float(f([f(array) for array in arrays.values()])) for f in (np.nanmin, np.nanmax))
     if not low >= 0:
         return None
     if high <= 1:
@@ -70,24 +72,42 @@ def _level(arrays: Mapping[str, NDArray[Any]]) -> float | None:
     return 255.0 if 127 < high <= 255 else high
 
 
-def read_file(path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> RawData:
+@dataclass(frozen=True)
+class Wanted:
+    r"""What is asked of a user's file.
+
+    Attributes:
+        columns: names of the modelled columns of a table, in order; None: all but `others`.
+        others: names of columns that are read but not modelled, such as covariates.
+        missing: whether cells may be missing.
+        words: names of modelled columns that may hold words.
+        all_words: whether all of them may.
+        exhaustive: whether `columns` and `others` must be all of the table's columns.
+        levels: of columns whose levels are known, by name.
+    """
+
+    columns: Sequence[str] | None = None
+    others: Sequence[str] = ()
+    missing: bool = False
+    words: frozenset[str] = frozenset()
+    all_words: bool = False
+    exhaustive: bool = False
+    levels: Mapping[str, Levels] = field(default_factory=dict)
+
+
+def read_file(path: str | os.PathLike[str], wanted: Wanted = Wanted()) -> RawData:
     r"""Read a user's file as it is; see `read_table` for formats and errors."""
-    path = Path(path).expanduser()
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise DataError(
-            f"`{path}`: got a file of type `{suffix or 'none'}`; expected one of "
-            f"{', '.join(f'`{form}`' for form in FORMATS)}: save the data in one of these"
-        )
-    if not path.is_file():
-        raise DataError(f"`{path}`: there is no such file; check the path (looked from `{Path.cwd()}`)")
+    columns = wanted.columns
+    path, suffix = _checked(path, FORMATS)
     files = {path.name: checksum(path)}
     if suffix in (".csv", ".parquet"):
-        frame = _csv(path) if suffix == ".csv" else _parquet(path)
-        frame = frame if columns is None else _select(path, frame, columns)
-        names = tuple(str(name) for name in frame.columns)
-        raw = RawData(path.stem, {"all": _numbers(path, frame)}, files, columns=names, path=str(path))
+        raw = _table(path, _csv(path) if suffix == ".csv" else _parquet(path), files, wanted)
     else:
+        if by_name := [*wanted.others, *(columns or () if wanted.exhaustive else ())]:
+            raise DataError(
+                f"`{path}`: column `{by_name[0]}` is asked for by name, and a `{suffix}` file has no names; save "
+                "the table as `.csv` or `.parquet`"
+            )
         arrays = _arrays(path)
         shapes = {array.shape[1:] for array in arrays.values()}
         if len(shapes) > 1:
@@ -101,10 +121,30 @@ def read_file(path: str | os.PathLike[str], columns: Sequence[str] | None = None
             raise DataError(f"`{path}`: array `{empty}` holds zero rows or columns; at least one of each is needed")
         image = tuple(int(size) for size in shape) if len(shape) > 1 else None
         level = None if image is None else _level(flat)
-        raw = RawData(path.stem, flat, files, image_shape=image, level=level, path=str(path))
+        raw = RawData(path.stem, flat, files, image_shape=image, level=level, path=str(path), missing=wanted.missing)
         if columns is not None and len(columns) != raw.dim:
             raise DataError(f"`{path}`: got {raw.dim} columns; expected the {len(columns)} of the training data")
     return check_finite(raw)
+
+
+def read_frame(path: str | os.PathLike[str]) -> pd.DataFrame:
+    r"""Read a `.csv` or `.parquet` file as it is."""
+    path, suffix = _checked(path, (".csv", ".parquet"))
+    return (_csv(path) if suffix == ".csv" else _parquet(path)).rename(columns=str)
+
+
+def _checked(path: str | os.PathLike[str], formats: Sequence[str]) -> tuple[Path, str]:
+    """The path of a file that is there, and its type, one of ``formats``."""
+    path = Path(path).expanduser()
+    suffix = path.suffix.lower()
+    if suffix not in formats:
+        raise DataError(
+            f"`{path}`: got a file of type `{suffix or 'none'}`; expected one of "
+            f"{', '.join(f'`{form}`' for form in formats)}: save the data in one of these"
+        )
+    if not path.is_file():
+        raise DataError(f"`{path}`: there is no such file; check the path (looked from `{Path.cwd()}`)")
+    return path, suffix
 
 
 def _damaged(path: Path, error: BaseException) -> DataError:
@@ -171,39 +211,73 @@ def _parquet(path: Path) -> pd.DataFrame:
         raise _damaged(path, error) from error
 
 
-def _select(path: Path, frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+def _select(path: Path, frame: pd.DataFrame, columns: Sequence[str], why: str = "") -> pd.DataFrame:
     frame = frame.rename(columns=str)
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         have = ", ".join(f"`{name}`" for name in frame.columns)
         raise DataError(
-            f"`{path}`: lacks the columns {', '.join(f'`{name}`' for name in missing)}; it has {have[:300]}: "
-            "name the columns as in the training data"
+            f"`{path}`: lacks the columns {', '.join(f'`{name}`' for name in missing)}"
+            f"{why}{suggestion(missing[0], list(frame.columns))}; it has {have[:300]}: name the columns as in the "
+            "training data"
         )
     return frame[list(columns)]
 
 
-def _numbers(path: Path, frame: pd.DataFrame) -> NDArray[np.float64]:
-    values = np.empty(frame.shape, dtype=np.float64)
-    for index, name in enumerate(frame.columns):
-        series = frame[name]
-        if pd.api.types.is_numeric_dtype(series.dtype) and series.dtype.kind != "c":
-            values[:, index] = series.to_numpy(dtype=np.float64, na_value=np.nan)
-            missing = series.isna().to_numpy()
-        else:
-            numbers = pd.to_numeric(series.map(str), errors="coerce")
-            values[:, index] = numbers.to_numpy(dtype=np.float64)
-            missing = numbers.isna().to_numpy()
-        if missing.any():
-            row = int(missing.argmax())
-            cell = series.iloc[row]
-            given = "an empty or missing cell" if pd.api.types.is_scalar(cell) and pd.isna(cell) else f"`{cell}`"
-            raise DataError(
-                f"`{path}`: found {given} in data row {row + 1} (counted from 1, without the header), column "
-                f"`{name}`; every cell must be a finite number: encode words as numbers, and fill in or drop "
-                "missing values"
-            )
-    return values
+def _table(path: Path, frame: pd.DataFrame, files: dict[str, str], wanted: Wanted) -> RawData:
+    """The table's modelled columns as one array, and the others beside it."""
+    frame = frame.rename(columns=str)
+    others = _select(path, frame, wanted.others, " of `context` or `offset`")
+    if wanted.columns is None:
+        modelled = frame.drop(columns=list(wanted.others))
+    else:
+        modelled = _select(path, frame, wanted.columns)
+    names = tuple(str(name) for name in modelled.columns)
+    if wanted.exhaustive:
+        _check_exhaustive(path, frame, wanted)
+    if not names:
+        raise DataError(f"`{path}`: no column is left to be modelled; leave one out of `context` and `offset`")
+    cells = {
+        name: read_cells(
+            str(path),
+            name,
+            modelled[name],
+            missing=wanted.missing,
+            words=name in wanted.words or wanted.all_words,
+            levels=wanted.levels.get(name),
+        )
+        for name in names
+    }
+    beside = {
+        name: read_cells(str(path), name, others[name], words=True, levels=wanted.levels.get(name))
+        for name in wanted.others
+    }
+    levels = tuple(column.levels for column in cells.values())
+    return RawData(
+        path.stem,
+        {"all": np.stack([column.values for column in cells.values()], axis=1)},
+        files,
+        columns=names,
+        path=str(path),
+        missing=wanted.missing,
+        levels=levels if any(level is not None for level in levels) else None,
+        others=beside,
+    )
+
+
+def _check_exhaustive(path: Path, frame: pd.DataFrame, wanted: Wanted) -> None:
+    """Refuses columns without a likelihood, and columns that have one and condition the model too."""
+    names = list(wanted.columns or ())
+    if both := [name for name in names if name in wanted.others]:
+        raise DataError(
+            f"`{path}`: column `{both[0]}` has a likelihood and is in `context` or `offset` too; a column is modelled "
+            "or conditions the model"
+        )
+    if left := [name for name in frame.columns if name not in names and name not in wanted.others]:
+        raise DataError(
+            f"`{path}`: column `{left[0]}` has no likelihood{suggestion(left[0], names)}; give it one in `mixed`, "
+            "name it in `context`, or drop it"
+        )
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_vae.datasets.binarisation import bernoulli_draw, threshold
+from pyro_vae.datasets.columns import Cells, Levels, decoded, read_cells
+from pyro_vae.datasets.context import ContextColumn, Offset
 from pyro_vae.datasets.errors import DataError
-from pyro_vae.datasets.raw import Binarisation, RawData, Scaling
+from pyro_vae.datasets.raw import Binarisation, Missing, RawData, Scaling
+
+# Entries that a record may lack.
+_LATER = ("missing", "levels", "context", "offset")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +45,11 @@ class DataTransform:
         log_jacobian: :math:`-\sum_d \log s_d` in nats, to be added to a log density in model units; 0 where
             the model's data are binarised or a cross-entropy, since a mass has no Jacobian.
         cross_entropy: whether a Bernoulli likelihood on grey values was asked for, which has no log p(x).
+        missing: `mask` where cells may be missing (NaN), `error` where none may.
+        levels: of each column what its codes 0, 1, ... mean, None for a column of numbers; None where no column
+            has levels.
+        context: the columns, or labels, that condition the model, in the order of their covariates.
+        offset: of which size the log is the offset; None where there is none.
 
     Example:
         >>> import torch
@@ -60,12 +71,22 @@ class DataTransform:
     scale: Tensor | None = None
     log_jacobian: float = 0.0
     cross_entropy: bool = False
+    missing: Missing = "error"
+    levels: tuple[Levels | None, ...] | None = None
+    context: tuple[ContextColumn, ...] = ()
+    offset: Offset | None = None
 
-    def to_model_units(self, x: Tensor | ArrayLike) -> Tensor:
+    @property
+    def context_features(self) -> int:
+        r"""Number C of covariates."""
+        return sum(column.width for column in self.context)
+
+    def to_model_units(self, x: Tensor | ArrayLike | pd.DataFrame) -> Tensor:
         r"""Centre and scale; binarise nothing (`binarise` does).
 
         Args:
-            x: (..., D), own units, any dtype, a tensor, array or data frame; computed in float64.
+            x: (..., D), own units, any dtype, a tensor, array or data frame (with words where columns have levels);
+                computed in float64. Missing cells (NaN) stay NaN.
 
         Returns:
             float32 of the same shape, model units.
@@ -73,7 +94,7 @@ class DataTransform:
         Raises:
             DataError: if the last dimension is not D.
         """
-        x = as_tensor(x)
+        x = self._own_numbers(x) if isinstance(x, pd.DataFrame) else as_tensor(x)
         self._check(x)
         if self.centre is None or self.scale is None:
             return x.to(torch.float32)
@@ -90,7 +111,8 @@ class DataTransform:
             x: (..., D), model units.
 
         Returns:
-            float64 of the same shape, own units: float32 would lose a column whose centre is large.
+            float64 of the same shape, own units: float32 would lose a column whose centre is large. A column with
+            levels keeps their codes; `to_frame` writes the levels.
 
         Raises:
             DataError: if the last dimension is not D.
@@ -104,6 +126,40 @@ class DataTransform:
         if self.centre is None or self.scale is None:
             return model
         return model * self.scale.to(x.device) + self.centre.to(x.device)
+
+    def to_frame(self, x: Tensor | ArrayLike) -> pd.DataFrame:
+        r"""Return rows in own units under the columns' names, with the levels in place of their codes.
+
+        Args:
+            x: (N, D), model units.
+        """
+        return self.named(self.to_own_units(x))
+
+    def named(self, x: Tensor) -> pd.DataFrame:
+        r"""Return rows, (N, D) in own units, as `to_frame` does; a code is rounded to the nearest level."""
+        own = x.double().cpu().numpy()
+        names = self.columns or [f"x{index}" for index in range(self.dim)]
+        levels = self.levels or (None,) * self.dim
+        return pd.DataFrame({name: decoded(own[:, i], levels[i]) for i, name in enumerate(names)})
+
+    def log_jacobian_of(self, mask: Tensor | None) -> Tensor | float:
+        r"""Return what log p of the observed cells adds in own units, in nats.
+
+        Args:
+            mask: (N, D), true where a cell is observed; None where all are.
+
+        Returns:
+            (N,) float64, of each row; or `log_jacobian` where all rows have the same.
+        """
+        if mask is None or self.scale is None or self.log_jacobian == 0:
+            return self.log_jacobian
+        return -(mask.reshape(len(mask), -1).double().cpu() * self.scale.log()).sum(-1)
+
+    def encode_context(self, cells: Mapping[str, Cells]) -> Tensor | None:
+        r"""Return the covariates, N x C float32, of the context columns' cells; None where there are none."""
+        if not self.context:
+            return None
+        return torch.cat([column.encode(cells[column.name].values) for column in self.context], dim=1)
 
     def binarise(self, x: Tensor, generator: torch.Generator) -> Tensor:
         r"""Binarise grey values as this data set does: a draw, the threshold 0.5, or not at all.
@@ -125,7 +181,8 @@ class DataTransform:
                 f"after scaling, and binarisation=`{self.binarisation}` needs values in [0, 1]; give values in the "
                 "range of the training data"
             )
-        return threshold(x) if self.binarisation == "threshold" else bernoulli_draw(x, generator)
+        drawn = threshold(x) if self.binarisation == "threshold" else bernoulli_draw(x, generator)
+        return torch.where(x.isnan(), x, drawn) if self.missing == "mask" else drawn
 
     def record(self) -> dict[str, Any]:
         r"""Return every field as plain numbers, strings and lists, ready for JSON."""
@@ -140,16 +197,24 @@ class DataTransform:
             "scale": None if self.scale is None else self.scale.tolist(),
             "log_jacobian": self.log_jacobian,
             "cross_entropy": self.cross_entropy,
+            "missing": self.missing,
+            "levels": None
+            if self.levels is None
+            else [None if levels is None else list(levels) for levels in self.levels],
+            "context": [column.record() for column in self.context],
+            "offset": None if self.offset is None else {"source": self.offset.source, "centre": self.offset.centre},
         }
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> DataTransform:
         r"""Restore what `record` returned; other entries, such as those of `Data.record`, are ignored.
 
+        Records of before there were missing cells, levels, context and offset have no such entries: none are there.
+
         Raises:
             DataError: naming the entries that are missing.
         """
-        fields = cls.__dataclass_fields__
+        fields = [name for name in cls.__dataclass_fields__ if name not in _LATER]
         missing = [name for name in fields if name not in record]
         if missing:
             raise DataError(
@@ -161,7 +226,27 @@ class DataTransform:
             values[name] = None if values[name] is None else tuple(values[name])
         for name in ("centre", "scale"):
             values[name] = None if values[name] is None else torch.tensor(values[name], dtype=torch.float64)
-        return cls(**values)
+        levels, offset = record.get("levels"), record.get("offset")
+        return cls(
+            **values,
+            missing=record.get("missing", "error"),
+            levels=None if levels is None else tuple(None if each is None else tuple(each) for each in levels),
+            context=tuple(ContextColumn.from_record(column) for column in record.get("context", [])),
+            offset=None if offset is None else Offset(**offset),
+        )
+
+    def _own_numbers(self, frame: pd.DataFrame) -> Tensor:
+        """The numbers and codes of a data frame; by the columns' names where it has them, else by position."""
+        frame = frame.rename(columns=str)
+        if self.columns is not None and set(self.columns) <= set(frame.columns):
+            frame = frame[list(self.columns)]
+        if self.levels is None or frame.shape[1] != self.dim:
+            return as_tensor(frame)
+        cells = [
+            read_cells(self.name, name, frame[name], missing=self.missing == "mask", levels=levels)
+            for name, levels in zip(frame.columns, self.levels, strict=True)
+        ]
+        return torch.from_numpy(np.stack([column.values for column in cells], axis=1))
 
     def _check(self, x: Tensor) -> None:
         if x.ndim == 0 or x.shape[-1] != self.dim:
@@ -176,39 +261,70 @@ def as_tensor(x: Tensor | ArrayLike) -> Tensor:
     return x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
 
 
-def fit_transform(raw: RawData, train: Tensor, binarisation: Binarisation, scaling: Scaling) -> DataTransform:
-    r"""Fit centre and scale on the training rows alone (images: the greatest grey level, which is no fit).
+def fit_transform(
+    raw: RawData, train: Tensor, binarisation: Binarisation, scaling: Scaling, scaled: Tensor | None = None
+) -> DataTransform:
+    r"""Fit centre and scale on the observed cells of the training rows (images: the greatest grey level, no fit).
 
     Args:
         raw: the data set.
-        train: N x D, own units.
+        train: N x D, own units; NaN where a cell is missing.
         binarisation: decides whether the Jacobian counts.
         scaling: `none`, `unit` or `standardise`.
+        scaled: (D,) bool, which columns are scaled; None for all.
 
     Raises:
-        DataError: naming the column that is constant on the training rows.
+        DataError: naming the column that is empty or constant on the training rows.
     """
+    if raw.missing and bool((empty := train.isnan().all(0)).any()):
+        raise DataError(
+            f"`{raw.title}`: column {_named(raw, int(empty.nonzero()[0]))} is empty on all {len(train)} training rows, "
+            "so that nothing can be learned of it; drop it, or choose another split"
+        )
     centre: Tensor | None = None
     scale: Tensor | None = None
     if scaling == "unit" and raw.level is not None:
         centre = torch.zeros((), dtype=torch.float64)
         scale = torch.tensor(raw.level, dtype=torch.float64)
     elif scaling != "none":
-        rows = train.to(torch.float64)
-        low, high = rows.amin(0), rows.amax(0)
-        constant = (low == high).nonzero()
-        if len(constant):
-            column = int(constant[0])
-            name = f"`{raw.columns[column]}`" if raw.columns else str(column + 1)
-            raise DataError(
-                f"`{raw.title}`: column {name} is constant ({float(low[column]):g}) on the {len(rows)} "
-                f"training rows, so that scaling=`{scaling}` would divide by zero; drop it, or "
-                "pass scaling=`none`"
-            )
-        centre, scale = (low, high - low) if scaling == "unit" else (rows.mean(0), rows.std(0, correction=0))
+        centre, scale = _fit_columns(raw, train.to(torch.float64), scaling, scaled)
     jacobian = 0.0
     if scale is not None and binarisation == "none":
         jacobian = -float(scale.log().sum() if scale.ndim else raw.dim * math.log(float(scale)))
     return DataTransform(
-        raw.name, raw.dim, binarisation, scaling, raw.image_shape, raw.columns, centre, scale, jacobian
+        raw.name,
+        raw.dim,
+        binarisation,
+        scaling,
+        raw.image_shape,
+        raw.columns,
+        centre,
+        scale,
+        jacobian,
+        missing="mask" if raw.missing else "error",
+        levels=raw.levels,
     )
+
+
+def _fit_columns(raw: RawData, rows: Tensor, scaling: Scaling, scaled: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Centre and scale of each column; 0 and 1 of those that stay as they are."""
+    missing = rows.isnan()
+    low, high = rows.masked_fill(missing, math.inf).amin(0), rows.masked_fill(missing, -math.inf).amax(0)
+    chosen = torch.ones_like(low, dtype=torch.bool) if scaled is None else scaled
+    constant = ((low == high) & chosen).nonzero()
+    if len(constant):
+        column = int(constant[0])
+        raise DataError(
+            f"`{raw.title}`: column {_named(raw, column)} is constant ({float(low[column]):g}) on the {len(rows)} "
+            f"training rows, so that scaling=`{scaling}` would divide by zero; drop it, or pass scaling=`none`"
+        )
+    if scaling == "unit":
+        centre, scale = low, high - low
+    else:
+        centre = rows.nanmean(0)
+        scale = (rows - centre).square().nanmean(0).sqrt()
+    return torch.where(chosen, centre, 0.0), torch.where(chosen, scale, 1.0)
+
+
+def _named(raw: RawData, column: int) -> str:
+    return f"`{raw.columns[column]}`" if raw.columns else str(column + 1)

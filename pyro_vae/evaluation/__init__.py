@@ -14,7 +14,7 @@ from pyro_vae.evaluation.information import (
     mutual_information,
     rate_distortion,
 )
-from pyro_vae.evaluation.latent import active_units, kl_per_dimension, posterior_means
+from pyro_vae.evaluation.latent import LatentKL, active_units, kl_per_dimension, latent_kl, posterior_means
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.evaluation.posterior_density import posterior_density_estimator
 
@@ -24,6 +24,7 @@ __all__ = [
     "Estimate",
     "GradientNoise",
     "InferenceGap",
+    "LatentKL",
     "RateDistortion",
     "Sandwich",
     "active_units",
@@ -34,6 +35,7 @@ __all__ = [
     "gradient_variance",
     "inference_gap",
     "kl_per_dimension",
+    "latent_kl",
     "log_marginal",
     "mutual_information",
     "pareto_k",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -92,12 +92,20 @@ class Estimate:
         known = [torch.full_like(self.pointwise, math.nan) if error is None else error for error in errors]
         return Estimate.of(self.pointwise - other.pointwise, torch.hypot(*known))
 
-    def shifted(self, constant: float) -> Estimate:
-        """Returns the estimate with a constant added to every datum, such as the log-Jacobian of a change of units."""
+    def shifted(self, constant: float | Tensor) -> Estimate:
+        """Returns the estimate with a constant added to every datum, such as the log-Jacobian of a change of units.
+
+        Arguments:
+            constant: A number; or one for each datum, shape ``(N,)``, in an estimate without weights.
+        """
         return self.about(constant)
 
-    def about(self, constant: float = 0.0, **diagnostics: Any) -> Estimate:
-        """Returns the estimate, shifted by a constant, with more diagnostics: which data it is for, say."""
+    def about(self, constant: float | Tensor = 0.0, **diagnostics: Any) -> Estimate:
+        """Returns the estimate, shifted as by `shifted`, with more diagnostics: which data it is for, say."""
+        if isinstance(constant, Tensor):
+            errors = self.diagnostics.get("pointwise_error", torch.full_like(self.pointwise, math.nan))
+            moved = Estimate.of(self.pointwise + constant.double().cpu(), errors)
+            return replace(moved, diagnostics={**self.diagnostics, **diagnostics})
         return Estimate(
             self.value + constant,
             self.standard_error,

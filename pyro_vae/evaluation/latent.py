@@ -2,14 +2,18 @@ r"""What the latent dimensions hold."""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated
-from pyro_vae.kl import factors
+from pyro_vae.hierarchy import blocks_of
+from pyro_vae.kl import analytic_kl, factors
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.moments import centre
 from pyro_vae.vae import VAE
@@ -78,3 +82,90 @@ def kl_per_dimension(vae: VAE, data: Tensor | Batch, num_samples: int = 100, *, 
                 kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
             total += kl.sum(0)
     return total / batch.size
+
+
+@dataclass(frozen=True, eq=False)
+class LatentKL:
+    r"""The KL divergence of the posterior from the prior, latent by latent, as a mean over data.
+
+    Latents are single dimensions where prior and posterior factorise over them, the layers of a hierarchy, or else z
+    as a whole.
+
+    Attributes:
+        names: Of the latents: ``z0`` ..., the layers' names, or ``z``.
+        value: In nats, one for each latent.
+        analytic: Whether each was computed in closed form; the others are Monte Carlo estimates.
+        standard_error: The Monte Carlo standard error of each, given the data; 0 where it is analytic.
+    """
+
+    names: tuple[str, ...]
+    value: Tensor
+    analytic: tuple[bool, ...]
+    standard_error: Tensor
+
+    def __repr__(self) -> str:
+        rows = (
+            f"{name}: {v:.4g} nats" + (" (closed form)" if exact else f" ± {e:.2g} (Monte Carlo)")
+            for name, v, exact, e in zip(
+                self.names, self.value.tolist(), self.analytic, self.standard_error.tolist(), strict=True
+            )
+        )
+        return f"LatentKL({', '.join(rows)})"
+
+
+@torch.no_grad()
+def latent_kl(vae: VAE, data: Tensor | Batch, num_samples: int = 100, *, seed: int = 0) -> LatentKL:
+    r"""Returns the KL of each latent, and whether it was had in closed form or by Monte Carlo.
+
+    For the layers of a hierarchy :math:`E_q[\log q(z_l | z_{pa(l)}, x) - \log p(z_l | z_{pa(l)})]`: they sum to the KL
+    of all.
+
+    Arguments:
+        vae: The VAE.
+        data: Shape ``(N, *event_shape)``, or a `Batch`.
+        num_samples: Draws of z for each datum, where there is no closed form; at least 2.
+        seed: Of those draws.
+
+    Raises:
+        InputError: Where ``num_samples`` is below 2, or the data do not fit the VAE.
+    """
+    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 2:
+        raise InputError(f"latent_kl: `num_samples` is a whole number of at least 2, got `{num_samples!r}`.")
+    batch = evaluated("latent_kl", vae, data)
+    total = square = torch.zeros(())
+    exact = False
+    names: tuple[str, ...] = ()
+    with evaluating(vae), isolated(seed, "evaluation"):
+        for start in range(0, batch.size, max(1, _CHUNK // num_samples)):
+            part = batch.select(slice(start, start + max(1, _CHUNK // num_samples))).to(vae.device, vae.dtype)
+            q, p = vae.encode(part), vae.prior_given(part)
+            names, value, error = _by_latent(q, p, num_samples)
+            exact = error is None
+            total = total + value.double().sum(0)
+            square = square + (0 if error is None else error.double().square().sum(0))
+    n = batch.size
+    spread = torch.as_tensor(square, dtype=torch.float64).expand(total.shape)
+    return LatentKL(names, (total / n).cpu(), (exact,) * len(names), (spread.sqrt() / n).cpu())
+
+
+def _by_latent(q: Distribution, p: Distribution, num_samples: int) -> tuple[tuple[str, ...], Tensor, Tensor | None]:
+    """Names of the latents, their KL for each datum (B, n), and its standard error where it is an estimate."""
+    mine, its = factors(q), factors(p)
+    if mine is not None and its is not None:
+        q, p, names = mine, its, tuple(f"z{i}" for i in range(math.prod(q.event_shape)))
+    elif blocks_of(q) and blocks_of(p):
+        names = tuple(blocks_of(q))
+    else:
+        names = ("z",)
+    try:
+        value = analytic_kl(q, p)
+        return names, value.reshape(len(value), -1), None
+    except InputError:
+        z = q.sample((num_samples,))
+    if names == tuple(blocks_of(q)) and blocks_of(p):
+        above, below = q.block_log_prob(z), p.block_log_prob(z)  # type: ignore[attr-defined]
+        terms = torch.stack([above[name] - below[name] for name in names], dim=-1)
+    else:
+        terms = q.log_prob(z) - p.log_prob(z)
+    terms = terms.reshape(*terms.shape[:2], -1)
+    return names, terms.mean(0), terms.std(0) / math.sqrt(num_samples)

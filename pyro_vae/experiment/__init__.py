@@ -1,6 +1,8 @@
 """The five choices (data, prior, likelihood, posterior, inference) as a validated YAML file."""
 
 from pyro_vae.experiment.experiment import Experiment
+from pyro_vae.experiment.network import code_allowed
+from pyro_vae.experiment.part import spelled_out
 from pyro_vae.experiment.yaml_file import parse_yaml, read_yaml, write_yaml
 
-__all__ = ["Experiment", "parse_yaml", "read_yaml", "write_yaml"]
+__all__ = ["Experiment", "code_allowed", "parse_yaml", "read_yaml", "spelled_out", "write_yaml"]

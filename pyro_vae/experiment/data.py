@@ -19,6 +19,9 @@ class DataSpec(Strict):
     name: str
     binarisation: Literal["none", "static", "dynamic", "threshold"] | None = None
     scaling: Literal["none", "unit", "standardise"] | None = None
+    missing: Literal["error", "mask"] | None = None
+    context: str | list[str] | dict[str, Literal["standardise", "one-hot", "none"] | None] | None = None
+    offset: str | None = None
     split: list[float] | None = None
     seed: Seed = 0
 

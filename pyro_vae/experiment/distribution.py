@@ -3,37 +3,24 @@ r"""A distribution in an experiment file: ``{family: Normal, loc: 0, scale: lear
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import pyro.distributions
-import torch
 from pydantic import ConfigDict, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 from pyro.distributions import TorchDistribution
 from torch import nn
-from torch.distributions import transforms
+from torch.distributions.constraints import Constraint
 
 from pyro_vae.conditional import Conditional
 from pyro_vae.errors import near_match
-from pyro_vae.experiment.named import Strict
-from pyro_vae.sources import Fixed, Learned, Network, Source
-
-FAMILIES: dict[str, type[TorchDistribution]] = {
-    name: member
-    for name, member in vars(pyro.distributions).items()
-    if inspect.isclass(member) and issubclass(member, torch.distributions.Distribution) and not name.startswith("_")
-}
-
-_TRANSFORMS: dict[str, type[transforms.Transform]] = {
-    "exp": transforms.ExpTransform,
-    "sigmoid": transforms.SigmoidTransform,
-    "softplus": transforms.SoftplusTransform,
-    "tanh": transforms.TanhTransform,
-}
+from pyro_vae.experiment.place import Part, Place
+from pyro_vae.families import FAMILIES
+from pyro_vae.sources import TRANSFORMS, Fixed, Learned, Network, Source
 
 
-class DistributionSpec(Strict):
+class DistributionSpec(Part):
     """A family of `pyro.distributions` with a source for each parameter that is named.
 
     A number or list is `Fixed`; ``learned`` or ``{learned: 0.1}`` is `Learned`; ``network`` is `Network`, and
@@ -84,17 +71,30 @@ class DistributionSpec(Strict):
         """The class in `pyro.distributions`."""
         return FAMILIES[self.family]
 
+    @property
+    def title(self) -> str:
+        return self.family
+
+    @property
+    def support(self) -> Constraint | None:
+        support = self.family_class.support
+        return support if isinstance(support, Constraint) else None
+
+    def build_at(self, place: Place) -> nn.Module:
+        given, head = place.trunk(self.network, lambda: self.num_network_parameters(place.event_shape))
+        return self.build(place.event_shape, given, head or None)
+
     def sources(self) -> dict[str, Source]:
         """Returns the source of each parameter that is named."""
-        return {name: _source(name, value) for name, value in (self.model_extra or {}).items()}
+        return {name: read_source(name, value) for name, value in (self.model_extra or {}).items()}
 
     def _keywords(self) -> dict[str, Any]:
         return dict(self.sources())
 
     def num_network_parameters(self, event_shape: Sequence[int]) -> int:
-        """Returns how many parameters a network outputs, which sizes a convolutional decoder."""
+        """Returns how many values a network outputs for each cell, which sizes a convolutional decoder."""
         probe = Conditional(self.family_class, event_shape, given=nn.Linear(1, 1), **self._keywords())
-        return sum(isinstance(source, Network) for source in probe.sources.values())
+        return -(-sum(probe.network_sizes.values()) // math.prod(event_shape))
 
     def build(
         self, event_shape: Sequence[int], given: nn.Module | None = None, head: str | None = "linear"
@@ -103,7 +103,8 @@ class DistributionSpec(Strict):
         return Conditional(self.family_class, event_shape, given=given, head=head, **self._keywords())
 
 
-def _source(name: str, value: Any) -> Source:
+def read_source(name: str, value: Any) -> Source:
+    """Returns the source that a parameter's value in the file stands for."""
     if isinstance(value, bool) or value is None:
         raise ValueError(f"`{name}`: expected a number, a list, `learned` or `network`, got {value!r}")
     if isinstance(value, str):
@@ -122,13 +123,13 @@ def _source(name: str, value: Any) -> Source:
     if kind == "fixed":
         return Fixed(content)
     fields = content if isinstance(content, dict) else {"init" if kind == "learned" else "shape": content}
-    allowed = ["init", "shape", "transform"] if kind == "learned" else ["shape", "transform", "offset"]
+    allowed = ["init", "shape", "transform", "noise"] if kind == "learned" else ["shape", "transform", "offset"]
     for field in fields:
         if field not in allowed:
             raise ValueError(f"`{name}`: `{kind}` has no `{field}`; {near_match(field, allowed)}")
     if "transform" in fields:
         given = fields["transform"]
-        if given not in _TRANSFORMS:
-            raise ValueError(f"`{name}`: unknown transform `{given}`; {near_match(str(given), _TRANSFORMS)}")
-        fields = {**fields, "transform": _TRANSFORMS[given]()}
+        if given not in TRANSFORMS:
+            raise ValueError(f"`{name}`: unknown transform `{given}`; {near_match(str(given), TRANSFORMS)}")
+        fields = {**fields, "transform": TRANSFORMS[given]()}
     return Learned(**fields) if kind == "learned" else Network(**fields)

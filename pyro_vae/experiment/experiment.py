@@ -3,8 +3,9 @@ r"""An experiment: data, prior, likelihood, posterior and inference algorithms a
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import pyro
 import torch
@@ -13,18 +14,26 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
+from torch import nn
 
 from pyro_vae import datasets
-from pyro_vae.errors import InputError, near_match
+from pyro_vae.errors import InputError
 from pyro_vae.experiment.data import DataSpec, Seed
 from pyro_vae.experiment.distribution import DistributionSpec
+from pyro_vae.experiment.mistakes import line_of
+from pyro_vae.experiment.mixed import MixedSpec
 from pyro_vae.experiment.named import InferenceSpec, OptimizerSpec, ScheduleSpec, Strict
-from pyro_vae.experiment.network import NetworkSpec
+from pyro_vae.experiment.network import NetworkSpec, code_allowed
+from pyro_vae.experiment.part import AnyPart
+from pyro_vae.experiment.place import Place
 from pyro_vae.experiment.yaml_file import read_yaml, write_yaml
+from pyro_vae.hierarchy import Reads, blocks_of
 from pyro_vae.parameter_prior import ParameterPrior
+from pyro_vae.posteriors import is_real, unconstrained_shape
 from pyro_vae.vae import VAE
 
 
@@ -107,6 +116,10 @@ class ParameterPriorSpec(DistributionSpec):
         return ParameterPrior(self.family_class(**numbers), self.biases)
 
 
+_SIZE = {"type": "integer", "exclusiveMinimum": 0}
+_LATENT = {"anyOf": [_SIZE, {"type": "array", "items": _SIZE, "minItems": 1}]}
+
+
 class Experiment(Strict):
     """Everything that a comparison needs, with defaults; see the README for an example file.
 
@@ -117,10 +130,10 @@ class Experiment(Strict):
     """
 
     data: DataSpec = DataSpec(name="digits")
-    latent: PositiveInt = 8
-    prior: DistributionSpec = DistributionSpec.model_validate({"family": "Normal", "loc": 0, "scale": 1})
-    likelihood: DistributionSpec = DistributionSpec(family="Bernoulli")
-    posterior: DistributionSpec | None = None
+    latent: Annotated[Any, WithJsonSchema(_LATENT)] = 8
+    prior: AnyPart = DistributionSpec.model_validate({"family": "Normal", "loc": 0, "scale": 1})
+    likelihood: AnyPart = DistributionSpec(family="Bernoulli")
+    posterior: AnyPart | None = None
     networks: Networks = Networks()
     parameter_prior: ParameterPriorSpec | None = None
     inference: Annotated[list[InferenceSpec], Field(min_length=1)] = Field(
@@ -130,6 +143,14 @@ class Experiment(Strict):
     evaluation: Evaluation = Evaluation()
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default_factory=lambda: [0, 1, 2])
     device: str = "auto"
+
+    @field_validator("latent")
+    @classmethod
+    def _shape(cls, value: Any) -> Any:
+        sizes = value if isinstance(value, list) and value else [value]
+        if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+            raise ValueError(f"expected a positive integer, or a list of them such as [3, 3] (got {value!r})")
+        return value
 
     @field_validator("seeds", mode="before")
     @classmethod
@@ -156,26 +177,37 @@ class Experiment(Strict):
         return self
 
     @classmethod
-    def parse(cls, content: dict[str, Any], source: str = "experiment") -> Experiment:
+    def parse(cls, content: dict[str, Any], source: str = "experiment", *, allow_code: bool = False) -> Experiment:
         """Returns the experiment that a mapping describes.
+
+        Arguments:
+            content: The mapping.
+            source: What it is called in errors.
+            allow_code: Whether it may name networks of the user's own (``module: my_package.nets.Encoder``), whose
+                code then runs.
 
         Raises:
             InputError: One line for each mistake: the path in the file, the value and what is allowed.
         """
         try:
-            return cls.model_validate(content)
+            with code_allowed(allow_code):
+                return cls.model_validate(content)
         except ValidationError as error:
-            raise InputError("\n".join(_line(source, cls, detail) for detail in error.errors())) from None
+            raise InputError("\n".join(line_of(source, cls, detail) for detail in error.errors())) from None
 
     @classmethod
-    def from_yaml(cls, path: str | os.PathLike[str]) -> Experiment:
+    def from_yaml(cls, path: str | os.PathLike[str], *, allow_code: bool = False) -> Experiment:
         """Reads an experiment file; a data file's path in it is relative to the file.
+
+        Arguments:
+            path: Of the file.
+            allow_code: As for `parse`.
 
         Raises:
             InputError: For a file that cannot be read or is not valid.
         """
         path = Path(path)
-        return cls.parse(read_yaml(path), str(path)).relative_to(path.parent)
+        return cls.parse(read_yaml(path), str(path), allow_code=allow_code).relative_to(path.parent)
 
     def relative_to(self, folder: Path) -> Experiment:
         """Returns the experiment with a data file's path taken from ``folder``."""
@@ -209,19 +241,32 @@ class Experiment(Strict):
             raise InputError("device: no CUDA device is available; use `cpu` or `auto`.")
         return device
 
+    def resolved(self) -> Experiment:
+        """Returns the experiment with the choices that follow from the data made; see `MixedSpec.resolved`."""
+        spec, likelihood = self.data, self.likelihood
+        if not isinstance(likelihood, MixedSpec):
+            return self
+        if spec.name in datasets.names():
+            raise InputError(f"likelihood: `mixed` is for tables with named columns, and `{spec.name}` is a named set.")
+        contents = datasets.describe(spec.name, missing=spec.missing, context=spec.context, offset=spec.offset)
+        chosen = _explained("likelihood", lambda: likelihood.resolved(contents))
+        return self.model_copy(update={"likelihood": chosen})
+
     def load_data(self, progress: bool = False) -> datasets.Data:
         """Returns the data, prepared for the likelihood's support.
 
         Raises:
             InputError: For data that cannot be found, read or used with the likelihood.
         """
-        spec = self.data
-        support = self.likelihood.family_class.support
+        spec, likelihood = self.data, self.resolved().likelihood
         return datasets.load(
             spec.name,
-            support=support if isinstance(support, torch.distributions.constraints.Constraint) else None,
+            support=likelihood.supports if isinstance(likelihood, MixedSpec) else likelihood.support,
             binarisation=spec.binarisation,
             scaling=spec.scaling,
+            missing=spec.missing,
+            context=spec.context,
+            offset=spec.offset,
             split=spec.split,
             seed=spec.seed,
             progress=progress,
@@ -237,25 +282,59 @@ class Experiment(Strict):
             InputError: Where the parts do not fit each other or the data.
         """
         data = self.load_data() if data is None else data
-        return self.assemble(data.train.shape[1], data.image_shape, len(data.train))
+        return self.resolved().assemble(data.train.shape[1], data.image_shape, len(data.train), data.context_features)
 
-    def assemble(self, dim: int, image_shape: tuple[int, ...] | None, size: int) -> VAE:
-        """Returns a new VAE for ``size`` data of ``dim`` cells each."""
-        latent = self.latent
-        prior = _explained("prior", lambda: self.prior.build((latent,)))
-        encoder = _explained("networks.encoder", lambda: self.networks.encoder.build_encoder(dim, image_shape))
-        width = prior().event_shape.numel()
-        count = _explained("likelihood", lambda: self.likelihood.num_network_parameters((dim,)))
-        decoder, head = _explained(
-            "networks.decoder", lambda: self.networks.decoder.build_decoder(width, image_shape, count)
-        )
-        likelihood = _explained("likelihood", lambda: self.likelihood.build((dim,), decoder, head))
-        posterior = encoder
-        if self.posterior is not None:
-            named = self.posterior
-            posterior = _explained("posterior", lambda: named.build((latent,), encoder))
+    def assemble(self, dim: int, image_shape: tuple[int, ...] | None, size: int, context_features: int = 0) -> VAE:
+        """Returns a new VAE for ``size`` data of ``dim`` cells each, with ``context_features`` covariates."""
+        latent = (self.latent,) if isinstance(self.latent, int) else tuple(self.latent)
+        place = Place("prior", (), context_features, None, dim, context_features, image_shape, self.likelihood.support)
+        prior_place = replace(place, event_shape=self.prior.event_shape(latent))
+        prior = _explained("prior", lambda: self.prior.build_at(prior_place))
+        shape = torch.Size(getattr(prior, "event_shape", latent))
+        likelihood = _explained("likelihood", lambda: self._likelihood(place, prior, shape.numel()))
+        posterior = _explained("posterior", lambda: self._posterior(place, prior, shape))
         parameter_prior = None if self.parameter_prior is None else self.parameter_prior.build_prior()
-        return VAE(prior, likelihood, posterior, size=size, parameter_prior=parameter_prior)
+        return VAE(
+            prior,
+            likelihood,
+            posterior,
+            size=size,
+            parameter_prior=parameter_prior,
+            context_features=context_features,
+        )
+
+    def _likelihood(self, place: Place, prior: nn.Module, latents: int) -> nn.Module:
+        """The likelihood, given all latents or the layers that it reads."""
+        reads = self.likelihood.reads
+        if reads is not None:
+            blocks = blocks_of(prior)
+            latents = sum(blocks[name].stop - blocks[name].start for name in reads if name in blocks)
+        here = replace(
+            place,
+            role="likelihood",
+            event_shape=(place.cells,),
+            in_features=max(latents, 1) + place.context_features,
+            network=self.networks.decoder,
+        )
+        likelihood = self.likelihood.build_at(here)
+        return likelihood if reads is None else Reads(likelihood, *reads)
+
+    def _posterior(self, place: Place, prior: nn.Module, shape: torch.Size) -> nn.Module:
+        """The posterior that is named, in the unconstrained space where it lives there, or an encoder alone."""
+        here = replace(
+            place,
+            role="posterior",
+            in_features=place.cells + place.context_features,
+            network=self.networks.encoder,
+        )
+        part = self.posterior
+        if part is None and not getattr(prior, "needs_posterior", False):
+            encoder, _ = here.trunk(None)
+            return cast(nn.Module, encoder)
+        part = DistributionSpec(family="Normal") if part is None else part
+        if part.support is not None and is_real(part.support):
+            shape = unconstrained_shape(prior, shape, place.context_features)
+        return part.build_at(replace(here, event_shape=part.event_shape(shape)))
 
 
 def _explained(path: str, build: Any) -> Any:
@@ -264,29 +343,3 @@ def _explained(path: str, build: Any) -> Any:
         return build()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-
-
-def _line(source: str, model: type[Strict], detail: Any) -> str:
-    """One line for one of pydantic's error details."""
-    path = ".".join(str(part) for part in detail["loc"])
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "model_type":
-        keys = ", ".join(f"`{key}`" for key in _fields_at(model, detail["loc"]))
-        message = f"expected a mapping with keys among {keys}"
-    if detail["type"] == "extra_forbidden":
-        fields = _fields_at(model, detail["loc"][:-1])
-        return f"{source}: `{path}` is no key here; {near_match(str(detail['loc'][-1]), fields)}"
-    given = f" (got {detail['input']!r})" if detail["type"] != "value_error" else ""
-    return f"{source}: {f'`{path}`: ' if path else ''}{message}{given}"
-
-
-def _fields_at(model: type[Strict], path: tuple[Any, ...]) -> list[str]:
-    """The keys that a part of the file may have."""
-    for part in path:
-        field = model.model_fields.get(str(part))
-        candidates = () if field is None else (field.annotation, *getattr(field.annotation, "__args__", ()))
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, Strict)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)

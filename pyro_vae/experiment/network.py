@@ -1,71 +1,210 @@
-r"""A network in an experiment file: ``{mlp: [200]}`` or ``{conv: [32, 64]}``."""
+r"""A network in an experiment file: ``{mlp: [200]}``, ``{conv: [32, 64]}``, ``{module: my_package.nets.Encoder}``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.named import Strict
-from pyro_vae.networks import conv_decoder, conv_encoder, mlp
+from pyro_vae.experiment.user_network import accepts, build_user_network, check_path, code_allowed
+from pyro_vae.networks import (
+    ACTIVATIONS,
+    Preprocess,
+    conv_decoder,
+    conv_encoder,
+    gated_mlp,
+    mlp,
+    residual_conv_decoder,
+    residual_conv_encoder,
+    residual_mlp,
+    spec_of,
+)
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-    "tanh": nn.Tanh,
+__all__ = ["NetworkSpec", "code_allowed"]
+
+_Sizes = Annotated[list[PositiveInt], Field(min_length=1)]
+_DENSE: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "gated": gated_mlp, "residual": residual_mlp}
+_IMAGE: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
+    "conv": (conv_encoder, conv_decoder),
+    "residual_conv": (residual_conv_encoder, residual_conv_decoder),
 }
+_KINDS = (*_DENSE, *_IMAGE, "module")
 
 
 class NetworkSpec(Strict):
-    """Either hidden layers (`mlp`) or convolution channels (`conv`, for images)."""
+    """One kind of network with its sizes, and options.
+
+    Attributes:
+        mlp: Sizes of hidden layers; see `pyro_vae.networks.mlp`.
+        gated: Sizes of gated hidden layers; see `pyro_vae.networks.gated_mlp`.
+        residual: Widths of residual blocks; see `pyro_vae.networks.residual_mlp`.
+        conv: Channels, for images; see `pyro_vae.networks.conv_encoder` and `conv_decoder`.
+        residual_conv: Channels, for images; see `pyro_vae.networks.residual_conv_encoder` and
+            `residual_conv_decoder`.
+        module: Import path of an `nn.Module` class of the user's own, which is called with ``in_features=`` (what
+            the network receives, context included) and, where its signature names them, ``image_shape=`` ((C, H, W),
+            None for a table), ``context_features=`` (an encoder's) and ``num_parameters=`` (a decoder's, which then
+            emits the parameters of the likelihood itself; otherwise a linear layer is put on top). Only within
+            `code_allowed`.
+        arguments: Further arguments of that class.
+        activation: A name in `pyro_vae.networks.ACTIVATIONS`.
+        blocks: Residual blocks for each width or convolution; 1 where left out.
+        input: What an encoder's data go through first; see `pyro_vae.networks.Preprocess`.
+
+    Example:
+        >>> spec = NetworkSpec.model_validate({"gated": [300, 300]})
+        >>> spec.build_encoder(784, None).to_spec()
+        {'gated': [300, 300]}
+    """
 
     mlp: list[PositiveInt] | None = None
-    conv: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
+    gated: list[PositiveInt] | None = None
+    residual: _Sizes | None = None
+    conv: _Sizes | None = None
+    residual_conv: _Sizes | None = None
+    module: str | None = None
+    arguments: dict[str, Any] | None = None
     activation: str | None = None
+    blocks: PositiveInt | None = None
+    input: Literal["log1p", "normalise"] | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> NetworkSpec:
-        if (self.mlp is None) == (self.conv is None):
-            raise ValueError("expected exactly one of `mlp: [sizes of hidden layers]` and `conv: [channels]`")
-        if self.activation is not None and self.activation not in _ACTIVATIONS:
-            raise ValueError(f"unknown activation `{self.activation}`; {near_match(self.activation, _ACTIVATIONS)}")
+        given = [kind for kind in _KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "expected exactly one of `mlp: [sizes of hidden layers]`, `gated: [sizes]`, `residual: [widths]`, "
+                "`conv: [channels]`, `residual_conv: [channels]` and `module: my_package.nets.Encoder`; got "
+                + (" and ".join(f"`{kind}`" for kind in given) or "none")
+            )
+        if self.activation is not None and self.activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation `{self.activation}`; {near_match(self.activation, ACTIVATIONS)}")
+        if self.blocks is not None and self.kind not in ("residual", "residual_conv"):
+            raise ValueError(f"`blocks` are those of `residual` and `residual_conv`; `{self.kind}` has none")
+        if self.arguments is not None and self.module is None:
+            raise ValueError(f"`arguments` are those of `module`; `{self.kind}` has none")
+        if self.module is not None:
+            if self.activation is not None:
+                raise ValueError("`activation` is no key beside `module`; pass it in `arguments`")
+            check_path(self.module)
         return self
 
-    def _activation(self, default: type[nn.Module]) -> type[nn.Module]:
-        return default if self.activation is None else _ACTIVATIONS[self.activation]
+    @property
+    def kind(self) -> str:
+        """The key that is given: ``mlp``, ``gated``, ``residual``, ``conv``, ``residual_conv`` or ``module``."""
+        return next(kind for kind in _KINDS if getattr(self, kind) is not None)
 
-    def build_encoder(self, in_features: int, image_shape: Sequence[int] | None) -> nn.Module:
-        """Returns the encoder of flattened data."""
-        if self.mlp is not None:
-            return mlp(in_features, *self.mlp, activation=self._activation(nn.Tanh))
+    @classmethod
+    def of(cls, network: nn.Module) -> NetworkSpec:
+        """Returns the specification of a network.
+
+        Raises:
+            InputError: Where an experiment file cannot say it.
+        """
+        with code_allowed():  # the network is there: its code has run
+            return cls.model_validate(spec_of(network))
+
+    def to_spec(self) -> dict[str, Any]:
+        """Returns what the experiment file says."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def build_encoder(
+        self, in_features: int, image_shape: Sequence[int] | None, context_features: int = 0
+    ) -> nn.Module:
+        """Returns the encoder of flattened data, with their context behind them.
+
+        Arguments:
+            in_features: D, the size of flattened data.
+            image_shape: ``(C, H, W)`` or ``(H, W)``; None for a table.
+            context_features: C, the size of the context. The network maps ``(..., D + C)`` to features.
+
+        Raises:
+            InputError: Where the network cannot be made for these sizes.
+        """
+        network = self._encoder(in_features, image_shape, context_features)
+        return network if self.input is None else Preprocess(self.input, network, context_features)
+
+    def _encoder(self, in_features: int, image_shape: Sequence[int] | None, context_features: int) -> nn.Module:
+        width = in_features + context_features
+        if self.module is not None:
+            sizes = {
+                "in_features": width,
+                "image_shape": _channels_first(image_shape),
+                "context_features": context_features,
+            }
+            return build_user_network(self.module, self.arguments or {}, sizes)
+        if self.kind in _DENSE:
+            return _DENSE[self.kind](width, *getattr(self, self.kind), **self._options())
         shape, channels = self._image(image_shape)
-        return conv_encoder(shape, *channels, activation=self._activation(nn.ReLU))
+        return _IMAGE[self.kind][0](shape, *channels, context_features=context_features, **self._options())
 
     def build_decoder(
         self, in_features: int, image_shape: Sequence[int] | None, num_parameters: int
     ) -> tuple[nn.Module, str | None]:
-        """Returns the decoder of latents, and the head that `Conditional` adds."""
-        if self.mlp is not None:
-            return mlp(in_features, *self.mlp, activation=self._activation(nn.Tanh)), "linear"
-        shape, channels = self._image(image_shape)
-        activation = self._activation(nn.ReLU)
-        return conv_decoder(in_features, shape, *channels, num_parameters=num_parameters, activation=activation), None
+        """Returns the decoder of latents, and the head that `Conditional` adds.
 
-    def _image(self, image_shape: Sequence[int] | None) -> tuple[tuple[int, ...], list[int]]:
+        Arguments:
+            in_features: L, the size of the latent and the context behind it.
+            image_shape: ``(C, H, W)`` or ``(H, W)``; None for a table.
+            num_parameters: Values for each cell of x, where the decoder emits the likelihood's parameters itself.
+
+        Raises:
+            InputError: Where the network cannot be made for these sizes.
+        """
+        if self.input is not None:
+            raise InputError(f"networks: `input: {self.input}` is for an encoder; a decoder receives latents.")
+        if self.module is not None:
+            return self._user_decoder(self.module, in_features, image_shape, num_parameters)
+        if self.kind in _DENSE:
+            return _DENSE[self.kind](in_features, *getattr(self, self.kind), **self._options()), "linear"
+        shape, channels = self._image(image_shape)
+        build = _IMAGE[self.kind][1]
+        return build(in_features, shape, *channels, num_parameters=num_parameters, **self._options()), None
+
+    def _user_decoder(
+        self, path: str, in_features: int, image_shape: Sequence[int] | None, num_parameters: int
+    ) -> tuple[nn.Module, str | None]:
+        shape = _channels_first(image_shape)
+        emits = accepts(path, "num_parameters")
+        if emits and shape is None:
+            raise InputError(
+                f"networks: `{path}` has the argument `num_parameters`, so it emits maps of parameters, and these data "
+                "are a table; leave that argument out and return features: a linear layer is put on top."
+            )
+        sizes = {"in_features": in_features, "image_shape": shape, "num_parameters": num_parameters}
+        expected = num_parameters * math.prod(shape) if emits and shape is not None else None
+        network = build_user_network(path, self.arguments or {}, sizes, expected)
+        return network, None if emits else "linear"
+
+    def _options(self) -> dict[str, Any]:
+        """The options that are given; each network has defaults of its own."""
+        options: dict[str, Any] = {} if self.blocks is None else {"blocks": self.blocks}
+        return options if self.activation is None else {**options, "activation": ACTIVATIONS[self.activation]}
+
+    def _image(self, image_shape: Sequence[int] | None) -> tuple[tuple[int, int, int], list[int]]:
         """(C, H, W) and the channels."""
-        if image_shape is None or len(image_shape) < 2:
-            raise InputError("networks: `conv` is for images, and these data are a table; use `mlp`.")
-        *channels, height, width = image_shape
-        if len(image_shape) == 3 and width in (1, 3, 4) and height > 4:
+        shape = _channels_first(image_shape)
+        if shape is None:
+            raise InputError(
+                f"networks: `{self.kind}` is for images, and these data are a table; use `mlp`, `gated` or `residual`."
+            )
+        _, height, width = shape
+        if image_shape is not None and len(image_shape) == 3 and width in (1, 3, 4) and height > 4:
             raise InputError(
                 f"networks: images of shape {tuple(image_shape)} look like height x width x channels; give them "
                 "channels first, as (channels, height, width)."
             )
-        return (math.prod(channels), height, width), list(self.conv or [])
+        return shape, list(getattr(self, self.kind))
+
+
+def _channels_first(image_shape: Sequence[int] | None) -> tuple[int, int, int] | None:
+    """(C, H, W), or None for a table."""
+    if image_shape is None or len(image_shape) < 2:
+        return None
+    *channels, height, width = image_shape
+    return math.prod(channels), height, width

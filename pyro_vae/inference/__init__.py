@@ -11,6 +11,7 @@ from pyro_vae.inference.enumeration import Enumeration
 from pyro_vae.inference.free_bits import FreeBits
 from pyro_vae.inference.inference import Inference, Loss, Phase
 from pyro_vae.inference.iwae import IWAE
+from pyro_vae.inference.m2 import M2
 from pyro_vae.inference.mcem import MCEM
 from pyro_vae.inference.miwae import MIWAE
 from pyro_vae.inference.mmd import MMD
@@ -26,7 +27,7 @@ _ALL: tuple[type[Inference], ...] = (
     *(AEVB, AnalyticKL, STL, ScoreFunction, Enumeration),
     *(IWAE, DReG, Renyi, MIWAE, PIWAE, CIWAE),
     *(WakeSleep, RWS, MCEM),
-    *(BetaVAE, FreeBits, MMD, Autoencoder, VB),
+    *(BetaVAE, FreeBits, MMD, Autoencoder, VB, M2),
 )
 ALGORITHMS: dict[str, type[Inference]] = {algorithm.name: algorithm for algorithm in _ALL}
 
@@ -54,6 +55,7 @@ __all__ = [
     "ALGORITHMS",
     "CIWAE",
     "IWAE",
+    "M2",
     "MCEM",
     "MIWAE",
     "MMD",

@@ -47,8 +47,7 @@ class DReG(Inference):
         """Returns minus the bound; see `Loss`."""
         q = vae.encode(batch)
         z = q.rsample((self.num_particles,))
-        if not isinstance(q, Pushed):
-            z = z.clone()  # no transform's cache may lead round z
+        z = q.renewed(z) if isinstance(q, Pushed) else z.clone()  # no transform's cache may lead round z
         log_weights = vae.log_joint(z, batch) - path_log_prob(q, z)
         share = log_weights.detach().softmax(0)
         root = root_of(q, z)

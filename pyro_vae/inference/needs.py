@@ -111,6 +111,16 @@ def no_parameter_prior(algorithm: str, vae: VAE) -> None:
         )
 
 
+def labels_as_context(algorithm: str, vae: VAE) -> None:
+    """The VAE is conditional on one-hot labels, as far as the number of covariates tells."""
+    if vae.context_features < 2:
+        raise InputError(
+            f"{algorithm}: needs a VAE whose context is a one-hot label, and this one has context_features="
+            f"{vae.context_features}; declare it with context_features=C, the number of labels (in an experiment file "
+            "`data: {name: digits, context: labels}`), or use aevb, which needs no labels."
+        )
+
+
 # Gradients pass from log p(x|z) through z to phi.
 PATHWISE = (reparameterizable, differentiable_likelihood)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
+from pyro_vae.batch import Batch
 from pyro_vae.comparison import Run
 from pyro_vae.datasets import Data
 from pyro_vae.errors import InputError
@@ -22,10 +23,13 @@ _POINTS = 15
 
 
 @torch.no_grad()
-def draw(run: Run, n: int) -> tuple[Tensor, Tensor | None]:
-    """Returns draws of x, and the mean of the likelihood at the same z; on the CPU."""
+def draw(run: Run, n: int, data: Data) -> tuple[Tensor, Tensor | None]:
+    """Returns draws of x, given the contexts of the training rows in turn, and the likelihood's mean; on the CPU."""
     with isolated(run.seed), evaluating(run.vae):
-        x_given_z = run.vae.decode(run.vae.prior_given(None).sample((n,)))
+        x, context = run.vae.probe_batch().x, data.context_of(n)
+        batch = Batch(x.new_zeros(n, *x.shape[1:]), None if context is None else context.to(x.device, x.dtype))
+        prior = run.vae.prior_given(batch)
+        x_given_z = run.vae.decode(prior.sample() if prior.batch_shape else prior.sample((n,)), batch)
         draws = x_given_z.sample().cpu()
         try:
             return draws, centre(x_given_z).cpu()
@@ -33,11 +37,11 @@ def draw(run: Run, n: int) -> tuple[Tensor, Tensor | None]:
             return draws, None
 
 
-def reconstruct(run: Run, x: Tensor) -> Tensor | None:
+def reconstruct(run: Run, batch: Batch) -> Tensor | None:
     """Returns the likelihood's centre at the posterior's centre; None where one of them has none."""
     with isolated(run.seed), evaluating(run.vae):
         try:
-            return run.vae.reconstruct(x.to(run.vae.device)).cpu()
+            return run.vae.reconstruct(batch.to(run.vae.device, run.vae.dtype)).cpu()
         except InputError:
             return None
 
@@ -55,7 +59,7 @@ def decode(vae: VAE, z: Tensor) -> Tensor | None:
 @torch.no_grad()
 def latent_grid(vae: VAE) -> tuple[Tensor, Tensor, bool] | None:
     """Returns the grid's z₁ and z₂, and whether the prior is the unit Gaussian; None where there is no such grid."""
-    if tuple(vae.latent_shape) != (2,):
+    if tuple(vae.latent_shape) != (2,) or vae.context_features:
         return None
     probability = (torch.arange(_POINTS) + 0.5) / _POINTS
     with isolated(0), evaluating(vae):
@@ -81,7 +85,8 @@ def limits(data: Data) -> tuple[float, float]:
     """Returns what is black and what is white: the range of the training data."""
     if data.binarisation != "none":
         return 0.0, 1.0
-    low, high = float(data.train.min()), float(data.train.max())
+    seen = data.train[~data.train.isnan()]
+    low, high = float(seen.min()), float(seen.max())
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 

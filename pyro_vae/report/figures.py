@@ -133,7 +133,8 @@ def marginals(test: ArrayLike, samples: Mapping[str, ArrayLike], columns: Sequen
     for index in range(count):
         axes = figure.add_subplot(down, across, index + 1)
         style(axes)
-        _histogram(axes, data[:, index], {label: values[:, index] for label, values in drawn.items()})
+        observed = data[~np.isnan(data[:, index]), index]
+        _histogram(axes, observed, {label: values[:, index] for label, values in drawn.items()})
         name = names[index] if len(names[index]) <= 32 else f"{names[index][:31]}…"
         axes.set_title(name, fontsize=TEXT, parse_math=False)
     handles = [Line2D([], [], color=LIGHT, linewidth=6, label="test data")]

@@ -54,9 +54,9 @@ def _title(comparison: Comparison) -> str:
 def _sentence(comparison: Comparison) -> str:
     """What was compared on what."""
     experiment, data = comparison.experiment, comparison.data
-    families = [f"{experiment.prior.family} prior", f"{experiment.likelihood.family} likelihood"]
+    families = [f"{experiment.prior.title} prior", f"{experiment.likelihood.title} likelihood"]
     if experiment.posterior is not None:
-        families.append(f"{experiment.posterior.family} posterior")
+        families.append(f"{experiment.posterior.title} posterior")
     training = experiment.training
     length = count(training.epochs, "epoch") if training.epochs is not None else count(training.steps or 0, "step")
     verb = "compared as inference algorithms for" if len(comparison.labels) > 1 else "used to train"

@@ -63,7 +63,7 @@ def _samples(comparison: Comparison) -> Section:
     if data.binarisation == "dynamic":
         shown[1] = ("Training data, before binarisation", data.train)
     for run in _first_runs(comparison):
-        draws, means = draw(run, drawn)
+        draws, means = draw(run, drawn, data)
         shown += [(f"{run.algorithm}: draws of x", draws), (f"{run.algorithm}: mean of p(x|z) at the same z", means)]
     pictures = [
         _picture(images.image_grid(as_images(x[:drawn], data), limits=ends), f"Grid of images. {what}", what)
@@ -83,11 +83,12 @@ def _reconstructions(comparison: Comparison) -> Section:
     )
     unmoved = [spec.label for spec in comparison.experiment.inference if not spec.build().trains_encoder]
     text = f"{text} {_left_out(unmoved)}".strip()
-    test = data.test[:_RECONSTRUCTED] if data.test is not None else data.train[:0]
+    batch = data.batch("train" if data.test is None else "test").select(slice(_RECONSTRUCTED))
+    test = batch.x
     for run in _first_runs(comparison):
         if run.algorithm in unmoved:
             continue
-        reconstructed = reconstruct(run, test)
+        reconstructed = reconstruct(run, batch)
         if reconstructed is None:
             return Section("reconstructions", "Reconstructions", "Not shown: prior or likelihood has no mean nor mode.")
         png = images.reconstructions(as_images(test, data), as_images(reconstructed, data), limits=limits(data))
@@ -100,7 +101,7 @@ def _marginals(comparison: Comparison) -> Section:
     data = comparison.data
     test = data.train[:0] if data.test is None else data.test
     own = data.to_own_units(test).numpy()
-    samples = {run.algorithm: data.to_own_units(draw(run, _ROWS)[0]).numpy() for run in _first_runs(comparison)}
+    samples = {run.algorithm: data.to_own_units(draw(run, _ROWS, data)[0]).numpy() for run in _first_runs(comparison)}
     shown = min(data.units.dim, 12)
     names = list(data.columns or [f"column {index + 1}" for index in range(data.units.dim)])[:shown]
     text = (

@@ -125,6 +125,9 @@ def data_phrase(comparison: Comparison) -> str:
         done = [f"{data.binarisation} binarisation"]
     elif data.image_shape is not None:
         done = ["not binarised", *done]
+    observed = float((~data.train.isnan()).double().mean())
+    done += [f"{1 - observed:.0%} of the cells missing"] if observed < 1 else []
+    done += [f"given {column.name}" for column in data.units.context]
     said = ", ".join(filter(None, done))
     return f"{data.name} ({said})" if said else data.name
 

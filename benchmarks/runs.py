@@ -1,0 +1,127 @@
+"""Runs of a benchmark in one file, which is written anew as a whole after each of them: stopped, it goes on there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.record import RESULTS
+from pyro_vae.environment import environment
+from pyro_vae.statistics import Interval, interval
+
+Run = Callable[[str], dict[str, Any]]
+About = Callable[[dict[str, Any]], dict[str, Any]]
+
+_PLACES = ("--output", "--restart")  # where results go is no part of the command that gives them again
+
+
+class Runs:
+    """The runs of one benchmark by key, and the file that holds them.
+
+    Arguments:
+        name: Of the benchmark's module; the file is ``<name>.json``, ``<name>_full.json`` for the full schedule,
+            with ``_cuda`` behind on CUDA.
+        settings: All that decides a run's numbers beside its key. A file with other settings is not continued.
+        given: Parsed arguments, with those of `add_arguments`.
+
+    Attributes:
+        path: The file.
+        by_key: What the runs gave.
+    """
+
+    def __init__(self, name: str, settings: dict[str, Any], given: argparse.Namespace) -> None:
+        full = "_full" if getattr(given, "full", False) else ""
+        device = "" if given.device == "cpu" else f"_{torch.device(given.device).type}"
+        self.name, self.settings, self.device = name, _plain(settings), given.device
+        self.path = Path(given.output) / f"{name}{full}{device}.json"
+        self.by_key: dict[str, Any] = {}
+        self.environment: dict[str, Any] | None = None
+        if self.path.exists() and not given.restart:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            other = {key for key in found["settings"] | self.settings if not self._agrees(found["settings"], key)}
+            if other:
+                raise SystemExit(
+                    f"{self.path} holds runs of other settings ({', '.join(sorted(other))}): pass --restart to replace "
+                    "them, or --output for another folder."
+                )
+            self.by_key, self.environment = found["runs"], found["environment"]
+
+    def _agrees(self, found: dict[str, Any], key: str) -> bool:
+        return key in found and key in self.settings and found[key] == self.settings[key]
+
+    def complete(self, keys: Iterable[str], run: Run, about: About) -> None:
+        """Does the runs that are missing, and writes the file after each.
+
+        Arguments:
+            keys: In the order in which to run them.
+            run: Makes the result of a key, ready for JSON.
+            about: Makes of all results what else the file tells.
+        """
+        keys = list(keys)
+        missing = [key for key in keys if key not in self.by_key]
+        for done, key in enumerate(missing):
+            print(
+                f"[{time.strftime('%H:%M:%S')}] {key}: {len(keys) - len(missing) + done + 1} of {len(keys)}", flush=True
+            )
+            start = time.perf_counter()
+            result = run(key)
+            self.by_key[key] = _plain({**result, "wall_seconds": round(time.perf_counter() - start, 1)})
+            self.environment = environment(torch.device(self.device), _command(self.name))
+            self.write(about(self.by_key))
+        if not missing:
+            self.write(about(self.by_key))
+
+    def write(self, about: dict[str, Any]) -> None:
+        """Writes the file in one step: a reader sees the old one or the new one."""
+        content = {
+            "environment": self.environment,
+            "settings": self.settings,
+            "wall_seconds_of_all_runs": round(sum(run["wall_seconds"] for run in self.by_key.values()), 1),
+            **_plain(about),
+            "runs": self.by_key,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(beside, self.path)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what all benchmarks of several runs take."""
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seeds", type=int, default=3, help="0, 1, ...; runs that are there already are kept")
+    parser.add_argument("--output", default=str(RESULTS), help="folder of the result")
+    parser.add_argument("--restart", action="store_true", help="replace the runs that are there")
+    parser.add_argument("--quick", action="store_true", help="seconds in place of minutes; the numbers mean nothing")
+
+
+def over_seeds(values: Iterable[float]) -> dict[str, Any]:
+    """Returns the mean over seeds and the half width of its Student-t 95 % interval, with the values."""
+    values = list(values)
+    summary: Interval = interval(values)
+    return {"mean": summary.mean, "half_width": summary.half_width, "seeds": values}
+
+
+def _command(name: str) -> str:
+    words, rest = [], iter(sys.argv[1:])
+    for word in rest:
+        if word == "--output":
+            next(rest, None)
+        elif not word.startswith(_PLACES):
+            words.append(word)
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *words])
+
+
+def _plain(value: Any) -> Any:
+    """A value as it comes back from JSON, with null for nan and infinity."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)

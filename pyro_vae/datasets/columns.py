@@ -1,0 +1,128 @@
+"""The cells of one column of a table: numbers, or words as codes whose levels are remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pyro_vae.datasets.errors import DataError, suggestion
+
+Level = str | float
+Levels = tuple[Level, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    r"""One column, read.
+
+    Attributes:
+        values: numbers, or the codes 0, 1, ... of `levels`; NaN where the cell is missing. (N,) float64.
+        levels: what the codes mean, sorted; None where the values are the column's own numbers.
+    """
+
+    values: NDArray[np.float64]
+    levels: Levels | None = None
+
+
+def read_cells(
+    title: str,
+    name: str,
+    series: pd.Series,
+    *,
+    missing: bool = False,
+    words: bool = False,
+    levels: Levels | None = None,
+) -> Cells:
+    r"""Return the cells of a column.
+
+    Args:
+        title: what an error calls the file.
+        name: what it calls the column.
+        series: the column as pandas reads it.
+        missing: whether cells may be missing.
+        words: whether cells may be words, which become codes.
+        levels: those of the training data, beyond which a cell is an error; None to find them.
+
+    Raises:
+        DataError: naming the first cell that is missing, a word or no level where that is not allowed.
+    """
+    empty = series.isna().to_numpy()
+    if pd.api.types.is_numeric_dtype(series.dtype) and series.dtype.kind != "c":
+        values = series.to_numpy(dtype=np.float64, na_value=np.nan)
+        empty = np.isnan(values)
+    else:
+        series = series.map(lambda cell: float(cell) if isinstance(cell, bool | np.bool_) else cell)
+        values = pd.to_numeric(series.map(str), errors="coerce").to_numpy(dtype=np.float64, copy=True)
+    if empty.any() and not missing:
+        raise DataError(
+            f"`{title}`: found an empty or missing cell in {_place(int(empty.argmax()), name)}; every cell must be a "
+            "finite number: fill in or drop missing values, or hide them with `missing: mask`"
+        )
+    if levels is not None:
+        return Cells(_codes(title, name, series, values, empty, levels), levels)
+    word = np.isnan(values) & ~empty
+    if not word.any():
+        return Cells(values)
+    if not words:
+        row = int(word.argmax())
+        raise DataError(
+            f"`{title}`: found `{series.iloc[row]}` in {_place(row, name)}; every cell must be a finite number: encode "
+            f"words as numbers, or make them levels by a likelihood of each column (`mixed: {{{name}: Categorical}}`)"
+        )
+    found: Levels = tuple(sorted({str(cell) for cell in series[~empty]}))
+    return Cells(_codes(title, name, series, values, empty, found), found)
+
+
+def with_levels(cells: Cells) -> Cells:
+    r"""Return a column of numbers as codes of its distinct numbers, in their order."""
+    if cells.levels is not None:
+        return cells
+    observed = ~np.isnan(cells.values)
+    levels, codes = np.unique(cells.values[observed], return_inverse=True)
+    values = np.full(len(cells.values), np.nan)
+    values[observed] = codes
+    return Cells(values, tuple(float(level) for level in levels))
+
+
+def decoded(values: NDArray[np.float64], levels: Levels | None) -> pd.Series:
+    r"""Return numbers as they are, and codes as their levels; NaN stays."""
+    if levels is None:
+        return pd.Series(values)
+    codes = np.where(np.isnan(values), -1, np.clip(np.rint(np.nan_to_num(values)), 0, len(levels) - 1)).astype(int)
+    cells = np.array([*levels, None], dtype=object)[codes]
+    return pd.Series(cells) if isinstance(levels[0], str) else pd.Series(cells.astype(np.float64))
+
+
+def _codes(
+    title: str,
+    name: str,
+    series: pd.Series,
+    values: NDArray[np.float64],
+    empty: NDArray[np.bool_],
+    levels: Levels,
+) -> NDArray[np.float64]:
+    """The code of each cell, NaN where it is empty."""
+    if all(isinstance(level, str) for level in levels):
+        numeric = pd.api.types.is_numeric_dtype(series.dtype)
+        cells: Sequence[Level] = [f"{cell:g}" if numeric else str(cell) for cell in series]
+    else:
+        cells = list(values)
+    code = {level: float(index) for index, level in enumerate(levels)}
+    codes = np.array([np.nan if gap else code.get(cell, -1.0) for cell, gap in zip(cells, empty, strict=True)])
+    if (codes < 0).any():
+        row = int((codes < 0).argmax())
+        said = [f"{level:g}" if isinstance(level, float) else level for level in levels]
+        given = str(series.iloc[row])
+        raise DataError(
+            f"`{title}`: found `{given}` in {_place(row, name)}, which is no level of the training data"
+            f"{suggestion(given, said)}; its levels are {', '.join(f'`{level}`' for level in said)[:300]}"
+        )
+    return codes
+
+
+def _place(row: int, name: str) -> str:
+    return f"data row {row + 1} (counted from 1, without the header), column `{name}`"

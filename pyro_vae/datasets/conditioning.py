@@ -1,0 +1,126 @@
+"""The context and the offset of every row, fitted on the training rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_vae.datasets.columns import Cells
+from pyro_vae.datasets.context import LABEL, LABELS, TOTAL, ContextColumn, Offset, fit_context
+from pyro_vae.datasets.errors import DataError, suggestion
+from pyro_vae.datasets.raw import RawData
+from pyro_vae.datasets.units import DataTransform
+
+Parts = Mapping[str, tuple[str, Tensor | None]]
+
+
+class Conditioning(NamedTuple):
+    r"""What is known of each row besides x.
+
+    Attributes:
+        units: with the encodings of the context columns and the rule of the offset.
+        context: for each part N x C float32; empty where nothing is asked for.
+        offset: for each part N x 1 float32; empty where nothing is asked for.
+    """
+
+    units: DataTransform
+    context: dict[str, Tensor]
+    offset: dict[str, Tensor]
+
+
+def condition(
+    raw: RawData, parts: Parts, units: DataTransform, asked: Mapping[str, str | None], offset: str | None
+) -> Conditioning:
+    r"""Return the context and the offset of every row.
+
+    Args:
+        raw: the data set.
+        parts: for each part the name of its array and its rows (None: all, in order).
+        units: of the modelled columns.
+        asked: for each context column the encoding that is asked for, None for its own.
+        offset: `total`, or the name of a column; None for no offset.
+
+    Raises:
+        DataError: naming what cannot condition the model.
+    """
+    rows = _positions(raw, parts)
+    columns: list[ContextColumn] = []
+    cells: dict[str, Cells] = {}
+    for name, encoding in asked.items():
+        if name in raw.others:
+            column, coded = fit_context(raw.title, name, raw.others[name], rows["train"], encoding)
+        else:
+            column, coded = fit_context(raw.title, LABEL, _labels(raw, name), rows["train"], encoding or "one-hot")
+        columns.append(column)
+        cells[column.name] = coded
+    units = replace(units, context=tuple(columns))
+    context = units.encode_context(cells)
+    size = None if offset is None else _sizes(raw, offset)
+    offsets = None
+    if offset is not None and size is not None:
+        rule = Offset(offset)
+        rule.of(raw.title, size)  # refuses sizes without a log
+        rule = Offset(offset, float(size[torch.from_numpy(rows["train"])].log().mean()))
+        units, offsets = replace(units, offset=rule), rule.of(raw.title, size)
+    return Conditioning(
+        units,
+        {} if context is None else {part: context[index] for part, index in rows.items()},
+        {} if offsets is None else {part: offsets[index] for part, index in rows.items()},
+    )
+
+
+def row_totals(x: NDArray[np.float64] | Tensor) -> Tensor:
+    r"""Return the sum over the observed cells of each row, (N,) float64; NaN cells are not observed."""
+    return torch.from_numpy(np.nansum(np.asarray(x), axis=1, dtype=np.float64))
+
+
+def _positions(raw: RawData, parts: Parts) -> dict[str, NDArray[np.int64]]:
+    """The rows of each part among those of all arrays, one array behind the other."""
+    starts, start = {}, 0
+    for name, array in raw.arrays.items():
+        starts[name] = start
+        start += len(array)
+    return {
+        part: starts[array] + (np.arange(len(raw.arrays[array])) if rows is None else rows.numpy())
+        for part, (array, rows) in parts.items()
+    }
+
+
+def _labels(raw: RawData, name: str) -> Cells:
+    if name != LABELS:
+        raise DataError(
+            f"`{raw.title}`: `context: {name}`: a named set has no columns to choose from{suggestion(name, [LABELS])}; "
+            f"its context can be `{LABELS}`"
+        )
+    if set(raw.labels) != set(raw.arrays):
+        raise DataError(
+            f"`{raw.title}`: `context: {LABELS}`: this set has no labels; choose one that has, such as `digits`, or "
+            "leave `context` out"
+        )
+    return Cells(np.concatenate([raw.labels[array] for array in raw.arrays]).astype(np.float64))
+
+
+def _sizes(raw: RawData, offset: str) -> Tensor:
+    if offset != TOTAL:
+        if offset not in raw.others:
+            raise DataError(
+                f"`{raw.title}`: `offset: {offset}`: a named set has no columns to choose from; its offset can be "
+                f"`{TOTAL}`"
+            )
+        if (levels := raw.others[offset].levels) is not None:
+            raise DataError(
+                f"`{raw.title}`: `offset: {offset}`: the column holds words (`{levels[0]}`), which have no log"
+            )
+        return torch.from_numpy(raw.others[offset].values)
+    if raw.path is not None and TOTAL in (raw.columns or ()):
+        raise DataError(
+            f"`{raw.title}`: `offset: {TOTAL}` is the sum of a row's cells, and the table has a column of that name; "
+            "rename the column"
+        )
+    return torch.cat([row_totals(array) for array in raw.arrays.values()])

@@ -1,0 +1,70 @@
+r"""What is wrong with an experiment file, in the file's own words."""
+
+from __future__ import annotations
+
+import typing
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Tag
+
+from pyro_vae.errors import near_match
+
+# Fields of the specifications that no file shows.
+_UNSEEN = frozenset({"of", "layers", "part"})
+
+
+def line_of(source: str, model: type[BaseModel], detail: Any) -> str:
+    """Returns one line for one of pydantic's error details: the path in the file, the value and what is allowed."""
+    path, fields = _walk(model, detail["loc"])
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("model_type", "model_attributes_type"):
+        message = f"expected a mapping with keys among {', '.join(f'`{key}`' for key in fields)}"
+    if detail["type"] == "extra_forbidden":
+        _, fields = _walk(model, detail["loc"][:-1])
+        return f"{source}: `{path}` is no key here; {near_match(str(detail['loc'][-1]), fields)}"
+    if detail["type"] == "missing":
+        return f"{source}: `{path}` is missing"
+    given = f" (got {detail['input']!r})" if detail["type"] != "value_error" else ""
+    return f"{source}: {f'`{path}`: ' if path else ''}{message}{given}"
+
+
+def _walk(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[str, list[str]]:
+    """The path as the file has it, and the keys that the file may have there."""
+    shown: list[str] = []
+    here: type[BaseModel] | None = model
+    choices: dict[str, type[BaseModel]] = {}
+    for element in map(str, location):
+        if choices:  # the element is which of several kinds of part this is
+            here, choices = choices.get(element), {}
+            if element != "family":
+                shown.append(element)
+            continue
+        if element not in _UNSEEN:
+            shown.append(element)
+        field = None if here is None else here.model_fields.get(element)
+        if field is not None:
+            nested = _models(field.annotation, *field.metadata)
+            here = next(iter(nested.values())) if len(nested) == 1 else None
+            choices = nested if len(nested) > 1 else {}
+    return ".".join(shown), [] if here is None else _keys(here)
+
+
+def _keys(model: type[BaseModel]) -> list[str]:
+    """The keys of a part of the file."""
+    own: Any = getattr(model, "own_fields", None)
+    fields = list(model.model_fields) if own is None else own()
+    return [name for name in fields if name not in _UNSEEN]
+
+
+def _models(annotation: Any, *metadata: Any) -> dict[str, type[BaseModel]]:
+    """The models that a field may hold, by their tags."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        tag = next((item.tag for item in metadata if isinstance(item, Tag)), annotation.__name__)
+        return {tag: annotation}
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Annotated:
+        return _models(arguments[0], *arguments[1:])
+    found: dict[str, type[BaseModel]] = {}
+    for argument in arguments:
+        found |= _models(argument)
+    return found

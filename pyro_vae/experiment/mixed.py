@@ -1,0 +1,226 @@
+r"""A likelihood for each column of a table: ``{mixed: {age: Normal, visits: Poisson, region: {Categorical: 4}}}``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import GetJsonSchemaHandler, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic_core import CoreSchema
+from torch import nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from pyro_vae.datasets import Content
+from pyro_vae.errors import InputError, near_match
+from pyro_vae.experiment.distribution import DistributionSpec
+from pyro_vae.experiment.place import Part, Place
+from pyro_vae.families import FAMILIES, is_discrete
+from pyro_vae.mixed import Column, Mixed
+
+# Families whose one parameter has an entry for each level.
+_OF_LEVELS = ("Categorical",)
+# More levels than these are names or numbers of rows, not levels.
+_MOST_LEVELS = 50
+# Counts with a mean above this are numbers to a Normal as well.
+_LARGE_COUNT = 30.0
+# Variance over mean between which counts are Poisson: below and above, the overdispersed and the underdispersed.
+_UNDER, _OVER = 0.5, 1.5
+# Distinct values up to which underdispersed whole numbers are levels.
+_FEW = 10
+
+
+class ColumnSpec(DistributionSpec):
+    """A column's family with a source for each parameter that is named; ``{Categorical: 4}`` has four levels."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "family" not in value and len(value) == 1:
+            ((family, number),) = value.items()
+            if family in _OF_LEVELS and isinstance(number, int) and not isinstance(number, bool) and number > 1:
+                return {"family": family, "logits": {"network": [number]}}
+            raise ValueError(
+                f"expected a family such as Normal, {{family: Normal, scale: learned}} or {{Categorical: 4}} with at "
+                f"least two levels, got {value!r}"
+            )
+        return {"family": value} if isinstance(value, str) else value
+
+    @property
+    def lacks_levels(self) -> bool:
+        """Whether the number of levels is still to be read from the data."""
+        return self.family in _OF_LEVELS and not self.model_extra
+
+    def with_levels(self, number: int) -> ColumnSpec:
+        """Returns the declaration with so many levels."""
+        return ColumnSpec.model_validate({self.family: max(number, 2)})
+
+    def column(self) -> Column:
+        """Returns the declaration in Python.
+
+        Raises:
+            InputError: Where the number of levels is still to be read from the data.
+        """
+        if self.lacks_levels:
+            raise InputError(f"`{self.family}` needs the number of its levels; write {{{self.family}: 4}}.")
+        sources: dict[str, Any] = self.sources()
+        return Column(self.family_class, **sources)
+
+    def column_support(self) -> Constraint:
+        """Returns the support of the one cell, as far as it does not depend on a network."""
+        declared = getattr(self.family_class, "support", constraints.dependent)
+        if isinstance(declared, Constraint) and not constraints.is_dependent(declared):
+            return declared
+        with torch.random.fork_rng():
+            built = Mixed({"": self.column()}, given=nn.Linear(1, 1))(torch.zeros(1, 1)).support.supports[0]
+        return built if is_discrete(built) else constraints.dependent
+
+
+class MixedSpec(Part):
+    """A family for each column of a table, or ``auto`` to choose by content; see `pyro_vae.Mixed`.
+
+    ``auto`` takes words for `Categorical` levels (two of them for `Bernoulli`), {0, 1} for `Bernoulli`, whole numbers
+    from 0 with a mean below 30 for counts (`NegativeBinomial` where the variance is above 1.5 times the mean,
+    `Categorical` where it is below half of it and there are ten values at most, else `Poisson`), and anything else for
+    `Normal` with a learned scale. What it chose is in the run folder's experiment file.
+    """
+
+    tag: ClassVar[str] = "mixed"
+
+    columns: dict[str, ColumnSpec] | Literal["auto"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if value == cls.tag:
+            return {"columns": "auto"}
+        if not isinstance(value, dict) or cls.tag not in value:
+            return value
+        rest = {key: content for key, content in value.items() if key != cls.tag}
+        for key in rest:
+            if key not in Part.model_fields:
+                raise ValueError(f"`{key}` is no key beside `{cls.tag}`; {near_match(str(key), Part.model_fields)}")
+        columns = value[cls.tag] or "auto"
+        if isinstance(columns, dict):
+            columns = {str(name): content for name, content in columns.items()}
+        elif columns != "auto":
+            raise ValueError(f"expected `auto`, or a family for each column: {{age: Normal, ...}}; got {columns!r}")
+        return {"columns": columns, **rest}
+
+    @model_validator(mode="after")
+    def _buildable(self) -> MixedSpec:
+        if self.columns == "auto":
+            return self
+        for name, spec in self.columns.items():
+            if not spec.lacks_levels:
+                try:
+                    with torch.random.fork_rng():
+                        Mixed({name: spec.column()}, given=nn.Linear(1, 1))
+                except InputError as error:
+                    raise ValueError(" ".join(str(error).split())) from None
+        return self
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        said = handler(self)
+        if self.tag in said:
+            return dict(said)
+        columns = said.pop("columns")
+        if isinstance(columns, dict):
+            columns = {name: {k: v for k, v in column.items() if v is not None} for name, column in columns.items()}
+        return {self.tag: columns, **said}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        number = {"type": "object", "properties": {name: {"type": "integer"} for name in _OF_LEVELS}}
+        column = {"anyOf": [{"type": "string", "enum": sorted(FAMILIES)}, number, {"type": "object"}]}
+        columns = {"anyOf": [{"const": "auto"}, {"type": "object", "additionalProperties": column}]}
+        mapping = {
+            "type": "object",
+            "properties": {cls.tag: columns, "network": {}, "reads": {}},
+            "required": [cls.tag],
+        }
+        return {"title": cls.tag, "anyOf": [{"const": cls.tag}, {**mapping, "additionalProperties": False}]}
+
+    @property
+    def title(self) -> str:
+        if isinstance(self.columns, str):
+            return "mixed"
+        return f"mixed ({', '.join(dict.fromkeys(spec.family for spec in self.columns.values()))})"
+
+    @property
+    def supports(self) -> Mapping[str, Constraint]:
+        """The support of each column, in order; the table's columns are taken in this order.
+
+        Raises:
+            InputError: Before `resolved`.
+        """
+        return {name: spec.column_support() for name, spec in self._named().items()}
+
+    def resolved(self, contents: Sequence[Content]) -> MixedSpec:
+        """Returns the likelihood with what follows from the data: the families of ``auto``, and numbers of levels.
+
+        Arguments:
+            contents: Of the columns that are modelled, from `pyro_vae.datasets.describe`.
+
+        Raises:
+            InputError: For a column that the table does not have, one that has no family, and one for which none can
+                be chosen.
+        """
+        found = {content.name: content for content in contents}
+        if isinstance(self.columns, str):
+            return self.model_copy(update={"columns": {name: chosen(content) for name, content in found.items()}})
+        for name in self.columns:
+            if name not in found:
+                raise InputError(f"mixed: the table has no column `{name}` to model; {near_match(name, found)}")
+        for name in found:
+            if name not in self.columns:
+                raise InputError(
+                    f"mixed: column `{name}` of the table has no family; give it one, name it in `context`, or drop it."
+                )
+        columns = {
+            name: spec.with_levels(found[name].num_codes) if spec.lacks_levels else spec
+            for name, spec in self.columns.items()
+        }
+        return self.model_copy(update={"columns": columns})
+
+    def build_at(self, place: Place) -> nn.Module:
+        named = self._named()
+        if place.role != "likelihood":
+            raise InputError("`mixed` is a likelihood of tables; use a family, a mixture or a flow here.")
+        if place.cells != len(named):
+            raise InputError(f"mixed: declares {len(named)} columns, and the data have {place.cells}.")
+        columns = {name: spec.column() for name, spec in named.items()}
+        given, _ = place.trunk(self.network)
+        return Mixed(columns, given=given)
+
+    def _named(self) -> Mapping[str, ColumnSpec]:
+        if isinstance(self.columns, str):
+            raise InputError("mixed: `auto` chooses by the data's content, not known yet; call `Experiment.resolved`.")
+        return self.columns
+
+
+def chosen(content: Content) -> ColumnSpec:
+    """Returns the family that ``auto`` chooses for a column.
+
+    Raises:
+        InputError: For a column of words with more than 50 levels.
+    """
+    whole = content.whole and content.low >= 0
+    if content.distinct > _MOST_LEVELS and content.levels is not None:
+        raise InputError(
+            f"mixed: column `{content.name}` holds {content.distinct} different words, which are no levels; "
+            f"drop it, or declare {{{content.name}: {{Categorical: {content.distinct}}}}}."
+        )
+    if content.levels is not None or (whole and content.high <= 1):
+        levels = content.num_codes
+        return ColumnSpec(family="Bernoulli") if levels <= 2 else ColumnSpec.model_validate({"Categorical": levels})
+    ratio = content.variance / content.mean if content.mean > 0 else 0.0
+    if not whole or content.mean >= _LARGE_COUNT or (ratio < _UNDER and content.distinct > _FEW):
+        return ColumnSpec.model_validate({"family": "Normal", "scale": "learned"})
+    if ratio < _UNDER:
+        return ColumnSpec.model_validate({"Categorical": max(content.num_codes, 2)})
+    if ratio > _OVER:
+        return ColumnSpec.model_validate({"family": "NegativeBinomial", "total_count": "learned"})
+    return ColumnSpec(family="Poisson")

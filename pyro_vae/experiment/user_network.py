@@ -1,0 +1,207 @@
+r"""A network of the user's own in an experiment file: ``{module: my_package.nets.Encoder}``.
+
+Reading such a file and building the network runs code that the file names, so it is refused unless allowed.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from pyro_vae.errors import InputError, near_match, nearest
+from pyro_vae.modes import evaluating, isolated
+
+_CODE_ALLOWED: ContextVar[bool] = ContextVar("pyro_vae_code_allowed", default=False)
+
+
+@contextmanager
+def code_allowed(allowed: bool = True) -> Iterator[None]:
+    """Allows experiment files that are read within the block to name code, such as ``module: my_package.nets.Encoder``.
+
+    The permission is asked for when a file is validated; what was validated may be built anywhere.
+
+    Arguments:
+        allowed: False leaves things as they are outside the block, so that a flag can be passed on.
+
+    Example:
+        >>> from pyro_vae.experiment.network import NetworkSpec
+        >>> with code_allowed():
+        ...     spec = NetworkSpec(module="torch.nn.Linear", arguments={"out_features": 30})
+        >>> spec.build_encoder(64, None).out_features
+        30
+    """
+    token = _CODE_ALLOWED.set(allowed or _CODE_ALLOWED.get())
+    try:
+        yield
+    finally:
+        _CODE_ALLOWED.reset(token)
+
+
+def check_path(path: str) -> None:
+    """Raises an `InputError` where ``path`` names no class, or code is not allowed; imports nothing."""
+    parts = path.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise InputError(f"`module` names a class by its import path, such as my_package.nets.Encoder; got `{path}`.")
+    if not _CODE_ALLOWED.get():
+        raise InputError(
+            f"`module: {path}` imports and runs code, which an experiment file may do only where it is allowed: pass "
+            "--allow-code on the console, or allow_code=True in Python, if you trust the file and that code."
+        )
+
+
+def build_user_network(
+    path: str, arguments: Mapping[str, Any], sizes: Mapping[str, Any], expected: int | None = None
+) -> nn.Module:
+    """Returns a network of the user's own class, after one run on zeros.
+
+    Arguments:
+        path: Import path of an `nn.Module` class. `check_path` has been called on it.
+        arguments: What the file gives to the class.
+        sizes: What the data give: ``in_features``, and others that reach the class where its signature names them.
+        expected: Size of the output; None for any, which becomes the network's ``out_features``.
+
+    Raises:
+        InputError: Where the class cannot be imported, called or run, or the size of its output is not what is
+            declared or expected.
+    """
+    kind = _find(path)
+    try:
+        network: Any = kind(**_keywords(path, kind, arguments, sizes))
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"`{path}` cannot be made: {_reason(error)}") from error
+    _run_once(path, network, sizes["in_features"], expected)
+    if not hasattr(network, "to_spec"):
+        spec = {"module": path, **({"arguments": dict(arguments)} if arguments else {})}
+        network.to_spec = functools.partial(copy.deepcopy, spec)
+    built: nn.Module = network
+    return built
+
+
+def accepts(path: str, name: str) -> bool:
+    """Returns whether the class that ``path`` names has an argument ``name``."""
+    return name in _signature(_find(path))
+
+
+def _find(path: str) -> type[nn.Module]:
+    """The class that a path names."""
+    module_name, _, name = path.rpartition(".")
+    module = _import(module_name)
+    if not hasattr(module, name):
+        raise InputError(f"`{module_name}` has no `{name}`; {_offer(name, _networks(module))}")
+    found = getattr(module, name)
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        given = f"the class `{name}`" if inspect.isclass(found) else f"a {type(found).__name__}"
+        raise InputError(f"`{path}` is {given}, and no nn.Module; expected a class of networks.")
+    return found
+
+
+def _networks(module: ModuleType) -> list[str]:
+    """The names of the `nn.Module` classes in a module."""
+    return [name for name, kind in vars(module).items() if inspect.isclass(kind) and issubclass(kind, nn.Module)]
+
+
+def _offer(name: str, names: Iterable[str]) -> str:
+    """The nearest name, or all of them where they are few."""
+    names = sorted(names)
+    if not names:
+        return "it has no nn.Module class."
+    if nearest(name, names) is None and len(names) > 10:
+        return f"it has {len(names)} nn.Module classes, none of a similar name."
+    return near_match(name, names)
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        if missing != name and not name.startswith(f"{missing}."):
+            raise InputError(f"`{name}` cannot be imported: it needs `{missing}`, which is not installed.") from error
+        near = nearest(missing, _siblings(missing))
+        raise InputError(
+            f"no module `{missing}`; " + (f"did you mean `{near}`? " if near else "") + "Install its package, or put "
+            "the folder that holds it on PYTHONPATH."
+        ) from error
+    except Exception as error:
+        raise InputError(f"`{name}` cannot be imported: {_reason(error)}") from error
+
+
+def _siblings(name: str) -> list[str]:
+    """The modules beside one that is missing; its parent is there."""
+    parent = name.rpartition(".")[0]
+    folders = getattr(importlib.import_module(parent), "__path__", []) if parent else None
+    prefix = f"{parent}." if parent else ""
+    return [prefix + module.name for module in pkgutil.iter_modules(folders)]
+
+
+def _signature(kind: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(kind).parameters
+
+
+def _keywords(
+    path: str, kind: type[nn.Module], arguments: Mapping[str, Any], sizes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments that the class is called with."""
+    signature = _signature(kind)
+    any_name = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.values())
+    if "in_features" not in signature and not any_name:
+        raise InputError(
+            f"`{path}` has no argument `in_features`, the size of its input, with which it is called; it has "
+            f"{', '.join(f'`{name}`' for name in signature) or 'none'}."
+        )
+    for name in arguments:
+        if name in sizes:
+            raise InputError(f"`{path}`: `{name}` follows from the data and is no key of `arguments`; leave it out.")
+        if name not in signature and not any_name:
+            free = [free for free in signature if free not in sizes]
+            offer = near_match(name, free) if free else "it has none beside the sizes."
+            raise InputError(f"`{path}` has no argument `{name}`; {offer}")
+    given = {name: size for name, size in sizes.items() if name in signature or name == "in_features"}
+    return {**given, **copy.deepcopy(dict(arguments))}
+
+
+@torch.no_grad()
+def _run_once(path: str, network: Any, in_features: int, expected: int | None) -> None:
+    """Checks the output for two data of zeros, in evaluation mode and off the global random stream."""
+    # Lazy parameters are drawn in the first run: from the global stream, like all others.
+    lazy = any(is_lazy(parameter) for parameter in network.parameters())
+    stream: AbstractContextManager[None] = nullcontext() if lazy else isolated(0)
+    try:
+        with evaluating(network), stream:
+            output = network(torch.zeros(2, in_features))
+    except Exception as error:
+        raise InputError(f"`{path}` fails on {(2, in_features)}: {_reason(error)}") from error
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(f"`{path}` maps {(2, in_features)} to {got}; expected a tensor (2, features).")
+    width = output.shape[1]
+    declared = getattr(network, "out_features", None)
+    if declared is None:
+        network.out_features = declared = width
+    if declared != width:
+        raise InputError(
+            f"`{path}` maps {(2, in_features)} to {tuple(output.shape)}, but its out_features is {declared}."
+        )
+    if expected is not None and width != expected:
+        raise InputError(
+            f"`{path}` has the argument `num_parameters`, so it emits the parameters of the likelihood, one map "
+            f"after the other: expected (2, {expected}) of {(2, in_features)}, got {tuple(output.shape)}."
+        )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(".") + "."

@@ -1,0 +1,166 @@
+r"""Semi-supervised learning: labels where there are some, and a sum over all of them where there are none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vae.batch import Batch
+from pyro_vae.conditional import Conditional
+from pyro_vae.errors import InputError
+from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
+from pyro_vae.inference.needs import PATHWISE, labels_as_context
+from pyro_vae.modes import isolated
+from pyro_vae.networks import mlp
+from pyro_vae.vae import VAE
+
+
+class M2(Inference):
+    r"""The semi-supervised model M2: the context is a one-hot label y, a row of nan where it is not known.
+
+    .. math:: \log p(x, y) \ge \mathcal{L}(x, y) = E_{q(z|x,y)}[\log p(x, z|y) - \log q(z|x,y)] + \log p(y), \qquad
+        \log p(x) \ge \mathcal{U}(x) = \sum_y q(y|x) \mathcal{L}(x, y) + H(q(y|x))
+
+    The objective is the mean over data of :math:`\mathcal{L}` where the label is known and of :math:`\mathcal{U}`
+    where it is not, plus ``alpha`` times the mean of :math:`\log q(y|x)` of the known ones (0 for the others); p(y) is
+    uniform. The sum over y is exact, and costs a pass of encoder and decoder for each of C labels; a datum whose label
+    is known costs one. Where q(y|x) and q(z|x,y) are exact, :math:`\mathcal{U}` is log p(x). The bound that is
+    reported leaves the classifier's term out.
+
+    The classifier q(y|x) is this algorithm's, made by `check` with initial weights that follow from the VAE's; see
+    `classify`. Evaluation functions see the VAE alone, which is p(x|y): give them data whose labels are known.
+
+    Arguments:
+        hidden: Sizes of the hidden layers of q(y|x).
+        alpha: Weight of log q(y|x) of a datum whose label is known. The reference's is 0.1 N/n, for n known labels of
+            N data.
+        num_particles: K, draws of z for each datum and label.
+
+    Reference: Kingma, Rezende, Mohamed and Welling, "Semi-supervised learning with deep generative models", 2014,
+    equations 6 to 9.
+
+    Example:
+        >>> M2(alpha=100.0)
+        M2(hidden=(200,), alpha=100.0, num_particles=1)
+    """
+
+    name: ClassVar[str] = "m2"
+    needs = (labels_as_context, *PATHWISE)
+    takes_unknown_labels: ClassVar[bool] = True
+
+    def __init__(self, hidden: Sequence[int] = (200,), alpha: float = 10.0, num_particles: int = 1) -> None:
+        super().__init__()
+        if not isinstance(hidden, list | tuple):
+            raise InputError(f"M2: `hidden` is a list of sizes such as [200], got `{hidden!r}`.")
+        self.hidden = tuple(check_count("M2", "hidden", size) for size in hidden)
+        self.alpha = check_number("M2", "alpha", alpha, 0.0)
+        self.num_particles = check_count("M2", "num_particles", num_particles)
+        self.classifier: Conditional | None = None
+
+    def check(self, vae: VAE) -> None:
+        """Makes the classifier for this VAE; raises an `InputError` where the VAE cannot be trained."""
+        super().check(vae)
+        sizes = vae.event_shape.numel(), vae.context_features
+        if self.classifier is None:
+            # Follows from the VAE's own initial weights, so that no random stream of the caller's is touched.
+            seed = sum(float(p.detach().cpu().double().abs().sum()) for p in vae.parameters())
+            self.classifier = _classifier(*sizes, self.hidden, f"classifier {seed!r}")
+        if _sizes(self.classifier) != sizes:
+            raise InputError("M2: was prepared for another VAE; make a new M2() for each.")
+        self.classifier.to(vae.device, vae.dtype)
+
+    def loss(self, vae: VAE, batch: Batch) -> Loss:
+        """Returns minus the objective; see `Loss`.
+
+        Raises:
+            InputError: Where a row of the context is neither one-hot nor nan.
+        """
+        if self.classifier is None:
+            self.check(vae)
+        known, label = _labels(batch)
+        log_q = self._log_q(vae, batch)
+        bounds = self._bounds(vae, batch, ~known.unsqueeze(-1) | label.bool())
+        unlabelled = (log_q.exp() * (bounds - log_q)).sum(-1)
+        value = batch.mean(torch.where(known, (label * bounds).sum(-1), unlabelled))
+        classified = batch.mean((label * log_q).sum(-1))
+        objective = value + self.alpha * classified + vae.log_parameter_prior_per_datum()
+        return Loss(-objective, value.detach())
+
+    def _bounds(self, vae: VAE, batch: Batch, possible: Tensor) -> Tensor:
+        """L(x, y) of each datum for each label that is possible, 0 for the others, shape ``(B, C)``."""
+        row, y = possible.nonzero(as_tuple=True)
+        every = torch.eye(vae.context_features, dtype=vae.dtype, device=vae.device)
+        completed = batch.select(row)._replace(context=every[y], weight=None)
+        elbo = vae.log_weights(completed, self.num_particles).mean(0)
+        return torch.zeros_like(possible, dtype=elbo.dtype).index_put((row, y), elbo - math.log(len(every)))
+
+    def _log_q(self, vae: VAE, batch: Batch) -> Tensor:
+        """log q(y|x), shape ``(B, C)``."""
+        if self.classifier is None:
+            raise InputError("M2: has no classifier yet; train it, or call check(vae).")
+        logits: Tensor = self.classifier(vae.posterior_input(batch._replace(context=None))).logits
+        return logits
+
+    @torch.no_grad()
+    def classify(self, vae: VAE, data: Tensor | Batch) -> Tensor:
+        """Returns q(y|x), shape ``(N, C)``.
+
+        Arguments:
+            vae: That was trained by this algorithm.
+            data: Shape ``(N, *event_shape)``, or a `Batch`, whose context is not looked at.
+
+        Raises:
+            InputError: Before it was trained, and for data of another shape.
+        """
+        batch = Batch.of(data).to(vae.device, vae.dtype)
+        anything = batch.x.new_zeros(len(batch.x), vae.context_features)
+        return self._log_q(vae, vae.check(batch._replace(context=anything))).exp()
+
+    def remark(self) -> str:
+        return (
+            "its bound in training is of log p(x, y) where the label y is known and of log p(x) elsewhere; the numbers "
+            "shown are those of log p(x|y)"
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        first, last = (f"{prefix}classifier.{layer}.weight" for layer in ("given.0" if self.hidden else "head", "head"))
+        if self.classifier is None and first in state_dict and last in state_dict:
+            sizes = state_dict[first].shape[-1], len(state_dict[last])
+            self.classifier = _classifier(*sizes, self.hidden).to(state_dict[last])
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def __repr__(self) -> str:
+        return f"M2({self.extra_repr()})"  # without the classifier's layers
+
+
+def _classifier(cells: int, labels: int, hidden: Sequence[int], stream: str = "classifier") -> Conditional:
+    with isolated(0, stream):
+        return Conditional(dist.OneHotCategorical, (labels,), given=mlp(cells, *hidden))
+
+
+def _sizes(classifier: Conditional) -> tuple[int, int]:
+    """Of what the classifier reads and tells."""
+    weight = next(p for p in classifier.parameters() if p.dim() > 1)
+    return weight.shape[-1], classifier.event_shape.numel()
+
+
+def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Which labels are known, shape ``(B,)``; and all of them, 0 where they are not, shape ``(B, C)``."""
+    context = batch.context
+    if context is None:
+        raise InputError("M2: the batch has no context; give one-hot labels, and rows of nan where they are not known.")
+    unknown = context.isnan().all(-1)
+    one_hot = ((context == 0) | (context == 1)).all(-1) & (context.sum(-1) == 1)
+    wrong = ~(unknown | one_hot)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise InputError(
+            f"M2: the context of row {row} (from 0) of the batch is {context[row].tolist()}; expected a one-hot label, "
+            "or nan in every place where it is not known."
+        )
+    return ~unknown, torch.where(unknown.unsqueeze(-1), torch.zeros_like(context), context)

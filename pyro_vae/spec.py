@@ -1,0 +1,60 @@
+r"""A declaration in the words of the experiment file, from the modules that it made or that stand for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pyro_vae.errors import InputError
+from pyro_vae.hierarchy import Hierarchy, Reads
+from pyro_vae.networks import spec_of
+from pyro_vae.parameter_prior import ParameterPrior
+from pyro_vae.posteriors import Pushforward
+
+# Networks that emit the parameters of a likelihood themselves, without a linear layer on top.
+_HEADLESS = frozenset({"conv", "residual_conv", "module"})
+
+
+def part_to_spec(part: nn.Module) -> dict[str, Any]:
+    """Returns what an experiment file says of a prior, a likelihood or a posterior, with its network.
+
+    Arguments:
+        part: A module of pyro_vae's own, or one with a method ``to_spec``.
+
+    Raises:
+        InputError: For a module that the file has no word for.
+    """
+    if isinstance(part, Pushforward):  # follows again from the prior's support
+        return part_to_spec(part.base)
+    if isinstance(part, Reads):
+        return {**part_to_spec(part.likelihood), "reads": list(part.layers)}
+    if isinstance(part, Hierarchy):
+        sizes = {name: block.stop - block.start for name, block in part.blocks.items()}
+        layers = {name: {"size": sizes[name], **part_to_spec(layer)} for name, layer in part.layers.items()}
+        return {"hierarchy": {**layers, **part.to_spec()}}
+    describe = getattr(part, "to_spec", None)
+    if describe is None:
+        raise InputError(
+            f"to_spec: `{type(part).__name__}` has no name in an experiment file; save its state_dict, and build it in "
+            "Python, or give the class a method to_spec."
+        )
+    spec: dict[str, Any] = describe()
+    given = getattr(part, "given", None)
+    if given is None:
+        return spec
+    network = spec_of(given)
+    if getattr(part, "head", True) is None and not _HEADLESS & set(network):
+        raise InputError(
+            f"to_spec: in an experiment file a linear layer stands on `{next(iter(network))}`, and this "
+            f"`{type(part).__name__}` has head=None."
+        )
+    return {**spec, "network": network}
+
+
+def parameter_prior_to_spec(prior: ParameterPrior) -> dict[str, Any]:
+    """Returns what an experiment file says of a prior over parameters, a family with numbers."""
+    distribution = prior.distribution
+    numbers = {name: float(getattr(distribution, name)) for name in distribution.arg_constraints}
+    spec = {"family": type(distribution).__name__, **numbers}
+    return {**spec, "biases": True} if prior.biases else spec
