@@ -8,8 +8,17 @@ from pyro_vae.evaluation import Estimate
 from pyro_vae.experiment import Experiment
 from pyro_vae.flow import Flow
 from pyro_vae.hierarchy import Hierarchy, Reads
+from pyro_vae.mixed import Column, Mixed
 from pyro_vae.mixture import Mixture
-from pyro_vae.networks import conv_decoder, conv_encoder, mlp
+from pyro_vae.networks import (
+    conv_decoder,
+    conv_encoder,
+    gated_mlp,
+    mlp,
+    residual_conv_decoder,
+    residual_conv_encoder,
+    residual_mlp,
+)
 from pyro_vae.run_folder import load, load_inference
 from pyro_vae.sources import Fixed, Learned, Network
 from pyro_vae.training import History, fit
@@ -19,6 +28,7 @@ from pyro_vae.vamp_prior import VampPrior
 __all__ = [
     "VAE",
     "Batch",
+    "Column",
     "Conditional",
     "Estimate",
     "Experiment",
@@ -27,6 +37,7 @@ __all__ = [
     "Hierarchy",
     "History",
     "Learned",
+    "Mixed",
     "Mixture",
     "Network",
     "Reads",
@@ -35,8 +46,12 @@ __all__ = [
     "conv_decoder",
     "conv_encoder",
     "fit",
+    "gated_mlp",
     "load",
     "load_inference",
     "mlp",
+    "residual_conv_decoder",
+    "residual_conv_encoder",
+    "residual_mlp",
     "to_arviz",
 ]

@@ -39,7 +39,7 @@ def log_bessel(order: float, x: Tensor) -> Tensor:
         >>> torch.allclose(log_bessel(0.0, x), torch.special.i0e(x).log())
         True
     """
-    value: Tensor = _LogBessel.apply(x.double(), float(order))  # type: ignore[no-untyped-call]
+    value: Tensor = _LogBessel.apply(x.double(), float(order))
     return value
 
 
@@ -53,8 +53,8 @@ def bessel_ratio(order: float, x: Tensor) -> Tensor:
         >>> bessel_ratio(0.5, torch.tensor(2.0)) - (1 / math.tanh(2.0) - 1 / 2.0)
         tensor(0., dtype=torch.float64)
     """
-    x = x.double()
-    return x * _carried(float(order), x)[1] / (2 * (order + 1))
+    value: Tensor = _BesselRatio.apply(x.double(), float(order))
+    return value
 
 
 class _LogBessel(torch.autograd.Function):
@@ -75,6 +75,27 @@ class _LogBessel(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return gradients[0] * (bessel_ratio(ctx.order, x) - 1), None
+
+
+class _BesselRatio(torch.autograd.Function):
+    r"""`bessel_ratio` A, with :math:`A' = 1 - A^2 - (2\nu + 1) A / x`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, order: float) -> Tensor:
+        return x * _carried(order, x)[1] / (2 * order + 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.order = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        share = _carried(ctx.order, x)[1] / (2 * ctx.order + 2)  # A / x, also at 0
+        return gradients[0] * (1 - (x * share).square() - (2 * ctx.order + 1) * share), None
 
 
 def _carried(order: float, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,10 +17,11 @@ from pyro_vae.environment import environment
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import (
     Estimate,
+    LatentKL,
     active_units,
     annealed_importance_sampling,
     elbo,
-    kl_per_dimension,
+    latent_kl,
     log_marginal,
 )
 from pyro_vae.experiment import Experiment
@@ -50,7 +51,8 @@ class Run:
             no posterior is trained, of the first of the test data by annealed importance sampling. Its diagnostic
             ``method`` says which. None for a cross-entropy, which is no likelihood.
         active: Which latent dimensions are active on the test data.
-        kl: KL of each latent dimension, mean over the test data, in nats; None where it does not factorise.
+        kl: KL of each latent (dimension, layer of a hierarchy, or all of z where it does not factorise) on the test
+            data, and whether it was had in closed form.
     """
 
     algorithm: str
@@ -62,7 +64,7 @@ class Run:
     elbo: Estimate | None
     log_marginal: Estimate | None
     active: Tensor
-    kl: Tensor | None
+    kl: LatentKL
 
     def metrics(self) -> dict[str, float]:
         """Returns the numbers of the table: ``elbo``, ``log_marginal``, ``active_units``, ``seconds_per_epoch``."""
@@ -209,13 +211,16 @@ def check(experiment: Experiment, data: Data) -> None:
         raise InputError("data: a comparison needs at least two test data; give `split` a test fraction.")
     with isolated(0):
         vae = experiment.build(data).to(device)
-    for spec in experiment.inference:
-        spec.build().check(vae)
+    algorithms = [spec.build() for spec in experiment.inference]
+    for algorithm in algorithms:
+        algorithm.check(vae)
+    unknown = all(algorithm.takes_unknown_labels for algorithm in algorithms)
     support = not data.cross_entropy
     for part, x in (("train", data.train), ("valid", data.valid), ("test", data.test)):
         if x is not None:
             batch = data.batch(part)
-            check_values(vae, batch, support and (part != "train" or data.binarisation != "dynamic"))
+            inside = support and (part != "train" or data.binarisation != "dynamic")
+            check_values(vae, batch, inside, unknown_labels=part == "train" and unknown)
     with torch.no_grad(), isolated(0), evaluating(vae), pyro.validation_enabled(False):
         vae.log_weights(_test(data).select(slice(2)).to(device, vae.dtype))  # an offset or a mask may not fit
 
@@ -252,7 +257,7 @@ def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, pro
     with pyro.validation_enabled(False):  # the data were checked before the first run
         bound = elbo(vae, test, evaluation.elbo_samples, seed=seed) if algorithm.trains_posterior else None
         marginal = None if data.cross_entropy else _log_marginal(experiment, algorithm, vae, test, seed, progress)
-        active, kl = active_units(vae, test), kl_per_dimension(vae, test, seed=seed)
+        active, kl = active_units(vae, test), latent_kl(vae, test, seed=seed)
     about = {"data": data.name, "part": "test", "binarisation": data.binarisation}
     shift = data.units.log_jacobian_of(test.mask)
     return Run(
@@ -265,7 +270,7 @@ def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, pro
         elbo=None if bound is None else bound.about(shift, **about),
         log_marginal=None if marginal is None else marginal.about(first(shift, marginal), **about),
         active=active.cpu(),
-        kl=None if kl is None else kl.cpu(),
+        kl=kl,
     )
 
 
@@ -322,5 +327,7 @@ def _run_record(run: Run) -> dict[str, Any]:
         if (k := about.get("pareto_k")) is not None:
             record["pareto_k_above_0.7"] = float((k > 0.7).double().mean())
             record["pareto_k_median"] = finite_or_none(float(k.nanmedian()))
+    if run.inference.trains_posterior:
+        record["kl"] = run.kl.record()
     record |= {"steps": run.history.steps, "stopped": run.history.stopped, "remark": run.history.remark}
     return record

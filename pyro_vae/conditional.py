@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions.transforms import Transform
 
 from pyro_vae.errors import InputError
-from pyro_vae.families import constraints_of, declared_sizes, event_dim_of, family_in_place_of
+from pyro_vae.families import constraints_of, declared_sizes, event_dim_of, family_in_place_of, implied_constants
 from pyro_vae.parameters import as_shape, constant, initial, is_number, resolve, shape_for, transform_for
 from pyro_vae.sources import Fixed, Learned, Network, Source
 
@@ -156,7 +156,9 @@ class Conditional(nn.Module):
             >>> Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Learned(0.1)).to_spec()
             {'family': 'Normal', 'loc': 0.0, 'scale': {'learned': 0.1}}
         """
-        return {"family": self.family.__name__, **{name: source.to_spec() for name, source in self.sources.items()}}
+        implied = {name: Fixed(value) for name, value in implied_constants(self.family, self.event_shape).items()}
+        said = {name: source for name, source in self.sources.items() if source != implied.get(name)}
+        return {"family": self.family.__name__, **{name: source.to_spec() for name, source in said.items()}}
 
     def _declare_all(self) -> None:
         """Registers what the sources need; a family that hides its event dimension is tried at each."""
@@ -189,14 +191,15 @@ class Conditional(nn.Module):
         where = f"`{self.family.__name__}.{name}`"
         declared = constraints_of(self.family, self.event_shape)
         constraint = declared.get(name, constraints.dependent)
+        split = len(self.event_shape) - self.family_event_dim
         if isinstance(source, Fixed):
             if is_number(source, name in declared, constraint):
                 self._numbers[name] = source.value
             else:
-                self.register_buffer(f"fixed_{name}", constant(where, source, constraint))
+                event = self.event_shape[split:]
+                self.register_buffer(f"fixed_{name}", constant(where, source, constraint, event))
             return
         transform = transform_for(where, source, constraint)
-        split = len(self.event_shape) - self.family_event_dim
         sizes = declared_sizes(self.family, self._numbers)
         shape = shape_for(
             where, source, constraint, self.event_shape[:split], self.event_shape[split:], sizes.get(name)

@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 
+# Names up to which an error lists all of them.
+_LISTED = 25
+
+
 class InputError(ValueError):
     """An input that cannot be used: the message says what was given, what is expected and what to do."""
 
@@ -22,7 +26,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
 
 
 def near_match(name: str, allowed: Iterable[str]) -> str:
-    """Returns `` did you mean `x`?`` for the nearest of ``allowed``, or the whole list where none is near.
+    """Returns `` did you mean `x`?`` for the nearest of ``allowed``, or the list (three of a long one) where none is near.
 
     Example:
         >>> near_match("Bernouli", ["Bernoulli", "Normal"])
@@ -34,4 +38,7 @@ def near_match(name: str, allowed: Iterable[str]) -> str:
     near = nearest(name, names)
     if near is not None:
         return f"did you mean `{near}`?"
+    if len(names) > _LISTED:
+        likely = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+        return f"expected one of {len(names)} names, such as {', '.join(f'`{candidate}`' for candidate in likely)}."
     return "expected one of " + ", ".join(f"`{candidate}`" for candidate in names) + "."

@@ -17,6 +17,7 @@ from torch.distributions.transforms import Transform
 from pyro_vae.continuous_bernoulli import ContinuousBernoulli
 from pyro_vae.discretized_logistic import DiscretizedLogisticMixture
 from pyro_vae.multinomial import DirichletMultinomial, Multinomial
+from pyro_vae.von_mises_fisher import SphericalUniform, VonMisesFisher
 
 # Parametrisations of one quantity: the one that is named is used, else the first.
 ALIASES = (
@@ -31,6 +32,8 @@ OWN: tuple[type[TorchDistribution], ...] = (
     DirichletMultinomial,
     DiscretizedLogisticMixture,
     Multinomial,
+    SphericalUniform,
+    VonMisesFisher,
 )
 
 
@@ -115,6 +118,15 @@ def declared_sizes(family: type[TorchDistribution], constants: dict[str, Any]) -
         return {}
     accepted = inspect.signature(method).parameters
     return dict(method(**{name: value for name, value in constants.items() if name in accepted}))
+
+
+def implied_constants(family: type[TorchDistribution], event_shape: Sequence[int]) -> dict[str, Any]:
+    """The constant arguments that follow from the shape of an event.
+
+    A family of one's own declares them by a static method ``constants_for(event_shape)``.
+    """
+    method = getattr(family, "constants_for", None)
+    return {} if method is None else dict(method(torch.Size(event_shape)))
 
 
 def is_discrete(constraint: Constraint) -> bool:

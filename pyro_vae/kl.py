@@ -142,7 +142,13 @@ def _steps(transform: Transform) -> list[Transform]:
     """The steps of a transform, but for those that do nothing: onto the positive numbers torch adds 0 to exp(u)."""
     base = getattr(transform, "base_transform", transform)
     steps = base.parts if isinstance(base, ComposeTransform) else [base]
-    return [step for step in steps if not (isinstance(step, AffineTransform) and (step.loc, step.scale) == (0, 1))]
+    return [
+        step
+        for step in steps
+        if not (
+            isinstance(step, AffineTransform) and not isinstance(step.loc, Tensor) and (step.loc, step.scale) == (0, 1)
+        )
+    ]
 
 
 def _kl_to_diagonal(q: MultivariateNormal | LowRankMultivariateNormal, p: TorchDistribution) -> Tensor:

@@ -46,6 +46,7 @@ def minibatches(
     transform: Transform | None = None,
     weights: Any = None,
     check_support: bool = True,
+    unknown_labels: bool = False,
 ) -> Minibatches:
     """Returns the source of minibatches for data in any of the forms that `fit` takes.
 
@@ -58,12 +59,13 @@ def minibatches(
         weights: Shape ``(N,)``, see `pyro_vae.fit`.
         check_support: Whether values outside the likelihood's support are refused; after a ``transform`` only its
             first minibatch can be checked, by Pyro.
+        unknown_labels: Whether the context may have rows of nan.
 
     Raises:
         InputError: For data that are empty, of no known form or outside the support, and for weights that do not fit.
     """
     generator = torch.Generator(vae.device).manual_seed(stream_seed(seed, "minibatches"))
-    check = ValueCheck(vae, check_support and transform is None)
+    check = ValueCheck(vae, check_support and transform is None, unknown_labels)
     if isinstance(data, IterableDataset):
         raise InputError("fit: an IterableDataset has no length; give a map-style data set.")
     if isinstance(data, DataLoader):
@@ -250,10 +252,11 @@ class ValueCheck:
     Arguments:
         vae: Whose likelihood it is.
         check_support: Whether to check the support too.
+        unknown_labels: Whether the context may have rows of nan.
     """
 
-    def __init__(self, vae: VAE, check_support: bool) -> None:
-        self.vae, self.supports, self.family = vae, [], ""
+    def __init__(self, vae: VAE, check_support: bool, unknown_labels: bool = False) -> None:
+        self.vae, self.supports, self.family, self.unknown_labels = vae, [], "", unknown_labels
         if not check_support:
             return
         with torch.no_grad(), evaluating(vae), isolated(0):
@@ -267,6 +270,7 @@ class ValueCheck:
     def __call__(self, batch: Batch, name: str) -> None:
         """Raises an `InputError` that names the first bad cell of the data ``name``."""
         self.vae.check(batch)
+        self._check_context(batch, name)
         x = batch.x.to(self.vae.dtype)
         observed = torch.ones_like(x, dtype=torch.bool) if batch.mask is None else batch.mask
         _refuse(name, x, observed & ~x.isfinite(), "is not finite; remove it, or hide it with Batch(x, mask=...)")
@@ -292,9 +296,29 @@ class ValueCheck:
         )
 
 
-def check_values(vae: VAE, batch: Batch, check_support: bool, name: str = "data") -> None:
-    """Raises an `InputError` for the first cell that is not finite or, if asked, outside the support."""
-    ValueCheck(vae, check_support)(batch, name)
+    def _check_context(self, batch: Batch, name: str) -> None:
+        if batch.context is None:
+            return
+        bad = ~batch.context.isfinite()
+        if self.unknown_labels:
+            bad &= ~batch.context.isnan()
+        rows = bad.any(-1).nonzero()
+        if len(rows):
+            row = int(rows[0])
+            raise InputError(
+                f"{name}: the context of row {row} (from 0) is {batch.context[row].tolist()}; it must be finite. Rows "
+                "of nan, labels that are not known, are for training by m2 alone."
+            )
+
+
+def check_values(
+    vae: VAE, batch: Batch, check_support: bool, name: str = "data", *, unknown_labels: bool = False
+) -> None:
+    """Raises an `InputError` for the first cell that is not finite or, if asked, outside the support.
+
+    Rows of nan in the context are accepted where ``unknown_labels``.
+    """
+    ValueCheck(vae, check_support, unknown_labels)(batch, name)
 
 
 def _refuse(name: str, x: Tensor, bad: Tensor, complaint: str) -> None:

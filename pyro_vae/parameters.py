@@ -14,7 +14,7 @@ from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform, identity_transform
 
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.families import ALIASES, constraints_of, is_discrete, parameters_of, transform_onto
+from pyro_vae.families import ALIASES, constraints_of, implied_constants, is_discrete, parameters_of, transform_onto
 from pyro_vae.sources import Fixed, Learned, Network, Source
 
 _SQUARE = (
@@ -43,6 +43,7 @@ def resolve(
             )
     shadowed = _shadowed(family, signature, sources)
     constrained = constraints_of(family, event_shape)
+    implied = implied_constants(family, event_shape)
     resolved: dict[str, Source] = {}
     for name, parameter in signature.items():
         if name in sources:
@@ -51,6 +52,8 @@ def resolve(
             continue
         elif name in constrained:
             resolved[name] = Network() if has_network else Learned()
+        elif name in implied:
+            resolved[name] = Fixed(implied[name])
         elif parameter.default is inspect.Parameter.empty:
             raise InputError(
                 f"Conditional: `{family.__name__}.{name}` has no constraint of its own, so it can be neither learned "
@@ -83,14 +86,17 @@ def is_number(source: Fixed, declared: bool, constraint: Constraint) -> bool:
     return isinstance(source.value, int | tuple) and (not declared or is_discrete(constraint))
 
 
-def constant(where: str, source: Fixed, constraint: Constraint) -> Tensor:
-    """Returns the tensor of a constant, checked."""
+def constant(where: str, source: Fixed, constraint: Constraint, event: torch.Size) -> Tensor:
+    """Returns the tensor of a constant, checked; one number for a whole vector is each of its entries."""
     try:
         tensor = torch.as_tensor(source.value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"Conditional: {where}: Fixed({source.value!r}) is not numeric: {error}.") from None
     if not tensor.dtype.is_floating_point:
         tensor = tensor.to(torch.get_default_dtype())
+    vector = not constraints.is_dependent(constraint) and constraint.event_dim == 1 == len(event)
+    if vector and tensor.dim() == 0:
+        tensor = tensor.expand(event)
     _check_value(where, source, constraint, tensor)
     return tensor.detach().clone()
 

@@ -123,8 +123,7 @@ def derive_posterior(prior: nn.Module, encoder: nn.Module, context_features: int
     """
     like = next((t for t in (*prior.parameters(), *prior.buffers()) if t.is_floating_point()), torch.empty(()))
     p = prior(*([like.new_zeros(1, context_features)] if context_features else []))
-    family = type(cells_of(p)).__name__
-    remedy = f"pass posterior=Conditional(dist.{family}, {tuple(p.event_shape)}, given=...)"
+    family, remedy = type(cells_of(p)).__name__, _remedy(p)
     if p.support.is_discrete:
         raise InputError(f"VAE: no posterior follows from the discrete prior `{family}`; {remedy}.")
     try:
@@ -163,7 +162,12 @@ def onto_support(
     try:
         transform = biject_to(support_of(p))
     except NotImplementedError:
-        return posterior
+        if not hasattr(cells_of(p), "posterior_family"):
+            return posterior
+        raise InputError(
+            f"VAE: the posterior `{type(cells_of(q)).__name__}` is over the real space, and no bijection takes it onto "
+            f"the support {p.support} of the prior `{type(cells_of(p)).__name__}`; {_remedy(p)}."
+        ) from None
     if not _is_identity(transform):
         fits = transform.inverse_shape(p.event_shape) == q.event_shape
         return Pushforward(posterior, prior, context_features) if fits else posterior
@@ -175,6 +179,13 @@ def onto_support(
             f"posterior=Conditional(dist.{family}, {tuple(p.event_shape)}, given=...)."
         )
     return posterior
+
+
+def _remedy(p: TorchDistribution) -> str:
+    """A posterior that fits a prior from which none follows: of the family that it names, else of its own."""
+    named = getattr(cells_of(p), "posterior_family", None)
+    family = f"dist.{type(cells_of(p)).__name__}" if named is None else named.__name__
+    return f"pass posterior=Conditional({family}, {tuple(p.event_shape)}, given=...)"
 
 
 @torch.no_grad()

@@ -57,9 +57,7 @@ class Direction(Transform):
         return y
 
 
-@transform_to.register(_UnitVector)
-def _direction(constraint: constraints.Constraint) -> Direction:
-    return Direction()
+transform_to.register(_UnitVector, lambda constraint: Direction())
 
 
 class VonMisesFisher(TorchDistribution):
@@ -80,8 +78,8 @@ class VonMisesFisher(TorchDistribution):
 
     Arguments:
         loc: :math:`\mu`, vectors of length 1, shape ``(..., D)``.
-        concentration: :math:`\kappa \ge 0`, shape ``(...)``. `Conditional` makes it the exp of a network's output, which may
-            grow fast; ``Network(transform=constraints.softplus_positive)`` is gentler.
+        concentration: :math:`\kappa \ge 0`, shape ``(...)``. `Conditional` makes it the exp of a network's
+            output, which may grow fast; ``Network(transform=constraints.softplus_positive)`` is gentler.
 
     Raises:
         ValueError: For less than two dimensions, and where validation finds a location that is not of length 1.
@@ -165,7 +163,7 @@ class VonMisesFisher(TorchDistribution):
             drawn = _draw_deviations(kappa, shape[-1])
             base = loc.detach()
             tangent = _draw_tangents(base)
-        t: Tensor = _Deviation.apply(drawn, kappa, shape[-1])  # type: ignore[no-untyped-call]
+        t: Tensor = _Deviation.apply(drawn, kappa, shape[-1])
         # The rotation that takes base to loc; its value is the identity, its derivative that of the draw.
         along = (loc * tangent).sum(-1, keepdim=True) / (1 + (loc * base).sum(-1, keepdim=True))
         tangent = tangent - along * (loc + base)
@@ -267,17 +265,19 @@ def _negative_entropy(q: VonMisesFisher) -> Tensor:
     return -log_bessel(q._order, kappa) - kappa * (1 - bessel_ratio(q._order, kappa))
 
 
-@register_kl(VonMisesFisher, SphericalUniform)
 def _kl_to_uniform(q: VonMisesFisher, p: SphericalUniform) -> Tensor:
     r""":math:`\kappa A(\kappa) - \log {}_0F_1(D/2; \kappa^2/4)`, with A the mean's length."""
     return _negative_entropy(q).to(q.loc.dtype)
 
 
-@register_kl(VonMisesFisher, VonMisesFisher)
 def _kl_between(q: VonMisesFisher, p: VonMisesFisher) -> Tensor:
     kappa, length = p.concentration.double(), bessel_ratio(q._order, q.concentration)
     apart = 1 - length + length * (q.loc - p.loc).double().square().sum(-1) / 2
     return (_negative_entropy(q) + kappa * apart + log_bessel(p._order, kappa)).to(q.loc.dtype)
+
+
+register_kl(VonMisesFisher, SphericalUniform)(_kl_to_uniform)
+register_kl(VonMisesFisher, VonMisesFisher)(_kl_between)
 
 
 def _draw_tangents(loc: Tensor) -> Tensor:
@@ -317,7 +317,7 @@ class _Deviation(torch.autograd.Function):
         return t.clone()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None]:
         t, kappa = ctx.saved_tensors
         return None, gradient * _deviation_gradient(t, kappa, ctx.dimension), None

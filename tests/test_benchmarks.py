@@ -132,7 +132,7 @@ def test_completion_is_the_posterior_predictive(module, topic_model):
     log_words = topic_model.decode(z[:, None]).logits
     log_joint = dist.Normal(0.3, 0.8).log_prob(z)[:, None] + log_words @ first.T
     exact = (log_joint + log_words @ second.T).logsumexp(0) - log_joint.logsumexp(0)
-    found = module("counts").completion(topic_model, first, second, 4000)
+    found = module("perplexity").completion(topic_model, first, second, 4000, seed=0)
     assert bool((found["error"] < 0.05).all())
     assert_mean(found["predictive"], exact, found["error"])
     q = topic_model.encode(first)
@@ -144,21 +144,32 @@ def test_the_coefficient_is_what_the_likelihood_adds(module, topic_model):
     with torch.no_grad():
         p = topic_model.decode(torch.zeros(3, 1).double())
         words = (p.logits * x).sum(-1)
-        assert torch.allclose(p.log_prob(x) - words, module("counts").log_coefficient(x))
+        assert torch.allclose(p.log_prob(x) - words, module("perplexity").log_coefficient(x))
 
 
 def test_perplexity_of_a_fair_die_is_its_number_of_sides(module):
-    counts = module("counts")
+    scores = module("perplexity")
     lengths = torch.tensor([3.0, 10.0, 1.0])
-    value = counts.perplexity(-lengths * math.log(6), lengths, torch.tensor([0.3, 0.4, 0.0]))
+    value = scores.perplexity(-lengths * math.log(6), lengths, torch.tensor([0.3, 0.4, 0.0]))
     assert value["value"] == pytest.approx(6.0)
     assert value["sampling_error"] == pytest.approx(0.0, abs=1e-6)
     assert value["standard_error"] == pytest.approx(6 * 0.5 / 14)
-    assert counts.document_perplexity(-lengths * math.log(6), lengths)["value"] == pytest.approx(6.0)
+    assert scores.document_perplexity(-lengths * math.log(6), lengths)["value"] == pytest.approx(6.0)
 
 
 def test_coherence_of_words_that_always_and_never_meet(module):
     x = torch.tensor([[1.0, 2, 0, 0], [3, 1, 0, 0], [0, 0, 4, 0], [0, 0, 0, 1]])
-    always, never = module("counts").coherence(torch.tensor([[0, 1], [0, 2]]), x).tolist()
+    always, never = module("topics").coherence(torch.tensor([[0, 1], [0, 2]]), x).tolist()
     assert always == pytest.approx(1.0)
     assert never == pytest.approx(-1.0)
+
+
+def test_without_topics_words_are_drawn_from_an_urn(module):
+    train, p = torch.tensor([[8.0, 0, 0], [0, 6, 0], [1, 0, 7]]).repeat(10, 1), torch.tensor([0.4, 0.3, 0.3]).double()
+    first, second = torch.tensor([[2.0, 1, 0], [0, 0, 4]]), torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+    found = module("perplexity").without_topics(train, first, second, p)
+    assert found["unigram"]["predictive"]["value"] == pytest.approx((0.4 * 0.3) ** -0.5)
+    c = found["dirichlet-multinomial"]["concentration"]
+    exact = ((2 + 0.4 * c) / (3 + c) * (0 + 0.3 * c) / (4 + c)) ** -0.5
+    for kind in ("predictive", "plug-in", "documents"):  # the same where the second half is one word
+        assert found["dirichlet-multinomial"][kind]["value"] == pytest.approx(exact)

@@ -446,3 +446,12 @@ def test_refusals_of_a_call_say_what_to_do():
     headless = Conditional(dist.Normal, (3,), given=mlp(4, 8), head=None)
     with pytest.raises(InputError, match=r"must emit 6 values per datum \(2 parameter\(s\) of `Normal`\), got 8"):
         headless(torch.zeros(5, 4))
+
+
+def test_one_number_for_a_vector_is_each_of_its_entries():
+    flat = Conditional(dist.Dirichlet, (4,), concentration=Fixed(2.0))()
+    torch.testing.assert_close(flat.concentration, torch.full((4,), 2.0), rtol=0, atol=0)
+    rows = Conditional(dist.Dirichlet, (3, 4), concentration=Fixed(2))()
+    assert rows.event_shape == (3, 4)
+    with pytest.raises(InputError, match="violates the constraint"):
+        Conditional(dist.OneHotCategorical, (4,), probs=Fixed(0.5))

@@ -9,7 +9,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from test_evaluation import EVALUATIONS, X, numbers, vae_with_modes
 
-from pyro_vae import VAE, Conditional, Fixed, Learned, conv_decoder, conv_encoder, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, conv_decoder, conv_encoder, fit, mlp
 from pyro_vae.comparison import compare
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import elbo, log_marginal
@@ -42,6 +42,9 @@ MODELS = {
         Conditional(dist.Uniform, (4,), low=Fixed(0.0), high=Fixed(1.0)),
         Conditional(dist.ContinuousBernoulli, (64,), given=mlp(4, 50)),
     ),
+    "labels": lambda: VAE(
+        _normal(4), Conditional(dist.Bernoulli, (64,), given=mlp(4 + 3, 50)), mlp(64 + 3, 50), context_features=3
+    ),
 }
 
 
@@ -54,8 +57,12 @@ def x():
 @pytest.mark.parametrize("model", sorted(MODELS))
 def test_trains_and_evaluates(name, model, x):
     torch.manual_seed(0)
+    context = torch.eye(3).repeat(100, 1) if model == "labels" else None
+    held_out, x = Batch(x, context).select(slice(50)), Batch(x, context)
+    if name == "m2" and context is not None:
+        x.context[100:] = torch.nan
     vae, algorithm = MODELS[model](), ALGORITHMS[name]()
-    vae.size = len(x)
+    vae.size = x.size
     try:
         algorithm.check(vae)
     except InputError as refusal:
@@ -63,16 +70,17 @@ def test_trains_and_evaluates(name, model, x):
     vae, algorithm = vae.cuda(), ALGORITHMS[name]()
     before = {key: parameter.clone() for key, parameter in vae.named_parameters()}
     state = torch.cuda.get_rng_state()
-    history = fit(vae, x, algorithm, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), epochs=5, validation=x[:50])
+    history = fit(vae, x, algorithm, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), epochs=5, validation=held_out)
     assert torch.equal(torch.cuda.get_rng_state(), state)
     assert history.bound[-1] > history.bound[0] or not algorithm.has_bound
     moved = {key for phase in algorithm.phases for key in algorithm.moved(vae, phase)}
     for key, parameter in vae.named_parameters():
         assert parameter.is_cuda
         assert torch.equal(before[key], parameter) == (key not in moved)
-    marginal, bound = log_marginal(vae, x[:50], 100), elbo(vae, x[:50], 100)
+    held_out = held_out.to(vae.device, vae.dtype)
+    marginal, bound = log_marginal(vae, held_out, 100), elbo(vae, held_out, 100)
     assert marginal.value >= bound.value
-    assert vae.generate(3).is_cuda
+    assert vae.generate(3, None if context is None else context[:3].cuda()).is_cuda
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)

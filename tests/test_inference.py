@@ -13,7 +13,7 @@ from replicas import all_losses
 from torch import Tensor
 from torch.distributions import Normal
 
-from pyro_vae import VAE, Batch, Conditional, Learned, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, ALGORITHMS, Inference, Loss, algorithm
 from pyro_vae.inference.inference import check_choice, check_count, check_number, surrogate
@@ -25,8 +25,10 @@ ONES = torch.ones(8, dtype=torch.float64)
 WEIGHT = torch.rand(8, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
 
 
-def setting(name: str, **options: object) -> tuple[VAE, Tensor]:
-    """The oracle's VAE with q 1.6 times too wide, and its data; a discrete one where the algorithm needs that."""
+def setting(name: str, **options: object) -> tuple[VAE, Tensor | Batch]:
+    """The oracle's VAE with q 1.6 times too wide, and its data; another one where the algorithm needs that."""
+    if name == "m2":
+        return labelled(**options)
     if name != "enumeration":
         return MODEL.vae(MODEL.exact_encoder(1.6), **options), X
     torch.manual_seed(0)
@@ -36,6 +38,18 @@ def setting(name: str, **options: object) -> tuple[VAE, Tensor]:
     return VAE(prior.double(), likelihood.double(), posterior.double(), **options), (X > 0).double()
 
 
+def labelled(**options: object) -> tuple[VAE, Batch]:
+    """A VAE given a label, and data of which every other one has its label."""
+    torch.manual_seed(0)
+    likelihood = Conditional(dist.Normal, (5,), given=mlp(2 + 3), scale=Learned(0.7))
+    posterior = Conditional(dist.Normal, (2,), given=mlp(5 + 3))
+    prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+    context = torch.eye(3, dtype=torch.float64).repeat(3, 1)[:8]
+    context[::2] = torch.nan
+    vae = VAE(prior, likelihood, posterior, context_features=3, **options)
+    return vae.double(), Batch(X, context)
+
+
 def numbers(inference: Inference, vae: VAE, data: Tensor | Batch, seed: int = 2) -> Tensor:
     """Values and bounds of all phases, from the same state each time."""
     losses = all_losses(copy.deepcopy(inference), vae, data, seed)
@@ -43,8 +57,8 @@ def numbers(inference: Inference, vae: VAE, data: Tensor | Batch, seed: int = 2)
 
 
 # Whose bound puts the KL in closed form beside a draw of the reconstruction, so that draws do not cancel;
-# and the one of discrete latents.
-ELSEWHERE = {"analytic-kl", "beta-vae", "free-bits", "mmd", "vb", "enumeration"}
+# the one of discrete latents, and the one of labels.
+ELSEWHERE = {"analytic-kl", "beta-vae", "free-bits", "mmd", "vb", "enumeration", "m2"}
 
 
 @pytest.mark.parametrize("name", [n for n, a in ALGORITHMS.items() if a.has_bound and n not in ELSEWHERE])
@@ -77,7 +91,7 @@ def test_losses_are_linear_in_the_weights_of_the_data(name: str) -> None:
     inference.check(vae)
 
     def of(weight: Tensor | None) -> Tensor:
-        return numbers(inference, vae, Batch(x, weight=weight))
+        return numbers(inference, vae, Batch.of(x)._replace(weight=weight))
 
     torch.testing.assert_close(of(ONES), of(None), rtol=0, atol=1e-12)
     each = torch.stack([of(ONES + e) - of(ONES) for e in 8 * torch.eye(8, dtype=torch.float64)])  # of each datum

@@ -33,7 +33,7 @@ CANNOT: dict[str, tuple[dict[str, float], str]] = {
     "autoencoder": ({}, "no KL, and the scale of q is not trained"),
     "vb": ({"initial_scale": 0.3, "prior_scale": 0.3}, "the mean of q(theta) is drawn towards its prior"),
 }
-ELSEWHERE = {"enumeration"}  # discrete latents: tests/test_enumeration.py
+ELSEWHERE = {"enumeration", "m2"}  # discrete latents: tests/test_enumeration.py; labels: tests/test_m2.py
 
 
 def start() -> VAE:

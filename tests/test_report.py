@@ -14,6 +14,7 @@ from report_page import cells, few_digits, headers, printed, read, small
 from pyro_vae import Conditional, Fixed
 from pyro_vae.comparison import Comparison
 from pyro_vae.datasets import load
+from pyro_vae.evaluation import LatentKL
 from pyro_vae.report import difference_table, draws, summary_table, write_report
 
 
@@ -190,9 +191,18 @@ def test_the_page_of_a_table_escapes_names_and_compares_columns_in_own_units(tab
     assert len(parsed.images) == 2 + 1 + 1 + 1
 
 
-def test_without_a_kl_per_dimension_the_page_says_so(digits, tmp_path):
-    changed = dataclasses.replace(digits, runs=[dataclasses.replace(run, kl=None) for run in digits.runs])
-    assert "does not factorise" in read(changed, tmp_path)[1].text
+def test_a_kl_of_z_as_a_whole_is_a_number_and_layers_are_named(digits, tmp_path):
+    whole = LatentKL(("z",), torch.tensor([3.25]), (False,), torch.tensor([0.011]))
+    changed = dataclasses.replace(digits, runs=[dataclasses.replace(run, kl=whole) for run in digits.runs])
+    text = read(changed, tmp_path)[1].text
+    assert "does not factorise" in text
+    assert "3.25" in text
+    assert "by Monte Carlo (standard error up to 0.011)" in text
+    layers = LatentKL(("z1", "z2"), torch.tensor([3.0, 1.0]), (True, True), torch.zeros(2))
+    changed = dataclasses.replace(digits, runs=[dataclasses.replace(run, kl=layers) for run in digits.runs])
+    text = read(changed, tmp_path)[1].text
+    assert "each layer (z1, z2)" in text
+    assert "in closed form" in text
 
 
 def test_the_report_leaves_random_states_and_modes_alone(digits, tmp_path):

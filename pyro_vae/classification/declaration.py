@@ -17,7 +17,15 @@ from torch.distributions.constraints import Constraint
 
 from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
-from pyro_vae.families import ALIASES, constraints_of, event_dim_of, is_discrete, parameters_of, transform_onto
+from pyro_vae.families import (
+    ALIASES,
+    constraints_of,
+    event_dim_of,
+    implied_constants,
+    is_discrete,
+    parameters_of,
+    transform_onto,
+)
 from pyro_vae.sources import Fixed, Learned, Network, Source
 
 # The number of components, categories or factors that the trials use, unlike any size of their events.
@@ -179,9 +187,10 @@ def _event_shapes(family: type[TorchDistribution]) -> list[tuple[int, ...]]:
 def _trials(family: type[TorchDistribution], event_shape: tuple[int, ...]) -> Iterator[dict[str, Free | Fixed]]:
     """The options of every parameter, together, the plainest first."""
     constrained = constraints_of(family, event_shape)
+    implied = implied_constants(family, event_shape)
     options = {}
     for name, parameter in _passed(family).items():
-        required = parameter.default is inspect.Parameter.empty
+        required = parameter.default is inspect.Parameter.empty and name not in implied
         if name in constrained or required:
             options[name] = _options(constrained.get(name), event_shape)
     combinations = itertools.product(*(list(enumerate(choices)) for choices in options.values()))

@@ -50,8 +50,8 @@ class Entry:
         reparameterizable: Whether gradients pass through its draws.
         enumerable: Whether it lists its support.
         parameters: Its parameters.
-        posteriors: As a prior: the posteriors that fit it, of ``"derived"`` (a Normal, pushed onto the support) and
-            its own name.
+        posteriors: As a prior: the posteriors that fit it, of ``"derived"`` (a Normal, pushed onto the support),
+            its own name, and the family that it names for it.
         normalised: Whether it was found to have a total mass of 1: over its ``"support"``, a ``"period"`` of 2 pi,
             or given the ``"total"`` of its counts; None where that was not checked.
         declaration: How it was declared in the trials.

@@ -49,7 +49,7 @@ def families_table() -> RenderableType:
             ", ".join(_parameter(parameter) for parameter in entry.parameters),
             _mark(entry.reparameterizable),
             _mark(entry.enumerable),
-            "yes" if "derived" in entry.posteriors else "own q" if "prior" in entry.roles else "",
+            _derived(entry),
             _mark("likelihood" in entry.roles),
             _mark("posterior" in entry.roles),
         )
@@ -182,11 +182,18 @@ def _parameter_lines(entry: Entry) -> list[str]:
 
 
 def _posteriors(entry: Entry) -> str:
-    return " or ".join(_POSTERIOR["derived" if name == "derived" else "own"] for name in entry.posteriors)
+    words = {"derived": _POSTERIOR["derived"], entry.name: _POSTERIOR["own"]}
+    return " or ".join(words.get(name, f"`{name}`") for name in entry.posteriors)
 
 
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}" if line else "" for line in text.splitlines())
+
+
+def _derived(entry: Entry) -> str:
+    if "derived" in entry.posteriors or "prior" not in entry.roles:
+        return _mark("prior" in entry.roles)
+    return "own q" if entry.name in entry.posteriors else "named q"
 
 
 def _mark(true: bool) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vae.classification.declaration import FAILURES, Declaration, Failure
 from pyro_vae.classification.quadrature import Quadrature, follows, quadrature
+from pyro_vae.conditional import Conditional
 from pyro_vae.families import is_discrete
 from pyro_vae.posteriors import derive_posterior
 
@@ -157,17 +158,33 @@ def try_own_posterior(declaration: Declaration, network: Sequence[str]) -> None:
     Raises:
         Failure: With the reason why it is none.
     """
+    _try_posterior(declaration.conditional(network), declaration, "as its own posterior")
+
+
+def try_named_posterior(declaration: Declaration) -> None:
+    """Tries the posterior that a family names as ``posterior_family`` for itself as prior.
+
+    Raises:
+        Failure: With the reason why it is none.
+    """
+    named = getattr(declaration.family, "posterior_family", None)
+    if named is None:
+        raise Failure("it names no posterior")
+    posterior = Conditional(named, declaration.event_shape, given=nn.Linear(_CONTEXT, 5))
+    _try_posterior(posterior, declaration, f"under the posterior `{named.__name__}`")
+
+
+def _try_posterior(conditional: Conditional, declaration: Declaration, where: str) -> None:
     prior = declaration.conditional(noise=_SPREAD)()
-    conditional = declaration.conditional(network)
     q = conditional(torch.randn(7, _CONTEXT))
     z = q.rsample((5,)) if q.has_rsample else q.sample((5,))
     log_weights = prior.log_prob(z) - q.log_prob(z)
     if not bool(log_weights.isfinite().all()):
-        raise Failure("as its own posterior, its log weights are not finite")
+        raise Failure(f"{where}, its log weights are not finite")
     objective = log_weights if q.has_rsample else log_weights.detach() * q.log_prob(z)
     objective.mean().backward()
     if not isinstance(conditional.head, nn.Linear) or not _reached(conditional.head.weight.grad):
-        raise Failure("as its own posterior, its gradients vanish or are not finite")
+        raise Failure(f"{where}, its gradients vanish or are not finite")
 
 
 def try_derived_posterior(declaration: Declaration) -> None:

@@ -23,6 +23,7 @@ from pyro_vae.classification.trials import (
     outcome,
     support_moves_with,
     try_derived_posterior,
+    try_named_posterior,
     try_network,
     try_own_posterior,
     unmoved,
@@ -113,7 +114,7 @@ def _tried(name: str, declaration: Declaration) -> Entry:
     network, likelihood = _networked(declaration)
     derived = outcome(try_derived_posterior, declaration)
     posterior = likelihood or outcome(lambda declaration: try_own_posterior(declaration, network), declaration)
-    posteriors = (*(() if derived else ("derived",)), *(() if posterior else (name,)))
+    posteriors = (*(() if derived else ("derived",)), *(() if posterior else (name,)), *_named_posterior(declaration))
     if likelihood and not declaration.free and _bounded_by_constants(declaration):
         likelihood = posterior = "its support depends on its parameters, which must be constants"
     reasons = {"prior": "" if posteriors else f"{derived}; {posterior}", "likelihood": likelihood}
@@ -132,6 +133,12 @@ def _networked(declaration: Declaration) -> tuple[tuple[str, ...], str]:
         return networkable(declaration), ""
     except Failure as failure:
         return (), str(failure)
+
+
+def _named_posterior(declaration: Declaration) -> tuple[str, ...]:
+    """The posterior that the family names, where that works."""
+    named = getattr(declaration.family, "posterior_family", None)
+    return () if named is None or outcome(try_named_posterior, declaration) else (named.__name__,)
 
 
 def _bounded_by_constants(declaration: Declaration) -> bool:

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_PURPOSES = ("split", "train", "valid", "test")
+_PURPOSES = ("split", "train", "valid", "test", "labelled")
 
 
 def generator_for(seed: int, purpose: str) -> torch.Generator:
-    r"""Return the generator of one purpose (`split`, or the binarisation of `train`, `valid` or `test`).
+    r"""Return the generator of one purpose (`split`, `labelled`, or the binarisation of `train`, `valid` or `test`).
 
     The streams are independent: what is drawn for one purpose never changes what is drawn for another.
     """

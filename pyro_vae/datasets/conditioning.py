@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_vae.datasets.binarisation import generator_for
 from pyro_vae.datasets.columns import Cells
 from pyro_vae.datasets.context import LABEL, LABELS, TOTAL, ContextColumn, Offset, fit_context
 from pyro_vae.datasets.errors import DataError, suggestion
@@ -73,6 +74,38 @@ def condition(
         {} if context is None else {part: context[index] for part, index in rows.items()},
         {} if offsets is None else {part: offsets[index] for part, index in rows.items()},
     )
+
+
+def hide_labels(title: str, units: DataTransform, context: Tensor | None, known: int, seed: int) -> Tensor:
+    r"""Return the context of the training rows with nan in all but ``known`` of them, drawn at random.
+
+    The labels that stay are spread as evenly over the levels as these have rows.
+
+    Args:
+        title: of the data set, for errors.
+        units: that say how the context is encoded.
+        context: N x C, one-hot.
+        known: number of rows that keep their label.
+        seed: of the draw.
+
+    Raises:
+        DataError: where the context is not one one-hot column, or has fewer rows.
+    """
+    if context is None or len(units.context) != 1 or units.context[0].encoding != "one-hot":
+        raise DataError(
+            f"`{title}`: `labelled: {known}` hides labels, so that the context must be one one-hot column; pass "
+            f"`context: {LABELS}` (a named set), or `context: {{column: one-hot}}`"
+        )
+    if isinstance(known, bool) or not isinstance(known, int) or not 1 <= known <= len(context):
+        raise DataError(
+            f"`{title}`: `labelled`: got {known!r}; pass the number of training rows that keep their label, from 1 to "
+            f"{len(context)}"
+        )
+    order = torch.randperm(len(context), generator=generator_for(seed, "labelled"))
+    shuffled = context[order]
+    place = (shuffled.cumsum(0) * shuffled).sum(1)  # among the rows of its level
+    kept = order[place.argsort(stable=True)[:known]]
+    return torch.full_like(context, torch.nan).index_copy(0, kept, context[kept])
 
 
 def row_totals(x: NDArray[np.float64] | Tensor) -> Tensor:

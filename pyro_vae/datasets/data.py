@@ -32,6 +32,7 @@ class Data:
         split: fractions that were split off; None where the official sets are used as they are.
         source: name and sha256 of each file.
         context: for each part the covariates of its rows, N x C float32; empty where nothing conditions the model.
+            Rows of `train` whose label is hidden are nan.
         offset: for each part the offsets of its rows, N x 1 float32; empty where there are none.
     """
 
@@ -72,10 +73,23 @@ class Data:
         r"""Number C of covariates."""
         return self.units.context_features
 
-    def context_of(self, n: int) -> Tensor | None:
-        r"""Return n rows of context, those of the training rows in turn; None where nothing conditions the model."""
+    @property
+    def labelled(self) -> int | None:
+        r"""Number of training rows whose label is known; None where none is hidden."""
         context = self.context.get("train")
-        return None if context is None else context[torch.arange(n) % len(context)]
+        known = -1 if context is None else int((~context.isnan().any(1)).sum())
+        return None if context is None or known == len(context) else known
+
+    def context_of(self, n: int) -> Tensor | None:
+        r"""Return n rows of context, those of the training rows in turn; None where nothing conditions the model.
+
+        Rows whose label is hidden are passed over.
+        """
+        context = self.context.get("train")
+        if context is None:
+            return None
+        known = context[~context.isnan().any(1)]
+        return known[torch.arange(n) % len(known)]
 
     def mean_log_jacobian(self, part: str) -> float:
         r"""Return `log_jacobian` of the observed cells, mean over the rows of a part, in nats."""
@@ -160,6 +174,7 @@ class Data:
             "split": None if self.split is None else list(self.split),
             "source": dict(self.source),
             "observed": {part: float((~x.isnan()).double().mean()) for part, x in sizes.items() if x is not None},
+            **({} if self.labelled is None else {"labelled": self.labelled}),
         }
 
 

@@ -16,7 +16,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_vae.datasets.catalogue import SETS
 from pyro_vae.datasets.columns import Cells, with_levels
-from pyro_vae.datasets.conditioning import condition
+from pyro_vae.datasets.conditioning import condition, hide_labels
 from pyro_vae.datasets.context import TOTAL, Asked, asked_for
 from pyro_vae.datasets.data import Data
 from pyro_vae.datasets.errors import DataError, check_choice, suggestion
@@ -41,6 +41,7 @@ def load(
     missing: str | None = None,
     context: Asked = None,
     offset: str | None = None,
+    labelled: int | None = None,
     split: Sequence[float] | None = None,
     seed: int = 0,
     folder: Path | None = None,
@@ -90,10 +91,12 @@ def load(
             `standardise`, `one-hot` (also of numbers, such as codes) or `none` says so itself.
         offset: `total`, the log of the sum of a row's cells (a library size, a document's length), or a column's
             name, the log of its cells; less its mean over the training rows, see `Offset`.
+        labelled: number of training rows that keep their label, spread evenly over the labels; the context of the
+            others is nan, which only the algorithm `m2` takes. Validation and test rows keep theirs. None: all.
         split: fractions of train, valid and test that sum to 1, 0 for none; (0.8, 0.1, 0.1) by default. Where
             `train` and `test` are official (`mnist`, `fashion_mnist`), two fractions carve a validation set
             out of `train`, and by default there is none. Refused where a validation set is official.
-        seed: of the split and of the binarisation, at least 0.
+        seed: of the split, of the binarisation and of which rows keep their label, at least 0.
         folder: data folder in which the files of named sets are looked for first, in the layout
             `mnist/train-images-idx3-ubyte.gz`, `static_mnist/binarized_mnist.npz`, `frey/frey_faces.npz`;
             then that of the environment variable `PYRO_VAE_DATA`, then the cache (`PYRO_VAE_CACHE`), then
@@ -141,6 +144,8 @@ def load(
     preparation = Preparation(raw, parts, how, scaled, _scaled_columns(support))
     preparation.finish(kind, support, asked=binarisation is not None, seed=seed)
     given = condition(raw, parts, preparation.units, asked, offset)
+    if labelled is not None:
+        given.context["train"] = hide_labels(raw.title, given.units, given.context.get("train"), labelled, seed)
     x = preparation.x
     return Data(
         x["train"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from pyro_vae.hierarchy import blocks_of
 from pyro_vae.kl import analytic_kl, factors
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.moments import centre
+from pyro_vae.statistics import finite_or_none
 from pyro_vae.vae import VAE
 
 _CHUNK = 10_000
@@ -102,6 +104,14 @@ class LatentKL:
     value: Tensor
     analytic: tuple[bool, ...]
     standard_error: Tensor
+
+    def record(self) -> list[dict[str, Any]]:
+        """Returns one mapping for each latent, ready for JSON."""
+        rows = zip(self.names, self.value.tolist(), self.analytic, self.standard_error.tolist(), strict=True)
+        return [
+            {"latent": name, "kl": finite_or_none(v), "closed_form": exact, "standard_error": finite_or_none(e)}
+            for name, v, exact, e in rows
+        ]
 
     def __repr__(self) -> str:
         rows = (

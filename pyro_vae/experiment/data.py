@@ -22,6 +22,7 @@ class DataSpec(Strict):
     missing: Literal["error", "mask"] | None = None
     context: str | list[str] | dict[str, Literal["standardise", "one-hot", "none"] | None] | None = None
     offset: str | None = None
+    labelled: Annotated[int, Field(ge=1)] | None = None
     split: list[float] | None = None
     seed: Seed = 0
 

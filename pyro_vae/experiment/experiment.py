@@ -267,6 +267,7 @@ class Experiment(Strict):
             missing=spec.missing,
             context=spec.context,
             offset=spec.offset,
+            labelled=spec.labelled,
             split=spec.split,
             seed=spec.seed,
             progress=progress,

@@ -10,11 +10,11 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
 from pyro_vae.errors import InputError, near_match
+from pyro_vae.experiment.encoder_input import EncoderInput
 from pyro_vae.experiment.named import Strict
 from pyro_vae.experiment.user_network import accepts, build_user_network, check_path, code_allowed
 from pyro_vae.networks import (
     ACTIVATIONS,
-    Preprocess,
     conv_decoder,
     conv_encoder,
     gated_mlp,
@@ -54,7 +54,10 @@ class NetworkSpec(Strict):
         arguments: Further arguments of that class.
         activation: A name in `pyro_vae.networks.ACTIVATIONS`.
         blocks: Residual blocks for each width or convolution; 1 where left out.
-        input: What an encoder's data go through first; see `pyro_vae.networks.Preprocess`.
+        input: What an encoder's data go through first, ``raw`` or a kind of `pyro_vae.networks.Preprocess`; where it is
+            left out it follows from the likelihood: ``log1p`` for counts, ``unit`` for whole numbers between bounds of
+            more than two values, ``columns`` for a table with a family for each column, else (and for a network of the
+            user's own) ``raw``.
 
     Example:
         >>> spec = NetworkSpec.model_validate({"gated": [300, 300]})
@@ -71,7 +74,7 @@ class NetworkSpec(Strict):
     arguments: dict[str, Any] | None = None
     activation: str | None = None
     blocks: PositiveInt | None = None
-    input: Literal["log1p", "normalise"] | None = None
+    input: Literal["log1p", "normalise", "unit", "columns", "raw"] | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> NetworkSpec:
@@ -114,7 +117,11 @@ class NetworkSpec(Strict):
         return self.model_dump(mode="json", exclude_none=True)
 
     def build_encoder(
-        self, in_features: int, image_shape: Sequence[int] | None, context_features: int = 0
+        self,
+        in_features: int,
+        image_shape: Sequence[int] | None,
+        context_features: int = 0,
+        data: EncoderInput | None = None,
     ) -> nn.Module:
         """Returns the encoder of flattened data, with their context behind them.
 
@@ -122,12 +129,16 @@ class NetworkSpec(Strict):
             in_features: D, the size of flattened data.
             image_shape: ``(C, H, W)`` or ``(H, W)``; None for a table.
             context_features: C, the size of the context. The network maps ``(..., D + C)`` to features.
+            data: What is known of the data; default: nothing, and they reach the network as they are.
 
         Raises:
-            InputError: Where the network cannot be made for these sizes.
+            InputError: Where the network cannot be made for these sizes, or the data are not what ``input`` is for.
         """
-        network = self._encoder(in_features, image_shape, context_features)
-        return network if self.input is None else Preprocess(self.input, network, context_features)
+        data = EncoderInput() if data is None else data
+        kind = data.kind(self.input, own=self.module is not None)
+        width = data.width(kind, in_features)
+        network = self._encoder(width, None if kind == "columns" else image_shape, context_features)
+        return data.before(network, kind, context_features)
 
     def _encoder(self, in_features: int, image_shape: Sequence[int] | None, context_features: int) -> nn.Module:
         width = in_features + context_features
@@ -165,6 +176,18 @@ class NetworkSpec(Strict):
         shape, channels = self._image(image_shape)
         build = _IMAGE[self.kind][1]
         return build(in_features, shape, *channels, num_parameters=num_parameters, **self._options()), None
+
+    def check_features(self) -> None:
+        """Raises an `InputError` where no linear layer can stand on a decoder of this kind."""
+        if self.input is not None:
+            raise InputError(f"networks: `input: {self.input}` is for an encoder; a decoder receives latents.")
+        emits = self.kind in _IMAGE or (self.module is not None and accepts(self.module, "num_parameters"))
+        if emits:
+            raise InputError(
+                f"networks: as a decoder `{self.module or self.kind}` emits the parameters of one family for each cell "
+                "itself, and a mixture, a flow or `mixed` needs a linear layer on top; use `mlp`, `gated` or "
+                "`residual`, or a single family."
+            )
 
     def _user_decoder(
         self, path: str, in_features: int, image_shape: Sequence[int] | None, num_parameters: int

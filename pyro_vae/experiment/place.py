@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.errors import InputError
+from pyro_vae.experiment.encoder_input import EncoderInput
 from pyro_vae.experiment.named import Strict
 from pyro_vae.experiment.network import NetworkSpec
 
@@ -28,7 +29,7 @@ class Place:
         cells: D, the number of cells of a datum.
         context_features: C, the number of covariates.
         image_shape: Of a datum; None for a table.
-        support: Of the likelihood, where it is known before it is built.
+        data: What the likelihood says of the data.
     """
 
     role: Literal["prior", "likelihood", "posterior", "layer"]
@@ -38,7 +39,7 @@ class Place:
     cells: int
     context_features: int = 0
     image_shape: tuple[int, ...] | None = None
-    support: Constraint | None = None
+    data: EncoderInput = EncoderInput()
 
     def trunk(
         self, named: NetworkSpec | None, num_parameters: Callable[[], int] | None = None
@@ -61,15 +62,19 @@ class Place:
 
     def _built(self, spec: NetworkSpec, num_parameters: Callable[[], int] | None) -> tuple[nn.Module, str | None]:
         if self.role == "posterior":
-            return spec.build_encoder(self.cells, self.image_shape, self.context_features), "linear"
-        if self.role == "likelihood" and num_parameters is not None:
-            return spec.build_decoder(self.in_features, self.image_shape, num_parameters())
+            return spec.build_encoder(self.cells, self.image_shape, self.context_features, self.data), "linear"
+        if self.role == "likelihood":
+            if num_parameters is not None:
+                return spec.build_decoder(self.in_features, self.image_shape, num_parameters())
+            spec.check_features()
         if self.in_features == 0:
             raise InputError("nothing is given here for a network to see; declare a context, or leave it out.")
         return spec.build_encoder(self.in_features, None), "linear"
 
     def layer(self, size: int, in_features: int, first: bool) -> Place:
         """Returns the place of one layer of a hierarchy that stands here.
+
+        Data that stand beside another layer reach its network as they are, unless it says ``input``.
 
         Arguments:
             size: Of its draws.

@@ -67,6 +67,7 @@ class Inference(nn.Module):
             and importance sampling by q tell nothing of the model.
         trains_prior: Whether the prior's parameters move.
         has_bound: Whether a phase reports a lower bound on log p(x).
+        takes_unknown_labels: Whether rows of nan in the context stand for labels that are not known.
     """
 
     name: ClassVar[str] = "unnamed"
@@ -74,6 +75,7 @@ class Inference(nn.Module):
     trains_posterior: ClassVar[bool] = True
     trains_prior: ClassVar[bool] = True
     has_bound: ClassVar[bool] = True
+    takes_unknown_labels: ClassVar[bool] = False
 
     def __init__(self) -> None:
         super().__init__()

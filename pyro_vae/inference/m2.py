@@ -50,7 +50,7 @@ class M2(Inference):
     """
 
     name: ClassVar[str] = "m2"
-    needs = (labels_as_context, *PATHWISE)
+    needs = (*PATHWISE, labels_as_context)
     takes_unknown_labels: ClassVar[bool] = True
 
     def __init__(self, hidden: Sequence[int] = (200,), alpha: float = 10.0, num_particles: int = 1) -> None:

@@ -2,7 +2,7 @@ r"""What an encoder's input goes through before the first layer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.networks.sizes import check_count
 from pyro_vae.networks.specification import spec_of
+
+# A number, or one for each cell.
+Bounds = tuple[float | Tensor, float | Tensor]
+# Of one column: "raw", "log1p", the number of levels of a code, or the bounds of a whole number.
+Cell = str | int | tuple[float, float]
 
 
 def log1p(x: Tensor) -> Tensor:
@@ -24,22 +29,45 @@ def normalise(x: Tensor) -> Tensor:
     return x / torch.where(total > 0, total, 1)
 
 
+def unit(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    r"""Returns :math:`(x - a) / (b - a)` for whole numbers from a to b, and 0 for a cell that has one value alone."""
+    width = torch.as_tensor(high - low, dtype=x.dtype, device=x.device)
+    return (x - low) / torch.where(width > 0, width, 1)
+
+
+def one_hot(x: Tensor, levels: int) -> Tensor:
+    r"""Returns :math:`\max(0, 1 - |x - k|)` for k = 0, ..., K - 1: one-hot of codes, shape ``(..., K)``.
+
+    Between two codes it is the mixture of their levels, so that learned inputs (of a `VampPrior`) have gradients.
+    """
+    codes = torch.arange(levels, dtype=x.dtype, device=x.device)
+    return (1 - (x.unsqueeze(-1) - codes).abs()).clamp(min=0)
+
+
 PREPROCESSING: dict[str, Callable[[Tensor], Tensor]] = {"log1p": log1p, "normalise": normalise}
+KINDS = (*PREPROCESSING, "unit", "columns")
 
 
 class Preprocess(nn.Module):
     r"""A network that receives a fixed function of the data; the context behind them reaches it as it is.
 
     ``log1p`` brings counts of several orders of magnitude to one scale; ``normalise`` makes bags of words of
-    documents of all lengths comparable. Only what the encoder sees changes, never the data of the likelihood.
+    documents of all lengths comparable; ``unit`` takes whole numbers between bounds, such as grey levels, to [0, 1];
+    ``columns`` has a function for each column of a table. Only what the encoder sees changes, never the data of the
+    likelihood. Hidden cells of a `Batch` hold 0 when they arrive here, and are 0 for ``log1p`` and ``normalise``; for
+    ``unit`` and a column of levels they are what a 0 is.
 
     Arguments:
-        kind: ``"log1p"`` or ``"normalise"``.
-        network: From ``(..., D + context_features)`` to features.
+        kind: ``"log1p"``, ``"normalise"``, ``"unit"`` or ``"columns"``.
+        network: From ``(..., D + context_features)`` to features; for ``columns``, what takes the place of the D cells
+            has `width` features.
         context_features: How many of the last features of the input are context.
+        bounds: For ``unit``: the smallest and the largest value, numbers or tensors of shape ``(D,)``.
+        columns: For ``columns``, one of these for each of the D cells: ``"raw"``, ``"log1p"``, a number K of levels
+            whose codes 0, ..., K - 1 become one-hot, or a pair of bounds as for ``unit``.
 
     Raises:
-        InputError: For an unknown kind.
+        InputError: For an unknown kind, and for bounds or columns that the kind lacks or does not have.
 
     Reference:
         Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018, for log(1 + x).
@@ -50,28 +78,86 @@ class Preprocess(nn.Module):
         {'mlp': [128], 'input': 'log1p'}
         >>> Preprocess("normalise", nn.Identity())(torch.tensor([[1.0, 3.0]]))
         tensor([[0.2500, 0.7500]])
+        >>> Preprocess("unit", nn.Identity(), bounds=(0, 255))(torch.tensor([[0.0, 51.0]]))
+        tensor([[0.0000, 0.2000]])
+        >>> Preprocess("columns", nn.Identity(), columns=("raw", 3))(torch.tensor([[-0.7, 1.0]]))
+        tensor([[-0.7000,  0.0000,  1.0000,  0.0000]])
     """
 
-    def __init__(self, kind: str, network: nn.Module, context_features: int = 0) -> None:
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self,
+        kind: str,
+        network: nn.Module,
+        context_features: int = 0,
+        *,
+        bounds: Bounds | None = None,
+        columns: Sequence[Cell] | None = None,
+    ) -> None:
         super().__init__()
-        if kind not in PREPROCESSING:
-            raise InputError(f"Preprocess: unknown kind `{kind}`; {near_match(str(kind), PREPROCESSING)}")
+        if kind not in KINDS:
+            raise InputError(f"Preprocess: unknown kind `{kind}`; {near_match(str(kind), KINDS)}")
         check_count("Preprocess", "context_features", context_features, 0)
+        for name, value, owner in (("bounds", bounds, "unit"), ("columns", columns, "columns")):
+            if (value is None) == (kind == owner):
+                said = "needs" if value is None else "has no"
+                raise InputError(f"Preprocess: `{kind}` {said} `{name}`; `{name}` are for `{owner}`.")
         self.kind, self.network, self.context_features = kind, network, context_features
+        for name, value in zip(("low", "high"), () if bounds is None else bounds, strict=False):
+            self.register_buffer(name, torch.as_tensor(value).to(torch.get_default_dtype()), persistent=False)
+        self.columns = None if columns is None else tuple(map(_checked, columns))
         for size in ("in_features", "out_features"):
             if hasattr(network, size):
                 setattr(self, size, getattr(network, size))
+        if self.columns is not None:
+            self.in_features = len(self.columns) + context_features
+
+    @staticmethod
+    def width(columns: Sequence[Cell]) -> int:
+        """Returns how many features take the place of such columns."""
+        return sum(cell if isinstance(cell, int) else 1 for cell in columns)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns what the network makes of ``(..., D + context_features)``."""
         cells = x.shape[-1] - self.context_features
-        data = PREPROCESSING[self.kind](x[..., :cells])
+        data = self._of_data(x[..., :cells])
         features: Tensor = self.network(torch.cat([data, x[..., cells:]], dim=-1) if self.context_features else data)
         return features
+
+    def _of_data(self, x: Tensor) -> Tensor:
+        if self.kind == "unit":
+            return unit(x, self.low, self.high)
+        if self.columns is None:
+            return PREPROCESSING[self.kind](x)
+        return torch.cat([_of_cell(cell, x[..., i : i + 1]) for i, cell in enumerate(self.columns)], dim=-1)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, context_features={self.context_features}"
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what an experiment file would say: ``{"mlp": [128], "input": "log1p"}``."""
+        """Returns what an experiment file would say: ``{"mlp": [128], "input": "log1p"}``.
+
+        Bounds and columns are not in it: those of a file follow from its likelihood.
+        """
         return {**spec_of(self.network), "input": self.kind}
+
+
+def _checked(cell: Cell) -> Cell:
+    levels = isinstance(cell, int) and not isinstance(cell, bool) and cell > 1
+    pair = isinstance(cell, tuple) and len(cell) == 2 and cell[0] < cell[1]
+    if not (levels or pair or (isinstance(cell, str) and cell in ("raw", "log1p"))):
+        raise InputError(
+            f"Preprocess: a column is `raw`, `log1p`, a number of at least 2 levels or a pair of bounds, got `{cell!r}`."
+        )
+    return cell
+
+
+def _of_cell(cell: Cell, x: Tensor) -> Tensor:
+    """The features of one column, of shape ``(..., 1)``."""
+    if isinstance(cell, int):
+        return one_hot(x.squeeze(-1), cell)
+    if isinstance(cell, tuple):
+        return unit(x, *cell)
+    return log1p(x) if cell == "log1p" else x

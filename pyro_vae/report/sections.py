@@ -9,6 +9,7 @@ import torch
 
 from pyro_vae.comparison import Comparison, Run
 from pyro_vae.datasets import Data
+from pyro_vae.evaluation import LatentKL
 from pyro_vae.report import figures, images
 from pyro_vae.report.draws import as_images, decode, draw, latent_grid, limits, reconstruct
 from pyro_vae.report.section import Picture, Section
@@ -17,7 +18,6 @@ from pyro_vae.run_folder import curves
 
 # Images drawn of each of few algorithms and of each of many, images reconstructed, rows drawn of a table.
 _DRAWN, _DRAWN_OF_MANY, _MANY, _RECONSTRUCTED, _ROWS = 40, 20, 4, 10, 5000
-_UNFACTORISED = "prior or posterior does not factorise over dimensions"
 
 
 def model_sections(comparison: Comparison) -> list[Section]:
@@ -124,22 +124,32 @@ def _latent(comparison: Comparison) -> Section:
     if data.image_shape is not None and (section := _manifolds(runs, data)) is not None:
         return section
     untrained = [label for label in comparison.labels if all(run.elbo is None for run in comparison.runs_of(label))]
-    kl = {
-        label: np.stack([run.kl.numpy().ravel() for run in comparison.runs_of(label) if run.kl is not None])
-        for label in comparison.labels
-        if all(run.kl is not None for run in comparison.runs_of(label)) and label not in untrained
-    }
-    if not kl:
-        why = "no posterior is trained" if untrained == comparison.labels else _UNFACTORISED
-        return Section("latent", "Latent dimensions", f"The KL of each latent dimension is not shown: {why}.")
-    text = (
-        "KL(q(z|x) ‖ p(z)) of each latent dimension, mean over the test data, from the greatest to the least; each "
+    trained = [label for label in comparison.labels if label not in untrained]
+    if not trained:
+        return Section("latent", "Latent dimensions", "The KL of the latents is not shown: no posterior is trained.")
+    kl = {label: np.stack([run.kl.value.numpy() for run in comparison.runs_of(label)]) for label in trained}
+    first = comparison.runs_of(trained[0])[0].kl
+    numbers = [f"{label} {', '.join(f'{x:.2f}' for x in -np.sort(-v, axis=1).mean(0)[:8])}" for label, v in kl.items()]
+    text = f"{_kl_text(first)} {_left_out(untrained)}".strip()
+    if len(first.names) == 1:
+        return Section("latent", "Latent dimensions", f"{text} {'; '.join(numbers)} nats.")
+    alt = f"Bar chart of the KL of each latent in nats, greatest first: {'; '.join(numbers)}"
+    return Section("latent", "Latent dimensions", text, [Picture(figures.kl_bars(kl), alt)])
+
+
+def _kl_text(kl: LatentKL) -> str:
+    """What is shown of the latents, and how it was had."""
+    how = (
+        "in closed form" if all(kl.analytic) else f"by Monte Carlo (standard error up to {kl.standard_error.max():.2g})"
+    )
+    if len(kl.names) == 1:
+        why = "prior or posterior does not factorise over dimensions"
+        return f"KL(q(z|x) ‖ p(z)), mean over the test data, {how}; {why}."
+    what = "latent dimension" if kl.names[0] == "z0" else f"layer ({', '.join(kl.names)})"
+    return (
+        f"KL(q(z|x) ‖ p(z)) of each {what}, mean over the test data, {how}, from the greatest to the least; each "
         "seed is sorted by itself, and bars are means over seeds. A dimension with a KL of 0 is not used."
     )
-    text = f"{text} {_left_out(untrained)}".strip()
-    numbers = [f"{label} {', '.join(f'{x:.2f}' for x in -np.sort(-v, axis=1).mean(0)[:8])}" for label, v in kl.items()]
-    alt = f"Bar chart of the KL of each latent dimension in nats, greatest first: {'; '.join(numbers)}"
-    return Section("latent", "Latent dimensions", text, [Picture(figures.kl_bars(kl), alt)])
 
 
 def _manifolds(runs: Sequence[Run], data: Data) -> Section | None:

@@ -128,6 +128,7 @@ def data_phrase(comparison: Comparison) -> str:
     observed = float((~data.train.isnan()).double().mean())
     done += [f"{1 - observed:.0%} of the cells missing"] if observed < 1 else []
     done += [f"given {column.name}" for column in data.units.context]
+    done += [] if data.labelled is None else [f"{data.labelled:,} of {len(data.train):,} training labels known"]
     said = ", ".join(filter(None, done))
     return f"{data.name} ({said})" if said else data.name
 

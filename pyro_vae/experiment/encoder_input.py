@@ -1,0 +1,137 @@
+r"""What an encoder in an experiment file is shown of its data: it follows from the likelihood's support."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints
+from torch.distributions.constraints import Constraint
+
+from pyro_vae.columns import ColumnSupport
+from pyro_vae.datasets.support import base_support
+from pyro_vae.errors import InputError
+from pyro_vae.multinomial import CountVector
+from pyro_vae.networks import Preprocess
+from pyro_vae.networks.preprocess import Bounds, Cell
+
+
+def default_input(support: Constraint | None) -> str:
+    r"""Returns how data with a support reach an encoder unless the file says otherwise.
+
+    Counts as log(1 + x); whole numbers between bounds, of more than two values, on [0, 1], since the tanh of a grey
+    level of 255 is saturated; a table with a family for each column column by column; anything else as it is.
+
+    Example:
+        >>> default_input(constraints.nonnegative_integer), default_input(constraints.real)
+        ('log1p', 'raw')
+        >>> default_input(constraints.integer_interval(0, 255)), default_input(constraints.boolean)
+        ('unit', 'raw')
+    """
+    if isinstance(support, ColumnSupport):
+        return "columns"
+    if is_count(support):
+        return "log1p"
+    return "raw" if bounds_of(support) is None else "unit"
+
+
+def is_count(support: Constraint | None) -> bool:
+    """Whether a support holds whole numbers from 0, without an upper bound for each cell."""
+    base = None if support is None else base_support(support)
+    if isinstance(base, CountVector | type(constraints.multinomial)):
+        return True
+    unbounded = isinstance(base, type(constraints.nonnegative_integer))
+    return unbounded and bool((torch.as_tensor(base.lower_bound) >= 0).all())
+
+
+def bounds_of(support: Constraint | None) -> Bounds | None:
+    """Returns the bounds of whole numbers of more than two values; None for any other support."""
+    base = None if support is None else base_support(support)
+    if not isinstance(base, constraints.integer_interval):
+        return None
+    low, high = (_of_one_datum(bound) for bound in (base.lower_bound, base.upper_bound))
+    return (low, high) if bool((torch.as_tensor(high - low) > 1).any()) else None
+
+
+def _of_one_datum(bound: float | Tensor) -> float | Tensor:
+    """A number, or one for each cell, from the bound of a batch."""
+    cells = torch.as_tensor(bound)
+    cells = cells.reshape(-1, cells.shape[-1])[0] if cells.dim() > 1 else cells
+    return float(cells.flatten()[0]) if bool((cells == cells.flatten()[0]).all()) else cells
+
+
+@dataclass(frozen=True)
+class EncoderInput:
+    """What is known of the data that an encoder receives.
+
+    Attributes:
+        support: Of the data; None where it is not known.
+        columns: Of a table with a family for each column: how each reaches the encoder, as for `Preprocess`.
+    """
+
+    support: Constraint | None = None
+    columns: tuple[Cell, ...] = ()
+
+    @classmethod
+    def of_columns(cls, supports: Sequence[Constraint], names: Sequence[str], levels: Sequence[bool]) -> EncoderInput:
+        """Returns what is known of a table.
+
+        Arguments:
+            supports: Of the columns.
+            names: Of the columns.
+            levels: Which columns hold codes of levels without an order.
+        """
+        cells = tuple(map(_cell, supports, levels))
+        return cls(ColumnSupport(supports, names), cells)
+
+    def kind(self, asked: str | None, own: bool) -> str:
+        """Returns the kind of preprocessing.
+
+        Arguments:
+            asked: What the file says; None: it follows from the support.
+            own: Whether the network is the user's own, which receives raw data unless asked.
+        """
+        if asked is not None:
+            return asked
+        return "raw" if own else default_input(self.support)
+
+    def width(self, kind: str, cells: int) -> int:
+        """Returns how many features take the place of the cells."""
+        return Preprocess.width(self.columns) if kind == "columns" and self.columns else cells
+
+    def before(self, network: nn.Module, kind: str, context_features: int) -> nn.Module:
+        """Returns the network behind a kind of preprocessing.
+
+        Raises:
+            InputError: Where the data are not of that kind.
+        """
+        if kind == "raw":
+            return network
+        if kind == "unit":
+            bounds = bounds_of(self.support)
+            if bounds is None:
+                raise InputError(
+                    "`input: unit` is for whole numbers between bounds, as of a `DiscretizedLogisticMixture` or a "
+                    "`Binomial` likelihood; use `input: raw`, or leave it out."
+                )
+            return Preprocess("unit", network, context_features, bounds=bounds)
+        if kind == "columns":
+            return Preprocess("columns", network, context_features, columns=self._table())
+        return Preprocess(kind, network, context_features)
+
+    def _table(self) -> tuple[Cell, ...]:
+        if not self.columns:
+            raise InputError("`input: columns` is for a `mixed` likelihood; use `input: raw`, or leave it out.")
+        return self.columns
+
+
+def _cell(support: Constraint, levels: bool) -> Cell:
+    """How one column reaches the encoder."""
+    if is_count(support):
+        return "log1p"
+    bounds = bounds_of(support)
+    if levels and isinstance(base_support(support), constraints.integer_interval):
+        return int(torch.as_tensor(base_support(support).upper_bound)) + 1
+    return "raw" if bounds is None else (float(bounds[0]), float(bounds[1]))
