@@ -30,7 +30,7 @@ pytest: $(READY)  # one thread for each of two workers
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 slow: $(READY)
-	$(RUN) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow
 
 bench: $(READY)  ## The benchmarks behind the README's figures; pythae joins where it is installed.
 	$(RUN) -m benchmarks.gradient_noise

@@ -19,13 +19,14 @@ frequencies. Topics are shown by the words of greatest relevance, W_k + 0.3 b up
 Perplexity is that of document completion: of the second half h2 of a test document given the first, h1.
 
 .. math:: \exp\Big(-\frac{\sum_d \log p(h_{2,d} | h_{1,d})}{\sum_d n_{2,d}}\Big), \qquad
-    p(h_2 | h_1) = \frac{E_{p(\theta)} p(h_1 | \theta) p(h_2 | \theta)}{E_{p(\theta)} p(h_1 | \theta)}
+    p(h_2 | h_1) = E_{q(\theta | h_1)} p(h_2 | \theta)
 
-by self-normalised importance sampling of theta from q(theta|h1): the model's own perplexity, whatever its q. Beside it:
-``posterior``, with q(theta|h1) in place of p(theta|h1); ``plug-in``, at the mean of q (of z for the logistic-normal);
-and ``documents``, the plug-in with each document weighed alike, as Dieng, Ruiz and Blei, "Topic modeling in embedding
-spaces", 2020, section 5, have it. h1 and h2 are sequences of words here: perplexities leave out the multinomial
-coefficient, which log p(x|n) contains.
+``predictive`` is that, by draws from q; its logarithm is low in expectation, so that the perplexity is high.
+``weighted`` has the exact posterior p(theta|h1) in place of q, by self-normalised importance sampling: to be trusted
+only where Pareto k-hat, which stands beside it, is low. ``plug-in`` takes theta at the mean of q (of z for the
+logistic-normal), and ``documents`` is the plug-in with each document weighed alike, as Dieng, Ruiz and Blei, "Topic
+modeling in embedding spaces", 2020, section 5, have it. h1 and h2 are sequences of words here: perplexities leave out
+the multinomial coefficient, which log p(x|n) contains.
 
 What has to be beaten, in closed form: the unigram model, and the Dirichlet-multinomial whose base measure is the
 unigram model, p(w|h1) = (n_w + c p_w) / (n + c), which knows no topics, only that a word comes again. Its
@@ -69,7 +70,7 @@ WEIGHT_STD = {"dirichlet": 1.0, "logistic-normal": 0.1}  # of W at the start
 RELEVANCE = 0.3  # weight of a word's own log probability among what makes it a topic's word
 RATE, BATCH, EPOCHS, WARMUP, CLIP = 1e-2, 200, 20, 0.3, 20.0  # warm-up: share of the steps
 PRIORS = ("dirichlet", "logistic-normal")
-KINDS = ("predictive", "posterior", "plug-in", "documents")
+KINDS = ("predictive", "weighted", "plug-in", "documents")
 EVALUATION_SEED = 777
 
 
@@ -103,7 +104,8 @@ class Documents:
         with isolated(EVALUATION_SEED, "test documents"):
             rows = torch.randperm(len(data.test))[:test].sort().values
         parts = data.test[rows], first[rows], second[rows]
-        return cls(data.train[:train], *parts, tuple(data.columns), data.record())
+        record = {name: value for name, value in data.record().items() if name != "columns"}
+        return cls(data.train[:train], *parts, tuple(data.columns), record)
 
     @property
     def frequencies(self) -> Tensor:
@@ -186,8 +188,8 @@ def run(prior: str, seed: int, documents: Documents, settings: dict[str, Any], d
         "milliseconds_per_step": round(1000 * history.seconds[-1] / history.steps, 2),
         "training_seconds": round(trained - start, 1),
         "perplexity": {
-            "predictive": perplexity(halves["predictive"], lengths, halves["error"]),
-            "posterior": perplexity(halves["posterior"], lengths),
+            "predictive": perplexity(halves["predictive"], lengths, halves["predictive_error"]),
+            "weighted": perplexity(halves["weighted"], lengths, halves["weighted_error"]),
             "plug-in": perplexity(halves["plug-in"], lengths),
             "documents": document_perplexity(halves["plug-in"], lengths),
         },
@@ -234,7 +236,7 @@ def summarise(runs: dict[str, Any]) -> dict[str, Any]:
             summary[name] = {
                 kind: over_seeds(run["perplexity"][kind]["value"] for run in mine.values()) for kind in KINDS
             }
-            for what in ("coherence_npmi", "diversity", "effective_number", "milliseconds_per_step"):
+            for what in ("coherence_npmi", "diversity", "topics_above_one_percent", "milliseconds_per_step"):
                 summary[name][what] = over_seeds(run[what] for run in mine.values())
     dirichlet, normal = (by_prior[name] for name in PRIORS)
     both = [seed for seed in dirichlet if seed in normal]
@@ -251,7 +253,7 @@ def summarise(runs: dict[str, Any]) -> dict[str, Any]:
 
 def show(summary: dict[str, Any], without: dict[str, Any], console: Console) -> None:
     table = Table(title="perplexity per word of second halves, ± 95 % over seeds")
-    for column in ("model", *KINDS, "NPMI", "diversity", "topics in use"):
+    for column in ("model", *KINDS, "NPMI", "diversity", "topics > 1 %"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name, row in without.items():
         values = [f"{row[kind]['value']:.0f}" if kind in row else "" for kind in KINDS]
@@ -260,7 +262,7 @@ def show(summary: dict[str, Any], without: dict[str, Any], console: Console) -> 
         quality = [
             cell(row.get("coherence_npmi"), 3),
             cell(row.get("diversity"), 2),
-            cell(row.get("effective_number"), 1),
+            cell(row.get("topics_above_one_percent"), 0),
         ]
         table.add_row(name, *(cell(row[kind], 0) for kind in KINDS), *quality)
     console.print(table)

@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from pyro_vae import VAE
+from pyro_vae.evaluation.estimate import LogMean
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.modes import evaluating, isolated
 
@@ -23,7 +24,7 @@ def log_coefficient(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def completion(vae: VAE, first: Tensor, second: Tensor, samples: int, seed: int) -> dict[str, Tensor]:
-    """Returns log p(h2|h1) of each document by three ways, in nats, and what tells how good the first is.
+    """Returns log p(h2|h1) of each document by three ways, in nats, and what tells how good the first two are.
 
     Arguments:
         vae: The topic model, in double precision: topic proportions below 1e-38 have a density too.
@@ -43,13 +44,15 @@ def completion(vae: VAE, first: Tensor, second: Tensor, samples: int, seed: int)
             log_words = vae.decode(z).logits
             log_h1, log_h2 = (torch.einsum("sdv,dv->sd", log_words, half) for half in (h1, h2))
             log_w = log_h1 + p.log_prob(z) - q.log_prob(z)
-            predictive = (log_w + log_h2).logsumexp(0) - log_w.logsumexp(0)
+            weighted = (log_w + log_h2).logsumexp(0) - log_w.logsumexp(0)
             share = log_w.softmax(0)
+            predictive = LogMean.of(log_h2)
             parts.append(
                 {
-                    "predictive": predictive,
-                    "error": (share * ((log_h2 - predictive).exp() - 1)).square().sum(0).sqrt(),
-                    "posterior": log_h2.logsumexp(0) - math.log(samples),
+                    "predictive": predictive.value,
+                    "predictive_error": predictive.error,
+                    "weighted": weighted,
+                    "weighted_error": (share * ((log_h2 - weighted).exp() - 1)).square().sum(0).sqrt(),
                     "plug-in": (vae.decode(q.mean).logits * h2).sum(-1),
                     "pareto_k": pareto_k(log_w),
                     "effective_sample_size": share.square().sum(0).reciprocal(),

@@ -114,7 +114,7 @@ _OWN = {
 # Which priors no posterior over the real space fits, and the reason that is given.
 REFUSED = {
     "VonMises": "does not integrate to 1",
-    "sphere": "no bijection onto the support|has support .* with draws outside",
+    "sphere": "pass posterior=Conditional\\(VonMisesFisher",
     "Categorical": "no posterior follows from the discrete prior|with draws outside|has shape",
     "Bernoulli": "no posterior follows from the discrete prior|with draws outside",
 }

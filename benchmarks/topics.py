@@ -66,6 +66,7 @@ def described(vae: VAE, x: Tensor, vocabulary: Sequence[str], weight: float) -> 
     return {
         "coherence_npmi": float(scores.mean()),
         "diversity": len(wide.unique()) / wide.numel(),
+        "topics_above_one_percent": int((share > 0.01).sum()),
         "effective_number": float(torch.special.entr(share).sum().exp()),
         "topics": listed,
     }

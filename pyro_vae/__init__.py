@@ -4,6 +4,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.comparison import compare
 from pyro_vae.conditional import Conditional
 from pyro_vae.diagnostics import to_arviz
+from pyro_vae.discretized_logistic import DiscretizedLogisticMixture
 from pyro_vae.evaluation import Estimate
 from pyro_vae.experiment import Experiment
 from pyro_vae.flow import Flow
@@ -24,12 +25,14 @@ from pyro_vae.sources import Fixed, Learned, Network
 from pyro_vae.training import History, fit
 from pyro_vae.vae import VAE
 from pyro_vae.vamp_prior import VampPrior
+from pyro_vae.von_mises_fisher import SphericalUniform, VonMisesFisher
 
 __all__ = [
     "VAE",
     "Batch",
     "Column",
     "Conditional",
+    "DiscretizedLogisticMixture",
     "Estimate",
     "Experiment",
     "Fixed",
@@ -41,7 +44,9 @@ __all__ = [
     "Mixture",
     "Network",
     "Reads",
+    "SphericalUniform",
     "VampPrior",
+    "VonMisesFisher",
     "compare",
     "conv_decoder",
     "conv_encoder",

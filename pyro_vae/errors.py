@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 # Names up to which an error lists all of them.
 _LISTED = 25
 
@@ -26,7 +25,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str | None:
 
 
 def near_match(name: str, allowed: Iterable[str]) -> str:
-    """Returns `` did you mean `x`?`` for the nearest of ``allowed``, or the list (three of a long one) where none is near.
+    """Returns `` did you mean `x`?`` for the nearest of ``allowed``; where none is near, the list (or three).
 
     Example:
         >>> near_match("Bernouli", ["Bernoulli", "Normal"])

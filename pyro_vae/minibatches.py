@@ -295,7 +295,6 @@ class ValueCheck:
             "such values, or bring them into its support (grey levels: binarise them)",
         )
 
-
     def _check_context(self, batch: Batch, name: str) -> None:
         if batch.context is None:
             return

@@ -51,6 +51,25 @@ def centre(distribution: TorchDistribution) -> Tensor:
     return torch.where(mean.isnan(), mode, mean)
 
 
+def representative(distribution: TorchDistribution) -> Tensor:
+    """Returns one value for a distribution: its centre, or its mode where the centre is no possible value.
+
+    The mean of draws on a sphere lies inside it. For discrete distributions the centre is taken as it is.
+
+    Arguments:
+        distribution: Any batch shape.
+
+    Returns:
+        Shape ``batch_shape + event_shape``.
+    """
+    value = centre(distribution)
+    mode = _statistic(distribution, "mode")
+    if distribution.support.is_discrete or mode is None:
+        return value
+    inside = distribution.support.check(value)
+    return torch.where(inside.reshape(*inside.shape, *(1 for _ in range(value.dim() - inside.dim()))), value, mode)
+
+
 def spread(distribution: TorchDistribution) -> Tensor | None:
     """Returns a distribution's standard deviation, computed as `centre` computes the mean; None where it has none.
 

@@ -58,8 +58,8 @@ def check_blocks(prior: TorchDistribution, posterior: TorchDistribution) -> None
     if mine and its and mine != its:
         layers = [", ".join(f"{name} ({b.stop - b.start})" for name, b in blocks.items()) for blocks in (its, mine)]
         raise InputError(
-            f"VAE: the prior's layers are {layers[0]}, the posterior's {layers[1]}; declare the same layers, of the same "
-            "sizes, in both."
+            f"VAE: the prior's layers are {layers[0]}, the posterior's {layers[1]}; declare the same layers, of the "
+            "same sizes, in both."
         )
 
 

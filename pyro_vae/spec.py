@@ -2,15 +2,21 @@ r"""A declaration in the words of the experiment file, from the modules that it 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+from pyro_vae.encoder_input import default_input
 from pyro_vae.errors import InputError
 from pyro_vae.hierarchy import Hierarchy, Reads
+from pyro_vae.modes import evaluating, isolated
 from pyro_vae.networks import spec_of
 from pyro_vae.parameter_prior import ParameterPrior
 from pyro_vae.posteriors import Pushforward
+
+if TYPE_CHECKING:
+    from pyro_vae.vae import VAE
 
 # Networks that emit the parameters of a likelihood themselves, without a linear layer on top.
 _HEADLESS = frozenset({"conv", "residual_conv", "module"})
@@ -50,6 +56,37 @@ def part_to_spec(part: nn.Module) -> dict[str, Any]:
             f"`{type(part).__name__}` has head=None."
         )
     return {**spec, "network": network}
+
+
+def parts_to_spec(vae: VAE) -> dict[str, dict[str, Any]]:
+    """Returns what an experiment file says of the prior, the likelihood and the posterior of a VAE.
+
+    Where the file would put something before a network that receives data (see `default_input`), and in the VAE there
+    is nothing, it says ``input: raw``.
+
+    Arguments:
+        vae: Whose parts they are.
+
+    Raises:
+        InputError: For a module that the file has no word for.
+    """
+    spec = {name: part_to_spec(getattr(vae, name)) for name in ("prior", "likelihood", "posterior")}
+    with torch.no_grad(), evaluating(vae), isolated(0):
+        probe = vae.probe_batch()
+        support = vae.decode(vae.prior_given(probe).expand((2,)).sample(), probe).support
+    return spec if default_input(support) == "raw" else {**spec, "posterior": _said_raw(spec["posterior"])}
+
+
+def _said_raw(spec: dict[str, Any]) -> dict[str, Any]:
+    """A part in which every network that says nothing of its input says ``raw``."""
+    if "hierarchy" in spec:
+        layers = spec["hierarchy"]
+        said = {name: layer if name == "inputs" else _said_raw(layer) for name, layer in layers.items()}
+        return {**spec, "hierarchy": said}
+    network = spec.get("network")
+    if network is None or "input" in network or "module" in network:
+        return spec
+    return {**spec, "network": {**network, "input": "raw"}}
 
 
 def parameter_prior_to_spec(prior: ParameterPrior) -> dict[str, Any]:

@@ -141,9 +141,7 @@ def fit(
     counts |= {"validation_every": validation_every, "early_stopping": early_stopping}
     _check_arguments(inference, optimizer, counts, keep, divergence, validation is not None)
     inference.to(vae.device).check(vae)
-    source = minibatches(
-        vae, x, batch_size, seed, transform, weights, check_support, inference.takes_unknown_labels
-    )
+    source = minibatches(vae, x, batch_size, seed, transform, weights, check_support, inference.takes_unknown_labels)
     if vae.size is not None and vae.size != source.size:
         raise InputError(f"fit: the VAE was declared with size={vae.size}, but there are {source.size} data.")
     held_out = None

@@ -16,12 +16,12 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.hierarchy import Reads, blocks_of
 from pyro_vae.masking import masked
-from pyro_vae.moments import centre
+from pyro_vae.moments import centre, representative
 from pyro_vae.param_store import Registered
 from pyro_vae.parameter_prior import ParameterPrior
 from pyro_vae.posteriors import derive_posterior, mirrored, onto_support
 from pyro_vae.probe import call_once, check_batch_shape, check_blocks, check_fields, check_supports, draw_two
-from pyro_vae.spec import parameter_prior_to_spec, part_to_spec
+from pyro_vae.spec import parameter_prior_to_spec, parts_to_spec
 
 
 class Programs(NamedTuple):
@@ -289,15 +289,15 @@ class VAE(Registered):
 
         Arguments:
             data: Shape ``(B, *event_shape)``, or a `Batch`.
-            num_samples: None: the likelihood's mean (its mode where it has no mean) at the posterior's mean,
-                shape ``(B, *event_shape)``. S: that many draws of x for z drawn from q(z|x), shape
-                ``(S, B, *event_shape)``.
+            num_samples: None: the likelihood's mean (its mode where it has no mean) at the posterior's mean
+                (its mode on a sphere), shape ``(B, *event_shape)``. S: that many draws of x for z drawn from
+                q(z|x), shape ``(S, B, *event_shape)``.
         """
         batch = self.check(data)
         q = self.encode(batch)
         if num_samples is not None:
             return self.decode(q.sample((num_samples,)), batch).sample()
-        return centre(self.decode(centre(q), batch))
+        return centre(self.decode(representative(q), batch))
 
     # ------------------------------------------------------------------ parameters
 
@@ -382,7 +382,7 @@ class VAE(Registered):
                 f"to_spec: in an experiment file data are flat, and these have shape {tuple(self.event_shape)}; "
                 f"declare the likelihood with event_shape ({self.event_shape.numel()},)."
             )
-        parts = {name: part_to_spec(getattr(self, name)) for name in ("prior", "likelihood", "posterior")}
+        parts = parts_to_spec(self)
         latent: Any = list(self.latent_shape) if len(self.latent_shape) != 1 else self.latent_shape[0]
         own = {} if blocks_of(self.prior) else {"latent": latent}
         if self.parameter_prior is not None:

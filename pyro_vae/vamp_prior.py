@@ -135,10 +135,13 @@ class VampPrior(nn.Module):
 
     def to_spec(self) -> dict[str, Any]:
         """Returns what the experiment file says of it, without its initial pseudo-inputs."""
-        names = {constraints.real: "real", constraints.unit_interval: "unit"}
-        if self.support not in names:
+        names = {constraints.real: "real", constraints.unit_interval: "unit", constraints.positive: "positive"}
+        said: Any = names.get(self.support)
+        if said is None and isinstance(self.support, constraints.interval):
+            said = [float(self.support.lower_bound), float(self.support.upper_bound)]
+        if said is None:
             raise InputError(f"to_spec: pseudo-inputs in {self.support} have no name in an experiment file.")
-        return {"vamp": {"components": self.num_components, **self.declared, "pseudo_inputs": names[self.support]}}
+        return {"vamp": {"components": self.num_components, **self.declared, "pseudo_inputs": said}}
 
     def extra_repr(self) -> str:
         return f"components={self.num_components}, features={self.features}"

@@ -131,11 +131,13 @@ def test_completion_is_the_posterior_predictive(module, topic_model):
     z = torch.linspace(-9, 9, 4001).double()
     log_words = topic_model.decode(z[:, None]).logits
     log_joint = dist.Normal(0.3, 0.8).log_prob(z)[:, None] + log_words @ first.T
-    exact = (log_joint + log_words @ second.T).logsumexp(0) - log_joint.logsumexp(0)
-    found = module("perplexity").completion(topic_model, first, second, 4000, seed=0)
-    assert bool((found["error"] < 0.05).all())
-    assert_mean(found["predictive"], exact, found["error"])
     q = topic_model.encode(first)
+    log_q = q.log_prob(z[:, None, None].expand(-1, 3, 1))
+    found = module("perplexity").completion(topic_model, first, second, 4000, seed=0)
+    for kind, density in (("predictive", log_q), ("weighted", log_joint)):
+        exact = (density + log_words @ second.T).logsumexp(0) - density.logsumexp(0)
+        assert bool((found[f"{kind}_error"] < 0.05).all())
+        assert_mean(found[kind], exact, found[f"{kind}_error"])
     assert torch.allclose(found["plug-in"], (topic_model.decode(q.mean).logits * second).sum(-1))
 
 

@@ -6,10 +6,29 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from test_evaluation import EVALUATIONS, X, numbers, vae_with_modes
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, conv_decoder, conv_encoder, fit, mlp
+from pyro_vae import (
+    VAE,
+    Batch,
+    Conditional,
+    Fixed,
+    Flow,
+    Hierarchy,
+    Learned,
+    Mixture,
+    Reads,
+    SphericalUniform,
+    VampPrior,
+    VonMisesFisher,
+    conv_decoder,
+    conv_encoder,
+    fit,
+    gated_mlp,
+    mlp,
+)
 from pyro_vae.comparison import compare
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import elbo, log_marginal
@@ -42,6 +61,33 @@ MODELS = {
         Conditional(dist.Uniform, (4,), low=Fixed(0.0), high=Fixed(1.0)),
         Conditional(dist.ContinuousBernoulli, (64,), given=mlp(4, 50)),
     ),
+    "mixture": lambda: VAE(
+        Mixture(dist.Normal, (4,), 5),
+        Conditional(dist.Bernoulli, (64,), given=mlp(4, 50)),
+        Mixture(dist.Normal, (4,), 3, given=mlp(64, 50)),
+    ),
+    "vamp": lambda: VAE(
+        VampPrior(64, 10, mean=0.3, support=constraints.unit_interval),
+        Conditional(dist.Bernoulli, (64,), given=mlp(4, 50)),
+        Conditional(dist.MultivariateNormal, (4,), given=mlp(64, 50)),
+    ),
+    "flow": lambda: VAE(
+        Flow((4,), "nsf"),
+        Conditional(dist.Bernoulli, (64,), given=mlp(4, 50)),
+        Flow((4,), "maf", given=gated_mlp(64, 50)),
+    ),
+    "hierarchy": lambda: VAE(
+        Hierarchy(z2=_normal(2), z1=Conditional(dist.Normal, (4,), given=mlp(2, 20))),
+        Reads(Conditional(dist.Bernoulli, (64,), given=mlp(4, 50)), "z1"),
+        Hierarchy(
+            z1=Conditional(dist.Normal, (4,), given=mlp(64, 50)), z2=Conditional(dist.Normal, (2,), given=mlp(4, 20))
+        ),
+    ),
+    "sphere": lambda: VAE(
+        Conditional(SphericalUniform, (3,)),
+        Conditional(dist.Bernoulli, (64,), given=mlp(3, 50)),
+        Conditional(VonMisesFisher, (3,), given=mlp(64, 50)),
+    ),
     "labels": lambda: VAE(
         _normal(4), Conditional(dist.Bernoulli, (64,), given=mlp(4 + 3, 50)), mlp(64 + 3, 50), context_features=3
     ),
@@ -72,7 +118,8 @@ def test_trains_and_evaluates(name, model, x):
     state = torch.cuda.get_rng_state()
     history = fit(vae, x, algorithm, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), epochs=5, validation=held_out)
     assert torch.equal(torch.cuda.get_rng_state(), state)
-    assert history.bound[-1] > history.bound[0] or not algorithm.has_bound
+    if algorithm.has_bound and name != "mmd":  # which does not follow the bound that it reports
+        assert history.bound[-1] > history.bound[0]
     moved = {key for phase in algorithm.phases for key in algorithm.moved(vae, phase)}
     for key, parameter in vae.named_parameters():
         assert parameter.is_cuda

@@ -245,6 +245,37 @@ def test_normalised_rows_sum_to_one_and_empty_ones_stay_empty():
     torch.testing.assert_close(features, expected)
 
 
+def test_unit_takes_bounds_to_0_and_1_whatever_their_dtype():
+    x = torch.tensor([[0.0, 51.0, 255.0, 7.0]])
+    module = Preprocess("unit", nn.Identity(), context_features=1, bounds=(0, 255))
+    torch.testing.assert_close(module(x), torch.tensor([[0.0, 0.2, 1.0, 7.0]]))
+    assert module.double()(x.double())[0, 1] == 0.2
+    assert module.state_dict() == {}  # what an experiment file says again
+    own = Preprocess("unit", nn.Identity(), bounds=(torch.tensor([1, 0, 3]), torch.tensor([5, 2, 3])))
+    assert own(torch.tensor([[2.0, 2.0, 3.0]])).tolist() == [[0.25, 1.0, 0.0]]  # a cell of one value: 0
+
+
+def test_columns_each_have_their_own_function():
+    columns = ("raw", "log1p", 3, (2.0, 6.0))
+    x = torch.tensor([[-0.7, 4.0, 2.0, 3.0, 9.0], [0.5, 0.0, 0.0, 6.0, 9.0]])
+    module = Preprocess("columns", nn.Identity(), context_features=1, columns=columns)
+    expected = [[-0.7, math.log(5), 0.0, 0.0, 1.0, 0.25, 9.0], [0.5, 0.0, 1.0, 0.0, 0.0, 1.0, 9.0]]
+    torch.testing.assert_close(module(x), torch.tensor(expected))
+    assert module.in_features == 5
+    assert Preprocess.width(columns) == 6
+    assert module(x.reshape(2, 1, 5)).shape == (2, 1, 7)
+
+
+def test_codes_are_one_hot_and_between_them_a_mixture_with_gradients():
+    module = Preprocess("columns", nn.Identity(), columns=(4,))
+    assert torch.equal(module(torch.arange(4.0).unsqueeze(-1)), torch.eye(4))
+    between = torch.tensor([[1.25]], requires_grad=True)
+    features = module(between)
+    assert features.tolist() == [[0.0, 0.75, 0.25, 0.0]]
+    assert torch.autograd.grad(features[0, 2], between)[0] == 1
+    assert module(torch.tensor([[-9.0], [9.0]])).tolist() == [[0.0] * 4] * 2
+
+
 # ---------------------------------------------------------------------- what an experiment file says
 
 
@@ -321,6 +352,13 @@ def test_spec_leaves_defaults_out(network, spec):
         (lambda: conv_decoder(4, (1, 8, 8), 2, num_parameters=0), r"`num_parameters` is an integer of at least 1"),
         (lambda: conv_decoder(0, (1, 8, 8), 2), r"`in_features` is an integer of at least 1"),
         (lambda: Preprocess("log1", mlp(6)), r"Preprocess: unknown kind `log1`; did you mean `log1p`"),
+        (lambda: Preprocess("unit", mlp(6)), r"Preprocess: `unit` needs `bounds`"),
+        (lambda: Preprocess("columns", mlp(6)), r"Preprocess: `columns` needs `columns`"),
+        (lambda: Preprocess("log1p", mlp(6), bounds=(0, 1)), r"`log1p` has no `bounds`; `bounds` are for `unit`"),
+        (lambda: Preprocess("unit", mlp(6), bounds=(0, 1), columns=("raw",)), r"`unit` has no `columns`"),
+        (lambda: Preprocess("columns", mlp(6), columns=("raw", 1)), r"a column is `raw`, .*got `1`"),
+        (lambda: Preprocess("columns", mlp(6), columns=((2.0, 2.0),)), r"a pair of bounds, got `\(2.0, 2.0\)`"),
+        (lambda: Preprocess("columns", mlp(6), columns=("log",)), r"a column is .*got `'log'`"),
         (lambda: mlp(6, 5, activation=nn.PReLU).to_spec(), r"activation `PReLU` has no name .*use one of elu"),
         (lambda: conv_encoder((1, 8, 8), 3, activation=lambda: nn.ELU(2.0)).to_spec(), r"`<lambda>` has no name"),
         (lambda: spec_of(nn.Linear(3, 4)), r"cannot say `Linear`; give it a method `to_spec`"),

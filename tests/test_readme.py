@@ -31,8 +31,8 @@ def test_python_examples_run_and_print_what_they_say(capsys):
 
 
 def test_the_experiment_file_is_valid_and_builds():
-    (text,) = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
-    experiment = Experiment.parse(yaml.safe_load(text))
+    texts = re.findall(r"```yaml\n(.*?)```", README, flags=re.DOTALL)
+    experiment, *_ = [Experiment.parse(yaml.safe_load(text)) for text in texts]
     assert experiment.build().latent_shape == (8,)
 
 

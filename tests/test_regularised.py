@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Normal
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Flow, Learned, Mixture, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import MMD, AnalyticKL, Autoencoder, BetaVAE, FreeBits, Inference
 from pyro_vae.inference.mmd import _scale
@@ -277,3 +277,11 @@ def test_the_autoencoder_finds_the_principal_components_that_the_elbo_does_not_s
     assert torch.equal(vae.encode(data).stddev, torch.ones(200, 2).double())
     model, encoder = LinearGaussian.of(vae)
     assert float((best.log_marginal(data) - model.elbo(data, *encoder(data))).mean().detach()) > 0.1
+
+
+def test_the_autoencoder_refuses_a_posterior_whose_mean_has_no_gradient() -> None:
+    prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+    likelihood = Conditional(dist.Bernoulli, (6,), given=mlp(2, 5))
+    with pytest.raises(InputError, match="mean of the posterior `FlowDistribution` is known from draws"):
+        Autoencoder().check(VAE(prior, likelihood, Flow((2,), given=mlp(6, 5))))
+    Autoencoder().check(VAE(prior, likelihood, Mixture(dist.Normal, (2,), 3, given=mlp(6, 5))))

@@ -569,3 +569,13 @@ def test_from_an_experiment_file():
     assert str(again.posterior) == str(vae.posterior)
     again.load_state_dict(vae.state_dict())
     assert bool(vae.generate(5).isfinite().all())
+
+
+def test_a_reconstruction_decodes_a_point_of_the_sphere():
+    likelihood = Conditional(dist.Normal, (6,), given=mlp(3, 8), scale=Fixed(1.0))
+    posterior = Conditional(VonMisesFisher, (3,), given=mlp(6, 8))
+    vae = VAE(Conditional(SphericalUniform, (3,)), likelihood, posterior)
+    x = torch.randn(4, 6)
+    expected = vae.decode(vae.encode(x).mode).mean
+    torch.testing.assert_close(vae.reconstruct(x), expected, rtol=0, atol=0)
+    assert bool((vae.encode(x).mean.norm(dim=-1) < 0.99).all())

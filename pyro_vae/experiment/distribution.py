@@ -7,16 +7,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pydantic import ConfigDict, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 from pyro.distributions import TorchDistribution
 from torch import nn
-from torch.distributions.constraints import Constraint
+from torch.distributions.constraints import Constraint, is_dependent
 
 from pyro_vae.conditional import Conditional
-from pyro_vae.errors import near_match
+from pyro_vae.encoder_input import EncoderInput
+from pyro_vae.errors import near_match, nearest
 from pyro_vae.experiment.place import Part, Place
 from pyro_vae.families import FAMILIES
+from pyro_vae.modes import isolated
 from pyro_vae.sources import TRANSFORMS, Fixed, Learned, Network, Source
 
 
@@ -40,10 +43,12 @@ class DistributionSpec(Part):
     def _known(self) -> DistributionSpec:
         if self.family not in FAMILIES:
             raise ValueError(f"unknown family `{self.family}`; {near_match(self.family, FAMILIES)}")
-        signature = [name for name in inspect.signature(FAMILIES[self.family]).parameters if name != "validate_args"]
+        signature = parameters_of(self.family)
         for name in self.model_extra or {}:
             if name not in signature:
-                raise ValueError(f"`{self.family}` has no parameter `{name}`; {near_match(name, signature)}")
+                beside = nearest(name, [*signature, *Part.model_fields]) in Part.model_fields
+                allowed = [*Part.model_fields] if beside else signature
+                raise ValueError(f"`{self.family}` has no parameter `{name}`; {near_match(name, allowed)}")
         self.sources()
         return self
 
@@ -80,6 +85,15 @@ class DistributionSpec(Part):
         support = self.family_class.support
         return support if isinstance(support, Constraint) else None
 
+    def data_of(self, cells: int) -> EncoderInput:
+        support = self.support
+        if support is None or not is_dependent(support):
+            return EncoderInput(support)
+        with torch.no_grad(), isolated(0):
+            built = self.build((cells,), nn.Linear(1, 1))
+            like = torch.zeros(1, 1)
+            return EncoderInput((built(like) if built.network_sizes else built()).support)
+
     def build_at(self, place: Place) -> nn.Module:
         given, head = place.trunk(self.network, lambda: self.num_network_parameters(place.event_shape))
         return self.build(place.event_shape, given, head or None)
@@ -101,6 +115,12 @@ class DistributionSpec(Part):
     ) -> Conditional:
         """Returns the `Conditional`."""
         return Conditional(self.family_class, event_shape, given=given, head=head, **self._keywords())
+
+
+def parameters_of(family: str) -> list[str]:
+    """Returns the names of the parameters of a family; of an unknown one: none."""
+    signature = inspect.signature(FAMILIES[family]).parameters if family in FAMILIES else ()
+    return [name for name in signature if name != "validate_args"]
 
 
 def read_source(name: str, value: Any) -> Source:

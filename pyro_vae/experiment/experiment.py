@@ -21,14 +21,14 @@ from pydantic import (
 from torch import nn
 
 from pyro_vae import datasets
-from pyro_vae.errors import InputError
+from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.data import DataSpec, Seed
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.experiment.mistakes import line_of
 from pyro_vae.experiment.mixed import MixedSpec
 from pyro_vae.experiment.named import InferenceSpec, OptimizerSpec, ScheduleSpec, Strict
 from pyro_vae.experiment.network import NetworkSpec, code_allowed
-from pyro_vae.experiment.part import AnyPart
+from pyro_vae.experiment.part import AnyPart, HierarchySpec
 from pyro_vae.experiment.place import Place
 from pyro_vae.experiment.yaml_file import read_yaml, write_yaml
 from pyro_vae.hierarchy import Reads, blocks_of
@@ -152,6 +152,13 @@ class Experiment(Strict):
             raise ValueError(f"expected a positive integer, or a list of them such as [3, 3] (got {value!r})")
         return value
 
+    @field_validator("prior", "posterior")
+    @classmethod
+    def _reads_nothing(cls, part: Any) -> Any:
+        if part is not None and part.reads is not None:
+            raise ValueError("`reads` is a key of the likelihood, which may be given some layers of a hierarchy alone")
+        return part
+
     @field_validator("seeds", mode="before")
     @classmethod
     def _count(cls, value: Any) -> Any:
@@ -167,6 +174,18 @@ class Experiment(Strict):
         if isinstance(value, str):
             return [name.strip() for name in value.split(",")]
         return value if isinstance(value, list) else [value]
+
+    @model_validator(mode="after")
+    def _latent_of_layers(self) -> Experiment:
+        """Takes the number of latents from the layers of a hierarchy."""
+        if not isinstance(self.prior, HierarchySpec):
+            return self
+        (total,) = self.prior.event_shape(())
+        if "latent" not in self.model_fields_set:
+            self.__dict__["latent"] = total  # frozen
+        elif self.latent not in (total, [total]):
+            raise ValueError(f"`latent`: {self.latent} is given, and the prior's layers have {total}; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _no_twins(self) -> Experiment:
@@ -288,7 +307,8 @@ class Experiment(Strict):
     def assemble(self, dim: int, image_shape: tuple[int, ...] | None, size: int, context_features: int = 0) -> VAE:
         """Returns a new VAE for ``size`` data of ``dim`` cells each, with ``context_features`` covariates."""
         latent = (self.latent,) if isinstance(self.latent, int) else tuple(self.latent)
-        place = Place("prior", (), context_features, None, dim, context_features, image_shape, self.likelihood.support)
+        data = _explained("likelihood", lambda: self.likelihood.data_of(dim))
+        place = Place("prior", (), context_features, None, dim, context_features, image_shape, data)
         prior_place = replace(place, event_shape=self.prior.event_shape(latent))
         prior = _explained("prior", lambda: self.prior.build_at(prior_place))
         shape = torch.Size(getattr(prior, "event_shape", latent))
@@ -309,7 +329,11 @@ class Experiment(Strict):
         reads = self.likelihood.reads
         if reads is not None:
             blocks = blocks_of(prior)
-            latents = sum(blocks[name].stop - blocks[name].start for name in reads if name in blocks)
+            for name in reads:
+                if name not in blocks:
+                    layers = near_match(name, blocks) if blocks else "the prior is no `hierarchy`."
+                    raise InputError(f"`reads` names layers of the prior, and it has no `{name}`; {layers}")
+            latents = sum(blocks[name].stop - blocks[name].start for name in reads)
         here = replace(
             place,
             role="likelihood",

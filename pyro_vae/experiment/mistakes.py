@@ -5,12 +5,12 @@ from __future__ import annotations
 import typing
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Tag
+from pydantic import BaseModel, Discriminator, Tag
 
 from pyro_vae.errors import near_match
 
 # Fields of the specifications that no file shows.
-_UNSEEN = frozenset({"of", "layers", "part"})
+_UNSEEN = frozenset({"of", "layers", "part", "columns"})
 
 
 def line_of(source: str, model: type[BaseModel], detail: Any) -> str:
@@ -33,19 +33,24 @@ def _walk(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[str, list[
     shown: list[str] = []
     here: type[BaseModel] | None = model
     choices: dict[str, type[BaseModel]] = {}
+    skipped = False
     for element in map(str, location):
+        if skipped:  # the element is which of several forms this has
+            skipped = False
+            continue
         if choices:  # the element is which of several kinds of part this is
             here, choices = choices.get(element), {}
             if element != "family":
                 shown.append(element)
             continue
-        if element not in _UNSEEN:
-            shown.append(element)
         field = None if here is None else here.model_fields.get(element)
+        if field is None or element not in _UNSEEN:
+            shown.append(element)
         if field is not None:
             nested = _models(field.annotation, *field.metadata)
             here = next(iter(nested.values())) if len(nested) == 1 else None
             choices = nested if len(nested) > 1 else {}
+            skipped = not choices and any(isinstance(item, Discriminator) for item in field.metadata)
     return ".".join(shown), [] if here is None else _keys(here)
 
 

@@ -3,19 +3,20 @@ r"""A likelihood for each column of a table: ``{mixed: {age: Normal, visits: Poi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import GetJsonSchemaHandler, SerializerFunctionWrapHandler, model_serializer, model_validator
-from pydantic_core import CoreSchema
+from pydantic import Discriminator, Tag, model_validator
 from torch import nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.datasets import Content
+from pyro_vae.encoder_input import EncoderInput
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.experiment.place import Part, Place
+from pyro_vae.experiment.tagged import Tagged
 from pyro_vae.families import FAMILIES, is_discrete
 from pyro_vae.mixed import Column, Mixed
 
@@ -47,6 +48,13 @@ class ColumnSpec(DistributionSpec):
             )
         return {"family": value} if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _no_network(self) -> ColumnSpec:
+        for key in Part.model_fields:
+            if getattr(self, key) is not None:
+                raise ValueError(f"`{key}` is no key of a column; write it beside `mixed`")
+        return self
+
     @property
     def lacks_levels(self) -> bool:
         """Whether the number of levels is still to be read from the data."""
@@ -77,7 +85,7 @@ class ColumnSpec(DistributionSpec):
         return built if is_discrete(built) else constraints.dependent
 
 
-class MixedSpec(Part):
+class MixedSpec(Tagged):
     """A family for each column of a table, or ``auto`` to choose by content; see `pyro_vae.Mixed`.
 
     ``auto`` takes words for `Categorical` levels (two of them for `Bernoulli`), {0, 1} for `Bernoulli`, whole numbers
@@ -88,25 +96,42 @@ class MixedSpec(Part):
 
     tag: ClassVar[str] = "mixed"
 
-    columns: dict[str, ColumnSpec] | Literal["auto"]
+    columns: Annotated[
+        Annotated[dict[str, ColumnSpec], Tag("named")] | Annotated[Literal["auto"], Tag("auto")],
+        Discriminator(lambda columns: "auto" if columns == "auto" else "named"),
+    ] = "auto"
 
-    @model_validator(mode="before")
     @classmethod
-    def _read(cls, value: Any) -> Any:
-        if value == cls.tag:
-            return {"columns": "auto"}
-        if not isinstance(value, dict) or cls.tag not in value:
-            return value
-        rest = {key: content for key, content in value.items() if key != cls.tag}
-        for key in rest:
-            if key not in Part.model_fields:
-                raise ValueError(f"`{key}` is no key beside `{cls.tag}`; {near_match(str(key), Part.model_fields)}")
-        columns = value[cls.tag] or "auto"
-        if isinstance(columns, dict):
-            columns = {str(name): content for name, content in columns.items()}
-        elif columns != "auto":
-            raise ValueError(f"expected `auto`, or a family for each column: {{age: Normal, ...}}; got {columns!r}")
-        return {"columns": columns, **rest}
+    def shorthand(cls, content: Any) -> dict[str, Any]:
+        """Returns the fields that one value stands for: ``{mixed: auto}``."""
+        return {"columns": content} if content == "auto" else super().shorthand(content)
+
+    @classmethod
+    def expected(cls) -> str:
+        """Returns what stands below the key, for an error."""
+        return "`auto`, or a family for each column: {age: Normal, ...}"
+
+    @classmethod
+    def content(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Returns the fields below the key: the columns by name."""
+        return {"columns": {str(name): column for name, column in content.items()} or "auto"}
+
+    @classmethod
+    def below(cls, fields: dict[str, Any]) -> Any:
+        """Returns what is written below the key: the columns by name, or ``auto``."""
+        columns = fields["columns"]
+        if not isinstance(columns, dict):
+            return columns
+        return {name: {k: v for k, v in column.items() if v is not None} for name, column in columns.items()}
+
+    @classmethod
+    def schema_below(cls, properties: dict[str, Any]) -> dict[str, Any]:
+        """Returns the JSON schema of what stands below the key: ``auto``, or a family for each column."""
+        number = {"type": "object", "properties": {name: {"type": "integer"} for name in _OF_LEVELS}}
+        column = {"anyOf": [{"type": "string", "enum": sorted(FAMILIES)}, number, {"type": "object"}]}
+        names = {"type": "object", "additionalProperties": column}
+        forms = [{"enum": ["auto", None]}, names]
+        return {"type": ["object", "string", "null"], "anyOf": forms, "additionalProperties": True}
 
     @model_validator(mode="after")
     def _buildable(self) -> MixedSpec:
@@ -120,28 +145,6 @@ class MixedSpec(Part):
                 except InputError as error:
                     raise ValueError(" ".join(str(error).split())) from None
         return self
-
-    @model_serializer(mode="wrap")
-    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        said = handler(self)
-        if self.tag in said:
-            return dict(said)
-        columns = said.pop("columns")
-        if isinstance(columns, dict):
-            columns = {name: {k: v for k, v in column.items() if v is not None} for name, column in columns.items()}
-        return {self.tag: columns, **said}
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        number = {"type": "object", "properties": {name: {"type": "integer"} for name in _OF_LEVELS}}
-        column = {"anyOf": [{"type": "string", "enum": sorted(FAMILIES)}, number, {"type": "object"}]}
-        columns = {"anyOf": [{"const": "auto"}, {"type": "object", "additionalProperties": column}]}
-        mapping = {
-            "type": "object",
-            "properties": {cls.tag: columns, "network": {}, "reads": {}},
-            "required": [cls.tag],
-        }
-        return {"title": cls.tag, "anyOf": [{"const": cls.tag}, {**mapping, "additionalProperties": False}]}
 
     @property
     def title(self) -> str:
@@ -157,6 +160,11 @@ class MixedSpec(Part):
             InputError: Before `resolved`.
         """
         return {name: spec.column_support() for name, spec in self._named().items()}
+
+    def data_of(self, cells: int) -> EncoderInput:
+        named = self._named()
+        levels = [spec.family in _OF_LEVELS for spec in named.values()]
+        return EncoderInput.of_columns(list(self.supports.values()), list(named), levels)
 
     def resolved(self, contents: Sequence[Content]) -> MixedSpec:
         """Returns the likelihood with what follows from the data: the families of ``auto``, and numbers of levels.
@@ -186,9 +194,9 @@ class MixedSpec(Part):
         return self.model_copy(update={"columns": columns})
 
     def build_at(self, place: Place) -> nn.Module:
-        named = self._named()
         if place.role != "likelihood":
             raise InputError("`mixed` is a likelihood of tables; use a family, a mixture or a flow here.")
+        named = self._named()
         if place.cells != len(named):
             raise InputError(f"mixed: declares {len(named)} columns, and the data have {place.cells}.")
         columns = {name: spec.column() for name, spec in named.items()}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import nn
 from torch.distributions.constraints import Constraint
 
+from pyro_vae.encoder_input import EncoderInput
 from pyro_vae.errors import InputError
-from pyro_vae.experiment.encoder_input import EncoderInput
 from pyro_vae.experiment.named import Strict
 from pyro_vae.experiment.network import NetworkSpec
 
@@ -39,7 +39,7 @@ class Place:
     cells: int
     context_features: int = 0
     image_shape: tuple[int, ...] | None = None
-    data: EncoderInput = EncoderInput()
+    data: EncoderInput = field(default_factory=EncoderInput)
 
     def trunk(
         self, named: NetworkSpec | None, num_parameters: Callable[[], int] | None = None
@@ -119,3 +119,11 @@ class Part(Strict):
     def support(self) -> Constraint | None:
         """The support of a draw, where it is known before the part is built; None where it is not."""
         return None
+
+    def data_of(self, cells: int) -> EncoderInput:
+        """Returns what a likelihood of so many cells says of its data.
+
+        Raises:
+            InputError: Where it cannot be built.
+        """
+        return EncoderInput(self.support)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from pyro_vae.batch import Batch
+from pyro_vae.errors import InputError
+from pyro_vae.families import cells_of
 from pyro_vae.inference.inference import Inference, Loss, Phase
 from pyro_vae.inference.needs import PATHWISE
+from pyro_vae.modes import evaluating
 from pyro_vae.moments import centre
 from pyro_vae.vae import VAE
 
@@ -21,7 +25,8 @@ class Autoencoder(Inference):
 
     Nothing keeps z where the prior is, and nothing trains the posterior's scale or the prior: neither the ELBO nor
     importance sampling by q tells anything of the model, and draws from it look like none of the data. For a posterior
-    that is pushed through a bijection, z is the image of the unconstrained mean.
+    that is pushed through a bijection, z is the image of the unconstrained mean. A posterior that does not tell its
+    mean (a flow, a hierarchy) is refused.
 
     Reference: Rumelhart, Hinton and Williams, "Learning internal representations by error propagation", 1986.
 
@@ -39,6 +44,19 @@ class Autoencoder(Inference):
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(self._reconstruct, frozenset({"likelihood", "phi"})),)
+
+    def check(self, vae: VAE) -> None:
+        """Raises an `InputError` where it cannot train this VAE, whose posterior's mean must have a gradient."""
+        super().check(vae)
+        with evaluating(vae), torch.enable_grad():
+            trained = any(parameter.requires_grad for parameter in vae.phi.values())
+            q = vae.encode(vae.probe_batch())
+            if trained and not _point(q).requires_grad:
+                raise InputError(
+                    f"Autoencoder: the mean of the posterior `{type(cells_of(q)).__name__}` is known from draws alone, "
+                    "so that no gradient reaches the encoder; use a posterior with a mean in closed form, such as "
+                    "Normal, or aevb."
+                )
 
     def _reconstruct(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
         q = vae.encode(batch)

@@ -105,8 +105,8 @@ class Preprocess(nn.Module):
                 said = "needs" if value is None else "has no"
                 raise InputError(f"Preprocess: `{kind}` {said} `{name}`; `{name}` are for `{owner}`.")
         self.kind, self.network, self.context_features = kind, network, context_features
-        for name, value in zip(("low", "high"), () if bounds is None else bounds, strict=False):
-            self.register_buffer(name, torch.as_tensor(value).to(torch.get_default_dtype()), persistent=False)
+        for end, bound in zip(("low", "high"), () if bounds is None else bounds, strict=False):
+            self.register_buffer(end, torch.as_tensor(bound).to(torch.get_default_dtype()), persistent=False)
         self.columns = None if columns is None else tuple(map(_checked, columns))
         for size in ("in_features", "out_features"):
             if hasattr(network, size):
@@ -149,7 +149,7 @@ def _checked(cell: Cell) -> Cell:
     pair = isinstance(cell, tuple) and len(cell) == 2 and cell[0] < cell[1]
     if not (levels or pair or (isinstance(cell, str) and cell in ("raw", "log1p"))):
         raise InputError(
-            f"Preprocess: a column is `raw`, `log1p`, a number of at least 2 levels or a pair of bounds, got `{cell!r}`."
+            f"Preprocess: a column is `raw`, `log1p`, a number of levels from 2 or a pair of bounds, got `{cell!r}`."
         )
     return cell
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def default_input(support: Constraint | None) -> str:
 
 def is_count(support: Constraint | None) -> bool:
     """Whether a support holds whole numbers from 0, without an upper bound for each cell."""
-    base = None if support is None else base_support(support)
+    base: Any = None if support is None else base_support(support)
     if isinstance(base, CountVector | type(constraints.multinomial)):
         return True
     unbounded = isinstance(base, type(constraints.nonnegative_integer))
@@ -131,7 +132,7 @@ def _cell(support: Constraint, levels: bool) -> Cell:
     """How one column reaches the encoder."""
     if is_count(support):
         return "log1p"
-    bounds = bounds_of(support)
-    if levels and isinstance(base_support(support), constraints.integer_interval):
-        return int(torch.as_tensor(base_support(support).upper_bound)) + 1
+    base, bounds = base_support(support), bounds_of(support)
+    if levels and isinstance(base, constraints.integer_interval):
+        return int(torch.as_tensor(base.upper_bound)) + 1
     return "raw" if bounds is None else (float(bounds[0]), float(bounds[1]))
