@@ -18,12 +18,16 @@ from pyro_vae.multinomial import CountVector
 from pyro_vae.networks import Preprocess
 from pyro_vae.networks.preprocess import Bounds, Cell
 
+# Data in a range as wide as this reach a network as they are.
+_NARROW = 32
+
 
 def default_input(support: Constraint | None) -> str:
     r"""Returns how data with a support reach an encoder unless the file says otherwise.
 
-    Counts as log(1 + x); whole numbers between bounds, of more than two values, on [0, 1], since the tanh of a grey
-    level of 255 is saturated; a table with a family for each column column by column; anything else as it is.
+    Counts as log(1 + x); whole numbers between bounds more than 32 apart on [0, 1], since the tanh of a grey level of
+    255 is saturated (in a smaller range it slows training down); a table with a family for each column column by
+    column; anything else as it is.
 
     Example:
         >>> default_input(constraints.nonnegative_integer), default_input(constraints.real)
@@ -35,7 +39,9 @@ def default_input(support: Constraint | None) -> str:
         return "columns"
     if is_count(support):
         return "log1p"
-    return "raw" if bounds_of(support) is None else "unit"
+    bounds = bounds_of(support)
+    wide = bounds is not None and bool((torch.as_tensor(bounds[1] - bounds[0]) > _NARROW).any())
+    return "unit" if wide else "raw"
 
 
 def is_count(support: Constraint | None) -> bool:
