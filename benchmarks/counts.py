@@ -236,7 +236,7 @@ def summarise(runs: dict[str, Any]) -> dict[str, Any]:
             summary[name] = {
                 kind: over_seeds(run["perplexity"][kind]["value"] for run in mine.values()) for kind in KINDS
             }
-            for what in ("coherence_npmi", "diversity", "topics_above_one_percent", "milliseconds_per_step"):
+            for what in ("coherence_npmi", "diversity", "topics_above_one_percent"):
                 summary[name][what] = over_seeds(run[what] for run in mine.values())
     dirichlet, normal = (by_prior[name] for name in PRIORS)
     both = [seed for seed in dirichlet if seed in normal]

@@ -278,6 +278,20 @@ def table(records: Iterable[dict[str, Any]]) -> Table:
     return result
 
 
+def summary(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns one row for each prior x posterior: how many likelihoods train (by what) or are refused (why)."""
+    rows = []
+    for prior, posterior in itertools.product(PRIORS, POSTERIORS):
+        these = [r for r in records if (r["prior"], r["posterior"]) == (prior, posterior)]
+        row = {"prior": prior, "posterior": posterior, **Counter(r["outcome"] for r in these)}
+        algorithms = sorted({r["algorithm"] for r in these if "algorithm" in r})
+        reasons = sorted({r["reason"] for r in these if "reason" in r})
+        rows.append(
+            row | ({"algorithms": algorithms} if algorithms else {}) | ({"reasons": reasons} if reasons else {})
+        )
+    return rows
+
+
 def main() -> None:
     """Runs the matrix, prints the table and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -295,7 +309,7 @@ def main() -> None:
             console.print(record, highlight=False)
     if arguments.sample is None:
         sizes = {"priors": len(PRIORS), "likelihoods": len(LIKELIHOODS), "posteriors": len(POSTERIORS)}
-        write("swap_matrix", {**sizes, **totals, "seconds": time.perf_counter() - begin, "cells": records})
+        write("swap_matrix", {**sizes, **totals, "seconds": time.perf_counter() - begin, "cells": summary(records)})
     sys.exit(1 if totals["defect"] else 0)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.modes import isolated
+from pyro_vae.modes import evaluating, isolated
 
 CONTEXT = "context"
 
@@ -181,10 +181,10 @@ class Hierarchy(nn.Module):
         return self._has_rsample
 
     def drawn(self, context: Tensor | None) -> dict[str, TorchDistribution]:
-        """Returns the distribution of each layer, by name, given one draw of those above it."""
+        """Returns the distribution of each layer, by name, given one draw of those above it, in evaluation mode."""
         values: dict[str, Tensor] = {}
         layers: dict[str, TorchDistribution] = {}
-        with isolated(0):
+        with isolated(0), evaluating(self):  # one draw is no batch, and no batch statistic is to learn of it
             for name in self.layers:
                 layers[name] = self.layer(name, values, context)
                 values[name] = layers[name].sample()

@@ -11,9 +11,14 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
+from pyro_vae.vamp_prior import VampPrior
 
 _instances = itertools.count()
+
+# What holds parameters of distributions: those of networks are in other modules.
+_DECLARATIONS = (Conditional, VampPrior)
 
 
 class Registered(nn.Module):
@@ -52,6 +57,14 @@ class Registered(nn.Module):
     def phi(self) -> dict[str, nn.Parameter]:
         """The inference parameters by name: the posterior's."""
         return {f"posterior.{name}": p for name, p in self.posterior.named_parameters()}
+
+    @property
+    def free(self) -> frozenset[str]:
+        """Names of the parameters that no network has: `Learned` ones, and the pseudo-inputs of a `VampPrior`."""
+        declared = ((name, module) for name, module in self.named_modules() if isinstance(module, _DECLARATIONS))
+        return frozenset(
+            f"{name}.{own}" for name, module in declared for own, _ in module.named_parameters(recurse=False)
+        )
 
     @property
     def dtype(self) -> torch.dtype:

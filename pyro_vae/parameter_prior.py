@@ -2,7 +2,7 @@ r"""A prior over the generative parameters: the maximum a posteriori criterion."
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +19,8 @@ class ParameterPrior:
 
     Attributes:
         distribution: A univariate distribution, applied to every element.
-        biases: Whether parameters of fewer than two dimensions (biases, learned scales) are included; weight
-            matrices always are.
+        biases: Whether all parameters are included, biases and what no network has (learned means and scales, the
+            pseudo-inputs of a VampPrior) too; the weight matrices of networks always are.
 
     Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, section 5.
     """
@@ -28,11 +28,16 @@ class ParameterPrior:
     distribution: torch.distributions.Distribution
     biases: bool = False
 
-    def log_prob(self, parameters: Mapping[str, nn.Parameter]) -> Tensor:
-        """Returns log p(theta), in nats, for all parameters together."""
+    def log_prob(self, parameters: Mapping[str, nn.Parameter], free: Collection[str] = ()) -> Tensor:
+        """Returns log p(theta), in nats, for all parameters together.
+
+        Arguments:
+            parameters: By name.
+            free: Names of those that no network has, which are no weights however many dimensions they have.
+        """
         terms = [
             self.distribution.log_prob(parameter).sum()
-            for parameter in parameters.values()
-            if parameter.requires_grad and (self.biases or parameter.dim() > 1)
+            for name, parameter in parameters.items()
+            if parameter.requires_grad and (self.biases or (parameter.dim() > 1 and name not in free))
         ]
         return torch.stack(terms).sum() if terms else torch.zeros(())

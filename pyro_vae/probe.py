@@ -2,6 +2,7 @@ r"""Calls the parts of a VAE once, on zeros, so that what does not fit is said a
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -25,7 +26,10 @@ def call_once(part: str, module: nn.Module, *arguments: Tensor, **handed: nn.Mod
     if not isinstance(module, nn.Module):
         raise InputError(f"VAE: `{part}` must be an nn.Module, got `{type(module).__name__}`.")
     try:
-        with evaluating(module), isolated(0):
+        with ExitStack() as stack:
+            for each in (module, *handed.values()):
+                stack.enter_context(evaluating(each))
+            stack.enter_context(isolated(0))
             result = module(*arguments, **handed)
     except InputError:
         raise

@@ -16,6 +16,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.hierarchy import Reads, blocks_of
 from pyro_vae.masking import masked
+from pyro_vae.modes import evaluating
 from pyro_vae.moments import centre, representative
 from pyro_vae.param_store import Registered
 from pyro_vae.parameter_prior import ParameterPrior
@@ -108,7 +109,9 @@ class VAE(Registered):
         p = call_once("prior", prior, *covariates, **self._handed(posterior))
         check_batch_shape("prior", p, (2,) if context_features else ())
         self.latent_shape = p.event_shape
-        x_given_z = call_once("likelihood", likelihood, self._decoded(draw_two(p), covariates))
+        with evaluating(prior):  # a hierarchy runs its networks when it is drawn from
+            z = draw_two(p)
+        x_given_z = call_once("likelihood", likelihood, self._decoded(z, covariates))
         check_batch_shape("likelihood", x_given_z)
         self.event_shape = x_given_z.event_shape
         self.posterior = self._posterior(posterior, p)
@@ -305,7 +308,7 @@ class VAE(Registered):
         """Returns log p(theta) in nats; 0 without a parameter prior."""
         if self.parameter_prior is None:
             return torch.zeros((), device=self.device, dtype=self.dtype)
-        return self.parameter_prior.log_prob(self.theta)
+        return self.parameter_prior.log_prob(self.theta, self.free)
 
     def log_parameter_prior_per_datum(self) -> Tensor:
         """Returns log p(theta) / N in nats per datum; 0 without a parameter prior."""
@@ -327,11 +330,9 @@ class VAE(Registered):
                 f"{tuple(batch.x.shape)}; reshape them, or declare the likelihood with that event_shape."
             )
         check_fields(batch, self.context_features)
-        dtype = self.dtype
-        if batch.x.dtype == dtype and (batch.context is None or batch.context.dtype == dtype):
-            return batch
-        context = None if batch.context is None else batch.context.to(dtype)
-        return batch._replace(x=batch.x.to(dtype), context=context)
+        fields, dtype = {"x": batch.x, "context": batch.context, "offset": batch.offset}, self.dtype
+        cast = {name: field.to(dtype) for name, field in fields.items() if field is not None and field.dtype != dtype}
+        return batch._replace(**cast) if cast else batch
 
     def _observed(self, z: Tensor, batch: Batch) -> tuple[TorchDistribution, Tensor]:
         """p(x|z) and x, over the observed cells alone."""
@@ -348,7 +349,8 @@ class VAE(Registered):
         if isinstance(q, Tensor):
             posterior = derive_posterior(self.prior, posterior, self.context_features)
         else:
-            posterior = onto_support(posterior, q, self.prior, p, self.context_features)
+            with evaluating(self), evaluating(posterior):
+                posterior = onto_support(posterior, q, self.prior, p, self.context_features)
         q = call_once("posterior", posterior, self._zeros(width))
         check_batch_shape("posterior", q)
         if q.event_shape != self.latent_shape:
@@ -357,7 +359,8 @@ class VAE(Registered):
                 "declare both with the same event_shape."
             )
         check_blocks(p, q)
-        check_supports(p, q)
+        with evaluating(self), evaluating(posterior):
+            check_supports(p, q)
         return posterior
 
     def probe_batch(self) -> Batch:

@@ -9,7 +9,7 @@ from linear_gaussian import Encoder, LinearGaussian
 from torch.distributions import Normal
 from z_test import assert_mean
 
-from pyro_vae import VAE, Conditional, Fixed, Mixture
+from pyro_vae import VAE, Conditional, Fixed, Mixture, Network, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import active_units, kl_per_dimension, latent_kl, posterior_means
 
@@ -41,6 +41,25 @@ def test_active_units_and_kl_per_dimension_are_the_closed_forms(monkeypatch: pyt
     torch.testing.assert_close(posterior_means(vae, x), loc, rtol=0, atol=1e-12)
     with pytest.raises(InputError, match=r"active_units.* at least two"):
         active_units(vae, x[:1])
+
+
+def test_active_units_of_categorical_latents_are_those_whose_most_probable_value_varies() -> None:
+    encoder = torch.nn.Linear(5, 6)  # two latents of three values each: the first follows x_0, the second nothing
+    with torch.no_grad():
+        encoder.weight.zero_()
+        encoder.weight[:3, 0] = torch.tensor([-1.0, 0.0, 1.0])
+        encoder.bias.copy_(torch.tensor([0.0, -9.0, 0.0, 0.0, 1.0, 0.0]))
+    vae = VAE(
+        Conditional(dist.Categorical, (2,), logits=Fixed([0.0, 0.0, 0.0])),
+        Conditional(dist.Normal, (5,), given=mlp(2, 4)),
+        Conditional(dist.Categorical, (2,), given=encoder, head=None, logits=Network((3,))),
+    )
+    x = torch.tensor([[-1.0], [1.0]]).expand(2, 5)
+    with torch.no_grad():
+        modes = vae.encode(x).base_dist.logits.argmax(-1)
+    torch.testing.assert_close(posterior_means(vae, x), modes.float())
+    assert active_units(vae, x).tolist() == (modes[0] != modes[1]).tolist()
+    assert active_units(vae, x).any()
 
 
 def test_kl_per_dimension_without_closed_form_is_unbiased() -> None:

@@ -5,9 +5,11 @@ import pytest
 import torch
 import yaml
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp
+from pyro_vae.errors import InputError
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.families import cells_of
+from pyro_vae.inference import AEVB
 
 UNIT, LINE, COUNTS, LEVELS, BITS = "unit", "line", "counts", "levels", "bits"
 DATA = {
@@ -112,3 +114,12 @@ def test_hidden_cells_do_not_count(text):
         vae.log_likelihood(z, Batch(spoilt, mask=mask)),
         (cells_of(vae.decode(z)).log_prob(x) * mask).sum(-1),
     )
+
+
+@pytest.mark.parametrize("text", [text for text, kind in LIKELIHOODS.items() if kind == COUNTS])
+@pytest.mark.parametrize("cell", [-1.0, 0.5])
+def test_negative_and_fractional_counts_are_refused_by_their_place(text, cell):
+    x = DATA[COUNTS](4)
+    x[2, 3] = cell
+    with pytest.raises(InputError, match=rf"{cell:g} in row 2|row 2.*lies outside the support"):
+        fit(make_vae(build(text)), x, AEVB(), steps=1, optimizer=torch.optim.Adam)

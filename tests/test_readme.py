@@ -101,3 +101,32 @@ def test_commands_exist(command):
 
     names = {info.name or info.callback.__name__ for info in app.registered_commands}
     assert command in names
+
+
+def test_the_swap_matrix_is_the_committed_result():
+    result = json.loads((ROOT / "benchmarks" / "results" / "swap_matrix.json").read_text())
+    text = README.replace("\n", " ")
+    sizes = "{priors} priors x {likelihoods} likelihoods x {posteriors} posteriors".format(**result)
+    assert sizes in text
+    total = result["priors"] * result["likelihoods"] * result["posteriors"]
+    assert f"{result['trained']} of the {total} combinations train, and {result['refused']} are refused" in text
+    assert result["trained"] + result["refused"] == total
+
+
+def test_the_families_are_those_of_the_classification():
+    from pyro_vae.classification import counts
+
+    text = "{families} distributions of Pyro's and this package's: {usable} can be used, {prior} of them as prior, "
+    text += "{likelihood} as likelihood, {posterior} as posterior"
+    assert text.format(**counts()) in README.replace("\n", " ")
+
+
+def test_the_priors_on_static_mnist_are_the_committed_result():
+    result = json.loads((ROOT / "benchmarks" / "results" / "priors.json").read_text())
+    for name, row in result["summary"].items():
+        log_p, bound = (f"{row[key]['mean']:.2f} ± {row[key]['half_width']:.2f}" for key in ("log_p", "elbo"))
+        difference = "-"
+        if name != "standard":
+            paired = row["minus_standard"]["log_p"]
+            difference = f"{paired['mean']:+.2f} ± {paired['half_width']:.2f}"
+        assert f"| `{name}` | {bound} | {log_p} | {difference} |" in README

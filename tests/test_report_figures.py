@@ -91,6 +91,13 @@ def test_kl_bars_have_a_panel_for_each_algorithm():
     assert contains(one, drawing.BLUE)
 
 
+def test_kl_bars_of_layers_stay_in_their_order_under_their_names(drawn):
+    figures.kl_bars({"a": [[1.0, 3.0], [2.0, 3.0]]}, ["z1", "z2"])
+    (axes,) = drawn[0].axes
+    assert [bar.get_height() for bar in axes.patches] == [1.5, 3.0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["z1", "z2"]
+
+
 def test_figures_take_awkward_input():
     same = np.ones((5, 1))
     drawn = np.full((5, 1), math.nan)

@@ -15,7 +15,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Network, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Learned, Mixture, Network, VampPrior, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.moments import centre, spread
 from pyro_vae.parameter_prior import ParameterPrior
@@ -607,6 +607,63 @@ def test_parameter_prior_enters_pyros_loss_once(make_vae, x, biases, num_particl
     expected = float(sum(normal.log_prob(p.detach()).sum() for p in theta))
     assert losses[1] - losses[0] == pytest.approx(expected, rel=1e-9)
     assert vae.log_parameter_prior_per_datum().item() == pytest.approx(expected / 120, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        lambda: Mixture(dist.Normal, (2,), components=4),  # its means are a matrix, but no weights
+        lambda: VampPrior(6, components=5),
+        lambda: Conditional(dist.MultivariateNormal, (2,)),
+    ],
+    ids=["mixture", "vamp", "conditional"],
+)
+@pytest.mark.parametrize("biases", [False, True])
+def test_the_parameter_prior_is_of_the_networks_weights_and_with_biases_of_all(prior, biases):
+    normal = dist.Normal(0.0, 2.0)
+    likelihood = Conditional(dist.Bernoulli, (6,), given=mlp(2, 7))
+    posterior = Conditional(dist.Normal, (2,), given=mlp(6, 7))
+    vae = VAE(prior(), likelihood, posterior, size=10, parameter_prior=ParameterPrior(normal, biases))
+    weights = [likelihood.given[0].weight, likelihood.head.weight]
+    expected = sum(normal.log_prob(p).sum() for p in (vae.theta.values() if biases else weights))
+    torch.testing.assert_close(vae.log_parameter_prior(), expected)
+
+
+@pytest.mark.parametrize("field", ["x", "context", "offset"])
+def test_batches_of_another_type_do_not_change_that_of_the_model(field):
+    likelihood = Conditional(dist.Poisson, (6,), given=mlp(3, 7), rate=Network(offset=True))
+    vae = VAE(standard_normal(), likelihood, Conditional(dist.Normal, (2,), given=mlp(7, 7)), context_features=1)
+    batch = Batch(torch.ones(5, 6), context=torch.ones(5, 1), offset=torch.zeros(5, 1))
+    other = batch._replace(**{field: getattr(batch, field).double()})
+    assert vae.check(other)._asdict()[field].dtype == torch.float32
+    assert vae.log_weights(other).dtype == torch.float32
+
+
+def normalised(in_features):
+    return nn.Sequential(nn.Linear(in_features, 5), nn.BatchNorm1d(5), nn.Tanh())
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda: (
+            Hierarchy(z2=standard_normal(1), z1=Conditional(dist.Normal, (1,), given=normalised(1), features=5)),
+            Hierarchy(
+                z1=Conditional(dist.Normal, (1,), given=normalised(6), features=5),
+                z2=Conditional(dist.Normal, (1,), given=normalised(1), features=5),
+            ),
+        ),
+        lambda: (VampPrior(6, components=4), Conditional(dist.Normal, (2,), given=normalised(6), features=5)),
+    ],
+    ids=["hierarchy", "vamp"],
+)
+def test_construction_teaches_batch_normalisation_nothing(parts):
+    prior, posterior = parts()
+    vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 7)), posterior)
+    running = {name: t for name, t in vae.named_buffers() if "running_mean" in name or "batches" in name}
+    assert running
+    assert all(bool((t == 0).all()) for t in running.values())
+    assert all(module.training for module in vae.modules())
 
 
 # ---------------------------------------------------------------------- supports, fields and moments

@@ -36,6 +36,7 @@ def read_cells(
     missing: bool = False,
     words: bool = False,
     levels: Levels | None = None,
+    modelled: bool = True,
 ) -> Cells:
     r"""Return the cells of a column.
 
@@ -46,6 +47,7 @@ def read_cells(
         missing: whether cells may be missing.
         words: whether cells may be words, which become codes.
         levels: those of the training data, beyond which a cell is an error; None to find them.
+        modelled: whether the column is modelled; the cells of one that conditions the model cannot be hidden.
 
     Raises:
         DataError: naming the first cell that is missing, a word or no level where that is not allowed.
@@ -58,10 +60,13 @@ def read_cells(
         series = series.map(lambda cell: float(cell) if isinstance(cell, bool | np.bool_) else cell)
         values = pd.to_numeric(series.map(str), errors="coerce").to_numpy(dtype=np.float64, copy=True)
     if empty.any() and not missing:
-        raise DataError(
-            f"`{title}`: found an empty or missing cell in {_place(int(empty.argmax()), name)}; every cell must be a "
-            "finite number: fill in or drop missing values, or hide them with `missing: mask`"
+        remedy = (
+            "every cell must be a finite number: fill in or drop missing values, or hide them with `missing: mask`"
+            if modelled
+            else "a column of `context` or `offset` cannot have any, with `missing: mask` neither: fill it in, give "
+            "missing cells a level of their own, or drop the row"
         )
+        raise DataError(f"`{title}`: found an empty or missing cell in {_place(int(empty.argmax()), name)}; {remedy}")
     if levels is not None:
         return Cells(_codes(title, name, series, values, empty, levels), levels)
     word = np.isnan(values) & ~empty

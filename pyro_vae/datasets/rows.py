@@ -106,7 +106,7 @@ def read_context(context: FilePath, units: DataTransform) -> Tensor:
         if name not in frame.columns:
             raise DataError(f"`{context}`: lacks the context `{name}`; the model needs {_said(names)}")
     cells = {
-        column.name: read_cells(str(context), column.name, frame[column.name], levels=column.levels)
+        column.name: read_cells(str(context), column.name, frame[column.name], levels=column.levels, modelled=False)
         for column in units.context
     }
     encoded = units.encode_context(cells)

@@ -249,7 +249,7 @@ def _table(path: Path, frame: pd.DataFrame, files: dict[str, str], wanted: Wante
         for name in names
     }
     beside = {
-        name: read_cells(str(path), name, others[name], words=True, levels=wanted.levels.get(name))
+        name: read_cells(str(path), name, others[name], words=True, levels=wanted.levels.get(name), modelled=False)
         for name in wanted.others
     }
     levels = tuple(column.levels for column in cells.values())

@@ -29,7 +29,7 @@ def posterior_means(vae: VAE, data: Tensor | Batch) -> Tensor:
     batch = evaluated("posterior_means", vae, data, weighted=True)
     with evaluating(vae):
         parts = [
-            centre(vae.encode(batch.select(slice(start, start + _CHUNK)).to(vae.device, vae.dtype)))
+            centre(vae.encode(batch.select(slice(start, start + _CHUNK)).to(vae.device, vae.dtype))).to(vae.dtype)
             for start in range(0, batch.size, _CHUNK)
         ]
     return torch.cat(parts)

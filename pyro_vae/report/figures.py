@@ -87,12 +87,13 @@ def learning_curves(
     return png(figure)
 
 
-def kl_bars(kl: Mapping[str, ArrayLike]) -> bytes:
-    """Draws the KL of each latent dimension, in descending order, a panel for each algorithm.
+def kl_bars(kl: Mapping[str, ArrayLike], layers: Sequence[str] = ()) -> bytes:
+    """Draws the KL of each latent dimension, in descending order, or of each layer, a panel for each algorithm.
 
     Arguments:
-        kl: For each algorithm, shape ``(seeds, L)`` or ``(L,)``, in nats. Each seed is sorted by itself, since
-            dimensions of different seeds have nothing to do with each other; bars are means over seeds.
+        kl: For each algorithm, shape ``(seeds, L)`` or ``(L,)``, in nats; bars are means over seeds. Each seed is
+            sorted by itself, since dimensions of different seeds have nothing to do with each other.
+        layers: Names of the L layers of a hierarchy, which stay in their order; none: dimensions.
 
     Returns:
         A PNG; of more than 64 dimensions the 64 largest are drawn.
@@ -100,14 +101,18 @@ def kl_bars(kl: Mapping[str, ArrayLike]) -> bytes:
     figure, drawn = panels(list(kl), 1.9)
     most = 1
     for axes, values in zip(drawn, kl.values(), strict=True):
-        ranked = -np.sort(-np.atleast_2d(np.asarray(values, dtype=np.float64)), axis=1).mean(0)[..., :_MOST_DIMENSIONS]
+        each = np.atleast_2d(np.asarray(values, dtype=np.float64))
+        ranked = (each if layers else -np.sort(-each, axis=1)).mean(0)[:_MOST_DIMENSIONS]
         most = max(most, len(ranked))
         axes.bar(np.arange(1, len(ranked) + 1), ranked, width=0.8, color=BLUE)
         axes.grid(axis="y", alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
     drawn[0].set_xlim(0.4, most + 0.6)
-    drawn[0].xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
-    figure.supxlabel("latent dimension, by rank", fontsize=TEXT)
+    if layers:
+        drawn[0].set_xticks(np.arange(1, most + 1), layers[:most])
+    else:
+        drawn[0].xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
+    figure.supxlabel("layer" if layers else "latent dimension, by rank", fontsize=TEXT)
     figure.supylabel("KL (nats)", fontsize=TEXT)
     return png(figure)
 

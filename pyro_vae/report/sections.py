@@ -129,12 +129,16 @@ def _latent(comparison: Comparison) -> Section:
         return Section("latent", "Latent dimensions", "The KL of the latents is not shown: no posterior is trained.")
     kl = {label: np.stack([run.kl.value.numpy() for run in comparison.runs_of(label)]) for label in trained}
     first = comparison.runs_of(trained[0])[0].kl
-    numbers = [f"{label} {', '.join(f'{x:.2f}' for x in -np.sort(-v, axis=1).mean(0)[:8])}" for label, v in kl.items()]
+    layers = () if first.names[0] == "z0" else first.names
+    ranked = {label: (values if layers else -np.sort(-values, axis=1)).mean(0)[:8] for label, values in kl.items()}
+    numbers = [f"{label} {', '.join(f'{x:.2f}' for x in values)}" for label, values in ranked.items()]
     text = f"{_kl_text(first)} {_left_out(untrained)}".strip()
     if len(first.names) == 1:
         return Section("latent", "Latent dimensions", f"{text} {'; '.join(numbers)} nats.")
-    alt = f"Bar chart of the KL of each latent in nats, greatest first: {'; '.join(numbers)}"
-    return Section("latent", "Latent dimensions", text, [Picture(figures.kl_bars(kl), alt)])
+    order = f"of the layers {enumerated(layers)}" if layers else "of each latent, greatest first,"
+    alt = f"Bar chart of the KL {order} in nats: {'; '.join(numbers)}"
+    title = "Latent layers" if layers else "Latent dimensions"
+    return Section("latent", title, text, [Picture(figures.kl_bars(kl, layers), alt)])
 
 
 def _kl_text(kl: LatentKL) -> str:
@@ -145,10 +149,14 @@ def _kl_text(kl: LatentKL) -> str:
     if len(kl.names) == 1:
         why = "prior or posterior does not factorise over dimensions"
         return f"KL(q(z|x) ‖ p(z)), mean over the test data, {how}; {why}."
-    what = "latent dimension" if kl.names[0] == "z0" else f"layer ({', '.join(kl.names)})"
+    if kl.names[0] != "z0":
+        return (
+            f"KL of each layer ({', '.join(kl.names)}) given those that it depends on, mean over the test data, {how}; "
+            "bars are means over seeds, and the sum is KL(q(z|x) ‖ p(z)). A layer with a KL of 0 is not used."
+        )
     return (
-        f"KL(q(z|x) ‖ p(z)) of each {what}, mean over the test data, {how}, from the greatest to the least; each "
-        "seed is sorted by itself, and bars are means over seeds. A dimension with a KL of 0 is not used."
+        f"KL(q(z|x) ‖ p(z)) of each latent dimension, mean over the test data, {how}, from the greatest to the least; "
+        "each seed is sorted by itself, and bars are means over seeds. A dimension with a KL of 0 is not used."
     )
 
 
