@@ -36,12 +36,16 @@ bench: $(READY)  ## The benchmarks behind the README's figures; pythae joins whe
 	$(RUN) -m benchmarks.gradient_noise
 	$(RUN) -m benchmarks.sandwich
 	$(RUN) -m benchmarks.log_marginal
+	$(RUN) -m benchmarks.swap_matrix
+	$(RUN) -m benchmarks.priors
+	$(RUN) -m benchmarks.counts
 
 gpu-test: $(READY)
 	$(RUN) -m pytest -m gpu -rs
 
 gpu-bench: $(READY)
 	$(RUN) -m benchmarks.log_marginal --device cuda
+	$(RUN) -m benchmarks.priors --device cuda
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(BASE)" || { echo "Python 3.11 or later is needed; found none as python3, python3.11, ..."; exit 1; }

@@ -50,6 +50,7 @@ class Run:
         log_marginal: log p(x) of the test data, nats per datum in the data's own units, by importance sampling; where
             no posterior is trained, of the first of the test data by annealed importance sampling. Its diagnostic
             ``method`` says which. None for a cross-entropy, which is no likelihood.
+        scores: Further numbers about the test data that the algorithm knows, by name; see `Inference.scores`.
         active: Which latent dimensions are active on the test data.
         kl: KL of each latent (dimension, layer of a hierarchy, or all of z where it does not factorise) on the test
             data, and whether it was had in closed form.
@@ -65,6 +66,7 @@ class Run:
     log_marginal: Estimate | None
     active: Tensor
     kl: LatentKL
+    scores: dict[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """Returns the numbers of the table: ``elbo``, ``log_marginal``, ``active_units``, ``seconds_per_epoch``."""
@@ -136,6 +138,8 @@ class Comparison:
         for run in self.runs:
             if run.history.remark:
                 texts.setdefault(f"{run.algorithm}: {run.history.remark}", []).append(run.seed)
+            for name, score in run.scores.items():
+                texts.setdefault(f"{run.algorithm}: {name} {score:.3f} on the test data", []).append(run.seed)
         return [f"{text} (seed {', '.join(map(str, seeds))})" for text, seeds in texts.items()]
 
     @property
@@ -188,6 +192,7 @@ def compare(
     start = time.perf_counter()
     experiment = experiment.resolved()
     data = experiment.load_data(progress) if data is None else data
+    experiment = experiment.completed(data)
     check(experiment, data)
     runs = [_run(experiment, spec, seed, data, progress) for seed in experiment.seeds for spec in experiment.inference]
     first = {run.algorithm: run.vae for run in runs if run.seed == experiment.seeds[0]}
@@ -271,6 +276,7 @@ def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, pro
         log_marginal=None if marginal is None else marginal.about(first(shift, marginal), **about),
         active=active.cpu(),
         kl=kl,
+        scores=algorithm.scores(vae, test),
     )
 
 
@@ -327,6 +333,7 @@ def _run_record(run: Run) -> dict[str, Any]:
         if (k := about.get("pareto_k")) is not None:
             record["pareto_k_above_0.7"] = float((k > 0.7).double().mean())
             record["pareto_k_median"] = finite_or_none(float(k.nanmedian()))
+    record |= {name: finite_or_none(x) for name, x in run.scores.items()}
     if run.inference.trains_posterior:
         record["kl"] = run.kl.record()
     record |= {"steps": run.history.steps, "stopped": run.history.stopped, "remark": run.history.remark}

@@ -107,6 +107,9 @@ class Hierarchy(nn.Module):
     The first layer sees the context; each later one the layer drawn before it, unless ``inputs`` says otherwise.
     `Reads` gives the likelihood the layers that it names.
 
+    A draw and its density come from two passes through the layers' networks: do not use dropout or batch
+    normalisation in these.
+
     Arguments:
         inputs: For a layer, what it is given, among the layers drawn before it and ``"context"``.
         **layers: Modules whose ``forward(inputs)`` returns a distribution, with an attribute ``event_shape`` of one

@@ -124,6 +124,19 @@ def _closed_form(q: Distribution, p: Distribution) -> Tensor | None:
         return None
 
 
+def _kl_of_pushed(q: Pushed, p: TorchDistribution) -> Tensor:
+    """The same, for torch's registry, which Pyro's TraceMeanField_ELBO asks."""
+    pulled = _pulled_back(q, p)
+    value = None if pulled is None else _closed_form(q.base_dist, pulled)
+    if value is None:
+        raise NotImplementedError
+    return value
+
+
+register_kl(Pushed, Independent)(_kl_of_pushed)
+register_kl(Pushed, TransformedDistribution)(_kl_of_pushed)
+
+
 def _pulled_back(q: Pushed, p: Distribution) -> Distribution | None:
     """The prior of u where q pushes u through T, and p is itself a distribution of T(u), as a LogNormal is of exp(u).
 

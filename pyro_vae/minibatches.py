@@ -284,6 +284,9 @@ class ValueCheck:
             inside |= within.reshape(within.shape + (1,) * (x.dim() - within.dim()))
         bad = observed & ~inside
         support, family = self.supports[0], f"likelihood `{self.family}`"
+        if hasattr(support, "complaint") and bool(bad.any()):
+            row = int(bad.nonzero()[0, 0])
+            raise InputError(f"{name}: row {row} (from 0) {support.complaint(x[row])}, for the {family}.")
         if hasattr(support, "check_cells") and bool(bad.any()):
             column = int(bad.nonzero()[0, -1])
             support, family = support.supports[column], f"likelihood of column `{support.names[column]}`"

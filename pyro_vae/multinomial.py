@@ -24,6 +24,14 @@ class CountVector(constraints.Constraint):  # type: ignore[misc, unused-ignore]
         whole = ((value >= 0) & (value == value.floor())).all(-1)
         return whole & (value.sum(-1) <= self.total_count)
 
+    def complaint(self, value: Tensor) -> str:
+        """Returns what is wrong with one vector outside the constraint."""
+        if bool((value < 0).any()) or bool((value != value.floor()).any()):
+            bad = int(((value < 0) | (value != value.floor())).nonzero()[0])
+            return f"has {value[bad].item():g} in column {bad} (from 0); counts are whole numbers, none negative"
+        n, largest = int(value.sum()), int(torch.as_tensor(self.total_count).max())
+        return f"sums to {n}, more than total_count={largest}; declare total_count, the largest sum, as {n} or more"
+
     def __repr__(self) -> str:
         largest = int(torch.as_tensor(self.total_count).max())
         return f"CountVector(whole numbers, none negative, with a sum of at most total_count={largest})"

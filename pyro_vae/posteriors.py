@@ -16,7 +16,7 @@ from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of
 from pyro_vae.hierarchy import HierarchicalDistribution
-from pyro_vae.modes import isolated
+from pyro_vae.modes import evaluating, isolated
 from pyro_vae.networks import MLP, mlp
 
 
@@ -157,6 +157,13 @@ def onto_support(
     Raises:
         InputError: For a posterior over the real space with a prior whose density does not integrate to 1 there.
     """
+    with evaluating(nn.ModuleList([posterior, prior])):
+        return _onto_support(posterior, q, prior, p, context_features)
+
+
+def _onto_support(
+    posterior: nn.Module, q: TorchDistribution, prior: nn.Module, p: TorchDistribution, context_features: int
+) -> nn.Module:
     if p.support.is_discrete or not is_real(q.support):
         return posterior
     try:

@@ -44,9 +44,14 @@ def call_once(part: str, module: nn.Module, *arguments: Tensor, **handed: nn.Mod
 
 
 @torch.no_grad()
-def draw_two(prior: TorchDistribution) -> Tensor:
-    """Returns two draws of z, off the global random stream, shape ``(2, *latent_shape)``."""
-    with isolated(0):
+def draw_two(prior: TorchDistribution, module: nn.Module) -> Tensor:
+    """Returns two draws of z, off the global random stream, shape ``(2, *latent_shape)``.
+
+    Arguments:
+        prior: The prior.
+        module: That returned it; a hierarchy runs its networks when it is drawn from.
+    """
+    with isolated(0), evaluating(module):
         try:
             return prior.sample(() if prior.batch_shape else (2,))
         except (ValueError, RuntimeError, NotImplementedError) as error:
@@ -77,13 +82,18 @@ def check_batch_shape(part: str, distribution: TorchDistribution, expected: tupl
         )
 
 
-def check_supports(prior: TorchDistribution, posterior: TorchDistribution) -> None:
+def check_supports(prior: TorchDistribution, posterior: TorchDistribution, *modules: nn.Module) -> None:
     """Raises an `InputError` where prior and posterior do not have the same support, as far as draws of each tell.
 
     Where the posterior leaves part of the prior's support out, importance weights miss that part in silence; where
     it goes beyond, log p(z) is that of an impossible z.
+
+    Arguments:
+        prior: The prior.
+        posterior: The posterior.
+        *modules: That returned them.
     """
-    with isolated(0):
+    with isolated(0), evaluating(nn.ModuleList(modules)):
         for name, drawn, other, support in (
             ("posterior", posterior, "prior", prior.support),
             ("prior", prior, "posterior", posterior.support),

@@ -1,7 +1,8 @@
-r"""Progress bars, on standard error and on a terminal only."""
+r"""Progress on standard error: bars on a terminal, and elsewhere a line at the beginning of what takes long."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +14,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, 
 def tracked(items: Sequence[int], title: str | None) -> Iterator[int]:
     """Yields the items, with a progress bar where there is a title for it."""
     console = Console(stderr=True)
-    if title is None or not console.is_terminal:
+    if title is None:
+        yield from items
+    elif not console.is_terminal:
+        _line(title)
         yield from items
     else:
         yield from track(items, description=title, console=console, transient=True)
+
+
+def _line(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 @contextmanager
@@ -29,6 +38,8 @@ def steps_bar(shown: bool | str, total: int) -> Iterator[Callable[[int, float], 
     """
     console = Console(stderr=True)
     if not shown or not console.is_terminal:
+        if shown:
+            _line(f"{shown if isinstance(shown, str) else 'fit'}: {total} steps")
         yield lambda step, bound: None
         return
     columns = (

@@ -80,7 +80,10 @@ def write_run(comparison: Comparison, folder: Path) -> None:
     """
     comparison.experiment.to_yaml(folder / "experiment.yaml")
     (folder / "result.json").write_text(json.dumps(comparison.record(), indent=1, allow_nan=False), encoding="utf-8")
-    rows = [{"algorithm": run.algorithm, "seed": run.seed, **run.metrics(), **run.errors()} for run in comparison.runs]
+    rows = [
+        {"algorithm": run.algorithm, "seed": run.seed, **run.metrics(), **run.errors(), **run.scores}
+        for run in comparison.runs
+    ]
     pd.DataFrame(rows).to_csv(folder / "metrics.csv", index=False)
     curves(comparison).to_csv(folder / "curves.csv", index=False)
     (folder / "weights").mkdir()

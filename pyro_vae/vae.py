@@ -16,7 +16,6 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.hierarchy import Reads, blocks_of
 from pyro_vae.masking import masked
-from pyro_vae.modes import evaluating
 from pyro_vae.moments import centre, representative
 from pyro_vae.param_store import Registered
 from pyro_vae.parameter_prior import ParameterPrior
@@ -109,9 +108,7 @@ class VAE(Registered):
         p = call_once("prior", prior, *covariates, **self._handed(posterior))
         check_batch_shape("prior", p, (2,) if context_features else ())
         self.latent_shape = p.event_shape
-        with evaluating(prior):  # a hierarchy runs its networks when it is drawn from
-            z = draw_two(p)
-        x_given_z = call_once("likelihood", likelihood, self._decoded(z, covariates))
+        x_given_z = call_once("likelihood", likelihood, self._decoded(draw_two(p, prior), covariates))
         check_batch_shape("likelihood", x_given_z)
         self.event_shape = x_given_z.event_shape
         self.posterior = self._posterior(posterior, p)
@@ -349,8 +346,7 @@ class VAE(Registered):
         if isinstance(q, Tensor):
             posterior = derive_posterior(self.prior, posterior, self.context_features)
         else:
-            with evaluating(self), evaluating(posterior):
-                posterior = onto_support(posterior, q, self.prior, p, self.context_features)
+            posterior = onto_support(posterior, q, self.prior, p, self.context_features)
         q = call_once("posterior", posterior, self._zeros(width))
         check_batch_shape("posterior", q)
         if q.event_shape != self.latent_shape:
@@ -359,8 +355,7 @@ class VAE(Registered):
                 "declare both with the same event_shape."
             )
         check_blocks(p, q)
-        with evaluating(self), evaluating(posterior):
-            check_supports(p, q)
+        check_supports(p, q, self.prior, posterior)
         return posterior
 
     def probe_batch(self) -> Batch:

@@ -169,3 +169,14 @@ def test_no_closed_form_is_taken_where_the_transforms_differ() -> None:
             dist.MultivariateNormal(torch.zeros(6, 3), torch.eye(3)), dist.Laplace(torch.zeros(3), 1.0).to_event(1)
         )
     assert analytic_kl(matrix, dist.Normal(torch.zeros(3, 3), 1.0).to_event(2)).shape == (6,)
+
+
+def test_pyro_knows_the_closed_form_of_a_posterior_that_is_pushed_onto_a_log_normal_prior() -> None:
+    prior = Conditional(dist.LogNormal, (3,), loc=Fixed(0.3), scale=Fixed(0.8))
+    vae = VAE(prior, Conditional(dist.Bernoulli, (5,), given=mlp(3, 4))).double()
+    q, p = vae.encode(torch.zeros(2, 5).double()), vae.prior_given(None)
+    expected = kl_divergence(q.base_dist, dist.Normal(0.3, 0.8).expand((2, 3)).to_event(1))
+    torch.testing.assert_close(kl_divergence(q, p.expand((2,))), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(analytic_kl(q, p), expected, rtol=1e-6, atol=1e-6)
+    with pytest.raises(NotImplementedError):
+        kl_divergence(q, dist.Gamma(torch.ones(2, 3).double(), 1.0).to_event(1))

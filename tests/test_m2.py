@@ -535,11 +535,14 @@ def test_the_command_compares_from_a_file_and_its_numbers_are_of_x_given_the_lab
     assert "100 of 1,437 training labels known" in (folder / "report.html").read_text()
     (run,), experiment = record["runs"], Experiment.from_yaml(folder / "experiment.yaml")
     assert "of log p(x|y)" in run["remark"]
+    assert "on the test data" in (folder / "report.html").read_text()
     assert experiment.data.labelled == 100
     vae, m2, test = load(folder), load_inference(folder), experiment.load_data().batch("test")
     assert bool(test.context.isfinite().all())
     for name, estimate in (("elbo", elbo(vae, test, 5, seed=0)), ("log_marginal", log_marginal(vae, test, 20, seed=0))):
         assert run[name] == pytest.approx(estimate.value, rel=1e-6)
+    right = m2.classify(vae, test).argmax(-1) == test.context.argmax(-1)
+    assert run["accuracy"] == pytest.approx(float(right.double().mean()))
     wrong = test._replace(context=test.context.roll(1, 1))
     assert elbo(vae, wrong, 5, seed=0).value < run["elbo"]  # given another label
     trained = compare(experiment).runs[0]  # the same once more

@@ -2,14 +2,16 @@
 
 from functools import partial
 
+import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
 from z_test import assert_mean
 
-from pyro_vae import VAE, Conditional, Fixed, Network, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Experiment, Fixed, Network, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB
+from pyro_vae.minibatches import check_values
 from pyro_vae.multinomial import DirichletMultinomial, Multinomial
 
 ADAM = partial(torch.optim.Adam, lr=0.02)
@@ -50,7 +52,7 @@ def test_the_density_is_pyros_at_each_length(family):
 )
 def test_too_long_fractional_and_negative_documents_are_refused_by_name(family, row):
     x = torch.cat([documents([3, 10, 5]), torch.tensor([row])])
-    with pytest.raises(InputError, match=r"row 3.*sum of at most total_count=10.*`(Dirichlet)?Multinomial`"):
+    with pytest.raises(InputError, match=r"row 3 \(from 0\) (sums to|has).*`(Dirichlet)?Multinomial`"):
         fit(make_vae(family, 10), x, AEVB(), optimizer=ADAM, epochs=1)
 
 
@@ -75,3 +77,26 @@ def test_a_network_gives_the_logits():
     x = documents([9, 3, 0])
     likelihood(torch.randn(3, 2)).log_prob(x).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in likelihood.parameters())
+
+
+def test_a_document_that_is_too_long_is_refused_with_its_length():
+    vae = VAE(
+        Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0)),
+        Conditional(dist.Multinomial, (4,), given=mlp(2, 5), total_count=Fixed(3)),
+    )
+    x = torch.tensor([[3.0, 0, 0, 0], [2, 1, 1, 0]])
+    with pytest.raises(InputError, match=r"row 1 \(from 0\) sums to 4, more than total_count=3; declare total_count"):
+        check_values(vae, Batch(x), check_support=True)
+
+
+def test_an_experiment_takes_the_largest_total_from_the_data(tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).poisson(2.0, (40, 5)))
+    content = {"data": {"name": str(tmp_path / "x.npy")}, "latent": 2, "likelihood": "Multinomial"}
+    experiment = Experiment.parse(content)
+    data = experiment.load_data()
+    largest = int(max(part.sum(1).max() for part in (data.train, data.valid, data.test)))
+    likelihood = experiment.completed(data).likelihood.build((5,), torch.nn.Linear(2, 2))
+    assert likelihood(torch.zeros(1, 2)).total_count == largest
+    assert experiment.build(data).generate(3).sum(1).tolist() == [largest] * 3
+    named = Experiment.parse({**content, "likelihood": {"family": "Multinomial", "total_count": 99}})
+    assert named.completed(data) == named

@@ -313,3 +313,11 @@ def test_the_schema_accepts_what_is_read(text, tmp_path):
 )
 def test_the_schema_refuses_what_is_not_read(text):
     assert not valid(read(text), SCHEMA)
+
+
+def test_a_layer_is_normal_unless_it_says_otherwise_and_one_layer_is_read_by_its_name():
+    content = {"prior": {"hierarchy": {"z2": {"size": 2}, "z1": {"size": 3}}}}
+    experiment = Experiment.parse({**content, "likelihood": {"family": "Bernoulli", "reads": "z1"}})
+    spelled = {"hierarchy": {name: {"size": size, "family": "Normal"} for name, size in (("z2", 2), ("z1", 3))}}
+    assert experiment == Experiment.parse({"prior": spelled, "likelihood": {"family": "Bernoulli", "reads": ["z1"]}})
+    assert experiment.assemble(6, None, 10).prior.blocks == {"z1": slice(0, 3), "z2": slice(3, 5)}

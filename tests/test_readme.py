@@ -130,3 +130,18 @@ def test_the_priors_on_static_mnist_are_the_committed_result():
             paired = row["minus_standard"]["log_p"]
             difference = f"{paired['mean']:+.2f} ± {paired['half_width']:.2f}"
         assert f"| `{name}` | {bound} | {log_p} | {difference} |" in README
+
+
+def test_the_topics_are_the_committed_result():
+    result = json.loads((ROOT / "benchmarks" / "results" / "counts.json").read_text())
+    rows = {"dirichlet": "Dirichlet(0.1) prior", "logistic-normal": "logistic-normal prior"}
+    for name, label in rows.items():
+        row = result["summary"][name]
+        cells = [
+            f"{row[key]['mean']:.0f} ± {row[key]['half_width']:.0f}"
+            for key in ("predictive", "topics_above_one_percent")
+        ]
+        assert re.search(rf"^\| {re.escape(label)}[^|]* \| {cells[0]} \| {cells[1]} \|$", README, re.M)
+    for name, label in {"unigram": "unigram", "dirichlet-multinomial": "Dirichlet-multinomial without topics"}.items():
+        value = result["without_topics"][name]["predictive"]["value"]
+        assert f"| {label}, closed form | {value:.0f} | - |" in README

@@ -98,6 +98,21 @@ class DistributionSpec(Part):
         given, head = place.trunk(self.network, lambda: self.num_network_parameters(place.event_shape))
         return self.build(place.event_shape, given, head or None)
 
+    def completed(self, largest_total: int) -> DistributionSpec:
+        """Returns the declaration with the largest total of a row as the ``total_count`` that it leaves open.
+
+        Arguments:
+            largest_total: Of the data's rows.
+        """
+        support = getattr(self.family_class, "support", None)
+        of_rows = isinstance(support, Constraint) and support.event_dim == 1
+        if not of_rows or "total_count" not in parameters_of(self.family):
+            return self
+        if "total_count" in (self.model_extra or {}):
+            return self
+        said = {**self.model_dump(exclude_none=True), "total_count": max(largest_total, 1)}
+        return type(self).model_validate(said)
+
     def sources(self) -> dict[str, Source]:
         """Returns the source of each parameter that is named."""
         return {name: read_source(name, value) for name, value in (self.model_extra or {}).items()}

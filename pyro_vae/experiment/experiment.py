@@ -271,6 +271,21 @@ class Experiment(Strict):
         chosen = _explained("likelihood", lambda: likelihood.resolved(contents))
         return self.model_copy(update={"likelihood": chosen})
 
+    def completed(self, data: datasets.Data) -> Experiment:
+        """Returns the experiment with what the likelihood leaves open taken from the data: a `total_count` of rows.
+
+        Arguments:
+            data: What `load_data` returns.
+        """
+        likelihood = self.likelihood
+        if not isinstance(likelihood, DistributionSpec):
+            return self
+        totals = [x.sum(1).max() for x in (data.train, data.valid, data.test) if x is not None]
+        total = torch.stack(totals).max()
+        if not bool(total.isfinite()):
+            return self
+        return self.model_copy(update={"likelihood": likelihood.completed(int(total))})
+
     def load_data(self, progress: bool = False) -> datasets.Data:
         """Returns the data, prepared for the likelihood's support.
 
@@ -302,7 +317,11 @@ class Experiment(Strict):
             InputError: Where the parts do not fit each other or the data.
         """
         data = self.load_data() if data is None else data
-        return self.resolved().assemble(data.train.shape[1], data.image_shape, len(data.train), data.context_features)
+        return (
+            self.resolved()
+            .completed(data)
+            .assemble(data.train.shape[1], data.image_shape, len(data.train), data.context_features)
+        )
 
     def assemble(self, dim: int, image_shape: tuple[int, ...] | None, size: int, context_features: int = 0) -> VAE:
         """Returns a new VAE for ``size`` data of ``dim`` cells each, with ``context_features`` covariates."""

@@ -42,7 +42,10 @@ class LayerSpec(Strict):
         if not isinstance(value, dict):
             raise ValueError(f"expected a part with a size, such as {{size: 3, family: Normal}}; got {value!r}")
         rest = {name: content for name, content in value.items() if name != "size"}
-        return {name: value[name] for name in ("size",) if name in value} | {"part": rest.get("part", rest)}
+        part = rest.get("part", rest)
+        if isinstance(part, dict) and "family" not in part and not any(tag in part for tag in _PARTS):
+            part = {"family": "Normal", **part}
+        return {name: value[name] for name in ("size",) if name in value} | {"part": part}
 
     @field_validator("part")
     @classmethod

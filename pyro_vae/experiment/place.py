@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator
 from torch import nn
 from torch.distributions.constraints import Constraint
 
@@ -87,6 +88,10 @@ class Place:
         return replace(self, role="layer", event_shape=(size,), in_features=in_features, network=network)
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Part(Strict):
     """Prior, likelihood or posterior in an experiment file.
 
@@ -96,7 +101,7 @@ class Part(Strict):
     """
 
     network: NetworkSpec | None = None
-    reads: list[str] | None = None
+    reads: Annotated[list[str] | None, BeforeValidator(_listed)] = None
 
     @property
     @abstractmethod

@@ -133,6 +133,15 @@ class Inference(nn.Module):
         """Returns what a reader of the finished run's numbers must know; empty where there is nothing."""
         return ""
 
+    def scores(self, vae: VAE, data: Batch) -> dict[str, float]:
+        """Returns further numbers about held-out data, by name, such as a classifier's accuracy; by default none.
+
+        Arguments:
+            vae: That it has trained.
+            data: Held-out data.
+        """
+        return {}
+
     def extra_repr(self) -> str:
         arguments = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in arguments)

@@ -121,6 +121,13 @@ class M2(Inference):
         anything = batch.x.new_zeros(len(batch.x), vae.context_features)
         return self._log_q(vae, vae.check(batch._replace(context=anything))).exp()
 
+    def scores(self, vae: VAE, data: Batch) -> dict[str, float]:
+        """Returns ``accuracy``: for which share of the data q(y|x) is greatest at their label."""
+        if data.context is None:
+            return {}
+        right = self.classify(vae, data).argmax(-1).cpu() == data.context.argmax(-1).cpu()
+        return {"accuracy": float(right.double().mean())}
+
     def remark(self) -> str:
         return (
             "its bound in training is of log p(x, y) where the label y is known and of log p(x) elsewhere; the numbers "

@@ -1,0 +1,121 @@
+r"""The simplex, right in single precision: its bijection in log space, and the logistic normal distribution on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import IndependentTransform, StickBreakingTransform, Transform
+from torch.nn.functional import logsigmoid, pad
+
+
+class StickBreaking(StickBreakingTransform):
+    r"""The stick-breaking bijection from n real numbers to the simplex of n + 1 cells, computed in log space.
+
+    .. math:: \log z_i = \log\sigma(y_i) + \sum_{j<i} \log\sigma(-y_j), \qquad y_i = u_i - \log(n + 1 - i)
+
+    for i = 1, ..., n; the last cell has what is left, :math:`\log z_{n+1} = \sum_j \log\sigma(-y_j)`. The inverse is
+    :math:`y_i = \log z_i - \log \sum_{j>i} z_j`, and :math:`\log |\det J| = \sum_i (\log z_i + \log\sigma(-y_i))`.
+
+    It is the map of `torch.distributions.transforms.StickBreakingTransform`, and equal to it by ``==``. That one
+    computes what is left of the stick as 1 minus what was broken off, of which float32 keeps no digit once it is
+    below 1e-7. Here each cell has its own relative precision, so that u comes back from z. Cells below the smallest
+    normal number (1e-38 in float32) are that number, and have gradient 0.
+
+    Reference: Linderman, Johnson and Adams, "Dependent multinomial models made easy", 2015, equation 2.
+
+    Example:
+        >>> import torch
+        >>> u = torch.tensor([20.0, 1.0, -2.0])  # z is 1.00, 3.0e-09, 1.3e-09 and 9.8e-09
+        >>> [round(float(v), 4) for v in StickBreaking().inv(StickBreaking()(u))]
+        [20.0, 1.0, -2.0]
+    """
+
+    sign = 1  # the Jacobian is triangular, and its diagonal positive
+
+    def log_simplex(self, u: Tensor) -> Tensor:
+        """Returns log z, which does not underflow, shape ``(..., n + 1)``, of u of shape ``(..., n)``."""
+        y = u - _log_offset(u)
+        left = logsigmoid(-y).cumsum(-1)
+        return pad(logsigmoid(y), [0, 1]) + pad(left, [1, 0])
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """Returns log |det J| at u = ``x``, shape ``(...)``; z = ``y`` is not needed."""
+        shifted, n = x - _log_offset(x), x.shape[-1]
+        # What is left after break j is a factor of the derivatives of the n - j cells before the last, and of its own.
+        times = torch.arange(n, 0, -1, dtype=x.dtype, device=x.device)
+        return (logsigmoid(shifted) + times * logsigmoid(-shifted)).sum(-1)
+
+    def _call(self, x: Tensor) -> Tensor:
+        # The logarithms are those of a simplex up to rounding, and softmax takes the rounding out of the sum.
+        z = self.log_simplex(x).softmax(-1)
+        return z.clamp_min(torch.finfo(z.dtype).tiny)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        tiny = torch.finfo(y.dtype).tiny
+        z = torch.where(y > tiny, y, tiny)
+        right = z[..., 1:].flip(-1).cumsum(-1).flip(-1)  # of positive terms: nothing cancels
+        u = z[..., :-1].log() - right.log()
+        return u + _log_offset(u)
+
+
+def _log_offset(u: Tensor) -> Tensor:
+    """log n, ..., log 2, log 1: u = 0 is the centre of the simplex."""
+    return torch.arange(u.shape[-1], 0, -1, dtype=u.dtype, device=u.device).log()
+
+
+def bijection_onto(support: Constraint) -> Transform:
+    r"""Returns the bijection from real numbers onto a support: torch's ``biject_to``, onto the simplex `StickBreaking`.
+
+    Arguments:
+        support: Of a distribution over real numbers.
+
+    Raises:
+        NotImplementedError: Where no bijection is known.
+
+    Example:
+        >>> from torch.distributions import constraints
+        >>> bijection_onto(constraints.simplex), bijection_onto(constraints.positive)
+        (StickBreaking(), ExpTransform())
+    """
+    if isinstance(support, constraints.independent):
+        return IndependentTransform(bijection_onto(support.base_constraint), support.reinterpreted_batch_ndims)
+    if isinstance(support, type(constraints.simplex)):
+        return StickBreaking()
+    return biject_to(support)
+
+
+class LogisticNormal(dist.LogisticNormal):
+    r"""Logistic normal on the simplex: a diagonal Normal, pushed through `StickBreaking`.
+
+    .. math:: z = T(u), \quad u \sim N(\mu, \operatorname{diag} s^2), \qquad
+        \log p(z) = \log N(u; \mu, s^2) - \log |\det J_T(u)|, \quad u = T^{-1}(z)
+
+    It is the density of `torch.distributions.LogisticNormal`, which in float32 is wrong by hundreds of nats on 50
+    cells at s = 3: it finds u from differences that cancel. Here the error is that of rounding. `Conditional` puts
+    this class in the place of the original.
+
+    Arguments:
+        loc: :math:`\mu`, shape ``(..., L - 1)`` for L cells.
+        scale: s, of the same shape.
+        validate_args: Whether to check arguments and values.
+
+    Reference: Aitchison and Shen, "Logistic-normal distributions: some properties and uses", 1980, for the family;
+    `StickBreaking` for the map.
+
+    Example:
+        >>> import torch
+        >>> LogisticNormal(torch.zeros(2), torch.ones(2)).log_prob(torch.tensor([1 / 3, 1 / 3, 1 / 3]))
+        tensor(1.4580)
+    """
+
+    def __init__(self, loc: Tensor | float, scale: Tensor | float, validate_args: bool | None = None) -> None:
+        super().__init__(loc, scale, validate_args=validate_args)
+        self.transforms = [StickBreaking()]
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> LogisticNormal:
+        return super().expand(batch_shape, self._get_checked_instance(LogisticNormal, _instance))
