@@ -231,8 +231,7 @@ def check(experiment: Experiment, data: Data) -> None:
 
 
 def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, progress: bool) -> Run:
-    training, evaluation = experiment.training, experiment.evaluation
-    device = experiment.torch_device
+    training, device = experiment.training, experiment.torch_device
     with isolated(seed):
         vae = experiment.build(data).to(device)
         algorithm = spec.build().to(device)
@@ -258,15 +257,30 @@ def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, pro
     )
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
-    test = _test(data).to(device, vae.dtype)
+    return _evaluated(experiment, spec.label, seed, vae, algorithm, history, data, progress)
+
+
+def _evaluated(
+    experiment: Experiment,
+    label: str,
+    seed: int,
+    vae: VAE,
+    algorithm: Inference,
+    history: History,
+    data: Data,
+    progress: bool,
+) -> Run:
+    """The run of a trained VAE, judged on the test data."""
+    test = _test(data).to(vae.device, vae.dtype)
     with pyro.validation_enabled(False):  # the data were checked before the first run
-        bound = elbo(vae, test, evaluation.elbo_samples, seed=seed) if algorithm.trains_posterior else None
+        draws = experiment.evaluation.elbo_samples
+        bound = elbo(vae, test, draws, seed=seed) if algorithm.trains_posterior else None
         marginal = None if data.cross_entropy else _log_marginal(experiment, algorithm, vae, test, seed, progress)
         active, kl = active_units(vae, test), latent_kl(vae, test, seed=seed)
     about = {"data": data.name, "part": "test", "binarisation": data.binarisation}
     shift = data.units.log_jacobian_of(test.mask)
     return Run(
-        algorithm=spec.label,
+        algorithm=label,
         seed=seed,
         vae=vae,
         inference=algorithm,

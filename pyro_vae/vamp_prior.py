@@ -16,6 +16,8 @@ from pyro_vae.mixture import MixtureDistribution
 
 # Farthest pseudo-inputs from 0 at the start, before they are mapped onto an interval.
 _FARTHEST = 7.0
+# Of the first pseudo-inputs, from the bounds of their support.
+_MARGIN = 1e-3
 
 
 class VampPrior(nn.Module):
@@ -80,13 +82,7 @@ class VampPrior(nn.Module):
                 "constraints.unit_interval or constraints.positive."
             ) from None
         if initial is None:
-            initial = mean + std * torch.randn(components, features)
-            if support is not constraints.real:  # noise may leave the support
-                low, high = (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
-                margin = 1e-3
-                initial = initial.clamp(
-                    None if low is None else float(low) + margin, None if high is None else float(high) - margin
-                )
+            initial = _near(mean, std, (components, features), support)
         if tuple(initial.shape) != (components, features):
             raise InputError(
                 f"VampPrior: `initial` must hold one pseudo-input for each component, of shape "
@@ -145,3 +141,12 @@ class VampPrior(nn.Module):
 
     def extra_repr(self) -> str:
         return f"components={self.num_components}, features={self.features}"
+
+
+def _near(mean: float, std: float, shape: tuple[int, int], support: Constraint) -> Tensor:
+    """Values around a mean, kept within the bounds of a support."""
+    values = mean + std * torch.randn(shape)
+    if support is constraints.real:
+        return values
+    low, high = (getattr(support, f"{end}_bound", None) for end in ("lower", "upper"))
+    return values.clamp(None if low is None else float(low) + _MARGIN, None if high is None else float(high) - _MARGIN)
