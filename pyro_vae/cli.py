@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -174,7 +175,8 @@ def sample(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print draws of x from a trained model, in the data's own units and columns."""
-    _write(trained.sample(load(run, algorithm, seed, allow_code=allow_code), n, context=context, seed=draw_seed), out)
+    vae = load(run, algorithm, seed, allow_code=allow_code)
+    _write(trained.sample(vae, n, context=context, seed=draw_seed), out, vae.units.cell_names)
 
 
 @app.command()
@@ -189,9 +191,8 @@ def impute(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print the rows with their missing cells filled by what the model expects of them; observed cells are kept."""
-    _write(
-        trained.impute(load(run, algorithm, seed, allow_code=allow_code), data, context=context, seed=draw_seed), out
-    )
+    vae = load(run, algorithm, seed, allow_code=allow_code)
+    _write(trained.impute(vae, data, context=context, seed=draw_seed), out, vae.units.cell_names)
 
 
 def main() -> None:
@@ -249,10 +250,12 @@ def _assign(content: dict[str, Any], path: str, value: Any) -> None:
     content[last] = value
 
 
-def _write(table: pd.DataFrame, out: Path | None) -> None:
+def _write(table: pd.DataFrame, out: Path | None, cells: Sequence[str] | None = None) -> None:
+    """Writes a table; to a .npy file, whose columns have no names, the modelled cells alone where they are told."""
     if out is None:
         sys.stdout.write(table.to_csv(index=False))
     elif out.suffix == ".npy":
+        table = table if cells is None else table[list(cells)]
         words = [str(name) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
         if words:
             raise InputError(f"--out: column `{words[0]}` holds words, which a .npy file cannot; write a .csv file.")

@@ -17,6 +17,7 @@ from torch.distributions.transforms import Transform
 from pyro_vae.continuous_bernoulli import ContinuousBernoulli
 from pyro_vae.discretized_logistic import DiscretizedLogisticMixture
 from pyro_vae.multinomial import DirichletMultinomial, Multinomial
+from pyro_vae.simplex import LogisticNormal
 from pyro_vae.von_mises_fisher import SphericalUniform, VonMisesFisher
 
 # Parametrisations of one quantity: the one that is named is used, else the first.
@@ -31,6 +32,7 @@ OWN: tuple[type[TorchDistribution], ...] = (
     ContinuousBernoulli,
     DirichletMultinomial,
     DiscretizedLogisticMixture,
+    LogisticNormal,
     Multinomial,
     SphericalUniform,
     VonMisesFisher,

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
 from torch.distributions.transforms import identity_transform
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of
 from pyro_vae.posteriors import support_of
+from pyro_vae.simplex import bijection_onto
 from pyro_vae.vae import VAE
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -30,7 +30,7 @@ FIRST_STEP, _JITTER = 0.5, 0.3
 class Latents:
     r"""The latents u of a batch in unconstrained space, z = T(u), with the densities that a sampler needs.
 
-    .. math:: \log p(u) = \log p(z) + \log |\det J_T(u)|, \qquad T = \texttt{biject\_to}(\text{support of } p(z))
+    .. math:: \log p(u) = \log p(z) + \log |\det J_T(u)|, \qquad T = \texttt{bijection\_onto}(\text{support of } p(z))
 
     All methods map u of shape ``(..., B, *shape)`` to ``(..., B)``, in nats, and are differentiable in u.
 
@@ -56,7 +56,7 @@ class Latents:
                 "rws, wake-sleep or score-function to train, and log_marginal to evaluate."
             )
         try:
-            self.transform = biject_to(support_of(self.prior))
+            self.transform = bijection_onto(support_of(self.prior))
         except NotImplementedError:
             raise InputError(
                 f"{caller}: no bijection onto the support {self.prior.support} of the prior `{family}` is known, so "

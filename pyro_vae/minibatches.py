@@ -244,6 +244,18 @@ def _fits(needed: int, device: torch.device) -> bool:
     return needed < free / 2
 
 
+class Place:
+    """Says where a value stands in data that are held in memory: counted from 0."""
+
+    def row(self, row: int) -> str:
+        """Returns what to call a datum."""
+        return f"row {row} (from 0)"
+
+    def cell(self, row: int, column: int | tuple[int, ...], value: float) -> str:
+        """Returns what to call a value of a cell, in model units."""
+        return f"the value {value:g} in row {row}, column {column} (from 0)"
+
+
 class ValueCheck:
     """Refuses values that are not finite, or that lie outside the likelihood's support.
 
@@ -253,10 +265,12 @@ class ValueCheck:
         vae: Whose likelihood it is.
         check_support: Whether to check the support too.
         unknown_labels: Whether the context may have rows of nan.
+        place: Says where a bad value stands.
     """
 
-    def __init__(self, vae: VAE, check_support: bool, unknown_labels: bool = False) -> None:
+    def __init__(self, vae: VAE, check_support: bool, unknown_labels: bool = False, place: Place | None = None) -> None:
         self.vae, self.supports, self.family, self.unknown_labels = vae, [], "", unknown_labels
+        self.place = Place() if place is None else place
         if not check_support:
             return
         with torch.no_grad(), evaluating(vae), isolated(0):
@@ -273,7 +287,8 @@ class ValueCheck:
         self._check_context(batch, name)
         x = batch.x.to(self.vae.dtype)
         observed = torch.ones_like(x, dtype=torch.bool) if batch.mask is None else batch.mask
-        _refuse(name, x, observed & ~x.isfinite(), "is not finite; remove it, or hide it with Batch(x, mask=...)")
+        bad = observed & ~x.isfinite()
+        self._refuse(name, x, bad, "is not finite; remove it, or hide it with Batch(x, mask=...)")
         if not self.supports:
             return
         inside = torch.zeros_like(observed)
@@ -286,11 +301,11 @@ class ValueCheck:
         support, family = self.supports[0], f"likelihood `{self.family}`"
         if hasattr(support, "complaint") and bool(bad.any()):
             row = int(bad.nonzero()[0, 0])
-            raise InputError(f"{name}: row {row} (from 0) {support.complaint(x[row])}, for the {family}.")
+            raise InputError(f"{name}: {self.place.row(row)} {support.complaint(x[row])}, for the {family}.")
         if hasattr(support, "check_cells") and bool(bad.any()):
             column = int(bad.nonzero()[0, -1])
             support, family = support.supports[column], f"likelihood of column `{support.names[column]}`"
-        _refuse(
+        self._refuse(
             name,
             x,
             bad,
@@ -308,24 +323,28 @@ class ValueCheck:
         if len(rows):
             row = int(rows[0])
             raise InputError(
-                f"{name}: the context of row {row} (from 0) is {batch.context[row].tolist()}; it must be finite. Rows "
-                "of nan, labels that are not known, are for training by m2 alone."
+                f"{name}: the context of {self.place.row(row)} is {batch.context[row].tolist()}; it must be finite. "
+                "Rows of nan, labels that are not known, are for training by m2 alone."
             )
+
+    def _refuse(self, name: str, x: Tensor, bad: Tensor, complaint: str) -> None:
+        if bool(bad.any()):
+            row, *rest = (int(i) for i in bad.expand_as(x).nonzero()[0])
+            column = rest[0] if len(rest) == 1 else tuple(rest)
+            raise InputError(f"{name}: {self.place.cell(row, column, x[(row, *rest)].item())} {complaint}.")
 
 
 def check_values(
-    vae: VAE, batch: Batch, check_support: bool, name: str = "data", *, unknown_labels: bool = False
+    vae: VAE,
+    batch: Batch,
+    check_support: bool,
+    name: str = "data",
+    *,
+    unknown_labels: bool = False,
+    place: Place | None = None,
 ) -> None:
     """Raises an `InputError` for the first cell that is not finite or, if asked, outside the support.
 
     Rows of nan in the context are accepted where ``unknown_labels``.
     """
-    ValueCheck(vae, check_support, unknown_labels)(batch, name)
-
-
-def _refuse(name: str, x: Tensor, bad: Tensor, complaint: str) -> None:
-    if bool(bad.any()):
-        where = [int(i) for i in bad.expand_as(x).nonzero()[0]]
-        value = x[tuple(where)].item()
-        column = where[1] if len(where) == 2 else tuple(where[1:])
-        raise InputError(f"{name}: the value {value:g} in row {where[0]}, column {column} (from 0) {complaint}.")
+    ValueCheck(vae, check_support, unknown_labels, place)(batch, name)

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import biject_to, constraints
+from torch.distributions import constraints
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 from torch.distributions.transforms import Transform, identity_transform
 
@@ -18,6 +18,7 @@ from pyro_vae.families import cells_of
 from pyro_vae.hierarchy import HierarchicalDistribution
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.networks import MLP, mlp
+from pyro_vae.simplex import bijection_onto
 
 
 class Pushed(dist.TransformedDistribution):
@@ -82,7 +83,7 @@ class Pushforward(nn.Module):
 
     Arguments:
         base: Module whose ``forward(context)`` returns the distribution of u.
-        prior: Module that returns the prior; T is ``biject_to`` of its support. It is not owned: its parameters
+        prior: Module that returns the prior; T is `bijection_onto` its support. It is not owned: its parameters
             stay out of this module's.
         context_features: How many of the last features of the context the prior receives.
 
@@ -98,7 +99,7 @@ class Pushforward(nn.Module):
         """Returns q(z|x) given a context of shape ``(..., C)``."""
         given = context[..., context.shape[-1] - self.context_features :]
         prior = self.__dict__["_prior"](*([given] if self.context_features else []))
-        return Pushed(self.base(context), [biject_to(support_of(prior))])
+        return Pushed(self.base(context), [bijection_onto(support_of(prior))])
 
 
 def mirrored(likelihood: nn.Module, in_features: int) -> MLP:
@@ -127,7 +128,7 @@ def derive_posterior(prior: nn.Module, encoder: nn.Module, context_features: int
     if p.support.is_discrete:
         raise InputError(f"VAE: no posterior follows from the discrete prior `{family}`; {remedy}.")
     try:
-        transform = biject_to(support_of(p))
+        transform = bijection_onto(support_of(p))
     except NotImplementedError:
         raise InputError(
             f"VAE: no bijection onto the support {p.support} of the prior `{family}` is known; {remedy}."
@@ -145,7 +146,7 @@ def derive_posterior(prior: nn.Module, encoder: nn.Module, context_features: int
 def onto_support(
     posterior: nn.Module, q: TorchDistribution, prior: nn.Module, p: TorchDistribution, context_features: int = 0
 ) -> nn.Module:
-    """Returns the posterior, pushed through ``biject_to`` of the prior's support where only that makes it fit.
+    """Returns the posterior, pushed through the bijection onto the prior's support where only that makes it fit.
 
     Arguments:
         posterior: Module that returns q(z|x).
@@ -164,10 +165,11 @@ def onto_support(
 def _onto_support(
     posterior: nn.Module, q: TorchDistribution, prior: nn.Module, p: TorchDistribution, context_features: int
 ) -> nn.Module:
-    if p.support.is_discrete or not is_real(q.support):
+    # The last step onto the positive numbers is an affine one in torch, so that a pushed q says it were real.
+    if p.support.is_discrete or isinstance(q, Pushed) or not is_real(q.support):
         return posterior
     try:
-        transform = biject_to(support_of(p))
+        transform = bijection_onto(support_of(p))
     except NotImplementedError:
         if not hasattr(cells_of(p), "posterior_family"):
             return posterior
@@ -179,19 +181,24 @@ def _onto_support(
         fits = transform.inverse_shape(p.event_shape) == q.event_shape
         return Pushforward(posterior, prior, context_features) if fits else posterior
     if not _vanishes_at_infinity(p) and _vanishes_at_infinity(q):
-        family = type(cells_of(p)).__name__
         raise InputError(
-            f"VAE: the density of the prior `{family}` does not integrate to 1 over the support that it declares "
-            f"({p.support}), so the posterior `{type(cells_of(q)).__name__}` would give an ELBO above log p(x); pass "
-            f"posterior=Conditional(dist.{family}, {tuple(p.event_shape)}, given=...)."
+            f"VAE: the density of the prior `{type(cells_of(p)).__name__}` does not integrate to 1 over the support "
+            f"that it declares ({p.support}), so the posterior `{type(cells_of(q)).__name__}` would give an ELBO above "
+            f"log p(x); {_remedy(p)}."
         )
     return posterior
 
 
 def _remedy(p: TorchDistribution) -> str:
-    """A posterior that fits a prior from which none follows: of the family that it names, else of its own."""
-    named = getattr(cells_of(p), "posterior_family", None)
-    family = f"dist.{type(cells_of(p)).__name__}" if named is None else named.__name__
+    """A posterior that fits a prior from which none follows: of the family that it names, else of its own.
+
+    Of a mixture that is the family of its components.
+    """
+    cells = cells_of(p)
+    while isinstance(cells, dist.MixtureSameFamily):
+        cells = cells_of(cells.component_distribution)
+    named = getattr(cells, "posterior_family", None)
+    family = f"dist.{type(cells).__name__}" if named is None else named.__name__
     return f"pass posterior=Conditional({family}, {tuple(p.event_shape)}, given=...)"
 
 
@@ -209,7 +216,7 @@ def unconstrained_shape(prior: nn.Module, latent_shape: torch.Size, context_feat
     like = next((t for t in (*prior.parameters(), *prior.buffers()) if t.is_floating_point()), torch.empty(()))
     p = prior(*([like.new_zeros(1, context_features)] if context_features else []))
     try:
-        return torch.Size(biject_to(support_of(p)).inverse_shape(p.event_shape))
+        return torch.Size(bijection_onto(support_of(p)).inverse_shape(p.event_shape))
     except NotImplementedError:
         return latent_shape
 

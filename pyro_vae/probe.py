@@ -11,14 +11,21 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.families import cells_of
+from pyro_vae.families import cells_of, is_discrete
 from pyro_vae.hierarchy import blocks_of
 from pyro_vae.modes import evaluating, isolated
 
 
 @torch.no_grad()
-def call_once(part: str, module: nn.Module, *arguments: Tensor, **handed: nn.Module) -> Any:
+def call_once(part: str, module: nn.Module, *arguments: Tensor, context_features: int = 0, **handed: nn.Module) -> Any:
     """Returns what a part of a VAE returns, in evaluation mode and off the global random stream.
+
+    Arguments:
+        part: ``"prior"``, ``"likelihood"`` or ``"posterior"``.
+        module: The part.
+        *arguments: What it is called with: one tensor, or none.
+        context_features: How many of the last features of that tensor are covariates.
+        **handed: What the prior is handed besides.
 
     Raises:
         InputError: Where it fails, or returns no distribution (nor, for a posterior, features).
@@ -35,12 +42,29 @@ def call_once(part: str, module: nn.Module, *arguments: Tensor, **handed: nn.Mod
         raise
     except (TypeError, ValueError, RuntimeError, IndexError, AssertionError) as error:
         shapes = ", ".join(str(tuple(argument.shape)) for argument in arguments) or "no context"
-        reason = " ".join(str(error).split())
+        width = arguments[0].shape[-1] if arguments and isinstance(error, RuntimeError) else None
+        reason = _wrong_width(part, module, width, context_features) or " ".join(str(error).split())
         raise InputError(f"VAE: the {part} fails on {shapes}: {reason}") from error
     accepted = (torch.distributions.Distribution, Tensor) if part == "posterior" else torch.distributions.Distribution
     if not isinstance(result, accepted):
         raise InputError(f"VAE: forward of the {part} must return a distribution, got `{type(result).__name__}`.")
     return result
+
+
+def _wrong_width(part: str, module: nn.Module, width: int | None, context_features: int) -> str | None:
+    """What to say where the network of a part was made for another number of features than it gets; else None."""
+    given = getattr(getattr(module, "likelihood", module), "given", None)  # also of one that `Reads`
+    network = given if isinstance(given, nn.Module) else module
+    while isinstance(network, nn.Sequential) and not hasattr(network, "in_features") and len(network):
+        network = network[0]
+    declared = getattr(network, "in_features", None)
+    if width is None or not isinstance(declared, int) or declared == width:
+        return None
+    own = {"likelihood": "latent", "posterior": "cell"}.get(part)
+    counts = {own: width - context_features, "covariate": context_features} if own else {"covariate": width}
+    said = " and ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
+    made = f"make it for {width}, as by mlp({width}, 200)"
+    return f"its network takes {declared} features and gets {width} ({said}); {made}."
 
 
 @torch.no_grad()
@@ -93,6 +117,7 @@ def check_supports(prior: TorchDistribution, posterior: TorchDistribution, *modu
         posterior: The posterior.
         *modules: That returned them.
     """
+    derived = "" if is_discrete(prior.support) else ", or leave it out and it follows from the prior"
     with isolated(0), evaluating(nn.ModuleList(modules)):
         for name, drawn, other, support in (
             ("posterior", posterior, "prior", prior.support),
@@ -106,7 +131,7 @@ def check_supports(prior: TorchDistribution, posterior: TorchDistribution, *modu
             if not inside:
                 raise InputError(
                     f"VAE: the {name} has support {drawn.support}, with draws outside the {other}'s, {support}; choose "
-                    "a posterior with the prior's support, or leave it out and it follows from the prior."
+                    f"a posterior with the prior's support{derived}."
                 )
 
 

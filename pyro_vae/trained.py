@@ -15,13 +15,42 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import annealed_importance_sampling, log_marginal
 from pyro_vae.inference import Inference, algorithm
-from pyro_vae.minibatches import check_values
+from pyro_vae.minibatches import Place, check_values
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.moments import centre, spread
 from pyro_vae.vae import VAE
 
 # Of annealed importance sampling.
 _TEMPERATURES, _CHAINS = 500, 16
+
+
+class _InFile(Place):
+    """Says where a value stands in a file, and what it is there.
+
+    Arguments:
+        rows: The file's rows.
+        units: Of the model.
+    """
+
+    def __init__(self, rows: datasets.Rows, units: datasets.DataTransform) -> None:
+        self.own, self.columns = rows.own, units.columns
+
+    def row(self, row: int) -> str:
+        return f"data row {row + 1} (counted from 1, below the header)"
+
+    def cell(self, row: int, column: int | tuple[int, ...], value: float) -> str:
+        if isinstance(column, tuple):  # a likelihood of images
+            return f"the value {value:g} in {self.row(row)}, cell {column}"
+        name = f"`{self.columns[column]}`" if self.columns else str(column + 1)
+        return f"`{self.own[row, column].item():g}` in {self.row(row)}, column {name}"
+
+
+def _read(vae: VAE, path: str | os.PathLike[str], seed: int, context: str | os.PathLike[str] | None) -> datasets.Rows:
+    """A file's rows, whose values the model can take."""
+    rows = datasets.read_whole(path, vae.units, torch.Generator().manual_seed(seed), context)
+    place = _InFile(rows, vae.units)
+    check_values(vae, rows.batch, not vae.units.cross_entropy, f"`{path}`", place=place)
+    return rows
 
 
 def read_rows(
@@ -41,9 +70,7 @@ def read_rows(
     Raises:
         InputError: For a file, a column or a cell that cannot be used.
     """
-    batch = datasets.read_rows(path, vae.units, torch.Generator().manual_seed(seed), context)
-    check_values(vae, batch, check_support=not vae.units.cross_entropy)
-    return batch
+    return _read(vae, path, seed, context).batch
 
 
 def score(
@@ -119,8 +146,9 @@ def _algorithm(vae: VAE) -> Inference:
 def sample(vae: VAE, n: int, *, context: str | os.PathLike[str] | None = None, seed: int = 0) -> pd.DataFrame:
     """Returns n draws of x from the model, in the data's own units and columns (``x0 ...`` where they have no names).
 
-    Columns of words hold words. Where the model has a context, its columns stand behind, so that each draw says what
-    it is given. Where it has an offset, draws are those of a typical size, the geometric mean of the training rows.
+    Columns of words hold words. Where the model has a context, its columns stand behind, as they were given, so that
+    each draw says what it is given. Where it has an offset, draws are those of a typical size, the geometric mean of
+    the training rows.
 
     Arguments:
         vae: From `pyro_vae.load`.
@@ -135,8 +163,7 @@ def sample(vae: VAE, n: int, *, context: str | os.PathLike[str] | None = None, s
     units = vae.units
     given = None
     if context is not None:
-        rows = datasets.read_context(context, units)
-        given = rows[torch.arange(n) % len(rows)]
+        given = datasets.read_given(context, units).in_turn(n)
     elif units.context:
         names = ",".join(f"{column.name}=..." for column in units.context)
         raise InputError(
@@ -144,16 +171,18 @@ def sample(vae: VAE, n: int, *, context: str | os.PathLike[str] | None = None, s
             "table that has these columns."
         )
     with evaluating(vae), isolated(seed, "sample"):
-        x = vae.generate(n, None if given is None else given.to(vae.device, vae.dtype)).flatten(1)
+        x = vae.generate(n, None if given is None else given.covariates.to(vae.device, vae.dtype)).flatten(1)
     frame = units.to_frame(x)
-    return frame if given is None else pd.concat([frame, datasets.context_frame(units, given)], axis=1)
+    return frame if given is None else pd.concat([frame, given.columns], axis=1)
 
 
 @torch.no_grad()
 def impute(
     vae: VAE, path: str | os.PathLike[str], *, context: str | os.PathLike[str] | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    r"""Returns a file's rows with their missing cells filled, in own units and columns; observed cells are kept.
+    r"""Returns a file's rows with their missing cells filled, in own units; observed cells are kept.
+
+    Columns are those that the model knows, its context and offset too, in the file's order.
 
     .. math:: \hat x_j = E[x_j | z = E_q[z | x_\mathrm{observed}]]
 
@@ -176,8 +205,7 @@ def impute(
         )
     if vae.units.missing != "mask":
         raise InputError("impute: this model knows no missing cells; train it with `data: {name: ..., missing: mask}`.")
-    batch, own = datasets.read_both(path, vae.units, torch.Generator().manual_seed(seed), context)
-    check_values(vae, batch, check_support=not vae.units.cross_entropy)
+    rows = _read(vae, path, seed, context)
     with evaluating(vae), pyro.validation_enabled(False):  # the rows were checked just now
-        expected = vae.reconstruct(batch.to(vae.device, vae.dtype)).flatten(1).cpu()
-    return vae.units.named(torch.where(own.isnan(), vae.units.to_own_units(expected), own))
+        expected = vae.reconstruct(rows.batch.to(vae.device, vae.dtype)).flatten(1).cpu()
+    return rows.table(vae.units, torch.where(rows.own.isnan(), vae.units.to_own_units(expected), rows.own))

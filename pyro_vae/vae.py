@@ -51,9 +51,9 @@ class VAE(Registered):
             ``batch_shape == (...)``.
         posterior: q(z|x): a module whose ``forward(context)`` maps flattened data ``(..., D)`` to a distribution
             over z. A network that returns features instead is taken as the encoder of a posterior that follows
-            from the prior's support: a diagonal Normal in unconstrained space, pushed through ``biject_to`` of
-            the support. None: the same, with the likelihood's own hidden layers in reverse as encoder. A posterior
-            over the real space is pushed in the same way where the prior's support is bounded.
+            from the prior's support: a diagonal Normal in unconstrained space, pushed through the bijection onto the
+            support. None: the same, with the likelihood's own hidden layers in reverse as encoder. A posterior over
+            the real space is pushed in the same way where the prior's support is bounded.
         size: N, the number of training data. `model` and `guide` then scale a minibatch of M by N/M, so that
             Pyro's SVI sees the ELBO of the whole data set.
         parameter_prior: A `ParameterPrior`, or a univariate distribution for the weight matrices of theta: the
@@ -105,10 +105,11 @@ class VAE(Registered):
         self.algorithm: str | None = None
         self.size, self.parameter_prior, self.context_features = size, parameter_prior, context_features
         covariates = [self._zeros(0)] if context_features else []
-        p = call_once("prior", prior, *covariates, **self._handed(posterior))
+        p = call_once("prior", prior, *covariates, context_features=context_features, **self._handed(posterior))
         check_batch_shape("prior", p, (2,) if context_features else ())
         self.latent_shape = p.event_shape
-        x_given_z = call_once("likelihood", likelihood, self._decoded(draw_two(p, prior), covariates))
+        given = self._decoded(draw_two(p, prior), covariates)
+        x_given_z = call_once("likelihood", likelihood, given, context_features=context_features)
         check_batch_shape("likelihood", x_given_z)
         self.event_shape = x_given_z.event_shape
         self.posterior = self._posterior(posterior, p)
@@ -342,12 +343,12 @@ class VAE(Registered):
         if posterior is None:
             like = self._like()
             posterior = mirrored(self.likelihood, width + self.context_features).to(like.device, like.dtype)
-        q = call_once("posterior", posterior, self._zeros(width))
+        q = call_once("posterior", posterior, self._zeros(width), context_features=self.context_features)
         if isinstance(q, Tensor):
             posterior = derive_posterior(self.prior, posterior, self.context_features)
         else:
             posterior = onto_support(posterior, q, self.prior, p, self.context_features)
-        q = call_once("posterior", posterior, self._zeros(width))
+        q = call_once("posterior", posterior, self._zeros(width), context_features=self.context_features)
         check_batch_shape("posterior", q)
         if q.event_shape != self.latent_shape:
             raise InputError(

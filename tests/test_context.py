@@ -16,16 +16,16 @@ import torch
 from torch.distributions import constraints
 
 import pyro_vae
-from pyro_vae import trained
+from pyro_vae import cli, trained
 from pyro_vae.comparison import check, compare
 from pyro_vae.datasets import (
     DataError,
     DataTransform,
-    context_frame,
     load,
     newsgroups,
     newsgroups_halves,
     read_context,
+    read_given,
     read_rows,
 )
 from pyro_vae.datasets.files import content_digest
@@ -83,7 +83,17 @@ def test_covariates_are_standardised_on_train_and_words_one_hot(table):
     assert batch.context[:, 0].mean().item() == pytest.approx(0, abs=1e-6)
     assert batch.context[:, 0].std(correction=0).item() == pytest.approx(1, abs=1e-6)
     parts = [data.batch(part) for part in ("train", "valid", "test")]
-    own = pd.concat([data.units.to_frame(part.x).join(context_frame(data.units, part.context)) for part in parts])
+    age, sex = data.units.context
+    beside = [
+        pd.DataFrame(
+            {
+                "age": part.context[:, 0].double() * age.scale + age.centre,
+                "sex": np.array(sex.levels)[part.context[:, 1:].argmax(1)],
+            }
+        )
+        for part in parts
+    ]
+    own = pd.concat([data.units.to_frame(part.x).join(given) for part, given in zip(parts, beside, strict=True)])
     order = list(frame.columns)
     found = own[order].round({name: 0 for name in order if name != "sex"})
     assert sorted(found.itertuples(index=False, name=None)) == sorted(frame.itertuples(index=False, name=None))
@@ -142,7 +152,12 @@ def test_a_context_is_read_from_words_or_from_a_table(table, tmp_path):
     (tmp_path / "c.csv").write_text("sex,age\nm,50\nf,20\n")
     rows = read_context(tmp_path / "c.csv", units)
     assert torch.equal(rows[:1], given)
-    assert context_frame(units, rows).sex.tolist() == ["m", "f"]
+    assert rows[:, 1:].argmax(1).tolist() == [1, 0]
+    assert read_given(tmp_path / "c.csv", units).columns.to_dict("list") == {"age": [50, 20], "sex": ["m", "f"]}
+    for said in ("50", "0.1", "1", "1e300", "-7"):  # what was asked, to the last digit
+        (value,) = read_given(f"sex=m,age={said}", units).columns.age
+        assert value == float(said)
+        assert isinstance(value, int) == (said in ("50", "1", "-7"))
     for text, message in (
         ("sex=m", "lacks the context `age`; the model needs `age`, `sex`"),
         ("sex=m,age=50,aeg=3", "no context `aeg` .*did you mean `age`"),
@@ -208,7 +223,7 @@ QUICK = {
 }
 
 
-def test_a_conditional_vae_runs_from_its_file_to_its_folder(tmp_path):
+def test_a_conditional_vae_runs_from_its_file_to_its_folder(tmp_path, monkeypatch):
     experiment = Experiment.parse({**QUICK, "data": {"name": "digits", "context": "labels"}})
     comparison = compare(experiment)
     with new_folder(tmp_path / "run") as partial:
@@ -216,7 +231,16 @@ def test_a_conditional_vae_runs_from_its_file_to_its_folder(tmp_path):
     vae = pyro_vae.load(tmp_path / "run")
     assert vae.context_features == 10
     drawn = trained.sample(vae, 6, context="label=3")
-    assert set(drawn.label) == {3.0}
+    assert drawn.label.tolist() == [3] * 6
+    for n, out in ((2, "three.npy"), (2, "three.csv")):
+        command = ["sample", str(tmp_path / "run"), "-n", str(n), "--context", "label=3", "--out", str(tmp_path / out)]
+        monkeypatch.setattr("sys.argv", ["pyro-vae", *command])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        assert not exit_.value.code
+    written = pd.read_csv(tmp_path / "three.csv")
+    assert written.label.tolist() == [3, 3]
+    assert np.array_equal(np.load(tmp_path / "three.npy"), written.drop(columns="label").to_numpy())  # the images
     np.save(tmp_path / "new.npy", load("digits", scaling="none").test.numpy())
     with pytest.raises(DataError, match="column `label` is asked for by name"):
         trained.read_rows(vae, tmp_path / "new.npy")
@@ -240,6 +264,13 @@ def test_an_offset_and_covariates_run_end_to_end(table, tmp_path):
     vae = pyro_vae.load(tmp_path / "run")
     rows = trained.read_rows(vae, table[0])
     assert rows.offset.shape == (60, 1)
+    (tmp_path / "given.csv").write_text("ward,sex,age\n3,f,41\n9,m,1\n")
+    drawn = trained.sample(vae, 3, context=tmp_path / "given.csv")
+    assert drawn[["age", "sex", "ward"]].to_dict("list") == {
+        "age": [41, 1, 41],
+        "sex": ["f", "m", "f"],
+        "ward": [3, 9, 3],
+    }
     assert trained.score(vae, rows, 20).log_p.notna().all()
     without = Experiment.parse({**QUICK, "data": data, "likelihood": "Poisson"})
     with pytest.raises(InputError, match="offset=True"):

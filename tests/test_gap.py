@@ -299,8 +299,12 @@ def test_a_vae_in_training_mode_is_evaluated_in_evaluation_mode(make_vae: Callab
     assert torch.equal(evaluated.best_elbo.pointwise, trained.best_elbo.pointwise)
 
 
-def test_progress_is_shown_on_a_terminal_only(capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_a_line_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     assert isinstance(inference_gap(vae_of(OBLIQUE), OBLIQUE.sample(2), steps=2, progress=True), InferenceGap)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines
+    assert all(line.isprintable() for line in lines)  # no bar
+    inference_gap(vae_of(OBLIQUE), OBLIQUE.sample(2), steps=2)
     assert capfd.readouterr().err == ""
 
 

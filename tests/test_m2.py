@@ -516,7 +516,7 @@ FILE = {
     "networks": {"encoder": {"mlp": [20]}, "decoder": {"mlp": [20]}},
     "inference": [{"m2": {"alpha": 100, "hidden": [20]}}],
     "training": {"epochs": 1},
-    "evaluation": {"num_samples": 20, "elbo_samples": 5, "posterior_checks": 5},
+    "evaluation": {"num_samples": 20, "elbo_samples": 5, "posterior_checks": 0},
     "seeds": 1,
 }
 

@@ -16,7 +16,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation import log_marginal
 from pyro_vae.inference import ALGORITHMS, RWS, STL, DReG, ScoreFunction
 from pyro_vae.inference.weights import fixed_log_prob, path_log_prob
-from pyro_vae.posteriors import Pushed
+from pyro_vae.posteriors import Pushed, Pushforward
 
 
 def dirichlet_vae() -> VAE:
@@ -207,3 +207,10 @@ def test_a_periodic_posterior_fits_a_periodic_prior() -> None:
     posterior = Conditional(dist.VonMises, (2,), given=mlp(6, 5))
     vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 7)), posterior)
     assert bool(torch.isfinite(vae.log_weights(X, 3)).all())
+
+
+def test_a_posterior_that_is_pushed_already_is_not_pushed_again() -> None:
+    prior = Conditional(dist.LogNormal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+    posterior = Pushforward(Conditional(dist.Normal, (2,), given=mlp(6, 5)), prior)
+    vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 5)), posterior)
+    assert vae.posterior is posterior

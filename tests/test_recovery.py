@@ -255,7 +255,9 @@ def test_the_prior_of_every_family_is_recovered(name: str) -> None:
     recovers(name)
 
 
-@pytest.mark.parametrize("name", ["normal", "mixture", "gamma", "dirichlet"])
+@pytest.mark.parametrize(
+    "name", ["normal", "dirichlet", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mixture", "gamma"))]
+)
 def test_log_marginal_is_the_quadrature_within_its_error(name: str) -> None:
     """With the true prior and a posterior that is trained for a short while."""
     case = CASES[name]

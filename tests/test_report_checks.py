@@ -198,7 +198,7 @@ def test_an_algorithm_without_a_posterior_alone(everything, tmp_path):
     assert headers(summary_table(alone))[2] == "log p(x)"
     text = read(alone, tmp_path)[1].text
     assert "no bound was recorded" not in text  # the figure says it
-    assert "The KL of each latent dimension is not shown: no posterior is trained." in text
+    assert "The KL of the latents is not shown: no posterior is trained." in text
     assert text.count("Not shown: no posterior was trained") == 3
 
 

@@ -355,8 +355,8 @@ def test_a_direction_is_learned_from_a_start_without_one():
     torch.manual_seed(10)
     data = vmf(3, 20.0, torch.float32).sample((500,))
     conditional = Conditional(VonMisesFisher, (3,))
-    optimizer = torch.optim.Adam(conditional.parameters(), lr=0.05)
-    for _ in range(250):
+    optimizer = torch.optim.Adam(conditional.parameters(), lr=0.1)
+    for _ in range(150):
         optimizer.zero_grad()
         (-conditional().log_prob(data).mean()).backward()
         optimizer.step()
@@ -473,7 +473,7 @@ def test_a_vae_on_the_sphere_is_recovered(inference):
             concentration=Network(transform=constraints.softplus_positive),
         ),
     )
-    fit(vae, x, inference, optimizer=ADAM, steps=250, batch_size=100, seed=0)
+    fit(vae, x, inference, optimizer=partial(ADAM, lr=0.03), steps=150, batch_size=100, seed=0)
     estimate = log_marginal(vae, held_out, 100)
     best = exact_log_marginal(held_out.double(), weight.double())
     lost = best - torch.as_tensor(estimate.pointwise).double()

@@ -5,7 +5,7 @@ from pyro_vae.datasets.data import Data
 from pyro_vae.datasets.errors import DataError
 from pyro_vae.datasets.loading import load, names
 from pyro_vae.datasets.newsgroups import newsgroups_halves
-from pyro_vae.datasets.rows import context_frame, read_both, read_context, read_rows
+from pyro_vae.datasets.rows import Given, Rows, read_context, read_given, read_rows, read_whole
 from pyro_vae.datasets.table import read_table
 from pyro_vae.datasets.units import DataTransform
 
@@ -14,13 +14,15 @@ __all__ = [
     "Data",
     "DataError",
     "DataTransform",
-    "context_frame",
+    "Given",
+    "Rows",
     "describe",
     "load",
     "names",
     "newsgroups_halves",
-    "read_both",
     "read_context",
+    "read_given",
     "read_rows",
     "read_table",
+    "read_whole",
 ]

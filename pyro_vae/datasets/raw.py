@@ -35,6 +35,7 @@ class RawData:
         missing: whether cells may be NaN, which are hidden from the likelihood.
         levels: for each column what its codes mean, None for a column of numbers; None where no column has levels.
         others: a table's columns that are not modelled, by name.
+        order: names of all of a table's columns, in the file's order.
     """
 
     name: str
@@ -49,6 +50,7 @@ class RawData:
     missing: bool = False
     levels: tuple[Levels | None, ...] | None = None
     others: Mapping[str, Cells] = field(default_factory=dict)
+    order: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:

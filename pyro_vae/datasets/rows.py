@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.datasets.columns import decoded, read_cells
+from pyro_vae.datasets.columns import Cells, decoded, read_cells
 from pyro_vae.datasets.conditioning import row_totals
 from pyro_vae.datasets.context import TOTAL
 from pyro_vae.datasets.data import observed
@@ -20,6 +22,48 @@ from pyro_vae.datasets.table import Wanted, read_file, read_frame
 from pyro_vae.datasets.units import DataTransform
 
 FilePath = str | os.PathLike[str]
+
+
+class Rows(NamedTuple):
+    r"""A file's rows, as a model receives them and as they stand.
+
+    Attributes:
+        batch: in model units, with context, mask and offset.
+        own: (N, D) float64 in own units, NaN where missing.
+        beside: the columns that condition the model, context and offset, in own units; N rows.
+        order: names of the file's columns, in its order; empty where they have none.
+    """
+
+    batch: Batch
+    own: Tensor
+    beside: pd.DataFrame
+    order: tuple[str, ...] = ()
+
+    def table(self, units: DataTransform, x: Tensor) -> pd.DataFrame:
+        r"""Return other values of the modelled cells, (N, D) in own units, with what stands beside them.
+
+        Columns are in the file's order; those that the file lacks come last.
+        """
+        frame = pd.concat([units.named(x), self.beside], axis=1)
+        known = [name for name in self.order if name in frame.columns]
+        return frame[known + [name for name in frame.columns if name not in set(known)]]
+
+
+class Given(NamedTuple):
+    r"""What a model is conditioned on.
+
+    Attributes:
+        covariates: N x C float32, as the model receives them.
+        columns: the context columns in own units, as they were given; N rows.
+    """
+
+    covariates: Tensor
+    columns: pd.DataFrame
+
+    def in_turn(self, n: int) -> Given:
+        r"""Return n rows, these in turn."""
+        rows = np.arange(n) % len(self.columns)
+        return Given(self.covariates[torch.from_numpy(rows)], self.columns.iloc[rows].reset_index(drop=True))
 
 
 def read_rows(
@@ -38,13 +82,13 @@ def read_rows(
     Raises:
         DataError: for a file, a column or a cell that cannot be used.
     """
-    return read_both(path, units, generator, context)[0]
+    return read_whole(path, units, generator, context).batch
 
 
-def read_both(
+def read_whole(
     path: FilePath, units: DataTransform, generator: torch.Generator, context: FilePath | None = None
-) -> tuple[Batch, Tensor]:
-    r"""Read a file's rows as `read_rows` does, and as they stand: (N, D) float64 in own units, NaN where missing."""
+) -> Rows:
+    r"""Read a file's rows as `read_rows` does, and as they stand."""
     by_name = {column.name: column.levels for column in units.context}
     by_name |= dict(zip(units.columns or (), units.levels or (), strict=False))
     others = [] if context is not None else [column.name for column in units.context]
@@ -62,14 +106,18 @@ def read_both(
         total = units.offset.source == TOTAL
         size = row_totals(own) if total else torch.from_numpy(raw.others[units.offset.source].values)
         offset = units.offset.of(raw.title, size)
+    beside = own_columns(raw.others)
     if context is None:
-        return Batch(x, units.encode_context(raw.others), mask, offset), own
-    given = read_context(context, units)
-    if len(given) not in (1, len(x)):
+        return Rows(Batch(x, units.encode_context(raw.others), mask, offset), own, beside, raw.order)
+    given = read_given(context, units)
+    if len(given.columns) not in (1, len(x)):
         raise DataError(
-            f"`{context}`: holds {len(given)} rows of context for the {len(x)} rows of `{path}`; give one, or as many"
+            f"`{context}`: holds {len(given.columns)} rows of context for the {len(x)} rows of `{path}`; give one, or "
+            "as many"
         )
-    return Batch(x, given.expand(len(x), -1), mask, offset), own
+    given = given.in_turn(len(x))
+    beside = given.columns.join(beside[[name for name in beside.columns if name not in given.columns]])
+    return Rows(Batch(x, given.covariates, mask, offset), own, beside, raw.order)
 
 
 def read_context(context: FilePath, units: DataTransform) -> Tensor:
@@ -91,6 +139,11 @@ def read_context(context: FilePath, units: DataTransform) -> Tensor:
         >>> read_context("label=3", load("digits", context="labels").units).tolist()
         [[0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
     """
+    return read_given(context, units).covariates
+
+
+def read_given(context: FilePath, units: DataTransform) -> Given:
+    r"""Read covariates as `read_context` does, and as they were given."""
     names = [column.name for column in units.context]
     if not names:
         raise DataError(f"`{context}`: got a context, but the model of `{units.name}` has none; leave it out")
@@ -112,20 +165,20 @@ def read_context(context: FilePath, units: DataTransform) -> Tensor:
     encoded = units.encode_context(cells)
     if encoded is None:
         raise DataError(f"`{units.name}`: has no context")
-    return encoded
+    return Given(encoded, own_columns(cells))
 
 
-def context_frame(units: DataTransform, context: Tensor) -> pd.DataFrame:
-    r"""Return covariates, N x C, under the context columns' names and in their own units."""
-    columns, start = {}, 0
-    for column in units.context:
-        part = context[:, start : start + column.width].double().cpu().numpy()
-        start += column.width
-        if column.levels is None:
-            columns[column.name] = pd.Series(part[:, 0] * column.scale + column.centre)
-        else:
-            columns[column.name] = decoded(part.argmax(1).astype(np.float64), column.levels)
-    return pd.DataFrame(columns)
+def own_columns(cells: Mapping[str, Cells]) -> pd.DataFrame:
+    r"""Return columns as they were given: numbers, whole ones as integers, or words."""
+    return pd.DataFrame({name: _whole(decoded(column.values, column.levels)) for name, column in cells.items()})
+
+
+def _whole(column: pd.Series) -> pd.Series:
+    """Whole numbers as integers, unless some are too large to be told apart."""
+    if not pd.api.types.is_numeric_dtype(column):
+        return column
+    exact = (column == column.round()) & (column.abs() < 2**53)
+    return column.astype(np.int64) if bool(exact.all()) else column
 
 
 def _said(names: list[str]) -> str:

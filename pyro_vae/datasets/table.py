@@ -262,6 +262,7 @@ def _table(path: Path, frame: pd.DataFrame, files: dict[str, str], wanted: Wante
         missing=wanted.missing,
         levels=levels if any(level is not None for level in levels) else None,
         others=beside,
+        order=tuple(frame.columns),
     )
 
 

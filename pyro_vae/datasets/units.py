@@ -81,6 +81,11 @@ class DataTransform:
         r"""Number C of covariates."""
         return sum(column.width for column in self.context)
 
+    @property
+    def cell_names(self) -> tuple[str, ...]:
+        r"""Names of the D cells: of a table's columns, else `x0`, `x1`, ..."""
+        return self.columns or tuple(f"x{index}" for index in range(self.dim))
+
     def to_model_units(self, x: Tensor | ArrayLike | pd.DataFrame) -> Tensor:
         r"""Centre and scale; binarise nothing (`binarise` does).
 
@@ -138,9 +143,8 @@ class DataTransform:
     def named(self, x: Tensor) -> pd.DataFrame:
         r"""Return rows, (N, D) in own units, as `to_frame` does; a code is rounded to the nearest level."""
         own = x.double().cpu().numpy()
-        names = self.columns or [f"x{index}" for index in range(self.dim)]
         levels = self.levels or (None,) * self.dim
-        return pd.DataFrame({name: decoded(own[:, i], levels[i]) for i, name in enumerate(names)})
+        return pd.DataFrame({name: decoded(own[:, i], levels[i]) for i, name in enumerate(self.cell_names)})
 
     def log_jacobian_of(self, mask: Tensor | None) -> Tensor | float:
         r"""Return what log p of the observed cells adds in own units, in nats.
