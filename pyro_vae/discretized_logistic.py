@@ -138,6 +138,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
         return mean, square
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogisticMixture:
+        """Returns the distribution with the parameters of each datum repeated over a larger batch."""
         new = self._get_checked_instance(DiscretizedLogisticMixture, _instance)
         shape = torch.Size(batch_shape)
         for name in ("logits", "locs", "scales"):

@@ -39,8 +39,8 @@ class _InFile(Place):
         return f"data row {row + 1} (counted from 1, below the header)"
 
     def cell(self, row: int, column: int | tuple[int, ...], value: float) -> str:
-        if isinstance(column, tuple):  # a likelihood of images
-            return f"the value {value:g} in {self.row(row)}, cell {column}"
+        if isinstance(column, tuple):  # rows of a file are flat
+            return super().cell(row, column, value)
         name = f"`{self.columns[column]}`" if self.columns else str(column + 1)
         return f"`{self.own[row, column].item():g}` in {self.row(row)}, column {name}"
 

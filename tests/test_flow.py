@@ -42,7 +42,7 @@ def distribution(flow: Flow, rows: int = 3) -> FlowDistribution:
 
 def grid(latent: int) -> tuple[Tensor, float]:
     """Points of [-40, 40]^L, finer in the bulk, with their weights folded into one step by u = asinh(z)."""
-    u = torch.linspace(-4.5, 4.5, 1001 if latent == 1 else 201, dtype=torch.float64)
+    u = torch.linspace(-4.5, 4.5, 1001 if latent == 1 else 281, dtype=torch.float64)
     axes = torch.meshgrid(*[u] * latent, indexing="ij")
     return torch.stack([a.flatten() for a in axes], -1), float(u[1] - u[0]) ** latent
 

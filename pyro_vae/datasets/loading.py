@@ -118,16 +118,7 @@ def load(
         >>> data.test.unique()
         tensor([0., 1.])
     """
-    check_choice("binarisation", binarisation, get_args(Binarisation))
-    check_choice("scaling", scaling, get_args(Scaling))
-    if scaling == "standardise" and binarisation not in (None, "none"):
-        raise DataError(
-            f"`scaling`: got `standardise` with binarisation=`{binarisation}`, which needs grey values "
-            "in [0, 1]; pass scaling=`unit`, or binarisation=`none`"
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise DataError(f"`seed`: got {seed!r}; pass an integer of at least 0")
-    check_choice("missing", missing, get_args(Missing))
+    _check_arguments(binarisation, scaling, missing, seed)
     asked = asked_for(context)
     beside = [*asked, *([] if offset in (None, TOTAL) else [str(offset)])]
     raw = _read(name, folder, progress, _wanted(support, missing, beside))
@@ -159,6 +150,20 @@ def load(
         given.context,
         given.offset,
     )
+
+
+def _check_arguments(binarisation: str | None, scaling: str | None, missing: str | None, seed: int) -> None:
+    r"""Raise a `DataError` for a choice that is not one, or two that exclude each other."""
+    check_choice("binarisation", binarisation, get_args(Binarisation))
+    check_choice("scaling", scaling, get_args(Scaling))
+    if scaling == "standardise" and binarisation not in (None, "none"):
+        raise DataError(
+            f"`scaling`: got `standardise` with binarisation=`{binarisation}`, which needs grey values "
+            "in [0, 1]; pass scaling=`unit`, or binarisation=`none`"
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise DataError(f"`seed`: got {seed!r}; pass an integer of at least 0")
+    check_choice("missing", missing, get_args(Missing))
 
 
 def _wanted(support: Support | None, missing: str | None, beside: Sequence[str]) -> Wanted:

@@ -194,6 +194,7 @@ class MixedSpec(Tagged):
         return self.model_copy(update={"columns": columns})
 
     def build_at(self, place: Place) -> nn.Module:
+        """Returns the module; see `Part.build_at`."""
         if place.role != "likelihood":
             raise InputError("`mixed` is a likelihood of tables; use a family, a mixture or a flow here.")
         named = self._named()

@@ -124,6 +124,7 @@ class HierarchySpec(Tagged):
         return {name: layer.size for name, layer in self.layers.items()}
 
     def build_at(self, place: Place) -> nn.Module:
+        """Returns the module; see `Part.build_at`."""
         if place.role not in ("prior", "posterior"):
             raise InputError("`hierarchy` is a prior or a posterior; use a family, a mixture or a flow here.")
         outside = place.in_features

@@ -89,6 +89,7 @@ class MixtureSpec(Tagged):
         return self.of.data_of(cells)
 
     def build_at(self, place: Place) -> nn.Module:
+        """Returns the module; see `Part.build_at`."""
         given, _ = place.trunk(self.network)
         sources: dict[str, Any] = dict(self.of.sources())
         return Mixture(
@@ -138,6 +139,7 @@ class FlowSpec(Tagged):
         return constraints.real_vector
 
     def build_at(self, place: Place) -> nn.Module:
+        """Returns the module; see `Part.build_at`."""
         given, _ = place.trunk(self.network)
         return Flow(
             place.event_shape,
@@ -187,6 +189,7 @@ class VampSpec(Tagged):
         return f"VampPrior ({self.components} pseudo-inputs)"
 
     def build_at(self, place: Place) -> nn.Module:
+        """Returns the module; see `Part.build_at`."""
         if place.role != "prior":
             raise InputError("`vamp` is a prior; use a Normal, a mixture or a flow here.")
         said = _region_of(place.data.support) if self.pseudo_inputs is None else self.pseudo_inputs
