@@ -326,6 +326,18 @@ class ValueCheck:
                 f"{name}: the context of {self.place.row(row)} is {batch.context[row].tolist()}; it must be finite. "
                 "Rows of nan, labels that are not known, are for training by m2 alone."
             )
+        if self.unknown_labels:
+            self._check_labels(batch.context, name)
+
+    def _check_labels(self, context: Tensor, name: str) -> None:
+        one_hot = ((context == 0) | (context == 1)).all(-1) & (context.sum(-1) == 1)
+        rows = (~(one_hot | context.isnan().all(-1))).nonzero()
+        if len(rows):
+            row = int(rows[0])
+            raise InputError(
+                f"{name}: the context of {self.place.row(row)} is {context[row].tolist()}; expected a one-hot label, "
+                "or nan in every place where it is not known."
+            )
 
     def _refuse(self, name: str, x: Tensor, bad: Tensor, complaint: str) -> None:
         if bool(bad.any()):

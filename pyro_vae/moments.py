@@ -41,14 +41,15 @@ def centre(distribution: TorchDistribution) -> Tensor:
     mean = _statistic(distribution, "mean")
     if mean is None and _computable(distribution):
         return _computed_moments(distribution)[0]
-    if mean is not None and not bool(mean.isnan().any()):
-        return mean
     mode = _statistic(distribution, "mode")
     if mode is None:
-        raise InputError(f"`{type(distribution).__name__}` has neither mean nor mode; ask for num_samples draws.")
-    if mean is None or bool(mean.isnan().all()):  # torch returns nan for the mean of a Categorical
+        if mean is None or bool(mean.isnan().any()):
+            raise InputError(f"`{type(distribution).__name__}` has neither mean nor mode; ask for num_samples draws.")
+        return mean
+    if mean is None:
         return mode
-    return torch.where(mean.isnan(), mode, mean)
+    # The mean of a Categorical is nan in torch, of another type than its mode.
+    return torch.where(mean.isnan(), mode, mean) if mean.dtype == mode.dtype else mode
 
 
 def representative(distribution: TorchDistribution) -> Tensor:

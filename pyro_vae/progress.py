@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -28,36 +28,74 @@ def _line(text: str) -> None:
     sys.stderr.flush()
 
 
+class StepsBar:
+    """The progress of a training run.
+
+    Attributes:
+        report: Called with step and bound.
+        busy: A block with a title, for what takes long beside the steps.
+    """
+
+    def report(self, step: int, bound: float) -> None:
+        """Draws step and bound."""
+
+    @contextmanager
+    def busy(self, title: str) -> Iterator[None]:
+        """Shows that something else than steps goes on within the block."""
+        yield
+
+
+class _Lines(StepsBar):
+    @contextmanager
+    def busy(self, title: str) -> Iterator[None]:
+        _line(f"{title} ...")
+        yield
+
+
+class _Drawn(StepsBar):
+    def __init__(self, bar: Progress, title: str, total: int) -> None:
+        self._bar, self._title = bar, title
+        self._task = bar.add_task(title, total=total, bound=float("nan"), rate=0.0)
+        self._start, self._drawn = time.perf_counter(), 0.0
+
+    def report(self, step: int, bound: float) -> None:
+        now = time.perf_counter()
+        if now - self._drawn > 0.1:
+            self._drawn = now
+            self._bar.update(self._task, completed=step, bound=bound, rate=step / (now - self._start))
+
+    @contextmanager
+    def busy(self, title: str) -> Iterator[None]:
+        start = time.perf_counter()
+        self._bar.update(self._task, description=f"{self._title}, {title}")
+        try:
+            yield
+        finally:
+            self._bar.update(self._task, description=self._title)
+            self._start += time.perf_counter() - start  # the rate is that of steps
+
+
 @contextmanager
-def steps_bar(shown: bool | str, total: int) -> Iterator[Callable[[int, float], None]]:
-    """Yields a function of step and bound that draws the progress bar of a training run.
+def steps_bar(shown: bool | str, total: int) -> Iterator[StepsBar]:
+    """Yields the progress bar of a training run.
 
     Arguments:
         shown: Whether to draw it; a string is its title.
         total: Number of steps.
     """
     console = Console(stderr=True)
-    if not shown or not console.is_terminal:
-        if shown:
-            _line(f"{shown if isinstance(shown, str) else 'fit'}: {total} steps")
-        yield lambda step, bound: None
-        return
-    columns = (
-        TextColumn("{task.description}: step {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("bound {task.fields[bound]:.2f} nats/datum, {task.fields[rate]:.0f} steps/s"),
-        TimeRemainingColumn(),
-    )
-    start = time.perf_counter()
-    drawn = 0.0
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(shown if isinstance(shown, str) else "fit", total=total, bound=float("nan"), rate=0.0)
-
-        def report(step: int, bound: float) -> None:
-            nonlocal drawn
-            now = time.perf_counter()
-            if now - drawn > 0.1:
-                drawn = now
-                bar.update(task, completed=step, bound=bound, rate=step / (now - start))
-
-        yield report
+    title = shown if isinstance(shown, str) else "fit"
+    if not shown:
+        yield StepsBar()
+    elif not console.is_terminal:
+        _line(f"{title}: {total} steps")
+        yield _Lines()
+    else:
+        columns = (
+            TextColumn("{task.description}: step {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("bound {task.fields[bound]:.2f} nats/datum, {task.fields[rate]:.0f} steps/s"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield _Drawn(bar, title, total)

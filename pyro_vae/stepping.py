@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
+from pyro_vae.compiled_stepping import Busy, Compile, CompiledSteps, Plan
+from pyro_vae.engine import Ledger
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference, Loss, Phase
+from pyro_vae.interrupts import uninterrupted
 from pyro_vae.vae import VAE
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -50,18 +53,54 @@ class Stepper:
         self._require_phases()
         self.kept = {id(parameter): parameter.detach().clone() for parameter in self.both.parameters()}
         self.buffers = {name: buffer.clone() for name, buffer in self.both.named_buffers()}
+        self.ledger: Ledger | None = None
+        self.compiled: CompiledSteps | None = None
         self.step, self.time = 0, 0.0
         self.bounds: list[float] = []
         self.samples: list[int] = []
         self.seconds: list[float] = []
 
+    def compile_steps(self, mode: Compile, total: int, busy: Busy) -> None:
+        """Has steps compiled, from the second on: the first one is validated, and shows what has no gradient."""
+        moved = [list(parameters.values()) for _, parameters in self.phases]
+        ledger = self.ledger = Ledger(self.optimizer, moved, self.vae.device)
+
+        def make(batch: Batch) -> Plan:
+            return Plan(self.vae, self.inference, self.phases, batch, ledger, self.clip_norm)
+
+        self.compiled = CompiledSteps(make, ledger, (self.vae, self.inference), mode, total, busy)
+
     def take(self, batch: Batch, rows: Tensor | None) -> None:
         """Takes one step: every phase's loss, gradient and update."""
-        start = time.perf_counter()
         if self.schedule is not None:
             factor = float(self.schedule(self.step))
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
+        plan = None if self.compiled is None else self.compiled.plan_for(batch, self.step)
+        start = time.perf_counter()
+        bound = self._take(batch, rows) if plan is None else self._take_compiled(plan, batch, rows)
+        seconds = time.perf_counter() - start
+        if self.compiled is not None and plan is None:
+            self.compiled.timed(batch, seconds)
+        self.step += 1
+        self.time += seconds
+        self.bounds.append(bound)
+        self.samples.append((self.samples[-1] if self.samples else 0) + batch.size)
+        self.seconds.append(self.time)
+
+    @property
+    def execution(self) -> tuple[str, float]:
+        """How the steps ran, in words, and the seconds that capturing and compiling took."""
+        if self.compiled is None or not self.compiled.said:
+            return "uncompiled", 0.0
+        return self.compiled.said, self.compiled.seconds
+
+    def finish(self) -> None:
+        """Has the optimizer know how many steps were taken."""
+        if self.ledger is not None:
+            self.ledger.write()
+
+    def _take(self, batch: Batch, rows: Tensor | None) -> float:
         bound = float("nan")
         losses = self.inference.losses(self.vae, batch)
         for phase, parameters in self.phases:
@@ -79,11 +118,16 @@ class Stepper:
                 self._fail(batch, rows, f"the gradient of `{bad[0]}`" if bad else f"the loss ({loss.value.item():g})")
             self._save(parameters)
             self._update(parameters, gradients, norm)
-        self.step += 1
-        self.time += time.perf_counter() - start
-        self.bounds.append(bound)
-        self.samples.append((self.samples[-1] if self.samples else 0) + batch.size)
-        self.seconds.append(self.time)
+        return bound
+
+    def _take_compiled(self, plan: Plan, batch: Batch, rows: Tensor | None) -> float:
+        noise: dict[int, list[Tensor]] = {}
+        with uninterrupted():
+            bound = plan.take(batch, noise)
+        if bool(plan.failed):  # and nothing has been moved since
+            self._save(dict(self.both.named_parameters()))
+            self._fail(batch, rows, "the loss or its gradient")
+        return float("nan") if bound is None else float(bound)
 
     def _compute(self, losses: Iterator[Loss], batch: Batch, rows: Tensor | None) -> Loss:
         """The next phase's loss; parameters that are not finite make some distributions raise."""

@@ -1,0 +1,232 @@
+r"""Training steps as compiled programs: when to compile, and one program for each kind of minibatch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vae.batch import Batch
+from pyro_vae.engine import CaptureError, CompilationError, Ledger, Step
+from pyro_vae.inference import Inference, Loss, Phase
+from pyro_vae.vae import VAE
+
+Compile = Literal["auto"] | bool
+Busy = Callable[[str], AbstractContextManager[None]]
+
+# Steps of a kind that are timed before it is decided about.
+_TIMED = 3
+# Seconds that a compilation takes at most on two cores; from the cache on disk; and what capturing takes.
+_COLD, _WARM, _CAPTURE = 40.0, 5.0, 2.0
+# Share of an uncompiled step's time that compiling saves at least.
+_SAVED = 0.4
+# Kinds of minibatches that are compiled at most: shapes that change all the time are not worth it.
+_MOST = 8
+
+
+class Plan:
+    """The phases of one step, for minibatches of one kind.
+
+    Arguments:
+        vae: The VAE.
+        inference: The algorithm.
+        phases: Its phases, each with the parameters that it moves.
+        batch: An example.
+        ledger: Of the run.
+        clip_norm: See `pyro_vae.fit`.
+
+    Attributes:
+        failed: Whether a loss or gradient was not finite, a boolean scalar; nothing is moved from there on.
+
+    Raises:
+        CaptureError: Where a phase cannot be captured.
+    """
+
+    def __init__(
+        self,
+        vae: VAE,
+        inference: Inference,
+        phases: Sequence[tuple[Phase, dict[str, nn.Parameter]]],
+        batch: Batch,
+        ledger: Ledger,
+        clip_norm: float | None,
+    ) -> None:
+        self.vae, self.failed = vae, ledger.failed
+        self.steps: list[tuple[Phase, Step | None]] = []
+        modules: dict[str, nn.Module] = {"vae": vae, "inference": inference}
+        names = {id(p): name for name, p in nn.ModuleDict(modules).named_parameters()}
+        batch, carry = vae.check(batch), None
+        for i, (phase, moved) in enumerate(phases):
+            if not moved:  # what moves nothing has no gradient to be compiled
+                with torch.random.fork_rng():
+                    carry = phase.compute(vae, batch, carry)[1]
+                self.steps.append((phase, None))
+                continue
+            wanted = [names[id(parameter)] for parameter in moved.values()]
+            same = next((s for p, s in self.steps if s is not None and i > 1 and p == phase), None)
+            step = same or Step(_of(phase, vae), modules, [batch, carry], wanted, ledger, clip_norm)
+            self.steps.append((phase, step))
+            if i + 1 < len(phases):
+                carry = step.preview([batch, carry])[1]
+
+    def compile(self) -> float:
+        """Compiles all phases; returns the seconds it took."""
+        return sum(step.compile() for step in {id(s): s for _, s in self.steps if s is not None}.values())
+
+    @property
+    def price(self) -> float:
+        """Seconds that compiling takes, as far as one can tell beforehand."""
+        prices = {"process": 0.0, "disk": _WARM, "": _COLD}
+        return sum(prices[step.known()] for step in {id(s): s for _, s in self.steps if s is not None}.values())
+
+    def take(self, batch: Batch, noise: dict[int, list[Tensor]] | None = None) -> Tensor | None:
+        """Takes the phases' steps; returns the last bound.
+
+        Arguments:
+            batch: Of the plan's kind.
+            noise: Filled with the noise of each phase.
+        """
+        batch, carry, bound = self.vae.check(batch), None, None
+        loss: Loss
+        for i, (phase, step) in enumerate(self.steps):
+            if step is None:
+                loss, carry = phase.compute(self.vae, batch, carry)
+            else:
+                drawn = step.captured.noise()
+                if noise is not None:
+                    noise[i] = drawn
+                loss, carry = step([batch, carry], drawn)
+            bound = bound if loss.bound is None else loss.bound
+        return bound
+
+
+def _of(phase: Phase, vae: VAE) -> Callable[[Batch, Any], tuple[Loss, Any]]:
+    return lambda batch, carry: phase.compute(vae, batch, carry)
+
+
+@dataclass
+class _Kind:
+    """Minibatches of one kind: how long their steps take, and their plan."""
+
+    seconds: list[float] = field(default_factory=list)
+    uses: int = 0
+    plan: Plan | None = None
+    decided: bool = False
+
+
+class CompiledSteps:
+    """Decides for each kind of minibatch whether its step is compiled, and keeps the compiled ones.
+
+    Arguments:
+        make: A `Plan` for an example.
+        ledger: Of the run.
+        modules: Whose parts' modes tell kinds apart.
+        mode: See `pyro_vae.fit`.
+        total: Steps of the run.
+        busy: A block with a title for what takes long.
+
+    Attributes:
+        seconds: What capturing and compiling took in all.
+        said: What was decided, in words.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Batch], Plan],
+        ledger: Ledger,
+        modules: Sequence[nn.Module],
+        mode: Compile,
+        total: int,
+        busy: Busy,
+    ) -> None:
+        self.make, self.ledger, self.modules, self.mode, self.total, self.busy = (
+            *(make, ledger, modules),
+            *(mode, total, busy),
+        )
+        self.kinds: dict[Any, _Kind] = {}
+        self.seconds, self.said, self._eager_last = 0.0, "", True
+
+    def plan_for(self, batch: Batch, step: int) -> Plan | None:
+        """Returns the plan for a minibatch, ready to be taken; None where its step is to be uncompiled.
+
+        Arguments:
+            batch: The minibatch.
+            step: Steps taken so far.
+        """
+        kind = self.kinds.setdefault(self._key(batch), _Kind())
+        kind.uses += 1
+        if not kind.decided and step > 0:
+            self._decide(kind, batch, step)
+        if kind.plan is None:
+            if not self._eager_last:
+                self.ledger.write()
+            self._eager_last = True
+            return None
+        if self._eager_last:
+            self.ledger.read()
+        self._eager_last = False
+        return kind.plan
+
+    def timed(self, batch: Batch, seconds: float) -> None:
+        """Remembers how long an uncompiled step took."""
+        self.kinds[self._key(batch)].seconds.append(seconds)
+
+    def _decide(self, kind: _Kind, batch: Batch, step: int) -> None:
+        if sum(k.plan is not None for k in self.kinds.values()) >= _MOST:
+            kind.decided = True
+            self._refuse(f"minibatches of more than {_MOST} kinds; the rest run uncompiled")
+            return
+        saved = float("inf")
+        if self.mode == "auto":
+            if len(kind.seconds) < _TIMED:
+                return
+            left = (self.total - step) * kind.uses / (step + 1)
+            saved = _SAVED * statistics.median(kind.seconds) * left
+            if saved < _WARM + _CAPTURE:
+                kind.decided = True
+                self.said = self.said or f"uncompiled: {self.total} steps would not repay the compilation"
+                return
+        kind.decided = True
+        try:
+            plan = self._made(batch, saved)
+        except (CaptureError, CompilationError) as error:
+            if self.mode is True:
+                raise
+            self._refuse(str(error))
+            return
+        kind.plan = plan
+        if plan is None:
+            self.said = self.said or f"uncompiled: {self.total} steps would not repay the compilation"
+        else:
+            self.said = f"compiled in {self.seconds:.1f} s"
+
+    def _made(self, batch: Batch, saved: float) -> Plan | None:
+        """The compiled plan; None where compiling it takes longer than it saves."""
+        start = time.perf_counter()
+        try:
+            with self.busy("compiling"):
+                plan = self.make(batch)
+                if plan.price + _CAPTURE > saved:
+                    return None
+                plan.compile()
+                return plan
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def _refuse(self, reason: str) -> None:
+        if not self.said.startswith("compiled"):
+            self.said = f"uncompiled: {reason}"
+        warnings.warn(f"fit: runs uncompiled: {reason}", stacklevel=6)
+
+    def _key(self, batch: Batch) -> tuple[Any, ...]:
+        fields = tuple(None if t is None else (tuple(t.shape), t.dtype, t.device) for t in batch)
+        modes = tuple(part.training for module in self.modules for part in module.modules())
+        frozen = tuple(p.requires_grad for module in self.modules for p in module.parameters())
+        return fields, modes, frozen

@@ -1,0 +1,20 @@
+"""How a program runs, never what it computes: capture, compiled steps, replicates."""
+
+from pyro_vae.engine.backend import interpreted
+from pyro_vae.engine.capture import Capture, Outputs, capture
+from pyro_vae.engine.errors import CaptureError, CompilationError
+from pyro_vae.engine.noise import Draw, Lifted
+from pyro_vae.engine.step import Ledger, Step
+
+__all__ = [
+    "Capture",
+    "CaptureError",
+    "CompilationError",
+    "Draw",
+    "Ledger",
+    "Lifted",
+    "Outputs",
+    "Step",
+    "capture",
+    "interpreted",
+]

@@ -1,0 +1,147 @@
+r"""From a captured graph to machine code, by Inductor, with its cache on disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.engine.errors import CompilationError
+from pyro_vae.engine.graph import fingerprint, lift_constants
+
+Executable = Callable[[list[Tensor]], Sequence[Tensor]]
+
+# Versions of torch under which this was run; others may work, and say so where they do not.
+SUPPORTED = ("2.11", "2.13")
+
+_compiled: dict[str, Executable] = {}
+_interpreted = False
+
+
+@contextmanager
+def interpreted() -> Iterator[None]:
+    """Within the block, captured programs run operation by operation: for debugging, and where compiling takes long."""
+    global _interpreted
+    before, _interpreted = _interpreted, True
+    try:
+        yield
+    finally:
+        _interpreted = before
+
+
+@dataclass
+class Compiled:
+    """A program as machine code.
+
+    Attributes:
+        run: From the flat arguments to the flat results; arguments that the graph mutates are changed in place.
+        seconds: What compiling took; 0 where the process had the same program already.
+    """
+
+    run: Executable
+    seconds: float
+
+
+def compile_graph(graph: GraphModule, arguments: Sequence[Tensor]) -> Compiled:
+    """Returns a graph as machine code.
+
+    A process compiles the same program once, whichever model it belongs to; Inductor keeps it on disk for the next
+    process, in the folder that ``TORCHINDUCTOR_CACHE_DIR`` names. Where that cannot be written, a temporary one
+    takes its place, with a warning.
+
+    Arguments:
+        graph: Of tensor operations without mutation, but for ``copy_`` into arguments at its end.
+        arguments: Examples; later calls have tensors of the same shapes, strides, types and devices.
+
+    Raises:
+        CompilationError: Where it cannot be compiled: no C++ compiler, or a version of torch without what is needed.
+    """
+    if _interpreted:
+        return Compiled(lambda flat: graph(*flat), 0.0)
+    key = fingerprint(graph, arguments)
+    if key in _compiled:
+        return Compiled(_compiled[key], 0.0)
+    start = time.perf_counter()
+    try:
+        with _writable_cache():
+            executable = _inductor(graph, list(arguments))
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CompilationError(
+            f"cannot compile on this machine with torch {torch.__version__} (run with {', '.join(SUPPORTED)}): "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+    _compiled[key] = executable
+    with suppress(OSError):
+        _stamp(key).parent.mkdir(exist_ok=True)
+        _stamp(key).touch()
+    return Compiled(executable, time.perf_counter() - start)
+
+
+def known(graph: GraphModule, arguments: Sequence[Tensor]) -> str:
+    """Returns where a program is as machine code already: ``"process"``, ``"disk"``, or nowhere, ``""``."""
+    key = fingerprint(graph, arguments)
+    if key in _compiled:
+        return "process"
+    return "disk" if _stamp(key).exists() else ""
+
+
+def _stamp(key: str) -> Path:
+    """The file that says that Inductor's cache has a program."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir()) / "pyro_vae" / key
+
+
+def _inductor(graph: GraphModule, arguments: list[Tensor]) -> Executable:
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import select_decomp_table
+
+    with torch.no_grad(), warnings.catch_warnings(), config.patch(_OPTIONS):
+        warnings.simplefilter("ignore")  # of Inductor's own parts
+        lowered = make_fx(lambda *flat: graph(*flat), decomposition_table=select_decomp_table())(*_copies(arguments))
+        constants = lift_constants(lowered)
+        compiled = compile_fx_inner(lowered, [*arguments, *constants])
+    return (lambda flat: compiled([*flat, *constants])) if constants else compiled
+
+
+_OPTIONS: dict[str, object] = {"fx_graph_cache": True}
+
+
+def _copies(arguments: list[Tensor]) -> list[Tensor]:
+    """Copies with the same strides: tracing a graph that mutates its arguments runs it."""
+    return [torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=a.device).copy_(a) for a in arguments]
+
+
+@contextmanager
+def _writable_cache() -> Iterator[None]:
+    """Within the block, Inductor's cache lies in a folder that can be written."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    try:
+        folder = cache_dir()
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        temporary = tempfile.mkdtemp(prefix="pyro_vae_")
+        warnings.warn(
+            f"the compilation cache cannot be written ({error}); compiled programs are kept in {temporary} for this "
+            "process alone. Set TORCHINDUCTOR_CACHE_DIR to a folder that can.",
+            stacklevel=4,
+        )
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = temporary
+    yield

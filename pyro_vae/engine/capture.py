@@ -1,0 +1,351 @@
+r"""From a program of modules and distributions to a pure function of tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, functionalize
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from pyro_vae.engine.errors import CaptureError
+from pyro_vae.engine.graph import lift_constants
+from pyro_vae.engine.noise import Draw, Lifted
+from pyro_vae.engine.refusals import Static
+
+# By how much the second point, at which a capture is checked, differs from the first.
+_RELATIVE, _ABSOLUTE = 0.05, 0.01
+# How far graph and program may be apart there: they run the same operations.
+_TOLERANCE = {torch.float64: 1e-9}
+_TOLERANCE_ELSE = 1e-4
+
+
+@dataclass
+class Outputs:
+    """What one call gives.
+
+    Attributes:
+        result: What the program returns, its tensors detached.
+        gradients: Of its first scalar, by name of parameter.
+        buffers: New values of the buffers that the program changes, by name.
+    """
+
+    result: Any
+    gradients: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+@dataclass
+class Capture:
+    r"""A program as a pure function of parameters, buffers, inputs and noise.
+
+    Attributes:
+        graph: Its tensor operations: from `arguments` to the leaves of the result, gradients and new buffers.
+        parameters: Names of the parameters, trainable or not.
+        buffers: Names of the buffers.
+        draws: The noise, in order.
+        constants: Tensors that the program holds elsewhere.
+        differentiated: Names of the parameters whose gradients are returned.
+        changed: Names of the buffers that the program changes.
+    """
+
+    graph: GraphModule
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+    draws: tuple[Draw, ...]
+    constants: list[Tensor]
+    differentiated: tuple[str, ...]
+    changed: tuple[str, ...]
+    template: Template = field(repr=False)
+
+    def arguments(
+        self,
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        inputs: Sequence[Any],
+        noise: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Returns the flat arguments of the graph."""
+        return [
+            *(parameters[name] for name in self.parameters),
+            *(buffers[name] for name in self.buffers),
+            *tensors_of(inputs),
+            *noise,
+            *self.constants,
+        ]
+
+    def outputs(self, flat: Sequence[Tensor]) -> Outputs:
+        """Returns what the graph's flat results are."""
+        n, m = self.template.size, len(self.differentiated)
+        return Outputs(
+            self.template.fill(flat[:n]),
+            dict(zip(self.differentiated, flat[n : n + m], strict=True)),
+            dict(zip(self.changed, flat[n + m :], strict=True)),
+        )
+
+    def noise(self) -> list[Tensor]:
+        """Returns noise for one call, from torch's random stream."""
+        return [draw.sample() for draw in self.draws]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        inputs: Sequence[Any],
+        noise: Sequence[Tensor] | None = None,
+    ) -> Outputs:
+        """Runs the graph, uncompiled.
+
+        Arguments:
+            parameters: By name.
+            buffers: By name.
+            inputs: Like the example inputs.
+            noise: As `draws` says; by default from torch's random stream.
+        """
+        given = self.noise() if noise is None else noise
+        return self.outputs(self.graph(*self.arguments(parameters, buffers, inputs, given)))
+
+
+@dataclass
+class Template:
+    """The structure of nested values, and those of its leaves that are no tensors."""
+
+    spec: pytree.TreeSpec
+    leaves: list[Any]
+
+    @classmethod
+    def of(cls, value: Any) -> Template:
+        leaves, spec = pytree.tree_flatten(value)
+        return cls(spec, [_HOLE if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+
+    @property
+    def size(self) -> int:
+        """The number of tensors."""
+        return sum(leaf is _HOLE for leaf in self.leaves)
+
+    def fill(self, tensors: Sequence[Tensor]) -> Any:
+        """Returns the value with other tensors."""
+        rest = iter(tensors)
+        return pytree.tree_unflatten([next(rest) if leaf is _HOLE else leaf for leaf in self.leaves], self.spec)
+
+
+_HOLE = object()
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Returns the tensors in a nested value, in order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+class Program(nn.Module):
+    """A function together with the modules whose parameters and buffers it uses.
+
+    Arguments:
+        function: From the inputs to any nested value.
+        modules: By name.
+    """
+
+    def __init__(self, function: Callable[..., Any], modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.function(*inputs)
+
+
+def capture(
+    function: Callable[..., Any],
+    modules: Mapping[str, nn.Module],
+    inputs: Sequence[Any],
+    gradients_of: Sequence[str] = (),
+) -> Capture:
+    r"""Captures a program as a pure function of tensors.
+
+    The program runs three times: to see what it draws, to record its operations, and beside the recording at other
+    parameters and other noise, where both must agree. None of it changes the modules or the random state. Batch
+    statistics and other buffers that the program changes are among what the captured function returns.
+
+    Arguments:
+        function: From ``inputs`` to a nested value; if gradients are asked for, its first tensor is the scalar to
+            differentiate. It may use effect handlers, hooks and gradients of its own.
+        modules: By name; every parameter and buffer that the function uses belongs to one of them.
+        inputs: Examples: nested values, whose tensors may change from call to call and all else may not.
+        gradients_of: Names of parameters, with the module's name in front.
+
+    Raises:
+        CaptureError: Where the program is no fixed list of operations (what it does depends on values), draws from a
+            generator of its own, holds trainable tensors that are no parameters of the modules, or does not depend
+            on a parameter of ``gradients_of``. Names the line and the site.
+
+    Example:
+        >>> linear = nn.Linear(3, 2)
+        >>> noisy = capture(lambda x: linear(x + torch.randn(3)).sum(), {"f": linear}, [torch.ones(3)], ["f.weight"])
+        >>> parameters = {f"f.{name}": parameter for name, parameter in linear.named_parameters()}
+        >>> noisy(parameters, {}, [torch.ones(3)], [torch.zeros(3)]).gradients["f.weight"][0]
+        tensor([1., 1., 1.])
+    """
+    program = Program(function, modules)
+    run = _Pure(program, list(inputs), tuple(gradients_of))
+    with torch.random.fork_rng(devices=_devices(program)), _quiet():
+        parameters, buffers = run.state()
+        drawn: list[tuple[Draw, Tensor]] = []
+
+        def remember(draw: Draw) -> Tensor:
+            drawn.append((draw, draw.sample()))
+            return drawn[-1][1].clone()
+
+        tensors = [tensor.detach().clone() for tensor in tensors_of(run.inputs)]
+        with Lifted(remember):
+            run(parameters, buffers, tensors)
+        run.draws = tuple(draw for draw, _ in drawn)
+        noise = [value for _, value in drawn]
+        pure = make_fx(lambda *groups: run.at_noise(*groups))(parameters, buffers, tensors, noise)
+        flat = [*parameters, *buffers, *tensors, *noise]
+        pure = make_fx(functionalize(lambda *leaves: _leaves(pure(*run.grouped(leaves)))))(*flat)
+        constants = lift_constants(pure)
+        _refuse_foreign(constants)
+        captured = Capture(
+            pure, run.parameters, run.buffers, run.draws, constants, run.gradients_of, run.changed, run.template
+        )
+        _check(captured, run, flat)
+    return captured
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+class _Pure:
+    """A program as a function of flat tensors, which leaves its modules as they are."""
+
+    def __init__(self, program: Program, inputs: list[Any], gradients_of: tuple[str, ...]) -> None:
+        self.program, self.inputs, self.gradients_of = program, inputs, gradients_of
+        self.template_of_inputs = Template.of(inputs)
+        named, buffers = dict(program.named_parameters()), dict(program.named_buffers())
+        self.parameters, self.buffers = tuple(named), tuple(buffers)
+        self.trainable = {name for name, parameter in named.items() if parameter.requires_grad}
+        for name in gradients_of:
+            if name not in self.trainable:
+                raise CaptureError(f"capture: `{name}` is no trainable parameter; there are {sorted(self.trainable)}.")
+        self.draws: tuple[Draw, ...] = ()
+        self.changed: tuple[str, ...] = ()
+        self.template = Template.of(None)
+
+    def state(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Copies of the parameters and buffers."""
+        return (
+            [parameter.detach().clone() for parameter in self.program.parameters()],
+            [buffer.detach().clone() for buffer in self.program.buffers()],
+        )
+
+    def grouped(self, flat: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
+        """The flat tensors as parameters, buffers, inputs and noise."""
+        sizes = (len(self.parameters), len(self.buffers), self.template_of_inputs.size, len(self.draws))
+        groups, start = [], 0
+        for size in sizes:
+            groups.append(list(flat[start : start + size]))
+            start += size
+        return tuple(groups)
+
+    def at_noise(self, parameters: list[Tensor], buffers: list[Tensor], tensors: list[Tensor], noise: list[Tensor]):  # type: ignore[no-untyped-def]
+        with Lifted.at(noise, self.draws):
+            return self(parameters, buffers, tensors)
+
+    def __call__(self, parameters: list[Tensor], buffers: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+        leaves = {
+            name: value.detach().requires_grad_(name in self.trainable)
+            for name, value in zip(self.parameters, parameters, strict=True)
+        }
+        own = {name: value.detach().clone() for name, value in zip(self.buffers, buffers, strict=True)}
+        versions = {name: value._version for name, value in own.items()}
+        state = {**leaves, **own}
+        with Static(), torch.enable_grad():
+            result = functional_call(self.program, state, tuple(self.template_of_inputs.fill(tensors)))
+            gradients = self._gradients(result, leaves)
+        after = {name: state[name] for name in own}  # a buffer that was assigned is another tensor now
+        changed = tuple(n for n, b in after.items() if b is not own[n] or b._version != versions[n])
+        self.changed, self.template = changed, Template.of(result)
+        return [t.detach() for t in (*tensors_of(result), *gradients, *(after[name] for name in changed))]
+
+    def _gradients(self, result: Any, leaves: dict[str, Tensor]) -> list[Tensor]:
+        if not self.gradients_of:
+            return []
+        value = tensors_of(result)[0]
+        wanted = [leaves[name] for name in self.gradients_of]
+        gradients = (
+            torch.autograd.grad(value, wanted, allow_unused=True) if value.requires_grad else [None] * len(wanted)
+        )
+        missing = [n for n, g in zip(self.gradients_of, gradients, strict=True) if g is None]
+        if missing:
+            raise CaptureError(f"capture: the loss does not depend on {', '.join(f'`{name}`' for name in missing)}.")
+        return [gradient for gradient in gradients if gradient is not None]
+
+
+def _refuse_foreign(constants: list[Tensor]) -> None:
+    for tensor in constants:
+        if tensor.requires_grad:
+            raise CaptureError(
+                f"capture: the program uses a trainable tensor of shape {tuple(tensor.shape)} that is no parameter of "
+                "its modules, and would never be trained; make it an nn.Parameter of one of them."
+            )
+
+
+def _check(captured: Capture, run: _Pure, flat: list[Tensor]) -> None:
+    """Raises where the graph and the program differ at other parameters, other inputs of noise."""
+    parameters, buffers, tensors, noise = run.grouped(flat)
+    parameters = [_moved(tensor) for tensor in parameters]
+    noise = [draw.sample() for draw in captured.draws]
+    state = torch.random.get_rng_state()
+    with Lifted.at([value.clone() for value in noise]):
+        expected = run(parameters, buffers, tensors)
+    torch.random.set_rng_state(state)
+    with torch.no_grad():
+        got = captured.graph(*parameters, *buffers, *tensors, *noise, *captured.constants)
+    names = [f"output {i}" for i in range(captured.template.size)]
+    names += [f"the gradient of `{n}`" for n in captured.differentiated] + [f"buffer `{n}`" for n in captured.changed]
+    for name, a, b in zip(names, expected, got, strict=True):
+        if a.shape != b.shape or not _close(a, b):
+            raise CaptureError(
+                f"capture: {name} of the captured program is not that of the program itself at other parameters; "
+                "values were read out of tensors (.numpy(), .data, a Python number kept between calls)."
+            )
+
+
+def _moved(tensor: Tensor) -> Tensor:
+    if not tensor.dtype.is_floating_point:
+        return tensor
+    noise = torch.rand_like(tensor) - 0.5
+    return tensor * (1 + _RELATIVE * noise) + _ABSOLUTE * noise
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if not a.dtype.is_floating_point:
+        return bool((a == b).all())
+    finite = a.isfinite()
+    if not torch.equal(finite, b.isfinite()):
+        return False
+    a, b = a[finite], b[finite]
+    scale = a.abs().max().clamp_min(1.0) if a.numel() else a.new_ones(())
+    return bool(((a - b).abs() <= _TOLERANCE.get(a.dtype, _TOLERANCE_ELSE) * scale).all())
+
+
+def _devices(program: Program) -> list[torch.device]:
+    return sorted({t.device for t in (*program.parameters(), *program.buffers()) if t.is_cuda}, key=str)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered NaN")
+        yield

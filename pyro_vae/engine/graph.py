@@ -1,0 +1,36 @@
+r"""What is done to a captured graph: its constants, its replicates, its text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+
+def lift_constants(graph: GraphModule) -> list[Tensor]:
+    """Makes the tensors that a graph holds its last arguments; returns them in order."""
+    nodes = list(graph.graph.nodes)
+    body = next(node for node in nodes if node.op != "placeholder")
+    found: dict[str, torch.fx.Node] = {}
+    constants = []
+    for node in nodes:
+        if node.op != "get_attr":
+            continue
+        if node.target not in found:
+            with graph.graph.inserting_before(body):
+                found[node.target] = graph.graph.placeholder(f"constant_{len(found)}")
+            constants.append(getattr(graph, node.target))
+        node.replace_all_uses_with(found[node.target])
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return constants
+
+
+def fingerprint(graph: GraphModule, arguments: Sequence[Tensor]) -> str:
+    """Returns a digest by which two graphs are the same program on tensors of the same kind."""
+    kinds = [(str(a.dtype), tuple(a.shape), a.stride(), str(a.device)) for a in arguments]
+    return hashlib.sha256(f"{graph.code}{kinds}{torch.__version__}".encode()).hexdigest()

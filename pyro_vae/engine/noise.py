@@ -1,0 +1,206 @@
+r"""Random draws as explicit inputs: what a program draws, and the same program at noise that is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_vae.engine.errors import CaptureError
+from pyro_vae.engine.opaque import OPAQUE
+from pyro_vae.engine.where import where
+
+aten = torch.ops.aten
+
+
+class Draw(NamedTuple):
+    """One draw of standard noise.
+
+    Attributes:
+        kind: ``"normal"``, N(0, 1); ``"uniform"`` on [0, 1); ``"exponential"`` of rate 1.
+        shape: Of the noise.
+        dtype: Of the noise.
+        device: On which it lies.
+    """
+
+    kind: str
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Returns the noise, from torch's global random stream or from a generator's."""
+        empty = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        return _SAMPLERS[self.kind](empty, generator)
+
+
+_SAMPLERS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
+    "normal": lambda empty, generator: empty.normal_(generator=generator),
+    "uniform": lambda empty, generator: empty.uniform_(generator=generator),
+    "exponential": lambda empty, generator: empty.exponential_(generator=generator),
+}
+
+Source = Callable[[Draw], Tensor]
+
+
+class Lifted(TorchDispatchMode):
+    r"""Runs a block in which every normal, uniform, exponential, Bernoulli and categorical draw is made of noise.
+
+    .. math:: \mu + \sigma \epsilon, \qquad a + (b - a) u, \qquad e / \lambda, \qquad [u < p], \qquad F^{-1}(u)
+
+    So a program is the same function of its noise whether it runs as it is or as a captured graph. Draws from gamma,
+    Dirichlet, Poisson and binomial distributions have no such form; they stay draws from torch's random stream.
+
+    Arguments:
+        source: Gives the noise of each draw, in the order of the program; by default from torch's random stream.
+
+    Raises:
+        CaptureError: Within the block, for a draw from a generator of its own.
+
+    Example:
+        >>> noise = [torch.tensor([0.5, -0.5])]
+        >>> with Lifted.at(noise):
+        ...     10 + torch.randn(2)
+        tensor([10.5000,  9.5000])
+    """
+
+    def __init__(self, source: Source = Draw.sample) -> None:
+        super().__init__()
+        self.source = source
+
+    @classmethod
+    def at(cls, noise: Iterable[Tensor], draws: Sequence[Draw] = ()) -> Lifted:
+        """Returns the block at given noise.
+
+        Arguments:
+            noise: Of each draw.
+            draws: What the program is expected to draw; a `CaptureError` says where it draws otherwise.
+        """
+        values, expected = iter(noise), iter(draws)
+
+        def source(draw: Draw) -> Tensor:
+            if draws and next(expected, None) != draw:
+                raise CaptureError(
+                    f"capture: the program draws differently from run to run, at {where()}; what it draws must not "
+                    "depend on values or on how often it has run."
+                )
+            return next(values)
+
+        return cls(source)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        named = named or {}
+        rule = _RULES.get(function)
+        if rule is None:
+            opaque = OPAQUE.get(function)
+            return (opaque or function)(*arguments, **({} if opaque else named))
+        if named.get("generator") is not None:
+            raise CaptureError(
+                f"capture: {where()} draws from a generator of its own, whose stream would be left behind; draw "
+                "without `generator=`, from torch's random stream."
+            )
+        with torch.no_grad():
+            return rule(self, *arguments, **{k: v for k, v in named.items() if k != "generator"})
+
+    def noise(self, kind: str, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """Returns the next noise, of the type and device of a tensor, and of its shape unless said otherwise."""
+        dtype = like.dtype if like.dtype.is_floating_point else torch.get_default_dtype()
+        return self.source(Draw(kind, torch.Size(like.shape if shape is None else shape), dtype, like.device))
+
+    def made(self, kind: str, size: Sequence[int], **options: Any) -> Tensor:
+        """Returns the next noise, as a factory function such as ``torch.randn`` is asked for it."""
+        dtype = options.get("dtype") or torch.get_default_dtype()
+        device = torch.device(options.get("device") or "cpu")
+        return self.source(Draw(kind, torch.Size(size), dtype, device))
+
+
+def _normal_(mode: Lifted, out: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
+    return out.copy_(_scaled(mode.noise("normal", out), mean, std))
+
+
+def _normal(mode: Lifted, mean: Any = 0.0, std: Any = 1.0, size: Any = None, **options: Any) -> Tensor:
+    if size is not None:
+        return _scaled(mode.made("normal", size, **options), mean, std)
+    like = mean if isinstance(mean, Tensor) else std
+    shape = torch.broadcast_shapes(*(t.shape for t in (mean, std) if isinstance(t, Tensor)))
+    return _scaled(mode.noise("normal", like, shape), mean, std)
+
+
+def _scaled(noise: Tensor, mean: Any, std: Any) -> Tensor:
+    plain = not isinstance(mean, Tensor) and not isinstance(std, Tensor)
+    return noise if plain and mean == 0 and std == 1 else noise * std + mean
+
+
+def _like(kind: str) -> Callable[..., Tensor]:
+    def rule(mode: Lifted, like: Tensor, **options: Any) -> Tensor:
+        dtype, device = options.get("dtype") or like.dtype, options.get("device") or like.device
+        return mode.made(kind, like.shape, dtype=dtype, device=device)
+
+    return rule
+
+
+def _factory(kind: str) -> Callable[..., Tensor]:
+    return lambda mode, size, **options: mode.made(kind, size, **options)
+
+
+def _uniform_(mode: Lifted, out: Tensor, low: float = 0.0, high: float = 1.0, **named: float) -> Tensor:
+    low = named.get("from", low)
+    noise = mode.noise("uniform", out)
+    return out.copy_(noise if (low, high) == (0.0, 1.0) else noise * (high - low) + low)
+
+
+def _exponential_(mode: Lifted, out: Tensor, lambd: float = 1.0) -> Tensor:
+    return out.copy_(mode.noise("exponential", out) / lambd)
+
+
+def _bernoulli(mode: Lifted, probabilities: Tensor, p: float | None = None) -> Tensor:
+    threshold = probabilities if p is None else p
+    return (mode.noise("uniform", probabilities) < threshold).to(probabilities.dtype)
+
+
+def _bernoulli_(mode: Lifted, out: Tensor, p: Tensor | float = 0.5) -> Tensor:
+    return out.copy_(mode.noise("uniform", out) < p)
+
+
+def _dropout(mode: Lifted, given: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    if train is False or p == 0:
+        return given.clone(), torch.ones_like(given, dtype=torch.bool)
+    kept = mode.noise("uniform", given) < 1 - p
+    return given * kept / (1 - p) if p < 1 else torch.zeros_like(given), kept
+
+
+def _multinomial(mode: Lifted, weights: Tensor, num_samples: int, replacement: bool = False) -> Tensor:
+    if not replacement and num_samples > 1:
+        return aten.multinomial.default(weights, num_samples, replacement)
+    cumulative = weights.cumsum(-1)
+    total = cumulative[..., -1:]
+    u = mode.noise("uniform", weights, (*weights.shape[:-1], num_samples))
+    # Below the total, so that no category behind the last possible one is drawn where the product rounds up.
+    level = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative.contiguous(), level.contiguous(), right=True)
+
+
+_RULES: dict[Any, Callable[..., Any]] = {
+    aten.normal_.default: _normal_,
+    aten.normal.Tensor_Tensor: _normal,
+    aten.normal.Tensor_float: _normal,
+    aten.normal.float_Tensor: _normal,
+    aten.normal.float_float: _normal,
+    aten.randn.default: _factory("normal"),
+    aten.randn_like.default: _like("normal"),
+    aten.rand.default: _factory("uniform"),
+    aten.rand_like.default: _like("uniform"),
+    aten.uniform_.default: _uniform_,
+    aten.exponential_.default: _exponential_,
+    aten.bernoulli.default: _bernoulli,
+    aten.bernoulli.p: _bernoulli,
+    aten.bernoulli_.float: _bernoulli_,
+    aten.bernoulli_.Tensor: _bernoulli_,
+    aten.native_dropout.default: _dropout,
+    aten.multinomial.default: _multinomial,
+}

@@ -1,0 +1,272 @@
+r"""One training step as one graph: loss, gradients, clipping, and the optimizer's rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functionalize
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.engine.backend import Executable, compile_graph, known
+from pyro_vae.engine.capture import Capture, Program, capture, tensors_of
+from pyro_vae.engine.graph import lift_constants
+from pyro_vae.engine.rules import State, options_of, rule_for
+
+
+class Ledger:
+    """What the steps of a run share, on the device: rates, counters, and whether one of them has failed.
+
+    From the first loss or gradient on that is not finite, no step changes anything. Call `read` where the optimizer
+    may have taken steps of its own in between, and `write` before it does.
+
+    Arguments:
+        optimizer: The user's own.
+        moved: The parameters that each kind of step moves.
+        device: On which they lie.
+
+    Attributes:
+        rule: How the optimizer moves a parameter; None where it takes its own step with the gradients.
+        failed: Whether a loss or gradient was not finite, a boolean scalar.
+        done: Updates made, an integer scalar.
+        rates: The learning rate of each of the optimizer's groups, float64 scalars.
+        counts: Number of steps made by the parameters that always move together, float64 scalars.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, moved: Sequence[Sequence[nn.Parameter]], device: torch.device
+    ) -> None:
+        self.optimizer, self.rule = optimizer, rule_for(optimizer)
+        self.options = [options_of(group) for group in optimizer.param_groups]
+        self._group = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+        self.failed = torch.zeros((), dtype=torch.bool, device=device)
+        self.done = torch.zeros((), dtype=torch.int64, device=device)
+        self._known = [float(group["lr"]) for group in optimizer.param_groups]
+        self.rates = [torch.tensor(rate, dtype=torch.float64, device=device) for rate in self._known]
+        together: dict[tuple[Any, ...], list[nn.Parameter]] = {}
+        for parameter in {id(p): p for parameters in moved for p in parameters}.values():
+            steps = tuple(any(p is parameter for p in parameters) for parameters in moved)
+            together.setdefault((steps, self._taken(parameter)), []).append(parameter)
+        self._together = list(together.values())
+        self._part = {id(p): i for i, parameters in enumerate(self._together) for p in parameters}
+        self.counts = [torch.zeros((), dtype=torch.float64, device=device) for _ in self._together]
+        self.read()
+
+    def group_of(self, parameter: nn.Parameter) -> int:
+        """Returns which of the rates and options are a parameter's."""
+        return self._group[id(parameter)]
+
+    def part_of(self, parameter: nn.Parameter) -> int:
+        """Returns which of the counts is a parameter's."""
+        return self._part[id(parameter)]
+
+    def state_of(self, parameter: nn.Parameter) -> State:
+        """Returns the optimizer's own state of a parameter, without its counter, begun where there is none yet."""
+        if self.rule is None:
+            return {}
+        state = self.optimizer.state[parameter]
+        begun = self.rule.initial(parameter.detach(), self.options[self.group_of(parameter)])
+        for key, value in begun.items():
+            if state.get(key) is None:
+                state[key] = value
+        return {key: state[key] for key in begun}
+
+    def read(self) -> None:
+        """Takes over how many steps the optimizer has made."""
+        for count, parameters in zip(self.counts, self._together, strict=True):
+            count.fill_(self._taken(parameters[0]))
+
+    def write(self) -> None:
+        """Tells the optimizer how many steps were made."""
+        if self.rule is None or not self.rule.counts:
+            return
+        for count, parameters in zip(self.counts, self._together, strict=True):
+            steps = float(count)
+            for parameter in parameters:
+                state = self.optimizer.state[parameter]
+                if "step" in state:
+                    state["step"].fill_(steps)
+                elif steps:
+                    state["step"] = torch.tensor(steps, dtype=torch.float32)
+
+    def read_rates(self) -> None:
+        """Takes over the learning rates that the optimizer's groups have now."""
+        for i, group in enumerate(self.optimizer.param_groups):
+            rate = float(group["lr"])
+            if rate != self._known[i]:
+                self._known[i] = rate
+                self.rates[i].fill_(rate)
+
+    def _taken(self, parameter: nn.Parameter) -> float:
+        state = self.optimizer.state.get(parameter, {})
+        # Momentum has no counter; where it has begun, the first step is over.
+        return float(state.get("step", state.get("momentum_buffer") is not None))
+
+
+class Step:
+    r"""Loss, gradients, clipping by norm and the optimizer's update of a program, as one graph that changes in place.
+
+    Parameters, buffers and the state of the user's own optimizer are changed where they lie, so that nothing is to be
+    written back but the optimizer's counters; see `Ledger`. An optimizer of which no rule is known takes its own step
+    with the gradients of the graph.
+
+    Arguments:
+        function: From ``inputs`` to a nested value whose first tensor is the loss.
+        modules: By name, whose parameters and buffers the function uses.
+        inputs: Examples.
+        moved: Names of the parameters to move, with the module's name in front.
+        ledger: Of the run.
+        clip_norm: Largest norm of the gradient of all moved parameters.
+
+    Raises:
+        CaptureError: See `capture`.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        modules: Mapping[str, nn.Module],
+        inputs: Sequence[Any],
+        moved: Sequence[str],
+        ledger: Ledger,
+        clip_norm: float | None = None,
+    ) -> None:
+        self.program, self.ledger, self.clip_norm = Program(function, modules), ledger, clip_norm
+        self.captured: Capture = capture(function, modules, inputs, moved)
+        named = dict(self.program.named_parameters())
+        self.moved = {name: named[name] for name in moved}
+        self.constants: list[Tensor] = []
+        self._place()
+        with torch.random.fork_rng():
+            arguments = self._arguments(tensors_of(inputs), self.captured.noise())
+        self.graph: GraphModule = self._whole(arguments)
+        self.constants = lift_constants(self.graph)
+        self._examples = [*arguments, *self.constants]
+        self._run: Executable = lambda flat: self.graph(*flat)
+
+    def compile(self) -> float:
+        """Compiles the graph; returns how many seconds it took, 0 where the process had the same program already.
+
+        Raises:
+            CompilationError: See `compile_graph`; the step runs uncompiled then.
+        """
+        compiled = compile_graph(self.graph, self._examples)
+        self._run = compiled.run
+        return compiled.seconds
+
+    def known(self) -> str:
+        """Returns where the compiled program is already: ``"process"``, ``"disk"``, or nowhere, ``""``."""
+        return known(self.graph, self._examples)
+
+    def preview(self, inputs: Sequence[Any]) -> Any:
+        """Returns what the function returns at the present parameters, and changes nothing."""
+        state = (dict(self.program.named_parameters()), dict(self.program.named_buffers()))
+        with torch.random.fork_rng():
+            return self.captured(*state, inputs).result
+
+    @torch.no_grad()
+    def __call__(self, inputs: Sequence[Any], noise: Sequence[Tensor] | None = None) -> Any:
+        """Takes the step; returns what the function returns, its tensors detached.
+
+        Arguments:
+            inputs: Like the examples.
+            noise: See `Capture.draws`; by default from torch's random stream.
+        """
+        self._follow()
+        given = self.captured.noise() if noise is None else noise
+        flat = self._run(self._arguments(tensors_of(inputs), given))
+        n = self.captured.template.size
+        if self.ledger.rule is None:
+            self._own_step(flat[n:])
+        return self.captured.template.fill(flat[:n])
+
+    # ------------------------------------------------------------------ where everything lies
+
+    def _place(self) -> None:
+        """Lists the tensors that stay where they are from step to step."""
+        self._sources = [*self.program.parameters(), *self.program.buffers()]
+        self._addresses = [tensor.data_ptr() for tensor in self._sources]
+        states = {name: self.ledger.state_of(parameter) for name, parameter in self.moved.items()}
+        self._state_keys = [(name, key) for name, own in states.items() for key in own]
+        self._fixed = [
+            *(tensor.detach() for tensor in self._sources),
+            *(states[name][key] for name, key in self._state_keys),
+            *(*self.ledger.rates, *self.ledger.counts, self.ledger.failed, self.ledger.done),
+        ]
+
+    def _follow(self) -> None:
+        """Finds parameters and buffers again that were assigned anew."""
+        sources = [*self.program.parameters(), *self.program.buffers()]
+        if [tensor.data_ptr() for tensor in sources] != self._addresses:
+            self._place()
+        self.ledger.read_rates()
+
+    def _arguments(self, inputs: list[Tensor], noise: Sequence[Tensor]) -> list[Tensor]:
+        return [*self._fixed, *inputs, *noise, *self.captured.constants, *self.constants]
+
+    # ------------------------------------------------------------------ the graph
+
+    def _whole(self, arguments: list[Tensor]) -> GraphModule:
+        """Loss, gradients and update as one graph, whose mutations are the last thing it does."""
+        copies = [a.clone() for a in arguments]
+        with torch.no_grad():
+            return make_fx(functionalize(lambda *flat: self._take(list(flat)), remove="mutations"))(*copies)
+
+    def _take(self, flat: list[Tensor]) -> list[Tensor]:
+        ledger, rest = self.ledger, iter(flat)
+        index = {name: next(rest) for name in (*self.captured.parameters, *self.captured.buffers)}
+        states: dict[str, State] = {name: {} for name in self.moved}
+        for name, key in self._state_keys:
+            states[name][key] = next(rest)
+        rates, counts = [next(rest) for _ in ledger.rates], [next(rest) for _ in ledger.counts]
+        failed, done = next(rest), next(rest)
+        values, gradients, buffers = _split(self.captured.graph(*index.values(), *rest), self.captured)
+        if ledger.rule is None:
+            for name, new in buffers.items():
+                index[name].copy_(new)
+            return [*values, *gradients.values()]
+        norm = torch.stack([(g * g).sum() for g in gradients.values()]).sum().sqrt()
+        fine = ~failed & (values[0] + norm).isfinite()
+        factor = None if self.clip_norm is None else (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        for name, gradient in gradients.items():
+            group, part = ledger.group_of(self.moved[name]), ledger.part_of(self.moved[name])
+            clipped = gradient if factor is None else gradient * factor
+            new, after = ledger.rule.update(
+                index[name], clipped, states[name], rates[group], counts[part] + 1, ledger.options[group]
+            )
+            index[name].copy_(torch.where(fine, new, index[name]))
+            for key, tensor in after.items():
+                states[name][key].copy_(torch.where(fine, tensor, states[name][key]))
+        for name, new in buffers.items():
+            index[name].copy_(torch.where(fine, new, index[name]))
+        for part in {ledger.part_of(parameter) for parameter in self.moved.values()}:
+            counts[part].copy_(counts[part] + fine)
+        done.copy_(done + fine)
+        failed.copy_(~fine)
+        return values
+
+    def _own_step(self, gradients: Sequence[Tensor]) -> None:
+        """The optimizer's own step, where no rule of it is known."""
+        norm = torch.nn.utils.get_total_norm(list(gradients))
+        if not bool(norm.isfinite()):
+            self.ledger.failed.fill_(True)
+        if bool(self.ledger.failed):
+            return
+        scale = None if self.clip_norm is None else torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0)
+        self.ledger.optimizer.zero_grad(set_to_none=True)
+        for parameter, gradient in zip(self.moved.values(), gradients, strict=True):
+            parameter.grad = gradient if scale is None else gradient * scale
+        with torch.enable_grad():
+            self.ledger.optimizer.step()
+        self.ledger.optimizer.zero_grad(set_to_none=True)
+        self.ledger.done += 1
+
+
+def _split(results: Sequence[Tensor], captured: Capture) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """The flat results as tensors of the value, gradients and new buffers by name."""
+    n, m = captured.template.size, len(captured.differentiated)
+    gradients = dict(zip(captured.differentiated, results[n : n + m], strict=True))
+    return list(results[:n]), gradients, dict(zip(captured.changed, results[n + m :], strict=True))
