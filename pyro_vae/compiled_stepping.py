@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
-from pyro_vae.engine import CaptureError, CompilationError, Ledger, Step
+from pyro_vae.engine import CaptureError, CompilationError, Ledger, Step, tensors_of
 from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.vae import VAE
 
@@ -76,6 +76,12 @@ class Plan:
             if i + 1 < len(phases):
                 carry = step.preview([batch, carry])[1]
 
+        # Where the bound stands among the tensors that a phase returns.
+        self._bounds: list[int | None] = [
+            None if step is None else step.captured.template.fill(range(step.captured.template.size))[0].bound
+            for _, step in self.steps
+        ]
+
     def compile(self) -> float:
         """Compiles all phases; returns the seconds it took."""
         return sum(step.compile() for step in {id(s): s for _, s in self.steps if s is not None}.values())
@@ -86,7 +92,7 @@ class Plan:
         prices = {"process": 0.0, "disk": _WARM, "": _COLD}
         return sum(prices[step.known()] for step in {id(s): s for _, s in self.steps if s is not None}.values())
 
-    def take(self, batch: Batch, noise: dict[int, list[Tensor]] | None = None) -> Tensor | None:
+    def take(self, batch: Batch, noise: dict[int, list[Tensor]]) -> Tensor | None:
         """Takes the phases' steps; returns the last bound.
 
         Arguments:
@@ -98,12 +104,15 @@ class Plan:
         for i, (phase, step) in enumerate(self.steps):
             if step is None:
                 loss, carry = phase.compute(self.vae, batch, carry)
-            else:
-                drawn = step.captured.noise()
-                if noise is not None:
-                    noise[i] = drawn
-                loss, carry = step([batch, carry], drawn)
-            bound = bound if loss.bound is None else loss.bound
+                bound = bound if loss.bound is None else loss.bound
+                continue
+            noise[i] = step.captured.noise()
+            inputs = [field for field in batch if field is not None]
+            flat = step.take(inputs if carry is None else [*inputs, *tensors_of(carry)], noise[i])
+            at = self._bounds[i]
+            bound = bound if at is None else flat[at]
+            if i + 1 < len(self.steps):
+                carry = step.captured.template.fill(flat)[1]
         return bound
 
 
@@ -146,10 +155,9 @@ class CompiledSteps:
         total: int,
         busy: Busy,
     ) -> None:
-        self.make, self.ledger, self.modules, self.mode, self.total, self.busy = (
-            *(make, ledger, modules),
-            *(mode, total, busy),
-        )
+        self.make, self.ledger, self.mode, self.total, self.busy = make, ledger, mode, total, busy
+        self._parts = [part for module in modules for part in module.modules()]
+        self._parameters = [parameter for module in modules for parameter in module.parameters()]
         self.kinds: dict[Any, _Kind] = {}
         self.seconds, self.said, self._eager_last = 0.0, "", True
 
@@ -227,6 +235,5 @@ class CompiledSteps:
 
     def _key(self, batch: Batch) -> tuple[Any, ...]:
         fields = tuple(None if t is None else (tuple(t.shape), t.dtype, t.device) for t in batch)
-        modes = tuple(part.training for module in self.modules for part in module.modules())
-        frozen = tuple(p.requires_grad for module in self.modules for p in module.parameters())
-        return fields, modes, frozen
+        modes = tuple([part.training for part in self._parts])
+        return fields, modes, tuple([parameter.requires_grad for parameter in self._parameters])

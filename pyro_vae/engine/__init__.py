@@ -1,7 +1,7 @@
 """How a program runs, never what it computes: capture, compiled steps, replicates."""
 
 from pyro_vae.engine.backend import interpreted
-from pyro_vae.engine.capture import Capture, Outputs, capture
+from pyro_vae.engine.capture import Capture, Outputs, capture, tensors_of
 from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.engine.noise import Draw, Lifted
 from pyro_vae.engine.step import Ledger, Step
@@ -17,4 +17,5 @@ __all__ = [
     "Step",
     "capture",
     "interpreted",
+    "tensors_of",
 ]

@@ -3,7 +3,7 @@ r"""From a program of modules and distributions to a pure function of tensors.""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,7 +132,7 @@ class Template:
         """The number of tensors."""
         return sum(leaf is _HOLE for leaf in self.leaves)
 
-    def fill(self, tensors: Sequence[Tensor]) -> Any:
+    def fill(self, tensors: Iterable[Any]) -> Any:
         """Returns the value with other tensors."""
         rest = iter(tensors)
         return pytree.tree_unflatten([next(rest) if leaf is _HOLE else leaf for leaf in self.leaves], self.spec)

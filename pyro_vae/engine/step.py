@@ -175,36 +175,47 @@ class Step:
             inputs: Like the examples.
             noise: See `Capture.draws`; by default from torch's random stream.
         """
-        self._follow()
         given = self.captured.noise() if noise is None else noise
-        flat = self._run(self._arguments(tensors_of(inputs), given))
-        n = self.captured.template.size
+        return self.captured.template.fill(self.take(tensors_of(inputs), given))
+
+    @torch.no_grad()
+    def take(self, inputs: Sequence[Tensor], noise: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Takes the step; returns the tensors of what the function returns. `__call__` without its structure.
+
+        Arguments:
+            inputs: The tensors of the inputs, in order.
+            noise: See `Capture.draws`.
+        """
+        self._follow()
+        flat = self._run(self._arguments(inputs, noise))
         if self.ledger.rule is None:
+            n = self.captured.template.size
             self._own_step(flat[n:])
-        return self.captured.template.fill(flat[:n])
+            return flat[:n]
+        return flat
 
     # ------------------------------------------------------------------ where everything lies
 
     def _place(self) -> None:
         """Lists the tensors that stay where they are from step to step."""
-        self._sources = [*self.program.parameters(), *self.program.buffers()]
-        self._addresses = [tensor.data_ptr() for tensor in self._sources]
+        sources = [*self.program.parameters(), *self.program.buffers()]
+        self._holders = [*_holders(self.program, "_parameters"), *_holders(self.program, "_buffers")]
+        self._addresses = [tensor.data_ptr() for tensor in sources]
         states = {name: self.ledger.state_of(parameter) for name, parameter in self.moved.items()}
         self._state_keys = [(name, key) for name, own in states.items() for key in own]
         self._fixed = [
-            *(tensor.detach() for tensor in self._sources),
+            *(tensor.detach() for tensor in sources),
             *(states[name][key] for name, key in self._state_keys),
             *(*self.ledger.rates, *self.ledger.counts, self.ledger.failed, self.ledger.done),
         ]
 
     def _follow(self) -> None:
         """Finds parameters and buffers again that were assigned anew."""
-        sources = [*self.program.parameters(), *self.program.buffers()]
-        if [tensor.data_ptr() for tensor in sources] != self._addresses:
+        if [holder[name].data_ptr() for holder, name in self._holders] != self._addresses:
             self._place()
         self.ledger.read_rates()
 
-    def _arguments(self, inputs: list[Tensor], noise: Sequence[Tensor]) -> list[Tensor]:
+    def _arguments(self, inputs: Sequence[Tensor], noise: Sequence[Tensor]) -> list[Tensor]:
         return [*self._fixed, *inputs, *noise, *self.captured.constants, *self.constants]
 
     # ------------------------------------------------------------------ the graph
@@ -263,6 +274,18 @@ class Step:
             self.ledger.optimizer.step()
         self.ledger.optimizer.zero_grad(set_to_none=True)
         self.ledger.done += 1
+
+
+def _holders(program: nn.Module, kind: str) -> list[tuple[dict[str, Tensor], str]]:
+    """Where a program's parameters or buffers stand, each once, in the order of its ``named_`` method."""
+    found, seen = [], set()
+    for module in program.modules():
+        own: dict[str, Tensor] = getattr(module, kind)
+        for name, tensor in own.items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found.append((own, name))
+    return found
 
 
 def _split(results: Sequence[Tensor], captured: Capture) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
