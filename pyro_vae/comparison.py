@@ -253,6 +253,7 @@ def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, pro
         clip_norm=training.clip_norm,
         check_support=not data.cross_entropy,
         divergence="stop",
+        compile=training.compile,
         progress=f"{spec.label}, seed {seed}" if progress else False,
     )
     if history.stopped == "interrupted":
@@ -350,5 +351,6 @@ def _run_record(run: Run) -> dict[str, Any]:
     record |= {name: finite_or_none(x) for name, x in run.scores.items()}
     if run.inference.trains_posterior:
         record["kl"] = run.kl.record()
-    record |= {"steps": run.history.steps, "stopped": run.history.stopped, "remark": run.history.remark}
-    return record
+    history = run.history
+    record |= {"steps": history.steps, "stopped": history.stopped, "remark": history.remark}
+    return record | {"execution": history.execution, "compile_seconds": round(history.compile_seconds, 2)}

@@ -23,10 +23,10 @@ Busy = Callable[[str], AbstractContextManager[None]]
 
 # Steps of a kind that are timed before it is decided about.
 _TIMED = 3
-# Seconds that a compilation takes at most on two cores; from the cache on disk; and what capturing takes.
-_COLD, _WARM, _CAPTURE = 40.0, 5.0, 2.0
-# Share of an uncompiled step's time that compiling saves at least.
-_SAVED = 0.4
+# Seconds that compiling a phase takes on two cores; from the cache on disk; and what capturing takes.
+_COLD, _WARM, _CAPTURE = 20.0, 4.0, 1.5
+# What compiling saves of a step at least: the handlers' work and autograd's, and a share of the rest; and at most.
+_OVERHEAD, _SHARE, _MOST_SAVED = 0.001, 0.3, 0.8
 # Kinds of minibatches that are compiled at most: shapes that change all the time are not worth it.
 _MOST = 8
 
@@ -42,9 +42,6 @@ class Plan:
         ledger: Of the run.
         clip_norm: See `pyro_vae.fit`.
 
-    Attributes:
-        failed: Whether a loss or gradient was not finite, a boolean scalar; nothing is moved from there on.
-
     Raises:
         CaptureError: Where a phase cannot be captured.
     """
@@ -58,7 +55,7 @@ class Plan:
         ledger: Ledger,
         clip_norm: float | None,
     ) -> None:
-        self.vae, self.failed = vae, ledger.failed
+        self.vae = vae
         self.steps: list[tuple[Phase, Step | None]] = []
         modules: dict[str, nn.Module] = {"vae": vae, "inference": inference}
         names = {id(p): name for name, p in nn.ModuleDict(modules).named_parameters()}
@@ -144,6 +141,7 @@ class CompiledSteps:
     Attributes:
         seconds: What capturing and compiling took in all.
         said: What was decided, in words.
+        settled: Updates of the ledger that were looked at.
     """
 
     def __init__(
@@ -159,7 +157,7 @@ class CompiledSteps:
         self._parts = [part for module in modules for part in module.modules()]
         self._parameters = [parameter for module in modules for parameter in module.parameters()]
         self.kinds: dict[Any, _Kind] = {}
-        self.seconds, self.said, self._eager_last = 0.0, "", True
+        self.seconds, self.said, self._eager_last, self.settled = 0.0, "", True, 0
 
     def plan_for(self, batch: Batch, step: int) -> Plan | None:
         """Returns the plan for a minibatch, ready to be taken; None where its step is to be uncompiled.
@@ -196,7 +194,8 @@ class CompiledSteps:
             if len(kind.seconds) < _TIMED:
                 return
             left = (self.total - step) * kind.uses / (step + 1)
-            saved = _SAVED * statistics.median(kind.seconds) * left
+            seconds = statistics.median(kind.seconds)
+            saved = min(_OVERHEAD + _SHARE * seconds, _MOST_SAVED * seconds) * left
             if saved < _WARM + _CAPTURE:
                 kind.decided = True
                 self.said = self.said or f"uncompiled: {self.total} steps would not repay the compilation"

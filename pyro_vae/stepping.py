@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import pyro
 import torch
@@ -12,13 +12,26 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.compiled_stepping import Busy, Compile, CompiledSteps, Plan
-from pyro_vae.engine import Ledger
+from pyro_vae.engine import Ledger, Lifted
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.interrupts import uninterrupted
 from pyro_vae.vae import VAE
 
+# Compiled steps between two looks whether all was finite; elsewhere than on a CPU each look waits for the device.
+_LOOK = {"cpu": 1}
+_LOOK_ELSEWHERE = 16
+
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class _Taken(NamedTuple):
+    """A compiled step at which nobody has looked yet."""
+
+    batch: Batch
+    rows: Tensor | None
+    noise: dict[int, list[Tensor]]
+    bound: Tensor | None
 
 
 class Stepper:
@@ -55,7 +68,9 @@ class Stepper:
         self.buffers = {name: buffer.clone() for name, buffer in self.both.named_buffers()}
         self.ledger: Ledger | None = None
         self.compiled: CompiledSteps | None = None
-        self.step, self.time = 0, 0.0
+        self.look = _LOOK.get(vae.device.type, _LOOK_ELSEWHERE)
+        self.taken: list[_Taken] = []
+        self.step, self.time, self.bound = 0, 0.0, float("nan")
         self.bounds: list[float] = []
         self.samples: list[int] = []
         self.seconds: list[float] = []
@@ -77,16 +92,59 @@ class Stepper:
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
         plan = None if self.compiled is None else self.compiled.plan_for(batch, self.step)
+        if plan is None:
+            self.settle()
         start = time.perf_counter()
-        bound = self._take(batch, rows) if plan is None else self._take_compiled(plan, batch, rows)
+        if plan is None:
+            self.bound = self._take(batch, rows)
+        else:
+            noise: dict[int, list[Tensor]] = {}
+            with uninterrupted():
+                self.taken.append(_Taken(batch, rows, noise, plan.take(batch, noise)))
         seconds = time.perf_counter() - start
         if self.compiled is not None and plan is None:
             self.compiled.timed(batch, seconds)
         self.step += 1
         self.time += seconds
-        self.bounds.append(bound)
+        self.bounds.append(self.bound)
         self.samples.append((self.samples[-1] if self.samples else 0) + batch.size)
         self.seconds.append(self.time)
+        if len(self.taken) >= self.look:
+            self.settle()
+
+    def settle(self) -> None:
+        """Looks at the compiled steps since the last look: records their bounds, or fails at the first that did."""
+        taken, self.taken = self.taken, []
+        if not taken or self.compiled is None or self.ledger is None:
+            return
+        start, n = time.perf_counter(), len(taken)
+        failed = bool(self.ledger.failed)
+        self.time += time.perf_counter() - start
+        if failed:
+            moving = sum(bool(parameters) for _, parameters in self.phases)
+            good = (int(self.ledger.done) - self.compiled.settled) // moving
+            for record in (self.bounds, self.samples, self.seconds):
+                del record[len(record) - n + good :]
+            self.step -= n - good
+            self._save(dict(self.both.named_parameters()))  # nothing has been moved since
+            self._fail(taken[good].batch, taken[good].rows, self._bad_gradient(taken[good]))
+        self.compiled.settled = int(self.ledger.done)
+        if taken[-1].bound is not None:
+            self.bounds[-n:] = torch.stack([step.bound for step in taken if step.bound is not None]).tolist()
+            self.bound = self.bounds[-1]
+        before = self.seconds[-n - 1] if len(self.seconds) > n else 0.0
+        self.seconds[-n:] = [before + (self.time - before) * (i + 1) / n for i in range(n)]
+
+    def _bad_gradient(self, taken: _Taken) -> str:
+        """What was not finite, from the same step at the same noise, uncompiled."""
+        if len(self.phases) > 1:
+            return "the loss or its gradient"
+        (phase, parameters) = self.phases[0]
+        with Lifted.at([value.clone() for value in taken.noise[0]]), pyro.validation_enabled(False):
+            loss, _ = phase.compute(self.vae, self.vae.check(taken.batch), None)
+            gradients = torch.autograd.grad(loss.value, list(parameters.values()), allow_unused=True)
+        bad = [name for name, g in zip(parameters, gradients, strict=True) if g is not None and not _finite(g)]
+        return f"the gradient of `{bad[0]}`" if bad else f"the loss ({loss.value.item():g})"
 
     @property
     def execution(self) -> tuple[str, float]:
@@ -119,15 +177,6 @@ class Stepper:
             self._save(parameters)
             self._update(parameters, gradients, norm)
         return bound
-
-    def _take_compiled(self, plan: Plan, batch: Batch, rows: Tensor | None) -> float:
-        noise: dict[int, list[Tensor]] = {}
-        with uninterrupted():
-            bound = plan.take(batch, noise)
-        if bool(plan.failed):  # and nothing has been moved since
-            self._save(dict(self.both.named_parameters()))
-            self._fail(batch, rows, "the loss or its gradient")
-        return float("nan") if bound is None else float(bound)
 
     def _compute(self, losses: Iterator[Loss], batch: Batch, rows: Tensor | None) -> Loss:
         """The next phase's loss; parameters that are not finite make some distributions raise."""

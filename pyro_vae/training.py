@@ -245,9 +245,12 @@ def _loop(
         while run.step < total and stopped == "completed":
             for batch, rows in source.epoch():
                 run.take(batch, rows)
-                report(run.step, run.bounds[-1])
-                metrics = {"bound": run.bounds[-1], "samples": run.samples[-1], "seconds": run.seconds[-1]}
-                if watch.due(run.step, total):
+                due = watch.due(run.step, total)
+                if due or callback is not None:
+                    run.settle()
+                report(run.step, run.bound)
+                metrics = {"bound": run.bound, "samples": run.samples[-1], "seconds": run.seconds[-1]}
+                if due:
                     run.check_parameters()
                     metrics["validation_bound"] = watch.evaluate(run.step)
                 if callback is not None:
@@ -258,6 +261,7 @@ def _loop(
                     break
     except KeyboardInterrupt:
         stopped = "interrupted"
+    run.settle()
     run.check_parameters()
     watch.restore()
     return stopped

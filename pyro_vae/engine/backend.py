@@ -118,7 +118,8 @@ def _inductor(graph: GraphModule, arguments: list[Tensor]) -> Executable:
     return (lambda flat: compiled([*flat, *constants])) if constants else compiled
 
 
-_OPTIONS: dict[str, object] = {"fx_graph_cache": True}
+# Callers guard what they pass; Inductor's own checks of every argument take as long as a small step.
+_OPTIONS: dict[str, object] = {"fx_graph_cache": True, "size_asserts": False}
 
 
 def _copies(arguments: list[Tensor]) -> list[Tensor]:

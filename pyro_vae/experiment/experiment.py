@@ -56,6 +56,7 @@ class Training(Strict):
     validation_every: PositiveInt | None = None
     early_stopping: PositiveInt | None = None
     keep: Literal["best", "last"] = "last"
+    compile: Literal["auto"] | bool = "auto"
 
     @model_validator(mode="before")
     @classmethod
