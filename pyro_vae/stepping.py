@@ -78,7 +78,7 @@ class Stepper:
     def compile_steps(self, mode: Compile, total: int, busy: Busy) -> None:
         """Has steps compiled, from the second on: the first one is validated, and shows what has no gradient."""
         moved = [list(parameters.values()) for _, parameters in self.phases]
-        ledger = self.ledger = Ledger(self.optimizer, moved, self.vae.device)
+        ledger = self.ledger = Ledger(self.optimizer, moved, self.vae.device, self.kept)
 
         def make(batch: Batch) -> Plan:
             return Plan(self.vae, self.inference, self.phases, batch, ledger, self.clip_norm)
@@ -126,14 +126,22 @@ class Stepper:
             for record in (self.bounds, self.samples, self.seconds):
                 del record[len(record) - n + good :]
             self.step -= n - good
-            self._save(dict(self.both.named_parameters()))  # nothing has been moved since
+            self._record(taken[:good])
+            self.buffers = {name: buffer.clone() for name, buffer in self.both.named_buffers()}  # nothing moved since
             self._fail(taken[good].batch, taken[good].rows, self._bad_gradient(taken[good]))
         self.compiled.settled = int(self.ledger.done)
-        if taken[-1].bound is not None:
-            self.bounds[-n:] = torch.stack([step.bound for step in taken if step.bound is not None]).tolist()
+        self._record(taken)
+
+    def _record(self, taken: list[_Taken]) -> None:
+        """Records what compiled steps, the last ones, gave."""
+        n = len(taken)
+        bounds = [step.bound for step in taken if step.bound is not None]
+        if bounds:
+            self.bounds[-n:] = torch.stack(bounds).tolist()
             self.bound = self.bounds[-1]
-        before = self.seconds[-n - 1] if len(self.seconds) > n else 0.0
-        self.seconds[-n:] = [before + (self.time - before) * (i + 1) / n for i in range(n)]
+        if n:
+            before = self.seconds[-n - 1] if len(self.seconds) > n else 0.0
+            self.seconds[-n:] = [before + (self.time - before) * (i + 1) / n for i in range(n)]
 
     def _bad_gradient(self, taken: _Taken) -> str:
         """What was not finite, from the same step at the same noise, uncompiled."""

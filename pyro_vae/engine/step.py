@@ -2,6 +2,7 @@ r"""One training step as one graph: loss, gradients, clipping, and the optimizer
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ class Ledger:
         optimizer: The user's own.
         moved: The parameters that each kind of step moves.
         device: On which they lie.
+        previous: Where to write what parameters were before their last update, by the parameter's identity.
 
     Attributes:
         rule: How the optimizer moves a parameter; None where it takes its own step with the gradients.
@@ -37,9 +39,13 @@ class Ledger:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, moved: Sequence[Sequence[nn.Parameter]], device: torch.device
+        self,
+        optimizer: torch.optim.Optimizer,
+        moved: Sequence[Sequence[nn.Parameter]],
+        device: torch.device,
+        previous: Mapping[int, Tensor] | None = None,
     ) -> None:
-        self.optimizer, self.rule = optimizer, rule_for(optimizer)
+        self.optimizer, self.rule, self._previous = optimizer, rule_for(optimizer), dict(previous or {})
         self.options = [options_of(group) for group in optimizer.param_groups]
         self._group = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
         self.failed = torch.zeros((), dtype=torch.bool, device=device)
@@ -62,6 +68,10 @@ class Ledger:
     def part_of(self, parameter: nn.Parameter) -> int:
         """Returns which of the counts is a parameter's."""
         return self._part[id(parameter)]
+
+    def previous_of(self, parameter: nn.Parameter) -> list[Tensor]:
+        """Returns where what a parameter was before is written; nothing where nobody asked for it."""
+        return [self._previous[id(parameter)]] if id(parameter) in self._previous else []
 
     def state_of(self, parameter: nn.Parameter) -> State:
         """Returns the optimizer's own state of a parameter, without its counter, begun where there is none yet."""
@@ -194,6 +204,30 @@ class Step:
             return flat[:n]
         return flat
 
+    def like(self, modules: Mapping[str, nn.Module], ledger: Ledger) -> Step:
+        """Returns the same step of other modules in another run, which is not captured anew.
+
+        Arguments:
+            modules: By name, of which the function is the same program.
+            ledger: Of the other run.
+        """
+        other = copy.copy(self)
+        other.program, other.ledger = Program(self.program.function, modules), ledger
+        named = dict(other.program.named_parameters())
+        other.moved = {name: named[name] for name in self.moved}
+        other._place()
+        return other
+
+    def held(self) -> list[Tensor]:
+        """Returns what stays where it is from step to step, the graph's first arguments, as the objects themselves."""
+        sources = [*self.program.parameters(), *self.program.buffers()]
+        return [*sources, *self._fixed[len(sources) :]]
+
+    def example_inputs(self) -> list[Tensor]:
+        """Returns the tensors of the example inputs."""
+        behind = len(self.captured.draws) + len(self.captured.constants) + len(self.constants)
+        return self._examples[len(self._fixed) : len(self._examples) - behind]
+
     # ------------------------------------------------------------------ where everything lies
 
     def _place(self) -> None:
@@ -206,6 +240,7 @@ class Step:
         self._fixed = [
             *(tensor.detach() for tensor in sources),
             *(states[name][key] for name, key in self._state_keys),
+            *(tensor for parameter in self.moved.values() for tensor in self.ledger.previous_of(parameter)),
             *(*self.ledger.rates, *self.ledger.counts, self.ledger.failed, self.ledger.done),
         ]
 
@@ -232,6 +267,7 @@ class Step:
         states: dict[str, State] = {name: {} for name in self.moved}
         for name, key in self._state_keys:
             states[name][key] = next(rest)
+        previous = {name: next(rest) for name, p in self.moved.items() if ledger.previous_of(p)}
         rates, counts = [next(rest) for _ in ledger.rates], [next(rest) for _ in ledger.counts]
         failed, done = next(rest), next(rest)
         values, gradients, buffers = _split(self.captured.graph(*index.values(), *rest), self.captured)
@@ -248,6 +284,8 @@ class Step:
             new, after = ledger.rule.update(
                 index[name], clipped, states[name], rates[group], counts[part] + 1, ledger.options[group]
             )
+            if name in previous:
+                previous[name].copy_(torch.where(fine, index[name], previous[name]))
             index[name].copy_(torch.where(fine, new, index[name]))
             for key, tensor in after.items():
                 states[name][key].copy_(torch.where(fine, tensor, states[name][key]))
@@ -268,6 +306,9 @@ class Step:
             return
         scale = None if self.clip_norm is None else torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0)
         self.ledger.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.moved.values():
+            for tensor in self.ledger.previous_of(parameter):
+                tensor.copy_(parameter)
         for parameter, gradient in zip(self.moved.values(), gradients, strict=True):
             parameter.grad = gradient if scale is None else gradient * scale
         with torch.enable_grad():
