@@ -30,10 +30,14 @@ from pyro_vae import (
     mlp,
 )
 from pyro_vae.comparison import compare
+from pyro_vae.engine import Lifted
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import elbo, log_marginal
 from pyro_vae.experiment import Experiment
 from pyro_vae.inference import ALGORITHMS
+from pyro_vae.minibatches import minibatches
+from pyro_vae.progress import StepsBar
+from pyro_vae.stepping import Stepper
 
 pytestmark = [
     pytest.mark.gpu,
@@ -165,3 +169,44 @@ def test_compare():
     assert result.environment["device"].startswith("cuda (")
     assert len(result.runs) == 2
     assert set(result.checks.gradients) == {"aevb", "mcem"}
+
+
+@pytest.mark.parametrize("name", ["aevb", "iwae", "wake-sleep"])
+@pytest.mark.parametrize("model", ["mlp", "conv"])
+def test_compiled_training_agrees_with_uncompiled(name: str, model: str, x: torch.Tensor) -> None:
+    trained = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        vae = MODELS[model]().cuda()
+        with Lifted():
+            history = fit(
+                *(vae, x, ALGORITHMS[name]()),
+                optimizer=lambda p: torch.optim.Adam(p, 1e-3),
+                steps=20,
+                batch_size=32,
+                compile=compiled,
+            )
+        assert history.execution.startswith("compiled" if compiled else "uncompiled")
+        trained.append((history.bound, [p.detach() for p in vae.parameters()]))
+    (bound, parameters), (bound_compiled, parameters_compiled) = trained
+    torch.testing.assert_close(torch.tensor(bound), torch.tensor(bound_compiled), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(parameters, parameters_compiled, rtol=1e-3, atol=1e-4)
+
+
+def test_compiled_steps_do_not_wait_for_the_device(x: torch.Tensor) -> None:
+    vae = MODELS["mlp"]().cuda()
+    run = Stepper(vae, ALGORITHMS["aevb"](), lambda p: torch.optim.Adam(p, 1e-3), None, None, True)
+    run.look = 1000
+    source = minibatches(vae, x, 32, seed=0)
+    with pyro.validation_enabled(False):
+        run.compile_steps(True, 1000, StepsBar().busy)
+        for batch, rows in source.epoch():
+            run.take(batch, rows)
+        try:
+            torch.cuda.set_sync_debug_mode("error")
+            for batch, rows in source.epoch():
+                run.take(batch, rows)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        run.settle()
+    assert torch.tensor(run.bounds).isfinite().all()

@@ -3,6 +3,7 @@ r"""One training step as one graph: loss, gradients, clipping, and the optimizer
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.engine.backend import Executable, compile_graph, known
 from pyro_vae.engine.capture import Capture, Program, capture, tensors_of
+from pyro_vae.engine.cuda import Replayed
 from pyro_vae.engine.graph import lift_constants
 from pyro_vae.engine.rules import State, options_of, rule_for
 
@@ -155,7 +157,8 @@ class Step:
         self.graph: GraphModule = self._whole(arguments)
         self.constants = lift_constants(self.graph)
         self._examples = [*arguments, *self.constants]
-        self._run: Executable = lambda flat: self.graph(*flat)
+        self._executable: Executable = lambda flat: self.graph(*flat)
+        self._run: Executable = self._executable
 
     def compile(self) -> float:
         """Compiles the graph; returns how many seconds it took, 0 where the process had the same program already.
@@ -164,8 +167,21 @@ class Step:
             CompilationError: See `compile_graph`; the step runs uncompiled then.
         """
         compiled = compile_graph(self.graph, self._examples)
-        self._run = compiled.run
+        self._executable = compiled.run
+        self._record()
         return compiled.seconds
+
+    def _record(self) -> None:
+        """On a CUDA device, makes one graph of all kernels; see `Replayed`."""
+        self._run = self._executable
+        if self.ledger.failed.is_cuda and self.ledger.rule is not None:
+            given = range(len(self._fixed), len(self._examples) - len(self.captured.constants) - len(self.constants))
+            arguments = [*self._fixed, *self._examples[len(self._fixed) :]]
+            try:
+                self._run = Replayed(self._executable, arguments, given)
+            except RuntimeError as error:
+                reason = " ".join(str(error).split())[:200]
+                warnings.warn(f"the step runs without a CUDA graph, kernel after kernel: {reason}", stacklevel=2)
 
     def known(self) -> str:
         """Returns where the compiled program is already: ``"process"``, ``"disk"``, or nowhere, ``""``."""
@@ -248,6 +264,8 @@ class Step:
         """Finds parameters and buffers again that were assigned anew."""
         if [holder[name].data_ptr() for holder, name in self._holders] != self._addresses:
             self._place()
+            if self._run is not self._executable:
+                self._record()
         self.ledger.read_rates()
 
     def _arguments(self, inputs: Sequence[Tensor], noise: Sequence[Tensor]) -> list[Tensor]:

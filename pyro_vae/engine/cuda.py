@@ -1,0 +1,49 @@
+r"""A program on a CUDA device as one graph of kernels, launched at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class Replayed:
+    """A program recorded as a CUDA graph, at fixed addresses.
+
+    Arguments that are given anew with every call are copied to addresses of their own; all others must stay where
+    they are. What the program returns is a copy, which the next call leaves alone.
+
+    Arguments:
+        run: From the flat arguments to the flat results; may change arguments in place.
+        arguments: With which it is recorded; they have their values again afterwards.
+        given: Which of them are given anew with every call.
+
+    Raises:
+        RuntimeError: Where a kernel cannot be recorded.
+    """
+
+    def __init__(
+        self, run: Callable[[list[Tensor]], Sequence[Tensor]], arguments: Sequence[Tensor], given: range
+    ) -> None:
+        self._given = given
+        self._static = [tensor.clone() if i in given else tensor for i, tensor in enumerate(arguments)]
+        before = [tensor.clone() for tensor in arguments]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # what is set up at a first call cannot be recorded
+            for _ in range(3):
+                run(list(self._static))
+        torch.cuda.current_stream().wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._results = list(run(list(self._static)))
+        for tensor, value in zip(arguments, before, strict=True):
+            tensor.copy_(value)
+
+    def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
+        """Launches the graph, and returns copies of its results."""
+        for i in self._given:
+            self._static[i].copy_(arguments[i])
+        self._graph.replay()
+        return [result.clone() for result in self._results]
