@@ -254,6 +254,7 @@ def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, pro
         check_support=not data.cross_entropy,
         divergence="stop",
         compile=training.compile,
+        precision=training.precision,
         progress=f"{spec.label}, seed {seed}" if progress else False,
     )
     if history.stopped == "interrupted":

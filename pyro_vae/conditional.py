@@ -15,6 +15,7 @@ from torch.distributions.transforms import Transform
 from pyro_vae.errors import InputError
 from pyro_vae.families import constraints_of, declared_sizes, event_dim_of, family_in_place_of, implied_constants
 from pyro_vae.parameters import as_shape, constant, initial, is_number, resolve, shape_for, transform_for
+from pyro_vae.precision import network_output
 from pyro_vae.sources import Fixed, Learned, Network, Source
 
 
@@ -117,9 +118,9 @@ class Conditional(nn.Module):
         if self.given is None:
             raise InputError(f"Conditional: no parameter of `{self.family.__name__}` is a `Network`.")
         # One batch dimension, whatever the context has: batch normalisation and convolutions tell them apart.
-        raw: Tensor = self.given(context.reshape(-1, context.shape[-1]))
+        raw = network_output(self.given, context.reshape(-1, context.shape[-1]))
         if self.head is not None:
-            raw = self.head(raw)
+            raw = network_output(self.head, raw)
         if raw.shape[-1] != sum(self._sizes):
             raise InputError(
                 f"Conditional: with head=None `given` must emit {sum(self._sizes)} values per datum "

@@ -15,6 +15,7 @@ from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference
 from pyro_vae.minibatches import Minibatches, Transform, as_batch, check_values, minibatches
 from pyro_vae.modes import isolated, switched
+from pyro_vae.precision import Precision, networks_in
 from pyro_vae.progress import steps_bar
 from pyro_vae.stepping import OptimizerFactory, Stepper
 from pyro_vae.vae import VAE
@@ -88,6 +89,7 @@ def fit(
     check_support: bool = True,
     divergence: Literal["raise", "stop"] = "raise",
     compile: Compile = "auto",
+    precision: Precision = "float32",
     progress: bool | str = False,
 ) -> History:
     r"""Trains a VAE in place by any inference algorithm.
@@ -127,6 +129,7 @@ def fit(
             ``"auto"`` where that saves time, judged by the first steps, and with a warning where the model cannot be
             compiled; with True always, and such a model is an error. The first step is never compiled. Compiled
             programs are kept on disk.
+        precision: Of the networks' products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``; see `networks_in`.
         progress: Whether to show a progress bar (on a terminal only); a string is its title.
 
     Returns:
@@ -170,6 +173,7 @@ def fit(
         isolated(seed, "training"),
         switched(vae, training=True),
         switched(inference, training=True),
+        networks_in(precision),
         warnings.catch_warnings(),
         steps_bar(progress, total) as bar,
     ):

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from pyro_vae.conditional import _out_features
 from pyro_vae.errors import InputError
+from pyro_vae.precision import network_output
 
 
 class PassThrough(nn.Module):
@@ -52,5 +53,5 @@ class Trunk(nn.Module):
         if context is None:
             raise InputError(f"{type(self).__name__}: has a network, which needs a context; call it with one.")
         # One batch dimension, whatever the context has: batch normalisation and convolutions tell them apart.
-        features: Tensor = self.given(context.reshape(-1, context.shape[-1]))
+        features = network_output(self.given, context.reshape(-1, context.shape[-1]))
         return features.reshape(*context.shape[:-1], features.shape[-1])

@@ -34,6 +34,7 @@ from pyro_vae.experiment.yaml_file import read_yaml, write_yaml
 from pyro_vae.hierarchy import Reads, blocks_of
 from pyro_vae.parameter_prior import ParameterPrior
 from pyro_vae.posteriors import is_real, unconstrained_shape
+from pyro_vae.precision import Precision
 from pyro_vae.vae import VAE
 
 
@@ -57,6 +58,7 @@ class Training(Strict):
     early_stopping: PositiveInt | None = None
     keep: Literal["best", "last"] = "last"
     compile: Literal["auto"] | bool = "auto"
+    precision: Precision = "float32"
 
     @model_validator(mode="before")
     @classmethod
