@@ -65,7 +65,9 @@ class Batch(NamedTuple):
 
     def select(self, index: Tensor | slice) -> Batch:
         """Returns the data at ``index`` (positions or a slice along the first dimension)."""
-        return self.map(lambda field: field[index])
+        if isinstance(index, slice) or index.dtype != torch.int64 or index.dim() != 1:
+            return self.map(lambda field: field[index])
+        return self.map(lambda field: field.index_select(0, index))  # several times as fast for rows in any order
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
         """Returns the batch on ``device``, its floating-point fields in ``dtype``."""
