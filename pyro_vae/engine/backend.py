@@ -2,7 +2,9 @@ r"""From a captured graph to machine code, by Inductor, with its cache on disk."
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 import time
 import warnings
@@ -18,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.engine.errors import CompilationError
 from pyro_vae.engine.graph import fingerprint, lift_constants
+from pyro_vae.engine.products import use_faster_products
 
 Executable = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -73,10 +76,9 @@ def compile_graph(graph: GraphModule, arguments: Sequence[Tensor]) -> Compiled:
         return Compiled(_compiled[key], 0.0)
     start = time.perf_counter()
     try:
-        with _writable_cache():
-            executable = _inductor(graph, list(arguments))
-    except KeyboardInterrupt:
-        raise
+        with _writable_cache(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the modules that Inductor imports
+            executable, entry = _inductor(graph, list(arguments))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise CompilationError(
@@ -86,7 +88,7 @@ def compile_graph(graph: GraphModule, arguments: Sequence[Tensor]) -> Compiled:
     _compiled[key] = executable
     with suppress(OSError):
         _stamp(key).parent.mkdir(exist_ok=True)
-        _stamp(key).touch()
+        _stamp(key).write_text(entry)
     return Compiled(executable, time.perf_counter() - start)
 
 
@@ -95,27 +97,41 @@ def known(graph: GraphModule, arguments: Sequence[Tensor]) -> str:
     key = fingerprint(graph, arguments)
     if key in _compiled:
         return "process"
-    return "disk" if _stamp(key).exists() else ""
+    try:
+        entry = _stamp(key).read_text()
+        return "disk" if entry and (_stamp(key).parents[1] / "fxgraph" / entry[1:3] / entry).exists() else ""
+    except (OSError, ImportError, AttributeError):  # nothing there, or a version of torch without such a cache
+        return ""
 
 
 def _stamp(key: str) -> Path:
-    """The file that says that Inductor's cache has a program."""
+    """The file that names the entry of Inductor's cache that is a program."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir()) / "pyro_vae" / key
 
 
-def _inductor(graph: GraphModule, arguments: list[Tensor]) -> Executable:
+def _inductor(graph: GraphModule, arguments: list[Tensor]) -> tuple[Executable, str]:
+    """The program, and the name of its entry in the cache on disk, empty where it has none."""
+    from torch._guards import TracingContext, tracing
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx_inner
     from torch._inductor.decomposition import select_decomp_table
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     with torch.no_grad(), warnings.catch_warnings(), config.patch(_OPTIONS):
         warnings.simplefilter("ignore")  # of Inductor's own parts
         lowered = make_fx(lambda *flat: graph(*flat), decomposition_table=select_decomp_table())(*_copies(arguments))
+        # Of the decompositions, such as a zero: the same for all arguments, those of the program being among these.
         constants = lift_constants(lowered)
-        compiled = compile_fx_inner(lowered, [*arguments, *constants])
-    return (lambda flat: compiled([*flat, *constants])) if constants else compiled
+        use_faster_products(lowered)
+        fake = FakeTensorMode(shape_env=ShapeEnv())  # without which the cache on disk is passed by
+        examples = [fake.from_tensor(a, static_shapes=True) for a in (*arguments, *constants)]
+        with tracing(TracingContext(fake)):
+            compiled = compile_fx_inner(lowered, examples)
+    entry = getattr(compiled, "_fx_graph_cache_key", None) or ""
+    return (lambda flat: compiled([*flat, *constants])) if constants else compiled, entry
 
 
 # Callers guard what they pass; Inductor's own checks of every argument take as long as a small step.
@@ -139,6 +155,7 @@ def _writable_cache() -> Iterator[None]:
             pass
     except OSError as error:
         temporary = tempfile.mkdtemp(prefix="pyro_vae_")
+        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         warnings.warn(
             f"the compilation cache cannot be written ({error}); compiled programs are kept in {temporary} for this "
             "process alone. Set TORCHINDUCTOR_CACHE_DIR to a folder that can.",
