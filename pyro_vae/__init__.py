@@ -5,6 +5,7 @@ from pyro_vae.comparison import compare
 from pyro_vae.conditional import Conditional
 from pyro_vae.diagnostics import to_arviz
 from pyro_vae.discretized_logistic import DiscretizedLogisticMixture
+from pyro_vae.engine import CompiledSVI
 from pyro_vae.evaluation import Estimate
 from pyro_vae.experiment import Experiment
 from pyro_vae.flow import Flow
@@ -31,6 +32,7 @@ __all__ = [
     "VAE",
     "Batch",
     "Column",
+    "CompiledSVI",
     "Conditional",
     "DiscretizedLogisticMixture",
     "Estimate",

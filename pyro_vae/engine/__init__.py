@@ -5,11 +5,13 @@ from pyro_vae.engine.capture import Capture, Outputs, capture, tensors_of
 from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.engine.noise import Draw, Lifted
 from pyro_vae.engine.step import Ledger, Step
+from pyro_vae.engine.svi import CompiledSVI
 
 __all__ = [
     "Capture",
     "CaptureError",
     "CompilationError",
+    "CompiledSVI",
     "Draw",
     "Ledger",
     "Lifted",

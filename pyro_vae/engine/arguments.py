@@ -1,0 +1,65 @@
+r"""What tells the calls of a captured program apart: the structure of their arguments, and what is no tensor."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from pyro_vae.engine.errors import CaptureError
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), enum.Enum, type)
+_TORCHS = (torch.dtype, torch.device, torch.Size, torch.layout)
+
+
+def kind_of(value: Any) -> Hashable:
+    """Returns what two arguments share if they may be given to the same captured program.
+
+    Tensors share shape, dtype and device; numbers, strings and the like their values; modules and functions are the
+    same objects.
+
+    Arguments:
+        value: Nested tuples, lists and dictionaries, or what else torch knows as a pytree.
+
+    Raises:
+        CaptureError: For an object of another kind, whose contents might change from call to call.
+
+    Example:
+        >>> kind_of((torch.zeros(3), 0.5)) == kind_of((torch.ones(3), 0.5))
+        True
+        >>> kind_of((torch.zeros(3), 0.5)) == kind_of((torch.ones(3), 1))
+        False
+    """
+    if isinstance(value, Tensor):
+        return _of_tensor(value)
+    if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
+        return type(value), *map(kind_of, value)
+    if isinstance(value, dict):
+        return type(value), *((name, kind_of(entry)) for name, entry in value.items())
+    if isinstance(value, _PLAIN + _TORCHS):
+        return type(value), value
+    if isinstance(value, nn.Module) or callable(value):
+        return "object", id(value)
+    leaves, spec = pytree.tree_flatten(value)
+    if len(leaves) == 1 and leaves[0] is value:
+        raise CaptureError(
+            f"CompiledSVI: an argument is a `{type(value).__name__}`, whose contents may change from step to step "
+            "unseen; pass tensors, numbers and strings, in tuples, lists or dictionaries (an array by "
+            "torch.as_tensor)."
+        )
+    return str(spec), *map(kind_of, leaves)
+
+
+def _of_tensor(tensor: Tensor) -> Hashable:
+    if tensor.requires_grad:
+        raise CaptureError(
+            f"CompiledSVI: an argument, of shape {tuple(tensor.shape)}, requires a gradient, which a compiled step "
+            "does not give; pass it detached, or make it a parameter by pyro.param."
+        )
+    if tensor.layout is not torch.strided:
+        raise CaptureError(f"CompiledSVI: an argument is a tensor of layout {tensor.layout}; pass dense ones.")
+    return tensor.shape, tensor.dtype, tensor.device

@@ -1,0 +1,260 @@
+r"""Trainable tensors and buffers of a Pyro program, wherever it keeps them, as parameters of one module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from pyro_vae.engine.errors import CaptureError
+from pyro_vae.engine.where import caller_outside_torch
+
+_LOSSES = str(Path(str(pyro.__file__)).parent / "infer")
+
+
+class Observation:
+    """A block in which a Pyro program runs as it is, and that sees what the program consists of.
+
+    Attributes:
+        sites: Unconstrained values of the parameters whose statements Pyro's optimizer sees, by name.
+        used: Those of all parameters in the store that some operation reads, by name.
+        reached: Ids of the tensors that got a gradient.
+        modules: Called within the block, their parts included.
+    """
+
+    def __init__(self, *programs: Any) -> None:
+        self.sites: dict[str, Tensor] = {}
+        self.used: dict[str, Tensor] = {}
+        self.modules: list[nn.Module] = []
+        self._watch = _Watch()
+        self._called = [program for program in programs if isinstance(program, nn.Module)]
+
+    @property
+    def reached(self) -> set[int]:
+        return self._watch.reached
+
+    def __enter__(self) -> Observation:
+        self._stack = ExitStack()
+        hook = register_module_forward_pre_hook(lambda module, _: self._called.append(module))
+        self._stack.callback(hook.remove)
+        self._trace = self._stack.enter_context(poutine.trace(param_only=True))
+        self._stack.enter_context(self._watch)
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._stack.close()
+        if exception and exception[0] is not None:
+            return
+        store = pyro.get_param_store()._params
+        self.modules = list({id(part): part for module in self._called for part in module.modules()}.values())
+        names = {id(tensor): name for name, tensor in store.items()}
+        seen = self._watch.seen
+        self.used = {names[i]: tensor for i, tensor in seen.items() if i in names}
+        self.sites = {name: site["value"].unconstrained() for name, site in self._trace.trace.nodes.items()}
+        self._assigned = [name for name, tensor in self.sites.items() if store.get(name) is not tensor]
+        self._foreign = [tensor for i, tensor in seen.items() if i not in names and isinstance(tensor, nn.Parameter)]
+
+    @property
+    def stale(self) -> bool:
+        """Whether the store has other tensors than at the observation."""
+        store = pyro.get_param_store()._params
+        seen = {name: t for name, t in (self.used | self.sites).items() if name not in self._assigned}
+        return any(store.get(name) is not tensor for name, tensor in seen.items())
+
+    def require_registered(self) -> None:
+        """Raises for a trainable parameter that the program uses and Pyro does not train."""
+        for name in self._assigned:
+            raise CaptureError(
+                f"CompiledSVI: the program assigns `{name}` in the parameter store as it runs (as a decaying average "
+                "baseline does); use a baseline with parameters (`nn_baseline`), or pyro.infer.SVI."
+            )
+        for tensor in self._foreign:
+            name = _name_in(self.modules, tensor)
+            raise CaptureError(
+                f"CompiledSVI: `{name}`, of shape {tuple(tensor.shape)}, is used but is not in Pyro's parameter store, "
+                "so that SVI never trains it. Register its module by pyro.module or make it a PyroModule, under a name "
+                "that no other module has; or freeze it with requires_grad_(False)."
+            )
+
+
+def _name_in(modules: Sequence[nn.Module], tensor: Tensor) -> str:
+    for module in modules:
+        for name, parameter in module._parameters.items():
+            if parameter is tensor:
+                return f"{type(module).__name__}.{name}"
+    return "a parameter"
+
+
+class _Watch(TorchFunctionMode):
+    """Sees which trainable tensors operations read, and which of them get a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[int, Tensor] = {}
+        self.reached: set[int] = set()
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        named = named or {}
+        if function is Tensor.backward:
+            return self._backward(arguments, named)
+        if getattr(function, "__name__", "") != "__get__":  # attributes are no use of values
+            for leaf in pytree.tree_leaves((arguments, named)):
+                if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_leaf:
+                    self.seen[id(leaf)] = leaf
+        return function(*arguments, **named)
+
+    def _backward(self, arguments: Sequence[Any], named: dict[str, Any]) -> Any:
+        hooks = [
+            tensor.register_post_accumulate_grad_hook(lambda t: self.reached.add(id(t)))
+            for tensor in self.seen.values()
+        ]
+        try:
+            return Tensor.backward(*arguments, **named)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class StandIns(nn.Module):
+    r"""A program's trainable tensors and buffers under names of its own, whatever holds them.
+
+    Within `run`, wherever the program reads one of the tensors, be it by ``pyro.param``, ``pyro.module``, a
+    ``PyroParam`` or a module's attribute, it gets the tensor that this module has in its place; so the program becomes
+    a function of this module's parameters and buffers, and the program's own holders are left alone.
+
+    Arguments:
+        tensors: Unconstrained values in the parameter store, by name.
+        modules: Whose buffers the program uses.
+
+    Attributes:
+        keys: The name in this module of each tensor, by its name in the store.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.tensors = dict(tensors)
+        self.keys = {name: f"p{i}" for i, name in enumerate(tensors)}
+        for name, tensor in tensors.items():
+            self._parameters[self.keys[name]] = tensor  # type: ignore[assignment]  # a leaf that is no nn.Parameter
+        found = {id(b): (m, name) for m in modules for name, b in m._buffers.items() if b is not None}
+        self._holders = {f"b{i}": holder for i, holder in enumerate(found.values())}
+        self._originals: dict[str, Tensor | None] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes over buffers that were assigned anew."""
+        for key, (module, name) in self._holders.items():
+            self._originals[key] = self._buffers[key] = module._buffers[name]
+
+    def run(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> tuple[Any, Any]:
+        """Returns the sum of all scalars that the function would have propagated back, and what it returns."""
+        place: dict[int, Tensor | None] = {id(t): self._parameters[self.keys[n]] for n, t in self.tensors.items()}
+        place |= {id(self._originals[key]): self._buffers[key] for key in self._holders}
+        mode, store = _Swap(place), _StoreAsItIs()
+        try:
+            with store, mode:
+                value = function(*arguments, **named)
+        finally:
+            for key, (module, name) in self._holders.items():
+                if module._buffers[name] is not self._originals[key]:
+                    self._buffers[key], module._buffers[name] = module._buffers[name], self._originals[key]
+        return mode.surrogate, value
+
+
+class _StoreAsItIs:
+    """A block behind which the parameter store is what it was before; raises where the block changes it."""
+
+    def __enter__(self) -> None:
+        store = pyro.get_param_store()
+        self._before = (dict(store._params), dict(store._param_to_name), dict(store._constraints))
+
+    def __exit__(self, kind: Any, *exception: Any) -> None:
+        store, before = pyro.get_param_store(), self._before[0]
+        changed = [name for name, tensor in store._params.items() if before.get(name) is not tensor]
+        changed += [name for name in before if name not in store._params]
+        store._params, store._param_to_name, store._constraints = self._before
+        if changed and kind is None:
+            raise CaptureError(
+                f"CompiledSVI: the program creates or assigns {', '.join(f'`{n}`' for n in changed)} in the parameter "
+                "store each time it runs (as a decaying average baseline does); its parameters must stay the same."
+            )
+
+
+class _Swap(TorchFunctionMode):
+    """Puts stand-ins in the place of tensors, keeps what is to be differentiated, and leaves losses undetached."""
+
+    def __init__(self, place: Mapping[int, Tensor | None]) -> None:
+        super().__init__()
+        self.place = place
+        self.surrogate: Any = None
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        arguments, named = pytree.tree_map_only(Tensor, self._of, (tuple(arguments), named or {}))
+        if function is Tensor.backward:
+            gradient = arguments[1] if len(arguments) > 1 else named.get("gradient")
+            value = arguments[0] if gradient is None else (arguments[0] * gradient).sum()
+            self.surrogate = value if self.surrogate is None else self.surrogate + value
+            return None
+        if function in _ADAPTED:
+            frame = caller_outside_torch()
+            if str(Path(frame.f_code.co_filename).parent) == _LOSSES:
+                if function is Tensor.item:
+                    return arguments[0].detach()  # losses return a number, and need none
+                if frame.f_code.co_name == "compute_expectation":
+                    return _enumerated(function, *arguments)
+        return function(*arguments, **named)
+
+    def _of(self, tensor: Tensor) -> Tensor:
+        other = self.place.get(id(tensor))
+        return tensor if other is None else other
+
+
+_ADAPTED = {Tensor.item, Tensor.__bool__, Tensor.masked_select}
+
+
+def _enumerated(function: Any, tensor: Tensor, *mask: Tensor) -> Any:
+    """What an expectation over enumerated values leaves out, those of probability 0, in an unchanged shape."""
+    if function is Tensor.__bool__:
+        return False  # to "are all probabilities positive?"
+    return torch.where(mask[0], tensor, torch.zeros_like(tensor))
+
+
+def total(surrogate: Any, loss: Any, idle: Sequence[Tensor]) -> Any:
+    """Returns the scalar to differentiate, not finite where the loss is not.
+
+    Arguments:
+        surrogate: Sum of what was propagated back.
+        loss: What the program returned.
+        idle: Parameters with a gradient of zero.
+    """
+    if not isinstance(surrogate, Tensor):
+        raise CaptureError("CompiledSVI: the loss depends on no trainable parameter.")
+    values = [leaf for leaf in pytree.tree_leaves(loss) if isinstance(leaf, Tensor)]
+    return surrogate + sum((0.0 * value.detach()).sum() for value in values) + sum((0.0 * p).sum() for p in idle)
+
+
+def contiguous(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """Returns a call's arguments with their tensors contiguous, as compiled code expects them."""
+    if not kwargs and all(isinstance(a, Tensor) and a.is_contiguous() for a in args):
+        return [args, kwargs]
+    return pytree.tree_map_only(Tensor, Tensor.contiguous, [args, kwargs])
+
+
+def zeros_for(tensors: Sequence[Tensor]) -> None:
+    """Sets the gradients that there are to zero, as Pyro's SVI does after a step."""
+    for tensor in tensors:
+        if tensor.grad is not None:
+            tensor.grad = torch.zeros_like(tensor.grad)

@@ -1,0 +1,310 @@
+r"""Pyro's stochastic variational inference, for any program of static structure, in compiled steps."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from pyro.infer import ELBO, SVI, EnergyDistance
+from pyro.infer.util import torch_item
+from pyro.optim import PyroOptim
+from pyro.poutine.runtime import _PYRO_STACK
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pyro_vae.engine.arguments import kind_of
+from pyro_vae.engine.errors import CaptureError, CompilationError
+from pyro_vae.engine.stand_ins import Observation, zeros_for
+from pyro_vae.engine.svi_programs import Evaluation, TrainingStep
+from pyro_vae.errors import InputError, NonFiniteError
+
+Compile = Literal["auto"] | bool
+Program = TrainingStep | Evaluation
+
+# Pyro's losses that can be captured.
+_CAPTURED = (
+    *("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO", "TraceTMC_ELBO", "RenyiELBO"),
+    *("ReweightedWakeSleep", "TraceTailAdaptive_ELBO", "Trace_MMD"),
+)
+# Kinds of arguments that are compiled at most, and programs given up at most soon after they were made.
+_MOST = 8
+_MANY = (
+    f"CompiledSVI: arguments of more than {_MOST} kinds; the rest runs uncompiled. A number that changes from step to "
+    "step is passed as a tensor."
+)
+# Kinds of arguments that are told apart at most.
+_KEPT = 8 * _MOST
+# Calls from which on a program was worth making.
+_WORTH = 10
+# Seconds that a compilation takes at most on two cores; from the cache on disk; and what capturing takes.
+_COLD, _WARM, _CAPTURE = 40.0, 5.0, 2.0
+
+
+@dataclass
+class _Kind:
+    """Calls of one kind: how long they took uncompiled, what was seen in them, and their program."""
+
+    seconds: float = 0.0
+    observed: Observation | None = None
+    modes: list[bool] = field(default_factory=list)
+    program: Program | None = None
+    ready: bool = False
+    refusal: Exception | None = None
+
+
+class CompiledSVI(SVI):
+    r"""`pyro.infer.SVI` whose steps are compiled: loss, gradients and the optimizer's update in one program.
+
+    A drop-in for any Pyro model and guide whose structure does not depend on the values of data or draws. It reads
+    and changes the same parameter store, and the states of the same `PyroOptim`, so that `SVI` and `CompiledSVI` may
+    take turns. The first call with arguments of a kind is Pyro's own: it validates, and creates parameters and
+    optimizers. The second one captures and compiles, from then on for all arguments of the same structure, shapes,
+    dtypes and device, and the same ``train()`` or ``eval()`` mode of the modules.
+
+    Tensors may have other values at each call; so may tensors that the model holds elsewhere, if they are changed in
+    place. Numbers, strings and flags among the arguments belong to the kind: another value is captured anew, so pass
+    an annealed scale as a tensor. Numbers that the model reads from elsewhere stay as they were at the capture.
+
+    Adam, AdamW, Adagrad and SGD are part of the program, also below Pyro's learning rate schedulers. `ClippedAdam`,
+    `DCTAdam`, gradient clipping and others take their own step with its gradients; so do all once an option other
+    than the learning rate has been changed.
+
+    Where a loss or a gradient is not finite, a compiled step changes nothing and raises, where Pyro warns and
+    goes on with parameters that are nan.
+
+    Attributes:
+        fused: Whether the optimizer's update may be part of the program.
+
+    Arguments:
+        model: Takes the arguments of `step`.
+        guide: Likewise.
+        optim: A `PyroOptim`.
+        loss: An `pyro.infer.ELBO`, or a function of model, guide and arguments that returns the loss. The losses whose
+            names begin with ``Jit`` compile by themselves, and are refused.
+        loss_and_grads: See `pyro.infer.SVI`.
+        compile: False runs all as Pyro does. True compiles, and raises where this is not possible. ``"auto"`` begins
+            to compile when the uncompiled calls of a kind have taken as long as compiling does, so that it never costs
+            more than twice; where it is not possible, it goes on uncompiled with one warning.
+
+    Raises:
+        CaptureError: From `step` or `evaluate_loss`, where the program is no fixed list of tensor operations (a
+            branch on a value, ``.item()``, a shape that depends on a draw), naming line and site; or where it uses
+            trainable parameters that Pyro does not train.
+        NonFiniteError: From `step`; the parameters of the last good step are in place.
+
+    Reference:
+        Bingham et al. 2019, Pyro: Deep Universal Probabilistic Programming.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer import Trace_ELBO
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from pyro_vae.engine import interpreted
+        >>> pyro.clear_param_store()
+        >>> def model(x):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+        >>> svi = CompiledSVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        >>> x = 3.0 + torch.randn(100)
+        >>> with interpreted():  # as in a test; without it, compiled
+        ...     losses = [svi.step(x) for _ in range(150)]
+        >>> bool(abs(pyro.param("AutoNormal.locs.mean") - x.mean()) < 0.5)
+        True
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        optim: PyroOptim,
+        loss: Any,
+        loss_and_grads: Callable[..., Any] | None = None,
+        compile: Compile = True,
+    ) -> None:
+        if compile not in (True, False, "auto"):
+            raise InputError(f"CompiledSVI: `compile` is True, False or 'auto'; it is {compile!r}.")
+        if compile is not False:
+            _refuse_loss(loss)
+        super().__init__(model, guide, optim, loss, loss_and_grads)
+        self.compile = compile
+        self._kinds: dict[Any, list[_Kind]] = {}
+        self.fused, self._short_lived = True, 0
+        self._warned = False
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Takes a step on the loss; returns the loss, a number, or a tuple of them where Pyro's loss is one.
+
+        Arguments:
+            args: Of model and guide.
+            kwargs: Likewise.
+
+        Raises:
+            CaptureError: See the class.
+            NonFiniteError: See the class.
+        """
+        kind = self._kind("step", args, kwargs)
+        if kind is None:
+            return super().step(*args, **kwargs)
+        if not self._prepared(kind, TrainingStep, args, kwargs):
+            return self._uncompiled(kind, "step", args, kwargs)
+        assert isinstance(kind.program, TrainingStep)
+        loss, fine = kind.program(args, kwargs)
+        if not fine:
+            what = kind.program.blame(args, kwargs)
+            raise NonFiniteError(
+                f"CompiledSVI: {what} is not finite. The parameters of the last good step are in place. Lower "
+                "the learning rate, or bound the scales by a constraint."
+            )
+        return loss
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns an estimate of the loss, a number, or a tuple of them where Pyro's loss is one.
+
+        Arguments:
+            args: Of model and guide.
+            kwargs: Likewise.
+
+        Raises:
+            CaptureError: See the class.
+        """
+        kind = self._kind("evaluate_loss", args, kwargs)
+        if kind is None:
+            return super().evaluate_loss(*args, **kwargs)
+        if not self._prepared(kind, Evaluation, args, kwargs):
+            return self._uncompiled(kind, "evaluate_loss", args, kwargs)
+        assert isinstance(kind.program, Evaluation)
+        return kind.program(args, kwargs)
+
+    @property
+    def compiled(self) -> int:
+        """The number of kinds of calls that run compiled by now."""
+        return sum(kind.ready for same in self._kinds.values() for kind in same)
+
+    # ------------------------------------------------------------------ uncompiled calls
+
+    def _uncompiled(self, kind: _Kind, call: str, args: Any, kwargs: Any) -> Any:
+        """Calls as in Pyro; sees at the first time what the program consists of."""
+        start = time.perf_counter()
+        if kind.observed is not None:
+            value = getattr(super(), call)(*args, **kwargs)
+        else:
+            seen = Observation(self.model, self.guide)
+            value = self._seen_step(seen, args, kwargs) if call == "step" else self._seen_loss(seen, args, kwargs)
+            kind.observed, kind.modes = seen, _modes(seen)
+        kind.seconds += time.perf_counter() - start
+        return value
+
+    def _seen_step(self, seen: Observation, args: Any, kwargs: Any) -> Any:
+        """Pyro's own step, in which the program is observed, but not the optimizer."""
+        with seen:
+            loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
+        parameters = list({id(tensor): tensor for tensor in seen.sites.values()}.values())
+        self.optim(parameters)
+        zeros_for(parameters)
+        return type(loss)(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss)
+
+    def _seen_loss(self, seen: Observation, args: Any, kwargs: Any) -> Any:
+        with seen:
+            return super().evaluate_loss(*args, **kwargs)
+
+    # ------------------------------------------------------------------ compiled ones
+
+    def _kind(self, call: str, args: Any, kwargs: Any) -> _Kind | None:
+        """The kind of a call; None where it is to run as in Pyro."""
+        if self.compile is False or _PYRO_STACK:  # handlers around the call belong to no program
+            return None
+        try:
+            key = (call, kind_of(args), kind_of(kwargs), torch.is_autocast_enabled("cpu"), torch.get_default_dtype())
+        except CaptureError as error:
+            if self.compile is True:
+                raise
+            self._warn(error)
+            return None
+        if key not in self._kinds and len(self._kinds) >= _KEPT:
+            self._warn(_TooMany(_MANY))
+            return None
+        same = self._kinds.setdefault(key, [])
+        kind = next((k for k in same if k.observed is None or k.modes == _modes(k.observed)), None)
+        if kind is None:
+            kind = _Kind()
+            same.append(kind)
+        if kind.refusal is not None:
+            if self.compile is True and not isinstance(kind.refusal, _TooMany):
+                raise kind.refusal
+            return None
+        return kind
+
+    def _prepared(self, kind: _Kind, make: type[Program], args: Any, kwargs: Any) -> bool:
+        """Whether the call's program can be used now; makes it where it is time."""
+        if kind.program is not None and not kind.program.valid():
+            self._short_lived = self._short_lived + 1 if kind.program.calls < _WORTH else 0
+            self.fused = self.fused and not kind.program.options_changed
+            kind.program, kind.observed, kind.ready = None, None, False
+        if kind.ready:
+            return True
+        if kind.program is None and kind.observed is not None and kind.observed.stale:
+            kind.observed = None
+        if kind.observed is None or (self.compile == "auto" and kind.seconds < _WARM + _CAPTURE):
+            return False
+        try:
+            with torch.random.fork_rng():  # tracing draws
+                return self._made(kind, make, args, kwargs)
+        except (CaptureError, CompilationError) as error:
+            kind.refusal, kind.program = error, None
+            if self.compile is True and not isinstance(error, _TooMany):
+                raise
+            self._warn(error)
+            return False
+
+    def _made(self, kind: _Kind, make: type[Program], args: Any, kwargs: Any) -> bool:
+        if kind.program is None:
+            kinds = [k for same in self._kinds.values() for k in same]
+            if sum(k.program is not None for k in kinds) >= _MOST:
+                raise _TooMany(_MANY)
+            if self._short_lived >= _MOST:
+                raise _TooMany(
+                    "CompiledSVI: parameters, modules or optimizers are replaced again and again; it runs uncompiled."
+                )
+            assert kind.observed is not None
+            kind.observed.require_registered()
+            # One mode for what torch keeps of each operation, where it would make one for every operation.
+            with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+                kind.program = make(self, kind.observed, args, kwargs)
+        price = {"process": 0.0, "disk": _WARM, "": _COLD}
+        if self.compile == "auto" and kind.seconds < price[kind.program.known()]:
+            return False
+        kind.program.compile()
+        kind.ready = True
+        return True
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"{error} (CompiledSVI goes on uncompiled)", stacklevel=4)
+
+
+def _refuse_loss(loss: Any) -> None:
+    """Raises for Pyro's losses that cannot be captured."""
+    name = type(loss).__name__
+    if isinstance(loss, EnergyDistance):
+        raise CaptureError(
+            f"CompiledSVI: `{name}` picks pairs of particles by a shape that depends on values, and cannot be "
+            f"captured; {', '.join(_CAPTURED)} can. Use it with compile=False."
+        )
+    if name.startswith("Jit") and isinstance(loss, ELBO):
+        raise CaptureError(
+            f"CompiledSVI: `{name}` compiles by TorchScript itself; give `{name.removeprefix('Jit')}`, the same loss."
+        )
+
+
+class _TooMany(CaptureError):
+    """More programs than are kept."""
+
+
+def _modes(observed: Observation) -> list[bool]:
+    return [module.training for module in observed.modules]

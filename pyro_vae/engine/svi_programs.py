@@ -1,0 +1,240 @@
+r"""The two programs of stochastic variational inference: a step, and an evaluation of the loss."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from torch import Tensor
+
+from pyro_vae.engine.backend import Executable, compile_graph, known
+from pyro_vae.engine.capture import capture
+from pyro_vae.engine.errors import CaptureError
+from pyro_vae.engine.pyro_optimizer import MergedOptimizer
+from pyro_vae.engine.stand_ins import Observation, StandIns, contiguous, total
+from pyro_vae.engine.step import Step
+from pyro_vae.interrupts import uninterrupted
+
+# The name under which stand-ins enter a capture.
+_NAME = "program"
+
+
+class _Bound:
+    """A program that is bound to tensors in the parameter store."""
+
+    def __init__(self, observed: Observation) -> None:
+        self.stand_ins = StandIns(observed.used | observed.sites, observed.modules)
+        self.calls, self.modules = 0, observed.modules
+        own = {id(tensor) for tensor in self.stand_ins.tensors.values()}
+        # Frozen parameters are no arguments of the program's but are part of it.
+        self._held = [
+            (module._parameters, name, p)
+            for module in self.modules
+            for name, p in module._parameters.items()
+            if p is not None and id(p) not in own
+        ]
+        self._all = [*self.stand_ins.tensors.values(), *(p for _, _, p in self._held)]
+        self._kinds = [(t.dtype, t.device, t.requires_grad) for t in self._all]
+
+    def _same_tensors(self) -> bool:
+        store, tensors = pyro.get_param_store()._params, self.stand_ins.tensors
+        if any(store.get(name) is not tensor for name, tensor in tensors.items()):
+            return False
+        if any(holder.get(name) is not tensor for holder, name, tensor in self._held):
+            return False
+        return [(t.dtype, t.device, t.requires_grad) for t in self._all] == self._kinds
+
+    def _named(self, error: CaptureError) -> CaptureError:
+        """The error with the names that the store has, without the shapes that Pyro adds."""
+        said = str(error).partition("\nTrace Shapes:")[0]
+        names = {f"{_NAME}.{key}": name for name, key in self.stand_ins.keys.items()}
+        return CaptureError(re.sub(rf"{_NAME}\.p\d+", lambda m: names.get(m[0], m[0]), said))
+
+
+class TrainingStep(_Bound):
+    """A step on the loss as one graph, with the optimizer's update where its rule is known.
+
+    Arguments:
+        svi: Whose loss, model and guide make the program.
+        observed: What was seen in its uncompiled step.
+        args: Examples.
+        kwargs: Examples.
+
+    Raises:
+        CaptureError: See `capture`.
+    """
+
+    def __init__(self, svi: SVI, observed: Observation, args: Any, kwargs: Any) -> None:
+        super().__init__(observed)
+        self._fuse = bool(getattr(svi, "fused", True))
+        trained = {name: t for name, t in observed.sites.items() if not observed.reached or id(t) in observed.reached}
+        # As in Pyro: a gradient of zero where there was one before, none where there was never one.
+        idle = {name: t for name, t in observed.sites.items() if name not in trained and t.grad is not None}
+        self._tell(set(observed.sites) - set(trained) - set(idle))
+        if not trained:
+            raise CaptureError("CompiledSVI: the loss depends on no trainable parameter; there is nothing to step.")
+        self._svi, self._moved = svi, trained | idle
+        keys = self.stand_ins.keys
+        still = [keys[name] for name in idle]
+
+        def program(args: Any, kwargs: Any) -> Any:
+            surrogate, loss = self.stand_ins.run(svi.loss_and_grads, svi.model, svi.guide, *args, **kwargs)
+            return total(surrogate, loss, [cast(Tensor, self.stand_ins._parameters[key]) for key in still]), loss
+
+        self._program: Callable[..., Any] = program
+        self._make(contiguous(args, kwargs))
+
+    def _make(self, inputs: Sequence[Any]) -> None:
+        self._merged = MergedOptimizer(self._svi.optim, list(self._moved.values()), self._fuse)
+        wanted = [f"{_NAME}.{self.stand_ins.keys[name]}" for name in self._moved]
+        try:
+            self._step = Step(self._program, {_NAME: self.stand_ins}, inputs, wanted, self._merged.ledger)
+        except CaptureError as error:
+            raise self._named(error) from None
+
+    def compile(self) -> float:
+        """Compiles; returns the seconds it took."""
+        return self._step.compile()
+
+    def known(self) -> str:
+        """Returns where the compiled program is already, see `Step.known`."""
+        return self._step.known()
+
+    @property
+    def options_changed(self) -> bool:
+        """Whether an option of the optimizer other than the learning rate was changed, where it matters."""
+        return self._fuse and self._merged.options_changed
+
+    def valid(self) -> bool:
+        """Returns whether store, optimizers and their options are those of the program."""
+        if self.options_changed or self._merged.replaced or not self._same_tensors():
+            return False
+        return self._merged.follow()
+
+    def __call__(self, args: Any, kwargs: Any) -> tuple[Any, bool]:
+        """Takes the step; returns the loss, and whether it and its gradients were finite."""
+        self.calls += 1
+        self.stand_ins.refresh()
+        with uninterrupted():
+            loss = self._step(contiguous(args, kwargs))[1]
+            failed = self._merged.ledger.failed
+            fine = not bool(failed)
+            if fine:
+                self._merged.advance()
+            else:
+                failed.zero_()
+        return _numbers(loss), fine
+
+    @torch.no_grad()
+    def blame(self, args: Any, kwargs: Any) -> str:
+        """Returns what is not finite at arguments, in words; buffers and random state stay as they are."""
+        buffers = [buffer for module in self.modules for buffer in module._buffers.values() if buffer is not None]
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            with torch.random.fork_rng(), poutine.block(), pyro.validation_enabled(False):
+                return _site_not_finite(self._svi.model, self._svi.guide, args, kwargs) or _UNKNOWN
+        except (ValueError, RuntimeError):  # what is not finite makes some operations raise
+            return _UNKNOWN
+        finally:
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer.copy_(old)
+
+    @staticmethod
+    def _tell(untrained: set[str]) -> None:
+        if untrained:
+            warnings.warn(
+                f"CompiledSVI: the loss does not depend on {', '.join(f'`{n}`' for n in sorted(untrained))}; as with "
+                "Pyro's SVI, they are not trained.",
+                stacklevel=7,
+            )
+
+
+class Evaluation(_Bound):
+    """The loss, without gradients, as one graph.
+
+    Arguments:
+        svi: Whose loss, model and guide make the program.
+        observed: What was seen in its uncompiled evaluation.
+        args: Examples.
+        kwargs: Examples.
+
+    Raises:
+        CaptureError: See `capture`.
+    """
+
+    def __init__(self, svi: SVI, observed: Observation, args: Any, kwargs: Any) -> None:
+        super().__init__(observed)
+
+        @torch.no_grad()
+        def program(args: Any, kwargs: Any) -> Any:
+            return self.stand_ins.run(svi.loss, svi.model, svi.guide, *args, **kwargs)[1]
+
+        inputs = contiguous(args, kwargs)
+        try:
+            self._captured = capture(program, {_NAME: self.stand_ins}, inputs)
+        except CaptureError as error:
+            raise self._named(error) from None
+        with torch.random.fork_rng():
+            self._examples = self._arguments(inputs)
+        self._run: Executable = lambda flat: self._captured.graph(*flat)
+
+    def _arguments(self, inputs: Sequence[Any]) -> list[Tensor]:
+        own = self.stand_ins
+        parameters = {f"{_NAME}.{key}": tensor.detach() for key, tensor in own.named_parameters()}
+        buffers = {f"{_NAME}.{key}": tensor for key, tensor in own.named_buffers()}
+        return self._captured.arguments(parameters, buffers, inputs, self._captured.noise())
+
+    def compile(self) -> float:
+        """Compiles; returns the seconds it took."""
+        compiled = compile_graph(self._captured.graph, self._examples)
+        self._run = compiled.run
+        return compiled.seconds
+
+    def known(self) -> str:
+        """Returns where the compiled program is already, see `Step.known`."""
+        return known(self._captured.graph, self._examples)
+
+    options_changed = False
+
+    def valid(self) -> bool:
+        """Returns whether the store is that of the program."""
+        return self._same_tensors()
+
+    @torch.no_grad()
+    def __call__(self, args: Any, kwargs: Any) -> Any:
+        """Returns the loss."""
+        self.calls += 1
+        self.stand_ins.refresh()
+        outputs = self._captured.outputs(self._run(self._arguments(contiguous(args, kwargs))))
+        for name, value in outputs.buffers.items():
+            self.stand_ins.get_buffer(name.removeprefix(f"{_NAME}.")).copy_(value)
+        return _numbers(outputs.result)
+
+
+_UNKNOWN = "the loss or its gradient"
+
+
+def _site_not_finite(model: Any, guide: Any, args: Any, kwargs: Any) -> str | None:
+    """The first site with a log density that is not finite, in words; None where there is none."""
+    of_guide = poutine.trace(guide).get_trace(*args, **kwargs)
+    of_model = poutine.trace(poutine.replay(model, trace=of_guide)).get_trace(*args, **kwargs)
+    for name, trace in (("guide", of_guide), ("model", of_model)):
+        trace.compute_log_prob()
+        for site, node in trace.nodes.items():
+            log_prob = node.get("log_prob")
+            if isinstance(log_prob, Tensor) and not bool(log_prob.isfinite().all()):
+                return f"the log density of site `{site}` of the {name}"
+    return None
+
+
+def _numbers(loss: Any) -> Any:
+    """The loss as Pyro returns it."""
+    if isinstance(loss, tuple):
+        return type(loss)(_numbers(value) for value in loss)
+    return loss.item() if isinstance(loss, Tensor) else loss
