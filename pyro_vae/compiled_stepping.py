@@ -5,30 +5,24 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.engine import CaptureError, CompilationError, Ledger, Step, tensors_of
+from pyro_vae.engine.price import CAPTURE, MOST, WARM, Busy, Mode, price
 from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.vae import VAE
 
-Compile = Literal["auto"] | bool
-Busy = Callable[[str], AbstractContextManager[None]]
-
 # Steps of a kind that are timed before it is decided about.
 _TIMED = 3
-# Seconds that compiling a phase takes on two cores; from the cache on disk; and what capturing takes.
-_COLD, _WARM, _CAPTURE = 20.0, 4.0, 1.5
 # What compiling saves of a step at least: the handlers' work and autograd's, and a share of the rest; and at most.
 _OVERHEAD, _SHARE, _MOST_SAVED = 0.001, 0.3, 0.8
-# Kinds of minibatches that are compiled at most: shapes that change all the time are not worth it.
-_MOST = 8
 
 
 class Plan:
@@ -62,7 +56,7 @@ class Plan:
         batch, carry = vae.check(batch), None
         for i, (phase, moved) in enumerate(phases):
             if not moved:  # what moves nothing has no gradient to be compiled
-                with torch.random.fork_rng():
+                with torch.random.fork_rng(), _put_back(inference):
                     carry = phase.compute(vae, batch, carry)[1]
                 self.steps.append((phase, None))
                 continue
@@ -86,8 +80,7 @@ class Plan:
     @property
     def price(self) -> float:
         """Seconds that compiling takes, as far as one can tell beforehand."""
-        prices = {"process": 0.0, "disk": _WARM, "": _COLD}
-        return sum(prices[step.known()] for step in {id(s): s for _, s in self.steps if s is not None}.values())
+        return sum(price(step.known()) for step in {id(s): s for _, s in self.steps if s is not None}.values())
 
     def take(self, batch: Batch, noise: dict[int, list[Tensor]]) -> Tensor | None:
         """Takes the phases' steps; returns the last bound.
@@ -111,6 +104,16 @@ class Plan:
             if i + 1 < len(self.steps):
                 carry = step.captured.template.fill(flat)[1]
         return bound
+
+
+@contextmanager
+def _put_back(inference: Inference) -> Iterator[None]:
+    """Puts the algorithm's buffers back after the block: a phase may adapt what lasts from step to step."""
+    before = {name: buffer.clone() for name, buffer in inference.named_buffers()}
+    yield
+    with torch.no_grad():
+        for name, buffer in inference.named_buffers():
+            buffer.copy_(before[name])
 
 
 def _of(phase: Phase, vae: VAE) -> Callable[[Batch, Any], tuple[Loss, Any]]:
@@ -149,7 +152,7 @@ class CompiledSteps:
         make: Callable[[Batch], Plan],
         ledger: Ledger,
         modules: Sequence[nn.Module],
-        mode: Compile,
+        mode: Mode,
         total: int,
         busy: Busy,
     ) -> None:
@@ -185,9 +188,9 @@ class CompiledSteps:
         self.kinds[self._key(batch)].seconds.append(seconds)
 
     def _decide(self, kind: _Kind, batch: Batch, step: int) -> None:
-        if sum(k.plan is not None for k in self.kinds.values()) >= _MOST:
+        if sum(k.plan is not None for k in self.kinds.values()) >= MOST:
             kind.decided = True
-            self._refuse(f"minibatches of more than {_MOST} kinds; the rest run uncompiled")
+            self._refuse(f"minibatches of more than {MOST} kinds; the rest run uncompiled")
             return
         saved = float("inf")
         if self.mode == "auto":
@@ -196,7 +199,7 @@ class CompiledSteps:
             left = (self.total - step) * kind.uses / (step + 1)
             seconds = statistics.median(kind.seconds)
             saved = min(_OVERHEAD + _SHARE * seconds, _MOST_SAVED * seconds) * left
-            if saved < _WARM + _CAPTURE:
+            if saved < WARM + CAPTURE:
                 kind.decided = True
                 self.said = self.said or f"uncompiled: {self.total} steps would not repay the compilation"
                 return
@@ -220,7 +223,7 @@ class CompiledSteps:
         try:
             with self.busy("compiling"):
                 plan = self.make(batch)
-                if plan.price + _CAPTURE > saved:
+                if plan.price + CAPTURE > saved:
                     return None
                 plan.compile()
                 return plan

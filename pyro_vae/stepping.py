@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
-from pyro_vae.compiled_stepping import Busy, Compile, CompiledSteps, Plan
+from pyro_vae.compiled_stepping import CompiledSteps, Plan
 from pyro_vae.engine import Ledger, Lifted
+from pyro_vae.engine.price import Busy, Mode
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.interrupts import uninterrupted
@@ -75,7 +76,7 @@ class Stepper:
         self.samples: list[int] = []
         self.seconds: list[float] = []
 
-    def compile_steps(self, mode: Compile, total: int, busy: Busy) -> None:
+    def compile_steps(self, mode: Mode, total: int, busy: Busy) -> None:
         """Has steps compiled, from the second on: the first one is validated, and shows what has no gradient."""
         moved = [list(parameters.values()) for _, parameters in self.phases]
         ledger = self.ledger = Ledger(self.optimizer, moved, self.vae.device, self.kept)
@@ -137,7 +138,7 @@ class Stepper:
         n = len(taken)
         bounds = [step.bound for step in taken if step.bound is not None]
         if bounds:
-            self.bounds[-n:] = torch.stack(bounds).tolist()
+            self.bounds[-n:] = [float(bounds[0])] if n == 1 else torch.stack(bounds).tolist()
             self.bound = self.bounds[-1]
         if n:
             before = self.seconds[-n - 1] if len(self.seconds) > n else 0.0
@@ -155,11 +156,14 @@ class Stepper:
         return f"the gradient of `{bad[0]}`" if bad else f"the loss ({loss.value.item():g})"
 
     @property
-    def execution(self) -> tuple[str, float]:
-        """How the steps ran, in words, and the seconds that capturing and compiling took."""
-        if self.compiled is None or not self.compiled.said:
-            return "uncompiled", 0.0
-        return self.compiled.said, self.compiled.seconds
+    def execution(self) -> str:
+        """How the steps ran, in words."""
+        return "uncompiled" if self.compiled is None or not self.compiled.said else self.compiled.said
+
+    @property
+    def compile_seconds(self) -> float:
+        """What capturing and compiling took."""
+        return 0.0 if self.compiled is None else self.compiled.seconds
 
     def finish(self) -> None:
         """Has the optimizer know how many steps were taken."""

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vae.compiled_stepping import Compile
+from pyro_vae.engine import enabled
+from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference
 from pyro_vae.minibatches import Minibatches, Transform, as_batch, check_values, minibatches
@@ -88,7 +89,7 @@ def fit(
     callback: Callable[[int, Mapping[str, float]], None] | None = None,
     check_support: bool = True,
     divergence: Literal["raise", "stop"] = "raise",
-    compile: Compile = "auto",
+    compile: Mode = "auto",
     precision: Precision = "float32",
     progress: bool | str = False,
 ) -> History:
@@ -169,6 +170,7 @@ def fit(
     total = steps if steps is not None else (epochs or 0) * source.steps
     run = Stepper(vae, inference, optimizer, schedule, clip_norm, check_support)
     watch = Watch(vae, inference, held_out, validation_every or source.steps, early_stopping, keep, check_support)
+    watch.compile = "auto" if compile else False
     with (
         isolated(seed, "training"),
         switched(vae, training=True),
@@ -176,6 +178,7 @@ def fit(
         networks_in(precision),
         warnings.catch_warnings(),
         steps_bar(progress, total) as bar,
+        enabled(compile, total, bar.busy) as terms,
     ):
         if compile is not False:
             run.compile_steps(compile, total, bar.busy)
@@ -197,7 +200,8 @@ def fit(
         stopped,
         watch.best_step,
         remark,
-        *run.execution,
+        run.execution,
+        run.compile_seconds + terms.seconds,
     )
 
 
@@ -208,7 +212,7 @@ def _check_arguments(
     keep: str,
     divergence: str,
     has_validation: bool,
-    compile: Compile,
+    compile: Mode,
 ) -> None:
     """Raises an `InputError` for arguments of `fit` that cannot be used, whatever the data."""
     for name, value in counts.items():

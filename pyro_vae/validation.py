@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import pyro
@@ -29,6 +30,7 @@ class Watch:
         patience: Evaluations without improvement after which training is exhausted.
         keep: ``"best"`` or ``"last"``.
         check_support: Whether the data must lie in the likelihood's support.
+        compile: Whether the evaluation may run compiled; see `elbo`.
         steps: When it was evaluated.
         values: The ELBO there, nats per datum.
         best_step: When it was best.
@@ -41,6 +43,7 @@ class Watch:
     patience: int | None
     keep: str
     check_support: bool
+    compile: Literal["auto", False] = "auto"
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     best_step: int | None = None
@@ -55,7 +58,7 @@ class Watch:
         if self.data is None:
             raise RuntimeError("no validation data")
         with pyro.validation_enabled(self.check_support):
-            value = elbo(self.vae, self.data, num_samples=1).value  # the same noise at each evaluation
+            value = elbo(self.vae, self.data, num_samples=1, compile=self.compile).value  # the same noise each time
         if math.isnan(value):
             raise NonFiniteError(
                 f"fit: the ELBO of the validation data is nan after step {step}; lower the learning rate."

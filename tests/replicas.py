@@ -120,6 +120,8 @@ def gradients(
         with seeded(seed + 1000 * i):
             for phase, loss in zip(inference.phases, inference.losses(vae, x.repeat(chunk, 1)), strict=True):
                 moved = {name: p for name, p in inference.moved(vae, phase).items() if name in total}
+                if not moved:
+                    continue
                 slopes = torch.autograd.grad(
                     -chunk * loss.value, list(moved.values()), allow_unused=True, materialize_grads=True
                 )

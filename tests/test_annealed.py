@@ -15,6 +15,7 @@ from torch import Tensor
 from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, mlp
+from pyro_vae.engine import CaptureError, function, interpreted
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import Estimate, annealed
 from pyro_vae.evaluation.annealed import Annealing, LogMean, annealed_importance_sampling
@@ -186,9 +187,9 @@ def test_step_sizes_do_not_depend_on_the_main_run(monkeypatch: pytest.MonkeyPatc
     used: list[Tensor] = []
     move = annealed.Path.move
 
-    def spy(self: annealed.Path, u: Tensor, ratio: Tensor, beta: float, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def spy(self: annealed.Path, u: Tensor, beta: float, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         used.append(step)
-        return move(self, u, ratio, beta, step)
+        return move(self, u, beta, step)
 
     monkeypatch.setattr(annealed.Path, "move", spy)
     results = [annealed_importance_sampling(MODEL.vae(), X, 40, chains) for chains in (1, 20)]
@@ -197,6 +198,57 @@ def test_step_sizes_do_not_depend_on_the_main_run(monkeypatch: pytest.MonkeyPatc
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     acceptance = results[1].diagnostics["acceptance"]
     assert 0.6 < acceptance.min() < acceptance.max() < 0.9
+
+
+# ------------------------------------------------------------------ compiled
+
+
+@pytest.mark.parametrize("start", ["prior", "encoder"])
+def test_compiled_it_is_the_same_at_the_same_seed(start: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In two parts of the data and a smaller rest, which runs uncompiled as the pilots do: with one program."""
+    monkeypatch.setattr(annealed, "_ROWS", 20)
+    model = LinearGaussian.random(5, 2, diagonal=False)
+    vae, data = model.vae(MODEL.exact_encoder(1.3)), MODEL.sample(9)
+    capture, shapes = function.capture, []
+    monkeypatch.setattr(function, "capture", lambda f, m, given: shapes.append(given[0].shape) or capture(f, m, given))
+    with interpreted():
+        results = [
+            annealed_importance_sampling(vae, data, 12, 5, start=start, num_leapfrog=3, compile=c)
+            for c in (False, True)
+        ]
+    assert shapes == [(5, 4, 2)]
+    torch.testing.assert_close(results[0].pointwise, results[1].pointwise, rtol=0, atol=1e-9)
+    for name in ("acceptance", "effective_sample_size", "bias"):
+        torch.testing.assert_close(*(r.diagnostics[name] for r in results), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["prior", "encoder"])
+def test_as_machine_code_it_is_the_same(start: Any, make_vae: Callable[..., VAE]) -> None:
+    """A program of networks: Bernoulli cells and a Gamma prior, moved through its bijection."""
+    prior = Conditional(dist.Gamma, (2,), concentration=Fixed(2.0), rate=Fixed(1.5))
+    vae = make_vae(prior, posterior=Conditional(dist.Gamma, (2,), given=mlp(6, 7))).double()
+    x = torch.eye(6).double()
+    plain, compiled = (
+        annealed_importance_sampling(vae, x, 12, 5, start=start, num_leapfrog=3, compile=c) for c in (False, True)
+    )
+    torch.testing.assert_close(plain.pointwise, compiled.pointwise, rtol=0, atol=1e-8)
+
+
+def test_auto_does_not_compile_what_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(function, "capture", None)
+    annealed_importance_sampling(MODEL.vae(), X, 12, 5, num_leapfrog=3)
+
+
+def test_a_model_that_branches_on_values_runs_uncompiled_unless_told(make_vae: Callable[..., VAE]) -> None:
+    vae = make_vae()
+    true = vae.log_likelihood
+    vae.log_likelihood = lambda z, batch: true(z, batch) if bool(z.isfinite().all()) else true(z * 0, batch)
+    with pytest.raises(CaptureError, match=r"test_annealed.py, line \d+"):
+        annealed_importance_sampling(vae, torch.ones(3, 6), 4, 2, num_leapfrog=2, compile=True)
+    annealed_importance_sampling(vae, torch.ones(3, 6), 4, 2, num_leapfrog=2)
+    with pytest.raises(InputError, match="`compile` is"):
+        annealed_importance_sampling(vae, torch.ones(3, 6), 4, 2, compile="yes")
 
 
 # ------------------------------------------------------------------ manners

@@ -13,6 +13,7 @@ from linear_gaussian import LinearGaussian
 from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, mlp
+from pyro_vae.engine import interpreted
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import annealed
 from pyro_vae.evaluation.bidirectional import Sandwich, bidirectional_monte_carlo
@@ -136,3 +137,14 @@ def test_bad_arguments_are_refused(make_vae: Callable[..., VAE]) -> None:
     discrete = make_vae(prior=Conditional(dist.Bernoulli, (2,), logits=Fixed(0.0)), posterior=posterior)
     with pytest.raises(InputError, match=who + "prior `Bernoulli` is discrete"):
         bidirectional_monte_carlo(discrete, 3)
+
+
+def test_compiled_it_is_the_same_at_the_same_seed() -> None:
+    vae = MODEL.vae(MODEL.exact_encoder(1.3))
+    with interpreted():
+        plain, compiled = (
+            bidirectional_monte_carlo(vae, 4, 8, 3, num_leapfrog=2, compile=compile) for compile in (False, True)
+        )
+    assert torch.equal(plain.data, compiled.data)
+    for one, other in ((plain.lower, compiled.lower), (plain.upper, compiled.upper)):
+        torch.testing.assert_close(one.pointwise, other.pointwise, rtol=0, atol=1e-9)

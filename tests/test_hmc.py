@@ -13,8 +13,10 @@ from torch.distributions import constraints
 from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, mlp
+from pyro_vae.engine import interpreted
+from pyro_vae.engine.function import Terms, enabled
 from pyro_vae.errors import InputError
-from pyro_vae.hmc import Latents, adapted, hmc_transition, jittered
+from pyro_vae.hmc import Latents, Start, Tempered, adapted, hmc_transition, jittered
 
 MODEL = LinearGaussian.random(5, 2, diagonal=False)
 X = MODEL.sample(4)
@@ -100,6 +102,75 @@ def test_a_trajectory_that_overflows_is_rejected_and_not_validated() -> None:
         new, acceptance = hmc_transition(latents.log_joint, u, torch.tensor(1e30), 3)
         assert torch.equal(new, u)
         assert not acceptance.any()
+
+
+# ------------------------------------------------------------------ between two densities
+
+
+@pytest.mark.parametrize("start", ["prior", "encoder"])
+@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+def test_a_tempered_transition_leaves_its_density_invariant_and_tells_the_ratio(start: Start, beta: float) -> None:
+    """Densities of a linear-Gaussian VAE: Normal at every beta, from its precisions."""
+    encoder = LinearGaussian.random(5, 2).exact_encoder(1.5)
+    latents, n = Latents(MODEL.vae(encoder), X), 20_000
+    path, posterior = Tempered(latents, start), MODEL.posterior(X)
+    base = latents.vae.encode(X) if start == "encoder" else dist.Normal(torch.zeros(4, 2).double(), 1.0).to_event(1)
+    first = (1 / base.variance).diag_embed()
+    precision = (1 - beta) * first + beta * posterior.precision_matrix
+    shift = (1 - beta) * base.mean / base.variance
+    shift = shift + beta * (posterior.precision_matrix @ posterior.mean.unsqueeze(-1)).squeeze(-1)
+    exact = torch.distributions.MultivariateNormal(
+        torch.linalg.solve(precision, shift), precision_matrix=(precision + precision.mT) / 2
+    )
+    u = exact.sample((n,))
+    size = 1.6 * torch.linalg.eigvalsh(exact.covariance_matrix).min().sqrt()
+    for _ in range(3):
+        u, ratio, acceptance = path.transition(u, beta, size, 3)
+        expected = latents.log_joint(u) - path.log_base(u)
+        torch.testing.assert_close(ratio, expected, rtol=0, atol=1e-10)
+    assert 0.3 < acceptance.mean() < 0.99
+    second = exact.covariance_matrix + exact.mean.unsqueeze(-1) * exact.mean.unsqueeze(-2)
+    assert_mean(moments(u), torch.cat([exact.mean, second.flatten(-2)], dim=-1))
+
+
+def same_transitions(path: Tempered, terms: Terms, n: int = 3) -> None:
+    """Asserts that compiled transitions are the uncompiled ones at the same noise, one by one from the same place."""
+    u = path.draw(3)
+    step = torch.full((u.shape[1],), 0.4, dtype=u.dtype)
+    for i in range(n):
+        results = []
+        for mode in (False, True):
+            torch.manual_seed(i)
+            with enabled(mode) as block:
+                results.append(path.transition(u, i / (n - 1), jittered(step, u.shape[:2]), 4))
+                terms.costs += block.costs
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+        u = results[0][0]
+
+
+@pytest.mark.parametrize("start", ["prior", "encoder"])
+@pytest.mark.parametrize("prior", PRIORS)
+def test_compiled_transitions_are_the_uncompiled_ones(prior: str, start: Start) -> None:
+    """At the present parameters and for each batch, by one program."""
+    vae, terms = vae_with(prior), Terms()
+    with interpreted():
+        for x in (torch.ones(3, 6), torch.eye(6)[:3]):
+            same_transitions(Tempered(Latents(vae, x), start), terms)
+            with torch.no_grad():
+                vae.likelihood.head.bias += 1.0
+    assert len(terms.costs) == 1
+
+
+def test_compiled_transitions_heed_mask_and_context() -> None:
+    vae = VAE(
+        Conditional(dist.Normal, (2,), given=mlp(1), scale=Fixed(1.0)),
+        Conditional(dist.Normal, (6,), given=mlp(3), scale=Fixed(1.0)),
+        context_features=1,
+    ).double()
+    batch = Batch(torch.randn(3, 6).double(), torch.randn(3, 1).double(), torch.rand(3, 6) < 0.5)
+    with interpreted():
+        same_transitions(Tempered(Latents(vae, batch), "encoder"), Terms())
 
 
 # ------------------------------------------------------------------ adaptation

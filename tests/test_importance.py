@@ -18,7 +18,8 @@ from scipy.stats import chi2
 from torch import Tensor
 from z_test import FAILURE_RATE, assert_mean
 
-from pyro_vae import VAE, Batch
+from pyro_vae import VAE, Batch, Conditional, Fixed, VampPrior, mlp
+from pyro_vae.engine import Lifted, function, interpreted
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import Estimate, elbo, importance, log_marginal
 
@@ -54,15 +55,15 @@ def test_estimates_hit_the_exact_values_within_their_errors_whatever_the_chunks(
     drawn: list[tuple[int, int]] = []
     encoded: list[int] = []
 
-    def counting_joint(z: Tensor, part: Batch) -> Tensor:
+    def counting_likelihood(z: Tensor, part: Batch) -> Tensor:
         drawn.append((len(z), part.size))
-        return VAE.log_joint(vae, z, part)
+        return VAE.log_likelihood(vae, z, part)
 
     def counting_encode(part: Batch) -> dist.TorchDistribution:
         encoded.append(part.size)
         return VAE.encode(vae, part)
 
-    vae.log_joint, vae.encode = counting_joint, counting_encode
+    vae.log_likelihood, vae.encode = counting_likelihood, counting_encode
     for estimate, exact in ((log_marginal, EXACT), (elbo, MODEL.elbo(X, *encoder(X)))):
         drawn.clear()
         encoded.clear()
@@ -179,7 +180,10 @@ def test_every_datum_is_checked_and_its_samples_after_the_first_are_not(
     monkeypatch.setitem(importance._ROWS, "cpu", 20)
     vae, x = make_vae(), torch.zeros(7, 6)
     checked = []
-    vae.log_joint = lambda z, part: (checked.append(dist.is_validation_enabled()), VAE.log_joint(vae, z, part))[1]
+    vae.log_likelihood = lambda z, part: (
+        checked.append(dist.is_validation_enabled()),
+        VAE.log_likelihood(vae, z, part),
+    )[1]
     estimate(vae, x, 30)
     assert checked == [True, False] * 7
     assert dist.is_validation_enabled()
@@ -190,6 +194,88 @@ def test_every_datum_is_checked_and_its_samples_after_the_first_are_not(
         checked.clear()
         estimate(vae, x, 30)
         assert not any(checked)
+
+
+@pytest.mark.parametrize("estimate", [log_marginal, elbo])
+def test_compiled_it_is_the_same_at_the_same_seed(
+    estimate: Callable[..., Estimate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whole blocks of 10 samples of 10 data; what is left of data and of samples runs uncompiled."""
+    monkeypatch.setitem(importance._ROWS, "cpu", 100)
+    monkeypatch.setattr(importance, "_BLOCK", 10)
+    capture, shapes = function.capture, []
+    monkeypatch.setattr(
+        function, "capture", lambda f, m, given: shapes.append((given[0][0].shape[0], given[1])) or capture(f, m, given)
+    )
+    vae = widened(1.6)
+    with interpreted():
+        plain, compiled = (estimate(vae, X, 35, compile=compile) for compile in (False, True))
+    assert shapes == [(10, 10)]
+    torch.testing.assert_close(plain.pointwise, compiled.pointwise, rtol=0, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_as_machine_code_it_is_the_same(make_vae: Callable[..., VAE]) -> None:
+    """In float32 and float64, after the parameters have moved, and by the program that is there already."""
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        vae, x = make_vae().to(dtype), torch.eye(6, dtype=dtype)
+        for _ in range(2):
+            plain, compiled = (log_marginal(vae, x, 700, compile=compile) for compile in (False, True))
+            torch.testing.assert_close(plain.pointwise, compiled.pointwise, rtol=0, atol=tolerance)
+            with torch.no_grad():
+                vae.likelihood.head.bias += 0.5
+                vae.posterior.head.weight.mul_(1.5)
+
+
+@pytest.mark.parametrize("fields", ["mask", "context"])
+def test_compiled_it_heeds_mask_and_context(fields: str) -> None:
+    torch.manual_seed(2)
+    vae = VAE(
+        Conditional(dist.Normal, (2,), given=mlp(1), scale=Fixed(1.0)),
+        Conditional(dist.Normal, (5,), given=mlp(3), scale=Fixed(1.0)),
+        context_features=1,
+    ).double()
+    batch = Batch(X, torch.randn(25, 1).double(), torch.rand(25, 5) < 0.7 if fields == "mask" else None)
+    with interpreted():
+        plain, compiled = (log_marginal(vae, batch, 20, compile=compile) for compile in (False, True))
+    torch.testing.assert_close(plain.pointwise, compiled.pointwise, rtol=0, atol=1e-11)
+
+
+def test_compiled_draws_of_discrete_latents_are_those_of_the_same_noise() -> None:
+    prior = Conditional(dist.Bernoulli, (3,), logits=Fixed(0.3))
+    vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(3)), Conditional(dist.Bernoulli, (3,), given=mlp(6)))
+    with interpreted(), Lifted():
+        plain, compiled = (log_marginal(vae, torch.eye(6), 20, compile=compile) for compile in (False, True))
+    torch.testing.assert_close(plain.pointwise, compiled.pointwise, rtol=0, atol=1e-5)
+
+
+def test_a_prior_made_of_the_posterior_is_made_once_for_each_chunk_of_the_data() -> None:
+    torch.manual_seed(3)
+    posterior = Conditional(dist.Normal, (2,), given=mlp(5))
+    vae = VAE(VampPrior(5, 7), Conditional(dist.Normal, (5,), given=mlp(2), scale=Fixed(1.0)), posterior).double()
+    encoded: list[int] = []
+    vae.posterior.register_forward_hook(lambda module, given, output: encoded.append(given[0].shape[0]))
+    log_marginal(vae, X, 100)
+    expected, encoded[:] = list(encoded), []
+    result = log_marginal(vae, X, 1000)  # in ten times as many blocks
+    assert encoded == expected
+    with interpreted():
+        compiled = log_marginal(vae, X, 1000, compile=True)
+    torch.testing.assert_close(result.pointwise, compiled.pointwise, rtol=0, atol=1e-10)
+
+
+def test_auto_compiles_where_there_is_much_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judged by the first three blocks, of a second each."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(function.time, "perf_counter", lambda: float(next(clock)))
+    compile_graph, compiled = function.compile_graph, []
+    monkeypatch.setattr(function, "compile_graph", lambda *given: compiled.append(True) or compile_graph(*given))
+    monkeypatch.setattr(function, "known", lambda *_: "")
+    with interpreted():
+        log_marginal(widened(1.6), X[:20], 3000)  # 30 blocks
+        assert not compiled
+        log_marginal(widened(1.6), X[:20], 8000)
+    assert len(compiled) == 1
 
 
 _MEMORY = """

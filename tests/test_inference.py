@@ -51,9 +51,10 @@ def labelled(**options: object) -> tuple[VAE, Batch]:
 
 
 def numbers(inference: Inference, vae: VAE, data: Tensor | Batch, seed: int = 2) -> Tensor:
-    """Values and bounds of all phases, from the same state each time."""
+    """Values and bounds of all phases that move something, from the same state each time."""
     losses = all_losses(copy.deepcopy(inference), vae, data, seed)
-    return torch.stack([t for loss in losses for t in loss if t is not None]).detach()
+    moving = [loss for phase, loss in zip(inference.phases, losses, strict=True) if phase.moves]
+    return torch.stack([t for loss in moving for t in loss if t is not None]).detach()
 
 
 # Whose bound puts the KL in closed form beside a draw of the reconstruction, so that draws do not cancel;

@@ -12,7 +12,9 @@ from replicas import all_losses, exact_gradients, gradients, replicated, seeded
 from torch import Tensor
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp
+from pyro_vae.engine import interpreted
+from pyro_vae.engine.function import enabled
 from pyro_vae.errors import InputError
 from pyro_vae.hmc import Latents, hmc_transition, jittered
 from pyro_vae.inference import MCEM
@@ -33,7 +35,7 @@ def adapted(inference: MCEM, steps: int = 0) -> MCEM:
 
 
 def draws(inference: MCEM, vae: VAE, n: int, seed: int = 1) -> Tensor:
-    """n draws of the E-step for every datum, shape (n, 8, L): what the first update hands to the next."""
+    """n draws of the E-step for every datum, shape (n, 8, L): what it hands to the first update."""
     batch = Batch(X.repeat(n, 1))
     with seeded(seed):
         _, z = inference.phases[0].compute(vae, batch, None)
@@ -93,13 +95,14 @@ def test_every_update_is_at_the_same_draw_and_sees_the_moved_parameters() -> Non
     vae, inference = MODEL.vae(MODEL.exact_encoder()), MCEM(updates=3)
     with seeded(0):
         losses = inference.losses(vae, X)
+        assert float(next(losses).value.detach()) == 0.0  # the E-step
         first = float(next(losses).value.detach())
         assert float(next(losses).value.detach()) == first
         with torch.no_grad():
             vae.likelihood.head.bias += 1.0
         assert float(next(losses).value.detach()) > first + 0.1
         assert next(losses, None) is None
-    assert [phase.moves for phase in inference.phases] == [{"theta"}] * 3
+    assert [phase.moves for phase in inference.phases] == [set(), {"theta"}, {"theta"}, {"theta"}]
 
 
 def test_training_adapts_and_evaluation_does_not() -> None:
@@ -112,6 +115,25 @@ def test_training_adapts_and_evaluation_does_not() -> None:
     restored = MCEM()
     restored.load_state_dict(inference.state_dict())
     assert torch.equal(restored.step_size, inference.step_size)
+
+
+@pytest.mark.parametrize("compiled", ["E-step", "M-step", "both"])
+def test_compiled_training_is_the_uncompiled(compiled: str) -> None:
+    """Losses, parameters and the step size after 20 steps; planning the M-steps leaves the step size alone."""
+    results = []
+    for e, m in ((False, False), (compiled != "M-step", compiled != "E-step")):
+        vae, inference = MODEL.vae(MODEL.exact_encoder()), MCEM(3, 4, updates=2).double()
+        with interpreted(), enabled(e):
+            fit(
+                *(vae, X, inference),
+                optimizer=lambda p: torch.optim.Adam(p, lr=0.02),
+                steps=20,
+                batch_size=4,
+                compile=m,
+            )
+        results.append([*vae.parameters(), inference.step_size])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
 def test_a_constrained_prior_is_moved_through_its_bijection() -> None:

@@ -13,6 +13,7 @@ from linear_gaussian import LinearGaussian
 from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, mlp
+from pyro_vae.engine import interpreted
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import Estimate, annealed
 from pyro_vae.evaluation.posterior_density import posterior_density_estimator
@@ -143,3 +144,13 @@ def test_many_dimensions_and_discrete_latents_are_refused(make_vae: Callable[...
     discrete = make_vae(prior=Conditional(dist.Bernoulli, (2,), logits=Fixed(0.0)), posterior=posterior)
     with pytest.raises(InputError, match=r"posterior_density_estimator: .*prior `Bernoulli` is discrete"):
         posterior_density_estimator(discrete, torch.ones(2, 6))
+
+
+def test_compiled_it_is_the_same_at_the_same_seed() -> None:
+    with interpreted():
+        plain, compiled = (
+            posterior_density_estimator(MODEL.vae(), X, 40, chains=4, burn_in=6, num_leapfrog=2, compile=compile)
+            for compile in (False, True)
+        )
+    torch.testing.assert_close(plain.pointwise, compiled.pointwise, rtol=0, atol=1e-8)
+    assert torch.equal(plain.diagnostics["acceptance"] > 0.5, compiled.diagnostics["acceptance"] > 0.5)

@@ -3,6 +3,7 @@
 from pyro_vae.engine.backend import interpreted
 from pyro_vae.engine.capture import Capture, Outputs, capture, tensors_of
 from pyro_vae.engine.errors import CaptureError, CompilationError
+from pyro_vae.engine.function import Routine, enabled, repeated, routine
 from pyro_vae.engine.noise import Draw, Lifted
 from pyro_vae.engine.step import Ledger, Step
 from pyro_vae.engine.svi import CompiledSVI
@@ -16,8 +17,12 @@ __all__ = [
     "Ledger",
     "Lifted",
     "Outputs",
+    "Routine",
     "Step",
     "capture",
+    "enabled",
     "interpreted",
+    "repeated",
+    "routine",
     "tensors_of",
 ]

@@ -113,23 +113,25 @@ def _stamp(key: str) -> Path:
 
 def _inductor(graph: GraphModule, arguments: list[Tensor]) -> tuple[Executable, str]:
     """The program, and the name of its entry in the cache on disk, empty where it has none."""
-    from torch._guards import TracingContext, tracing
-    from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx_inner
-    from torch._inductor.decomposition import select_decomp_table
-    from torch._subclasses import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Inductor's own parts, while they are imported too
+        from torch._guards import TracingContext, tracing
+        from torch._inductor import config
+        from torch._inductor.compile_fx import compile_fx_inner
+        from torch._inductor.decomposition import select_decomp_table
+        from torch._subclasses import FakeTensorMode
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    with torch.no_grad(), warnings.catch_warnings(), config.patch(_OPTIONS):
-        warnings.simplefilter("ignore")  # of Inductor's own parts
-        lowered = make_fx(lambda *flat: graph(*flat), decomposition_table=select_decomp_table())(*_copies(arguments))
-        # Of the decompositions, such as a zero: the same for all arguments, those of the program being among these.
-        constants = lift_constants(lowered)
-        use_faster_products(lowered)
-        fake = FakeTensorMode(shape_env=ShapeEnv())  # without which the cache on disk is passed by
-        examples = [fake.from_tensor(a, static_shapes=True) for a in (*arguments, *constants)]
-        with tracing(TracingContext(fake)):
-            compiled = compile_fx_inner(lowered, examples)
+        table = select_decomp_table()
+        with torch.no_grad(), config.patch(_OPTIONS):
+            lowered = make_fx(lambda *flat: graph(*flat), decomposition_table=table)(*_copies(arguments))
+            # Of the decompositions, such as a zero: the same for all arguments, of which the program's own are some.
+            constants = lift_constants(lowered)
+            use_faster_products(lowered)
+            fake = FakeTensorMode(shape_env=ShapeEnv())  # without which the cache on disk is passed by
+            examples = [fake.from_tensor(a, static_shapes=True) for a in (*arguments, *constants)]
+            with tracing(TracingContext(fake)):
+                compiled = compile_fx_inner(lowered, examples)
     entry = getattr(compiled, "_fx_graph_cache_key", None) or ""
     return (lambda flat: compiled([*flat, *constants])) if constants else compiled, entry
 

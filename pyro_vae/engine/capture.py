@@ -2,13 +2,10 @@ r"""From a program of modules and distributions to a pure function of tensors.""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, functionalize
@@ -20,6 +17,7 @@ from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.graph import lift_constants
 from pyro_vae.engine.noise import Draw, Lifted
 from pyro_vae.engine.refusals import Static
+from pyro_vae.engine.untouched import untouched
 
 # By how much the second point, at which a capture is checked, differs from the first.
 _RELATIVE, _ABSOLUTE = 0.05, 0.01
@@ -142,8 +140,8 @@ _HOLE = object()
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """Returns the tensors in a nested value, in order."""
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    """Returns the tensors in a nested value, in order, contiguous: a graph knows one layout of each argument."""
+    return [leaf.contiguous() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 class Program(nn.Module):
@@ -160,8 +158,9 @@ class Program(nn.Module):
         for name, module in modules.items():
             self.add_module(name, module)
 
-    def forward(self, *inputs: Any) -> Any:
-        return self.function(*inputs)
+    def forward(self, then: Callable[[Any], Any], *inputs: Any) -> Any:
+        """Runs the function, and what is to be done with its value while the modules are as it saw them."""
+        return then(self.function(*inputs))
 
 
 def capture(
@@ -173,8 +172,13 @@ def capture(
     r"""Captures a program as a pure function of tensors.
 
     The program runs three times: to see what it draws, to record its operations, and beside the recording at other
-    parameters and other noise, where both must agree. None of it changes the modules or the random state. Batch
-    statistics and other buffers that the program changes are among what the captured function returns.
+    parameters, other rows of the inputs and other noise, where both must agree. None of it changes the modules, the
+    param store or the random state. Batch statistics and other buffers that the program changes are among what the
+    captured function returns.
+
+    The third run finds what enters the result as a Python number and changes from run to run or with parameters and
+    inputs, such as a counter of calls. It cannot find what changes later: a number that the caller sets between two
+    calls (an annealing factor as an attribute), or one that counts epochs. Make such numbers inputs or buffers.
 
     Arguments:
         function: From ``inputs`` to a nested value; if gradients are asked for, its first tensor is the scalar to
@@ -185,8 +189,8 @@ def capture(
 
     Raises:
         CaptureError: Where the program is no fixed list of operations (what it does depends on values), draws from a
-            generator of its own, holds trainable tensors that are no parameters of the modules, or does not depend
-            on a parameter of ``gradients_of``. Names the line and the site.
+            generator of its own, holds trainable tensors that are no parameters of the modules, changes parameters
+            or inputs in place, or does not depend on a parameter of ``gradients_of``. Names the line and the site.
 
     Example:
         >>> linear = nn.Linear(3, 2)
@@ -197,7 +201,8 @@ def capture(
     """
     program = Program(function, modules)
     run = _Pure(program, list(inputs), tuple(gradients_of))
-    with torch.random.fork_rng(devices=_devices(program)), _quiet():
+    devices = _devices([*program.parameters(), *program.buffers(), *tensors_of(list(inputs))])
+    with untouched(program, devices):
         parameters, buffers = run.state()
         drawn: list[tuple[Draw, Tensor]] = []
 
@@ -218,7 +223,7 @@ def capture(
         captured = Capture(
             pure, run.parameters, run.buffers, run.draws, constants, run.gradients_of, run.changed, run.template
         )
-        _check(captured, run, flat)
+        _check(captured, run, flat, devices)
     return captured
 
 
@@ -258,9 +263,19 @@ class _Pure:
             start += size
         return tuple(groups)
 
-    def at_noise(self, parameters: list[Tensor], buffers: list[Tensor], tensors: list[Tensor], noise: list[Tensor]):  # type: ignore[no-untyped-def]
-        with Lifted.at(noise, self.draws):
-            return self(parameters, buffers, tensors)
+    def at_noise(
+        self, parameters: list[Tensor], buffers: list[Tensor], tensors: list[Tensor], noise: list[Tensor]
+    ) -> list[Tensor]:
+        """The program at given noise; see `__call__`."""
+        rest = iter(noise)
+        with Lifted.at(rest, self.draws):
+            results = self(parameters, buffers, tensors)
+        if next(rest, None) is not None:
+            raise CaptureError(
+                "capture: the program draws less at its second run than at its first; what it draws must not depend on "
+                "values or on how often it has run."
+            )
+        return results
 
     def __call__(self, parameters: list[Tensor], buffers: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
         leaves = {
@@ -268,20 +283,38 @@ class _Pure:
             for name, value in zip(self.parameters, parameters, strict=True)
         }
         own = {name: value.detach().clone() for name, value in zip(self.buffers, buffers, strict=True)}
+        given = [tensor.detach() for tensor in tensors]
         versions = {name: value._version for name, value in own.items()}
-        state = {**leaves, **own}
+        state, fixed = {**leaves, **own}, [(t, t._version) for t in (*leaves.values(), *given)]
         with Static(), torch.enable_grad():
-            result = functional_call(self.program, state, tuple(self.template_of_inputs.fill(tensors)))
-            gradients = self._gradients(result, leaves)
+            result, gradients = functional_call(
+                self.program,
+                state,
+                (lambda result: (result, self._gradients(result, leaves, fixed)), *self.template_of_inputs.fill(given)),
+            )
         after = {name: state[name] for name in own}  # a buffer that was assigned is another tensor now
         changed = tuple(n for n, b in after.items() if b is not own[n] or b._version != versions[n])
         self.changed, self.template = changed, Template.of(result)
         return [t.detach() for t in (*tensors_of(result), *gradients, *(after[name] for name in changed))]
 
-    def _gradients(self, result: Any, leaves: dict[str, Tensor]) -> list[Tensor]:
+    def _refuse_mutation(self, fixed: list[tuple[Tensor, int]]) -> None:
+        names = [*(f"the parameter `{name}`" for name in self.parameters), *["one of its inputs"] * len(fixed)]
+        for name, (tensor, version) in zip(names, fixed, strict=False):
+            if tensor._version != version:
+                raise CaptureError(
+                    f"capture: the program changes {name} in place; change a copy (x.clone()), keep what lasts from "
+                    "call to call in a buffer, and leave parameters to the optimizer."
+                )
+
+    def _gradients(self, result: Any, leaves: dict[str, Tensor], fixed: list[tuple[Tensor, int]]) -> list[Tensor]:
+        """Taken while the modules have these parameters: some programs compute parts anew on the way back."""
+        self._refuse_mutation(fixed)
         if not self.gradients_of:
             return []
-        value = tensors_of(result)[0]
+        value = next(iter(tensors_of(result)), None)
+        if value is None or value.dim():
+            found = "no tensor" if value is None else f"a tensor of shape {tuple(value.shape)}"
+            raise CaptureError(f"capture: the program's first tensor is the scalar to differentiate; it is {found}.")
         wanted = [leaves[name] for name in self.gradients_of]
         gradients = (
             torch.autograd.grad(value, wanted, allow_unused=True) if value.requires_grad else [None] * len(wanted)
@@ -301,25 +334,53 @@ def _refuse_foreign(constants: list[Tensor]) -> None:
             )
 
 
-def _check(captured: Capture, run: _Pure, flat: list[Tensor]) -> None:
-    """Raises where the graph and the program differ at other parameters, other inputs of noise."""
+def _check(captured: Capture, run: _Pure, flat: list[Tensor], devices: list[torch.device]) -> None:
+    """Raises where the graph and the program differ at other parameters, other inputs or other noise."""
     parameters, buffers, tensors, noise = run.grouped(flat)
     parameters = [_moved(tensor) for tensor in parameters]
     noise = [draw.sample() for draw in captured.draws]
-    state = torch.random.get_rng_state()
-    with Lifted.at([value.clone() for value in noise]):
-        expected = run(parameters, buffers, tensors)
-    torch.random.set_rng_state(state)
+
+    def program(inputs: list[Tensor]) -> list[Tensor]:
+        with torch.random.fork_rng(devices=devices):  # so that both see the same draws that are no noise
+            return run.at_noise(parameters, buffers, inputs, [value.clone() for value in noise])
+
+    expected, tensors = _at_other_inputs(program, tensors)
     with torch.no_grad():
         got = captured.graph(*parameters, *buffers, *tensors, *noise, *captured.constants)
     names = [f"output {i}" for i in range(captured.template.size)]
     names += [f"the gradient of `{n}`" for n in captured.differentiated] + [f"buffer `{n}`" for n in captured.changed]
+    if len(expected) != len(names):
+        raise CaptureError(
+            "capture: what the program returns or which buffers it changes differs from run to run; it must not "
+            "depend on how often it has run."
+        )
     for name, a, b in zip(names, expected, got, strict=True):
         if a.shape != b.shape or not _close(a, b):
             raise CaptureError(
-                f"capture: {name} of the captured program is not that of the program itself at other parameters; "
-                "values were read out of tensors (.numpy(), .data, a Python number kept between calls)."
+                f"capture: {name} of the captured program is not that of the program itself at other parameters and "
+                "inputs; it depends on values that are no tensors: read out of tensors, drawn by `random` or NumPy, "
+                "or Python numbers kept between calls (a counter). Make them tensors, inputs or buffers."
             )
+
+
+def _at_other_inputs(
+    program: Callable[[list[Tensor]], list[Tensor]], tensors: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Results at inputs whose rows have changed places, and these inputs; at the examples where that means nothing."""
+    others = [_other(tensor) for tensor in tensors]
+    try:
+        results = program(others)
+        if all(bool(r.isfinite().all()) for r in results if r.dtype.is_floating_point):
+            return results, others
+    except (RuntimeError, ValueError, IndexError):  # a matrix whose rows must stay in order, say
+        pass
+    return program(tensors), tensors
+
+
+def _other(tensor: Tensor) -> Tensor:
+    if tensor.dim():
+        return tensor.roll(1, 0)
+    return tensor * (1 - _RELATIVE) if tensor.dtype.is_floating_point else tensor.clone()
 
 
 def _moved(tensor: Tensor) -> Tensor:
@@ -340,12 +401,5 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool(((a - b).abs() <= _TOLERANCE.get(a.dtype, _TOLERANCE_ELSE) * scale).all())
 
 
-def _devices(program: Program) -> list[torch.device]:
-    return sorted({t.device for t in (*program.parameters(), *program.buffers()) if t.is_cuda}, key=str)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with pyro.validation_enabled(False), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Encountered NaN")
-        yield
+def _devices(tensors: list[Tensor]) -> list[torch.device]:
+    return sorted({tensor.device for tensor in tensors if tensor.is_cuda}, key=str)

@@ -17,7 +17,7 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
     found: dict[str, torch.fx.Node] = {}
     constants = []
     for node in nodes:
-        if node.op != "get_attr":
+        if node.op != "get_attr" or not isinstance(getattr(graph, node.target, None), Tensor):
             continue
         if node.target not in found:
             with graph.graph.inserting_before(body):
@@ -31,6 +31,19 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
 
 
 def fingerprint(graph: GraphModule, arguments: Sequence[Tensor]) -> str:
-    """Returns a digest by which two graphs are the same program on tensors of the same kind."""
+    """Returns a digest by which two graphs are the same program on tensors of the same kind.
+
+    The text of a graph shows its operators, their order and every argument that is no tensor: types, layouts, and
+    numbers to the last digit. It does not show the tensors that a graph holds, which `lift_constants` makes arguments.
+    What a process has set for all its operations and a compiled program holds fast is part of the digest.
+    """
     kinds = [(str(a.dtype), tuple(a.shape), a.stride(), str(a.device)) for a in arguments]
-    return hashlib.sha256(f"{graph.code}{kinds}{torch.__version__}".encode()).hexdigest()
+    parts = [graph.code, *(part.code for part in graph.children() if isinstance(part, GraphModule))]
+    process = (
+        torch.__version__,
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    return hashlib.sha256(f"{parts}{kinds}{process}".encode()).hexdigest()

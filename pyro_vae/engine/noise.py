@@ -2,6 +2,7 @@ r"""Random draws as explicit inputs: what a program draws, and the same program 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -33,8 +34,11 @@ class Draw(NamedTuple):
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Returns the noise, from torch's global random stream or from a generator's."""
-        empty = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        return _SAMPLERS[self.kind](empty, generator)
+        return self.fill(torch.empty(self.shape, dtype=self.dtype, device=self.device), generator)
+
+    def fill(self, out: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Fills a tensor of the noise's shape with what `sample` returns, and returns it."""
+        return _SAMPLERS[self.kind](out, generator)
 
 
 _SAMPLERS: dict[str, Callable[[Tensor, torch.Generator | None], Tensor]] = {
@@ -51,14 +55,17 @@ class Lifted(TorchDispatchMode):
 
     .. math:: \mu + \sigma \epsilon, \qquad a + (b - a) u, \qquad e / \lambda, \qquad [u < p], \qquad F^{-1}(u)
 
-    So a program is the same function of its noise whether it runs as it is or as a captured graph. Draws from gamma,
-    Dirichlet, Poisson and binomial distributions have no such form; they stay draws from torch's random stream.
+    So a program is the same function of its noise whether it runs as it is or as a captured graph. Standard normal,
+    uniform and exponential draws are those that torch makes of the same seed, bit for bit, shifted and scaled ones but
+    for rounding. Bernoulli and categorical draws, dropout, whole numbers and permutations have the same law and
+    another stream. Draws from gamma, Dirichlet, Poisson and binomial distributions have no such form; they stay draws
+    from torch's random stream. Draws from a generator of their own are left alone.
 
     Arguments:
         source: Gives the noise of each draw, in the order of the program; by default from torch's random stream.
 
     Raises:
-        CaptureError: Within the block, for a draw from a generator of its own.
+        CaptureError: Within the block, where given noise does not fit.
 
     Example:
         >>> noise = [torch.tensor([0.5, -0.5])]
@@ -87,7 +94,14 @@ class Lifted(TorchDispatchMode):
                     f"capture: the program draws differently from run to run, at {where()}; what it draws must not "
                     "depend on values or on how often it has run."
                 )
-            return next(values)
+            value = next(values, None)
+            if value is None or value.shape != draw.shape:
+                found = "there is none left" if value is None else f"it has shape {tuple(value.shape)}"
+                raise CaptureError(
+                    f"capture: the draw at {where()} takes {draw.kind} noise of shape {tuple(draw.shape)}, but "
+                    f"{found}; give the noise of each draw, in order."
+                )
+            return value.clone()  # which the program may change in place
 
         return cls(source)
 
@@ -96,14 +110,9 @@ class Lifted(TorchDispatchMode):
     ) -> Any:
         named = named or {}
         rule = _RULES.get(function)
-        if rule is None:
-            opaque = OPAQUE.get(function)
+        if rule is None or named.get("generator") is not None:
+            opaque = None if named.get("generator") is not None else OPAQUE.get(function)
             return (opaque or function)(*arguments, **({} if opaque else named))
-        if named.get("generator") is not None:
-            raise CaptureError(
-                f"capture: {where()} draws from a generator of its own, whose stream would be left behind; draw "
-                "without `generator=`, from torch's random stream."
-            )
         with torch.no_grad():
             return rule(self, *arguments, **{k: v for k, v in named.items() if k != "generator"})
 
@@ -111,6 +120,10 @@ class Lifted(TorchDispatchMode):
         """Returns the next noise, of the type and device of a tensor, and of its shape unless said otherwise."""
         dtype = like.dtype if like.dtype.is_floating_point else torch.get_default_dtype()
         return self.source(Draw(kind, torch.Size(like.shape if shape is None else shape), dtype, like.device))
+
+    def level(self, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+        """Returns uniform noise to compare with a probability, in float32 at least: 256 levels are too few."""
+        return self.noise("uniform", like.float() if like.dtype.itemsize < 4 else like, shape)
 
     def made(self, kind: str, size: Sequence[int], **options: Any) -> Tensor:
         """Returns the next noise, as a factory function such as ``torch.randn`` is asked for it."""
@@ -158,31 +171,70 @@ def _exponential_(mode: Lifted, out: Tensor, lambd: float = 1.0) -> Tensor:
     return out.copy_(mode.noise("exponential", out) / lambd)
 
 
+def _log_normal_(mode: Lifted, out: Tensor, mean: float = 1.0, std: float = 2.0) -> Tensor:
+    return out.copy_(_scaled(mode.noise("normal", out), mean, std).exp())
+
+
+def _cauchy_(mode: Lifted, out: Tensor, median: float = 0.0, sigma: float = 1.0) -> Tensor:
+    return out.copy_(median + sigma * torch.tan(torch.pi * (mode.noise("uniform", out) - 0.5)))
+
+
+def _geometric_(mode: Lifted, out: Tensor, p: float) -> Tensor:
+    # An exponential waiting time of rate -log(1 - p), in whole steps.
+    wait = mode.noise("exponential", out)
+    return out.copy_((wait / -math.log1p(-p)).floor() + 1 if p < 1 else torch.ones_like(wait))
+
+
 def _bernoulli(mode: Lifted, probabilities: Tensor, p: float | None = None) -> Tensor:
     threshold = probabilities if p is None else p
-    return (mode.noise("uniform", probabilities) < threshold).to(probabilities.dtype)
+    return (mode.level(probabilities) < threshold).to(probabilities.dtype)
 
 
 def _bernoulli_(mode: Lifted, out: Tensor, p: Tensor | float = 0.5) -> Tensor:
-    return out.copy_(mode.noise("uniform", out) < p)
+    return out.copy_(mode.level(out) < p)
 
 
 def _dropout(mode: Lifted, given: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
     if train is False or p == 0:
         return given.clone(), torch.ones_like(given, dtype=torch.bool)
-    kept = mode.noise("uniform", given) < 1 - p
+    kept = mode.level(given) < 1 - p
     return given * kept / (1 - p) if p < 1 else torch.zeros_like(given), kept
 
 
 def _multinomial(mode: Lifted, weights: Tensor, num_samples: int, replacement: bool = False) -> Tensor:
     if not replacement and num_samples > 1:
         return aten.multinomial.default(weights, num_samples, replacement)
-    cumulative = weights.cumsum(-1)
+    cumulative = (weights.float() if weights.dtype.itemsize < 4 else weights).cumsum(-1)
     total = cumulative[..., -1:]
-    u = mode.noise("uniform", weights, (*weights.shape[:-1], num_samples))
+    u = mode.level(weights, (*weights.shape[:-1], num_samples))
     # Below the total, so that no category behind the last possible one is drawn where the product rounds up.
     level = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative.contiguous(), level.contiguous(), right=True)
+    # Weights that are nan or all zero have no category; any index does that exists.
+    return torch.searchsorted(cumulative.contiguous(), level.contiguous(), right=True).clamp(max=weights.shape[-1] - 1)
+
+
+def _whole(low: int, high: int, u: Tensor) -> Tensor:
+    return (u * (high - low)).floor() + low
+
+
+def _random_(mode: Lifted, out: Tensor, low: int, high: int | None = None) -> Tensor:
+    low, high = (0, low) if high is None else (low, high)
+    return out.copy_(_whole(low, high, mode.made("uniform", out.shape, dtype=torch.float64, device=out.device)))
+
+
+def _randint(mode: Lifted, low: int, high: int, size: Sequence[int], **options: Any) -> Tensor:
+    u = mode.made("uniform", size, dtype=torch.float64, device=options.get("device"))
+    return _whole(low, high, u).to(options.get("dtype") or torch.int64)
+
+
+def _randint_like(mode: Lifted, like: Tensor, low: int, high: int, **options: Any) -> Tensor:
+    kind = {"dtype": options.get("dtype") or like.dtype, "device": options.get("device") or like.device}
+    return _randint(mode, low, high, like.shape, **kind)
+
+
+def _randperm(mode: Lifted, n: int, **options: Any) -> Tensor:
+    u = mode.made("uniform", (n,), dtype=torch.float64, device=options.get("device"))
+    return u.argsort().to(options.get("dtype") or torch.int64)
 
 
 _RULES: dict[Any, Callable[..., Any]] = {
@@ -197,10 +249,20 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.rand_like.default: _like("uniform"),
     aten.uniform_.default: _uniform_,
     aten.exponential_.default: _exponential_,
+    aten.log_normal_.default: _log_normal_,
+    aten.cauchy_.default: _cauchy_,
+    aten.geometric_.default: _geometric_,
     aten.bernoulli.default: _bernoulli,
     aten.bernoulli.p: _bernoulli,
     aten.bernoulli_.float: _bernoulli_,
     aten.bernoulli_.Tensor: _bernoulli_,
     aten.native_dropout.default: _dropout,
     aten.multinomial.default: _multinomial,
+    getattr(aten.random_, "from"): _random_,
+    aten.random_.to: _random_,
+    aten.randint.default: lambda mode, high, size, **options: _randint(mode, 0, high, size, **options),
+    aten.randint.low: _randint,
+    aten.randint_like.default: lambda mode, like, high, **options: _randint_like(mode, like, 0, high, **options),
+    aten.randint_like.low_dtype: _randint_like,
+    aten.randperm.default: _randperm,
 }

@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
+from torch.nn.functional import batch_norm, one_hot
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.where import caller_outside_torch, is_pyros, where
@@ -44,18 +47,29 @@ class _Values(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
     ) -> Any:
+        named = named or {}
         if function in _READS:
             frame = caller_outside_torch()
             if is_pyros(frame) and frame.f_code.co_name == "torch_item":
                 return arguments[0].detach()
             if is_pyros(frame) and frame.f_code.co_name == "warn_if_nan":
                 return False
-            if function in (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__repr__, Tensor.__format__):
+            if function not in (Tensor.item, Tensor.__bool__, Tensor.register_hook):
                 raise CaptureError(
                     f"capture: values are read out of a tensor at {where()}; keep to tensor operations, or leave the "
                     "program uncompiled (compile=False)."
                 )
-        return function(*arguments, **(named or {}))
+        if function in _FACTORIES and _holds_tensor(arguments, named):
+            raise CaptureError(
+                f"capture: values are read out of tensors in a list at {where()}; use torch.stack, or leave the "
+                "program uncompiled (compile=False)."
+            )
+        if function in _BATCH_NORM:
+            named = dict(zip(_BATCH_NORM[function], arguments, strict=False)) | named
+            return function(**_with_declared_statistics(named))
+        if function is one_hot and _number_of_classes(arguments, named) > 0:
+            return _one_hot(arguments[0] if arguments else named["tensor"], _number_of_classes(arguments, named))
+        return function(*arguments, **named)
 
 
 _READS = {
@@ -64,18 +78,68 @@ _READS = {
     Tensor.register_hook,
     Tensor.numpy,
     Tensor.__array__,
+    Tensor.__dlpack__,
     Tensor.tolist,
     Tensor.__repr__,
     Tensor.__format__,
 }
+_FACTORIES = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
+
+
+def _holds_tensor(arguments: Sequence[Any], named: dict[str, Any]) -> bool:
+    """Whether a factory is given tensors within a list, which it would make one tensor of by reading them."""
+    given = [*arguments, *(named[name] for name in ("data", "obj") if name in named)]
+    return any(isinstance(leaf, Tensor) for a in given if isinstance(a, list | tuple) for leaf in tree_leaves(a))
+
+
+def _number_of_classes(arguments: Sequence[Any], named: dict[str, Any]) -> int:
+    return int(arguments[1] if len(arguments) > 1 else named.get("num_classes", -1))
+
+
+def _one_hot(index: Tensor, classes: int) -> Tensor:
+    """torch's own reads the indices to check them."""
+    return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).long()
+
+
+_BATCH_NORM = {
+    batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
+    torch.batch_norm: (
+        *("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", "cudnn_enabled"),
+    ),
+}
+
+
+def _with_declared_statistics(named: dict[str, Any]) -> dict[str, Any]:
+    """Moves the running statistics by operators that say so; torch's own does it without a word to the dispatcher."""
+    mean, var = named["running_mean"], named["running_var"]
+    if mean is None or var is None or not named.get("training"):
+        return named
+    x, momentum = named["input"], named.get("momentum", 0.1)
+    with torch.no_grad():
+        new_var, new_mean = torch.var_mean(x, [d for d in range(x.dim()) if d != 1])
+        mean.mul_(1 - momentum).add_(momentum * new_mean)
+        var.mul_(1 - momentum).add_(momentum * new_var)
+    return named | {"running_mean": None, "running_var": None}
 
 
 class _Shapes(TorchDispatchMode):
     """Refuses operators whose result is no tensor of a shape that is known beforehand."""
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
     ) -> Any:
+        if isinstance(function, HigherOrderOperator):
+            raise CaptureError(
+                f"capture: `{function.name()}` runs programs of its own at {where()}; use torch.where, or leave the "
+                "program uncompiled (compile=False)."
+            )
+        if named and named.get("generator") is not None:
+            raise CaptureError(
+                f"capture: {where()} draws from a generator of its own, whose stream would be left behind; draw "
+                "without `generator=`, from torch's random stream."
+            )
         if _selects(arguments) if function is aten.index.Tensor else torch.Tag.dynamic_output_shape in function.tags:
             raise CaptureError(
                 f"capture: a shape depends on values at {where()}; use torch.where or a mask, which keep the shape, "

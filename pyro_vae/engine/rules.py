@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 State = dict[str, Tensor]
 
@@ -29,9 +30,18 @@ class Rule:
 
 
 def rule_for(optimizer: torch.optim.Optimizer) -> Rule | None:
-    """Returns the rule of an optimizer of torch's own, None where none is known or it has hooks."""
-    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-    if any(hooks) or any("differentiable" in g and g["differentiable"] for g in optimizer.param_groups):
+    """Returns the rule of an optimizer of torch's own.
+
+    None where none is known, where a step of its own has been put in place of the class's, and where it has hooks.
+    """
+    hooks = (
+        *(optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks),
+        *(_global_optimizer_pre_hooks, _global_optimizer_post_hooks),
+    )
+    step = vars(optimizer).get("step")  # a learning rate schedule puts one there that counts
+    if any(hooks) or any(group.get("differentiable") for group in optimizer.param_groups):
+        return None
+    if step is not None and not getattr(step, "_wrapped_by_lr_sched", False):
         return None
     return RULES.get(type(optimizer))
 

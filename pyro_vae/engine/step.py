@@ -289,12 +289,13 @@ class Step:
         rates, counts = [next(rest) for _ in ledger.rates], [next(rest) for _ in ledger.counts]
         failed, done = next(rest), next(rest)
         values, gradients, buffers = _split(self.captured.graph(*index.values(), *rest), self.captured)
-        if ledger.rule is None:
-            for name, new in buffers.items():
-                index[name].copy_(new)
-            return [*values, *gradients.values()]
         norm = torch.stack([(g * g).sum() for g in gradients.values()]).sum().sqrt()
         fine = ~failed & (values[0] + norm).isfinite()
+        if ledger.rule is None:
+            for name, new in buffers.items():
+                index[name].copy_(torch.where(fine, new, index[name]))
+            failed.copy_(~fine)
+            return [*values, *gradients.values()]
         factor = None if self.clip_norm is None else (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
         for name, gradient in gradients.items():
             group, part = ledger.group_of(self.moved[name]), ledger.part_of(self.moved[name])
@@ -317,11 +318,9 @@ class Step:
 
     def _own_step(self, gradients: Sequence[Tensor]) -> None:
         """The optimizer's own step, where no rule of it is known."""
-        norm = torch.nn.utils.get_total_norm(list(gradients))
-        if not bool(norm.isfinite()):
-            self.ledger.failed.fill_(True)
         if bool(self.ledger.failed):
             return
+        norm = torch.nn.utils.get_total_norm(list(gradients))
         scale = None if self.clip_norm is None else torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0)
         self.ledger.optimizer.zero_grad(set_to_none=True)
         for parameter in self.moved.values():

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pyro.infer import ELBO, SVI, EnergyDistance
@@ -18,11 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_vae.engine.arguments import kind_of
 from pyro_vae.engine.errors import CaptureError, CompilationError
+from pyro_vae.engine.price import CAPTURE, MOST, WARM, Mode, price
 from pyro_vae.engine.stand_ins import Observation, zeros_for
 from pyro_vae.engine.svi_programs import Evaluation, TrainingStep
 from pyro_vae.errors import InputError, NonFiniteError
 
-Compile = Literal["auto"] | bool
 Program = TrainingStep | Evaluation
 
 # Pyro's losses that can be captured.
@@ -31,17 +31,14 @@ _CAPTURED = (
     *("ReweightedWakeSleep", "TraceTailAdaptive_ELBO", "Trace_MMD"),
 )
 # Kinds of arguments that are compiled at most, and programs given up at most soon after they were made.
-_MOST = 8
 _MANY = (
-    f"CompiledSVI: arguments of more than {_MOST} kinds; the rest runs uncompiled. A number that changes from step to "
+    f"CompiledSVI: arguments of more than {MOST} kinds; the rest runs uncompiled. A number that changes from step to "
     "step is passed as a tensor."
 )
 # Kinds of arguments that are told apart at most.
-_KEPT = 8 * _MOST
+_KEPT = 8 * MOST
 # Calls from which on a program was worth making.
 _WORTH = 10
-# Seconds that a compilation takes at most on two cores; from the cache on disk; and what capturing takes.
-_COLD, _WARM, _CAPTURE = 40.0, 5.0, 2.0
 
 
 @dataclass
@@ -124,7 +121,7 @@ class CompiledSVI(SVI):
         optim: PyroOptim,
         loss: Any,
         loss_and_grads: Callable[..., Any] | None = None,
-        compile: Compile = True,
+        compile: Mode = True,
     ) -> None:
         if compile not in (True, False, "auto"):
             raise InputError(f"CompiledSVI: `compile` is True, False or 'auto'; it is {compile!r}.")
@@ -249,7 +246,7 @@ class CompiledSVI(SVI):
             return True
         if kind.program is None and kind.observed is not None and kind.observed.stale:
             kind.observed = None
-        if kind.observed is None or (self.compile == "auto" and kind.seconds < _WARM + _CAPTURE):
+        if kind.observed is None or (self.compile == "auto" and kind.seconds < WARM + CAPTURE):
             return False
         try:
             with torch.random.fork_rng():  # tracing draws
@@ -264,9 +261,9 @@ class CompiledSVI(SVI):
     def _made(self, kind: _Kind, make: type[Program], args: Any, kwargs: Any) -> bool:
         if kind.program is None:
             kinds = [k for same in self._kinds.values() for k in same]
-            if sum(k.program is not None for k in kinds) >= _MOST:
+            if sum(k.program is not None for k in kinds) >= MOST:
                 raise _TooMany(_MANY)
-            if self._short_lived >= _MOST:
+            if self._short_lived >= MOST:
                 raise _TooMany(
                     "CompiledSVI: parameters, modules or optimizers are replaced again and again; it runs uncompiled."
                 )
@@ -275,8 +272,7 @@ class CompiledSVI(SVI):
             # One mode for what torch keeps of each operation, where it would make one for every operation.
             with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
                 kind.program = make(self, kind.observed, args, kwargs)
-        price = {"process": 0.0, "disk": _WARM, "": _COLD}
-        if self.compile == "auto" and kind.seconds < price[kind.program.known()]:
+        if self.compile == "auto" and kind.seconds < price(kind.program.known()):
             return False
         kind.program.compile()
         kind.ready = True

@@ -9,10 +9,12 @@ from types import FrameType
 
 import pyro
 import torch
-from pyro.distributions import TorchDistribution
+from torch.distributions import Distribution
 
 from pyro_vae.families import cells_of
 
+# Characters of a source line that a message shows.
+_WIDTH = 120
 _TORCH, _PYRO, _ENGINE = (str(Path(file).parent) + "/" for file in (str(torch.__file__), str(pyro.__file__), __file__))
 
 
@@ -31,19 +33,26 @@ def is_pyros(frame: FrameType) -> bool:
 
 def where() -> str:
     """Returns the line that runs now, outside torch, Pyro and the engine, and the site that is being sampled."""
-    site, frame = "", caller_outside_torch()
-    innermost = frame
-    while is_pyros(frame) and frame.f_back is not None:
-        if not site and frame.f_code.co_name == "sample" and isinstance(frame.f_locals.get("name"), str):
-            family = frame.f_locals.get("fn")
-            named = f", {type(cells_of(family)).__name__}" if isinstance(family, TorchDistribution) else ""
-            site = f" (site `{frame.f_locals['name']}`{named})"
+    frames = []
+    frame: FrameType | None = caller_outside_torch()
+    while frame is not None:
+        if not frame.f_code.co_filename.startswith((_TORCH, _ENGINE)):
+            frames.append(frame)
         frame = frame.f_back
-        while frame.f_code.co_filename.startswith((_TORCH, _ENGINE)) and frame.f_back is not None:
-            frame = frame.f_back
-    if frame.f_back is None:
-        frame = innermost
-    name, line = frame.f_code.co_filename, frame.f_lineno
-    source = linecache.getline(name, line).strip()
-    shown = f"{Path(name).name}, line {line}"
-    return f"{shown}: `{source}`{site}" if source else f"{shown}{site}"
+    line = next((frame for frame in frames if not is_pyros(frame)), frames[0])
+    name, number = line.f_code.co_filename, line.f_lineno
+    source = linecache.getline(name, number).strip()
+    shown = f"{Path(name).name}, line {number}"
+    return f"{shown}: `{source[:_WIDTH]}`{_site(frames)}" if source else f"{shown}{_site(frames)}"
+
+
+def _site(frames: list[FrameType]) -> str:
+    """The sample statement that the frames are in, or the distribution."""
+    for frame in frames:
+        if is_pyros(frame) and frame.f_code.co_name == "sample" and isinstance(frame.f_locals.get("name"), str):
+            family = frame.f_locals.get("fn")
+            named = f", {type(cells_of(family)).__name__}" if isinstance(family, Distribution) else ""
+            return f" (site `{frame.f_locals['name']}`{named})"
+    owners = (frame.f_locals.get("self") for frame in frames)
+    family = next((type(cells_of(owner)).__name__ for owner in owners if isinstance(owner, Distribution)), "")
+    return f" ({family})" if family else ""

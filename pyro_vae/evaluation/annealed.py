@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -12,15 +13,16 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
+from pyro_vae.engine.function import enabled
+from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate, LogMean
-from pyro_vae.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, adapted, hmc_transition, jittered
+from pyro_vae.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, Start, Tempered, adapted, jittered
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.progress import tracked
 from pyro_vae.vae import VAE
 
-Start = Literal["prior", "encoder"]
 Schedule = Literal["linear", "sigmoid"]
 
 # How many chains x data move at once: bounds the memory at this many rows of x.
@@ -43,6 +45,7 @@ def annealed_importance_sampling(
     schedule: Schedule = "linear",
     num_leapfrog: int = 10,
     seed: int = 0,
+    compile: Mode = "auto",
     progress: bool = False,
 ) -> Estimate:
     r"""Returns the estimate of log p(x) by annealed importance sampling.
@@ -74,6 +77,10 @@ def annealed_importance_sampling(
         schedule: ``"linear"``, or ``"sigmoid"``: denser at both ends.
         num_leapfrog: Leapfrog steps of each transition.
         seed: Of the noise; the global random state is left as it is.
+        compile: Whether leapfrog steps run as a compiled program: ``"auto"`` where that saves time, judged by the
+            first of them; with True always, the pilot run and a last, smaller part of the data aside, and a model
+            that cannot be compiled is an error. Each step is the same at the same noise, to rounding, which long
+            chains magnify: the estimate of a long run is another draw of the same.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -84,6 +91,8 @@ def annealed_importance_sampling(
     Raises:
         InputError: For fewer than two temperatures, no chains, an unknown start or schedule, discrete latents, or
             data that do not fit the VAE.
+        CaptureError, CompilationError: With ``compile=True``, where the model depends on values in what it does, or
+            this machine cannot compile.
 
     Reference: Neal, "Annealed importance sampling", 2001, equations 3 to 11; Wu, Burda, Salakhutdinov and Grosse,
     "On the quantitative analysis of decoder-based generative models", 2017, sections 2.2 and 4.
@@ -99,9 +108,9 @@ def annealed_importance_sampling(
     annealing = Annealing("annealed_importance_sampling", temperatures, chains, start, schedule, num_leapfrog)
     batch = evaluated("annealed_importance_sampling", vae, data)
     sweeps = []
-    with torch.no_grad(), evaluating(vae), isolated(seed, "annealed importance sampling"):
-        for part in slices(batch.size, chains):
-            path = annealing.path(vae, batch.select(part).to(vae.device, vae.dtype))
+    with torch.no_grad(), evaluating(vae), isolated(seed, "annealed importance sampling"), enabled(compile):
+        for part, share in parts(batch.size, chains):
+            path = annealing.path(vae, batch.select(part).to(vae.device, vae.dtype), share)
             title = f"AIS, data {part.start + 1} to {part.stop} of {batch.size}" if progress else None
             sweeps.append(annealing.forward(path, title))
     return annealing.estimate(sweeps, seed=seed)
@@ -111,6 +120,20 @@ def slices(size: int, rows: int) -> Iterator[slice]:
     """Yields slices of ``size`` data, each of as many as move at once with ``rows`` chains a datum, at least one."""
     at_once = max(1, _ROWS // rows)
     return (slice(start, min(start + at_once, size)) for start in range(0, size, at_once))
+
+
+class Share(NamedTuple):
+    """How many of the parts of the data are of a part's size, and whether they are a smaller rest."""
+
+    parts: int
+    rest: bool
+
+
+def parts(size: int, rows: int) -> Iterator[tuple[slice, Share]]:
+    """Yields `slices`, each with its `Share`."""
+    every = list(slices(size, rows))
+    sizes = [part.stop - part.start for part in every]
+    return ((part, Share(sizes.count(n), n < sizes[0])) for part, n in zip(every, sizes, strict=True))
 
 
 def check_at_least(caller: str, given: Mapping[str, Any], least: Mapping[str, int]) -> None:
@@ -127,54 +150,38 @@ class Path:
         latents: Of the batch.
         start: :math:`p_0`, ``"prior"`` or ``"encoder"``.
         num_leapfrog: Leapfrog steps of each transition.
+        share: The batch's among all data.
     """
 
-    def __init__(self, latents: Latents, start: Start, num_leapfrog: int) -> None:
-        self.latents, self.num_leapfrog = latents, num_leapfrog
-        with pyro.validation_enabled(False):
-            self.q = latents.vae.encode(latents.batch) if start == "encoder" else None
+    def __init__(self, latents: Latents, start: Start, num_leapfrog: int, share: Share) -> None:
+        self.latents, self.num_leapfrog, self.share = latents, num_leapfrog, share
+        self.tempered = Tempered(latents, start)
         latents.log_likelihood(self.draw(1))  # raises where the data leave the likelihood's support; no move does
-        self.step_sizes = self._pilot()
+        with self._expected(_WARM_UP + (_PILOT_BETAS - 1) * _PILOT_REPEATS, optional=True):
+            self.step_sizes = self._pilot()
 
     def draw(self, n: int) -> Tensor:
         """Returns n draws from p0 for each datum, shape ``(n, B, *shape)``."""
-        return self.latents.draw_prior(n) if self.q is None else self.latents.unconstrain(self.q.sample((n,)))
+        return self.tempered.draw(n)
 
-    def log_base(self, u: Tensor) -> Tensor:
-        """Returns log p0(u)."""
-        if self.q is None:
-            return self.latents.log_prior(u)
-        return self.q.log_prob(self.latents.constrain(u)) + self.latents.log_jacobian(u)
-
-    def log_ratio(self, u: Tensor, log_base: Tensor) -> Tensor:
-        """Returns log p(x, u) - log p0(u)."""
-        return self.latents.log_likelihood(u) if self.q is None else self.latents.log_joint(u) - log_base
-
-    def move(self, u: Tensor, log_ratio: Tensor, beta: float, step_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def move(self, u: Tensor, beta: float, step_size: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Moves every chain by one transition that leaves the density at ``beta`` invariant.
 
         Arguments:
             u: Shape ``(C, B, *shape)``.
-            log_ratio: There, shape ``(C, B)``.
             beta: Between 0 and 1.
             step_size: Shape ``(B,)``.
 
         Returns:
             Position, log ratio and acceptance probability of every chain.
         """
-        proposed = log_ratio
+        return self.tempered.transition(u, beta, jittered(step_size, u.shape[:2]), self.num_leapfrog)
 
-        def log_density(at: Tensor) -> Tensor:
-            nonlocal proposed
-            base = self.log_base(at)
-            ratio = self.log_ratio(at, base)
-            proposed = ratio.detach()  # where the trajectory ends, the last that is asked for
-            return base + beta * ratio
-
-        step = jittered(step_size, log_ratio.shape)
-        new, acceptance = hmc_transition(log_density, u, step, self.num_leapfrog, len(self.latents.shape))
-        moved = (new != u).reshape(*log_ratio.shape, -1).any(-1)
-        return new, torch.where(moved, proposed, log_ratio), acceptance
+    def _expected(self, transitions: int, optional: bool = False) -> AbstractContextManager[None]:
+        """The block in which so many transitions of each part of the data are made."""
+        return self.tempered.expected(
+            transitions * self.share.parts, self.num_leapfrog, optional=optional or self.share.rest
+        )
 
     def sweep(self, u: Tensor, betas: list[float], title: str | None = None) -> Sweep:
         r"""Carries chains along ``betas``, rising or falling, and returns their log weights.
@@ -187,15 +194,15 @@ class Path:
             title: Of the progress bar; None for none.
         """
         with pyro.validation_enabled(False):
-            log_ratio = self.log_ratio(u, self.log_base(u))
+            log_ratio = self.tempered.log_ratio(u, self.tempered.log_base(u))
         log_weights = torch.zeros_like(log_ratio, dtype=torch.float64)
-        total = torch.zeros_like(log_ratio)
-        for t in tracked(range(1, len(betas)), title):
-            log_weights += (betas[t] - betas[t - 1]) * log_ratio.double()
-            if t < len(betas) - 1:
-                u, log_ratio, acceptance = self.move(u, log_ratio, betas[t], self.step_size(betas[t]))
-                total += acceptance
-        moves = len(betas) - 2
+        total, moves = torch.zeros_like(log_ratio), len(betas) - 2
+        with self._expected(moves):
+            for t in tracked(range(1, len(betas)), title):
+                log_weights += (betas[t] - betas[t - 1]) * log_ratio.double()
+                if t < len(betas) - 1:
+                    u, log_ratio, acceptance = self.move(u, betas[t], self.step_size(betas[t]))
+                    total += acceptance
         return Sweep(log_weights, total.mean(0) / moves if moves else torch.full_like(total[0], math.nan))
 
     def step_size(self, beta: float) -> Tensor:
@@ -208,12 +215,11 @@ class Path:
         """Log step sizes, adapted at each of the pilot's betas, shape ``(betas, B)``."""
         u = self.draw(_PILOT_CHAINS)
         step = u.new_full((self.latents.batch.size,), FIRST_STEP)
-        log_ratio = u.new_zeros(u.shape[:2])  # not asked for
         recorded = []
         for i in range(_PILOT_BETAS):
             total = torch.zeros_like(step)
             for _ in range(_PILOT_REPEATS if i else _WARM_UP):
-                u, log_ratio, acceptance = self.move(u, log_ratio, (i / (_PILOT_BETAS - 1)) ** _POWER, step)
+                u, _, acceptance = self.move(u, (i / (_PILOT_BETAS - 1)) ** _POWER, step)
                 step = adapted(step, acceptance.mean(0), TARGET_ACCEPTANCE)
                 total = step.log() if i == 0 else total + step.log() / _PILOT_REPEATS
             recorded.append(total)
@@ -262,9 +268,9 @@ class Annealing:
             place = (place - place[0]) / (place[-1] - place[0])
         return place.tolist()
 
-    def path(self, vae: VAE, batch: Batch) -> Path:
+    def path(self, vae: VAE, batch: Batch, share: Share) -> Path:
         """Returns the path of a batch, its step sizes fixed by a pilot run."""
-        return Path(Latents(vae, batch, self.caller), self.start, self.num_leapfrog)
+        return Path(Latents(vae, batch, self.caller), self.start, self.num_leapfrog, share)
 
     def forward(self, path: Path, title: str | None) -> Sweep:
         """Returns the sweep from p0 to p(x, u)."""

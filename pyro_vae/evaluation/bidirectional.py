@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
+from pyro_vae.engine.function import enabled
+from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.annealed import Annealing, Path, Schedule, Start, Sweep, check_at_least, slices
+from pyro_vae.evaluation.annealed import Annealing, Path, Schedule, Sweep, check_at_least, parts
 from pyro_vae.evaluation.estimate import Estimate
-from pyro_vae.hmc import Latents
+from pyro_vae.hmc import Latents, Start
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.vae import VAE
 
@@ -63,6 +65,7 @@ def bidirectional_monte_carlo(
     num_leapfrog: int = 10,
     context: Tensor | None = None,
     seed: int = 0,
+    compile: Mode = "auto",
     progress: bool = False,
 ) -> Sandwich:
     r"""Returns bounds on log p(x) from both sides, for data that are simulated from the model.
@@ -91,6 +94,7 @@ def bidirectional_monte_carlo(
         num_leapfrog: Leapfrog steps of each transition.
         context: Shape ``(n, C)``, one row for each pair, where the model has one.
         seed: Of the simulation and the noise; the global random state is left as it is.
+        compile: Whether leapfrog steps run as a compiled program.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -116,18 +120,18 @@ def bidirectional_monte_carlo(
     pairs: list[tuple[Tensor, Tensor]] = []
     forward: list[Sweep] = []
     reverse: list[Sweep] = []
-    with torch.no_grad(), evaluating(vae), isolated(seed, "bidirectional Monte Carlo"):
+    with torch.no_grad(), evaluating(vae), isolated(seed, "bidirectional Monte Carlo"), enabled(compile):
         Latents(vae, vae.probe_batch(), annealing.caller)  # raises where the prior has no gradient
-        for part in slices(n, chains):
+        for part, share in parts(n, chains):
             title = f"data {part.start + 1} to {part.stop} of {n}" if progress else None
             given = None if context is None else context[part].to(vae.device, vae.dtype)
             z, x = _simulated(vae, part.stop - part.start, given)
-            path = annealing.path(vae, Batch(x, context=given))
+            path = annealing.path(vae, Batch(x, context=given), share)
             pairs.append((z, x))
             forward.append(annealing.forward(path, title and f"AIS, {title}"))
             exact = _parted(path, z, chains)
             reverse.append(path.sweep(exact, annealing.betas[::-1], title and f"reverse AIS, {title}"))
-    z, x = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+    z, x = (torch.cat(column) for column in zip(*pairs, strict=True))
     return Sandwich(annealing.estimate(forward, seed=seed), annealing.estimate(reverse, sign=-1, seed=seed), x, z)
 
 
@@ -153,7 +157,6 @@ def _parted(path: Path, z: Tensor, chains: int) -> Tensor:
     """Draws from p(u|x) in unconstrained space, shape ``(C, n, *shape)``, nearly independent: begun at z, and moved."""
     u = path.latents.unconstrain(z)
     u = u.expand(chains, *u.shape)
-    log_ratio = path.log_ratio(u, path.log_base(u))
     for _ in range(_PARTING):
-        u, log_ratio, _ = path.move(u, log_ratio, 1.0, path.step_size(1.0))
+        u, _, _ = path.move(u, 1.0, path.step_size(1.0))
     return u

@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyro_vae.batch import Batch
+from pyro_vae.engine.function import enabled
+from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.annealed import check_at_least, slices
+from pyro_vae.evaluation.annealed import check_at_least, parts
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate, LogMean
-from pyro_vae.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, adapted, hmc_transition, jittered
+from pyro_vae.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, Tempered, adapted, jittered
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.progress import tracked
 from pyro_vae.vae import VAE
@@ -35,6 +37,7 @@ def posterior_density_estimator(
     burn_in: int = 200,
     num_leapfrog: int = 10,
     seed: int = 0,
+    compile: Mode = "auto",
     progress: bool = False,
 ) -> Estimate:
     r"""Returns the estimate of log p(x) from a density q that is fitted to samples of the exact posterior.
@@ -59,6 +62,7 @@ def posterior_density_estimator(
         burn_in: Transitions before the first sample; the step sizes adapt in them, and are fixed after.
         num_leapfrog: Leapfrog steps of each transition.
         seed: Of the noise; the global random state is left as it is.
+        compile: Whether leapfrog steps run as a compiled program; see `annealed_importance_sampling`.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -83,11 +87,14 @@ def posterior_density_estimator(
     _check(vae, given)
     batch = evaluated(_CALLER, vae, data)
     means, acceptances = [], []
-    with torch.no_grad(), evaluating(vae), isolated(seed, "posterior density"):
-        for part in slices(batch.size, 2 * chains):
+    draws = -(-num_samples // chains)
+    with torch.no_grad(), evaluating(vae), isolated(seed, "posterior density"), enabled(compile):
+        for part, (similar, rest) in parts(batch.size, 2 * chains):
             latents = Latents(vae, batch.select(part).to(vae.device, vae.dtype), _CALLER)
             title = f"HMC, data {part.start + 1} to {part.stop} of {batch.size}" if progress else None
-            u, acceptance = _posterior_samples(latents, chains, -(-num_samples // chains), burn_in, num_leapfrog, title)
+            path = Tempered(latents)
+            with path.expected((burn_in + draws) * similar, num_leapfrog, optional=rest):
+                u, acceptance = _posterior_samples(path, chains, draws, burn_in, num_leapfrog, title)
             means.append(_log_mean_ratios(latents, u, chains))
             acceptances.append(acceptance)
     mean = LogMean.of(torch.cat(means, dim=1))
@@ -120,24 +127,20 @@ def _check(vae: VAE, given: dict[str, int]) -> None:
 
 
 def _posterior_samples(
-    latents: Latents, chains: int, num_samples: int, burn_in: int, num_leapfrog: int, title: str | None
+    path: Tempered, chains: int, num_samples: int, burn_in: int, num_leapfrog: int, title: str | None
 ) -> tuple[Tensor, Tensor]:
     """Samples of u from twice as many chains, shape ``(num_samples, 2C, B, *shape)``, and each datum's acceptance.
 
     The step sizes adapt to the first C chains alone, so that the other C are independent given these.
     """
-    u = latents.draw_prior(2 * chains)
-    latents.log_likelihood(u[:1])  # raises where the data leave the likelihood's support; no move does
-    step = u.new_full((latents.batch.size,), FIRST_STEP)
+    u = path.draw(2 * chains)
+    path.latents.log_likelihood(u[:1])  # raises where the data leave the likelihood's support; no move does
+    step = u.new_full((path.latents.batch.size,), FIRST_STEP)
     total, kept = torch.zeros_like(step), []
     for i in tracked(range(burn_in + num_samples), title):
         steps = jittered(step, u.shape[:2])
         beta = min(1.0, 2 * (i + 1) / burn_in)  # rises over the first half of the burn-in: no chain starts in a tail
-
-        def log_density(at: Tensor, beta: float = beta) -> Tensor:
-            return latents.log_prior(at) + beta * latents.log_likelihood(at)
-
-        u, acceptance = hmc_transition(log_density, u, steps, num_leapfrog, len(latents.shape))
+        u, _, acceptance = path.transition(u, beta, steps, num_leapfrog)
         if i < burn_in:
             step = adapted(step, acceptance[:chains].mean(0), TARGET_ACCEPTANCE)
         else:

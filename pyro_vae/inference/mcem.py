@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.hmc import Latents, adapted, hmc_transition, jittered
+from pyro_vae.hmc import Latents, Tempered, adapted, jittered
 from pyro_vae.inference.inference import Inference, Loss, Phase, check_count, check_number
 from pyro_vae.inference.needs import differentiable_likelihood, movable_latents, unshared
 from pyro_vae.modes import evaluating
@@ -25,7 +25,8 @@ class MCEM(Inference):
 
     No encoder is involved: the posterior is not trained, so that neither the ELBO nor importance sampling by q tells
     anything of the model. Each chain starts from the prior at every step, so that few transitions leave the draws
-    short of the posterior: the fixed point of theta is then that of a biased E-step.
+    short of the posterior: the fixed point of theta is then that of a biased E-step. The E-step is a phase that moves
+    nothing, with the loss 0.
 
     Arguments:
         transitions: Of each chain in an E-step.
@@ -58,23 +59,27 @@ class MCEM(Inference):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase(self._update, frozenset({"theta"})),) * self.updates
+        return (Phase(self._e_step, frozenset()), *(Phase(self._m_step, frozenset({"theta"})),) * self.updates)
 
-    def _update(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
-        z: Tensor = self._draw(vae, batch) if carry is None else carry
-        return Loss(-batch.mean(vae.log_joint(z, batch)) - vae.log_parameter_prior_per_datum()), z
+    def _e_step(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
+        nothing = torch.zeros((), dtype=vae.dtype, device=vae.device, requires_grad=True)  # depends on no parameter
+        return Loss(nothing), self._draw(vae, batch)
+
+    def _m_step(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
+        return Loss(-batch.mean(vae.log_joint(carry, batch)) - vae.log_parameter_prior_per_datum()), carry
 
     @torch.no_grad()
     def _draw(self, vae: VAE, batch: Batch) -> Tensor:
         """The E-step: z of each datum, shape ``(B, *latent_shape)``."""
         with evaluating(vae):  # the target must not change with the draw
             latents = Latents(vae, batch, "MCEM")
-            u = latents.draw_prior(1)
+            u, path = latents.draw_prior(1), Tempered(latents)
             step_size = self.step_size.to(u)
-            for _ in range(self.transitions):
-                steps = jittered(step_size, u.shape[:2])
-                u, acceptance = hmc_transition(latents.log_joint, u, steps, self.leapfrog_steps, len(latents.shape))
-                step_size = adapted(step_size, acceptance.mean(), self.target_acceptance, _RATE)
+            with path.expected(self.transitions, self.leapfrog_steps):
+                for _ in range(self.transitions):
+                    steps = jittered(step_size, u.shape[:2])
+                    u, _, acceptance = path.transition(u, 1.0, steps, self.leapfrog_steps)
+                    step_size = adapted(step_size, acceptance.mean(), self.target_acceptance, _RATE)
             if self.training:
                 self.step_size.copy_(step_size)
             return latents.constrain(u).squeeze(0)

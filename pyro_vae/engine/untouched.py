@@ -1,0 +1,57 @@
+r"""A program that is run in order to be looked at, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from torch import nn
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+@contextmanager
+def untouched(program: nn.Module, devices: list[torch.device]) -> Iterator[None]:
+    """Within the block validation is off; what a program does to the process beside computing ends with it.
+
+    That is: the random streams of torch, NumPy and Python, Pyro's param store, and the attributes that modules are
+    given. In-place changes of what such an attribute holds (a list that grows) are not undone.
+
+    Arguments:
+        program: With all its modules.
+        devices: CUDA devices on which it may draw.
+    """
+    store = pyro.get_param_store()
+    names, modules = set(store.keys()), [(module, _attributes(module)) for module in program.modules()]
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Encountered NaN")
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
+            for name in set(store.keys()) - names:
+                del store[name]
+            for module, attributes in modules:
+                _restore(module, *attributes)
+
+
+def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    return dict(vars(module)), {table: dict(vars(module)[table]) for table in _TABLES}
+
+
+def _restore(module: nn.Module, attributes: dict[str, Any], tables: dict[str, dict[str, Any]]) -> None:
+    own = vars(module)
+    for name in own.keys() - attributes.keys():
+        del own[name]
+    own.update(attributes)
+    for name, table in tables.items():
+        own[name].clear()
+        own[name].update(table)
