@@ -10,6 +10,7 @@ from pyro_vae.evaluation import Estimate
 from pyro_vae.experiment import Experiment
 from pyro_vae.flow import Flow
 from pyro_vae.hierarchy import Hierarchy, Reads
+from pyro_vae.history import History
 from pyro_vae.mixed import Column, Mixed
 from pyro_vae.mixture import Mixture
 from pyro_vae.networks import (
@@ -23,7 +24,7 @@ from pyro_vae.networks import (
 )
 from pyro_vae.run_folder import load, load_inference
 from pyro_vae.sources import Fixed, Learned, Network
-from pyro_vae.training import History, fit
+from pyro_vae.training import fit
 from pyro_vae.vae import VAE
 from pyro_vae.vamp_prior import VampPrior
 from pyro_vae.von_mises_fisher import SphericalUniform, VonMisesFisher

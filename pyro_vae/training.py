@@ -3,16 +3,15 @@ r"""The training loop: one function for every inference algorithm."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pyro_vae.engine import enabled
 from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError, NonFiniteError
+from pyro_vae.history import History
 from pyro_vae.inference import Inference
 from pyro_vae.minibatches import Minibatches, Transform, as_batch, check_values, minibatches
 from pyro_vae.modes import isolated, switched
@@ -23,51 +22,7 @@ from pyro_vae.vae import VAE
 from pyro_vae.validation import Watch
 
 
-@dataclass(repr=False)
-class History:
-    """What a training run was like, step by step.
-
-    Attributes:
-        bound: Bound on log p(x) of each step's minibatch before its update, nats per datum, shape ``(steps,)``; nan
-            where the algorithm has none.
-        samples: Data seen up to and including each step.
-        seconds: Wall time of training up to each step, without validation.
-        validation_step: Steps after which the validation bound was evaluated.
-        validation_bound: ELBO of the validation data there, nats per datum.
-        stopped: ``"completed"``, ``"early stopping"``, ``"interrupted"`` or ``"diverged"``.
-        best_step: Step of the best validation bound; None without validation.
-        execution: How the steps ran: ``"compiled in 12.3 s"``, or ``"uncompiled"`` and why.
-        compile_seconds: Wall time of capturing and compiling, which ``seconds`` leave out.
-        remark: What the algorithm says of its run that a reader of its numbers must know; see `Inference.remark`.
-    """
-
-    bound: NDArray[np.float64]
-    samples: NDArray[np.int64]
-    seconds: NDArray[np.float64]
-    validation_step: NDArray[np.int64]
-    validation_bound: NDArray[np.float64]
-    stopped: str = "completed"
-    best_step: int | None = None
-    remark: str = ""
-    execution: str = "uncompiled"
-    compile_seconds: float = 0.0
-
-    def __repr__(self) -> str:
-        last = f", last bound {self.bound[-1]:.4g}" if self.steps and np.isfinite(self.bound[-1]) else ""
-        remark = f", {self.remark!r}" if self.remark else ""
-        return f"History({self.steps} steps, {self.stopped}, {self.seconds[-1]:.3g} s{last}{remark})"
-
-    @property
-    def steps(self) -> int:
-        """The number of steps taken."""
-        return len(self.bound)
-
-    def smoothed(self, window: int) -> NDArray[np.float64]:
-        """Returns the mean bound of each ``window`` steps, shape ``(steps // window,)``."""
-        whole = self.steps // window * window
-        return self.bound[:whole].reshape(-1, window).mean(axis=1)
-
-
+@overload
 def fit(
     vae: VAE,
     x: Any,
@@ -92,7 +47,61 @@ def fit(
     compile: Mode = "auto",
     precision: Precision = "float32",
     progress: bool | str = False,
-) -> History:
+) -> History: ...
+
+
+@overload
+def fit(
+    vae: Sequence[VAE],
+    x: Any,
+    inference: Inference | Sequence[Inference],
+    *,
+    optimizer: OptimizerFactory | Sequence[OptimizerFactory],
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int = 100,
+    seed: int | Sequence[int] = 0,
+    transform: Transform | None = None,
+    weights: Any = None,
+    validation: Any = None,
+    validation_every: int | None = None,
+    early_stopping: int | None = None,
+    keep: Literal["best", "last"] = "last",
+    schedule: Callable[[int], float] | None = None,
+    clip_norm: float | None = None,
+    check_support: bool = True,
+    divergence: Literal["raise", "stop"] = "raise",
+    compile: Mode = "auto",
+    precision: Precision = "float32",
+    progress: bool | str = False,
+) -> list[History]: ...
+
+
+def fit(
+    vae: VAE | Sequence[VAE],
+    x: Any,
+    inference: Inference | Sequence[Inference],
+    *,
+    optimizer: OptimizerFactory | Sequence[OptimizerFactory],
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int = 100,
+    seed: int | Sequence[int] = 0,
+    transform: Transform | None = None,
+    weights: Any = None,
+    validation: Any = None,
+    validation_every: int | None = None,
+    early_stopping: int | None = None,
+    keep: Literal["best", "last"] = "last",
+    schedule: Callable[[int], float] | None = None,
+    clip_norm: float | None = None,
+    callback: Callable[[int, Mapping[str, float]], None] | None = None,
+    check_support: bool = True,
+    divergence: Literal["raise", "stop"] = "raise",
+    compile: Mode = "auto",
+    precision: Precision = "float32",
+    progress: bool | str = False,
+) -> History | list[History]:
     r"""Trains a VAE in place by any inference algorithm.
 
     The global random states are left as they are found, and so is Pyro's param store. At a loss or gradient that is
@@ -100,7 +109,8 @@ def fit(
     Ctrl-C ends the run cleanly.
 
     Arguments:
-        vae: The VAE; trained in place, on the device on which it lies.
+        vae: The VAE; trained in place, on the device on which it lies. Or R VAEs of one structure, which are trained
+            in one program; see `fit_replicates`.
         x: Data of shape ``(N, *event_shape)``: a Tensor, ndarray, DataFrame, `Batch`, `torch.utils.data.Dataset` or
             `DataLoader` (whose items, or first item each, are x). All but a `DataLoader` lie on the device as a
             whole and are shuffled there; a data set that does not fit is streamed.
@@ -134,7 +144,7 @@ def fit(
         progress: Whether to show a progress bar (on a terminal only); a string is its title.
 
     Returns:
-        The `History`.
+        The `History`; of R VAEs a list.
 
     Raises:
         InputError: For data, arguments or an algorithm that do not fit, before the first step; and where a parameter
@@ -154,6 +164,38 @@ def fit(
         >>> history.steps, history.stopped
         (80, 'completed')
     """
+    if not isinstance(vae, VAE):
+        from pyro_vae.replicated_training import fit_replicates  # which is made of this module
+
+        if callback is not None:
+            raise InputError("fit: `callback` is for one VAE; train several without it.")
+        with networks_in(precision):
+            return fit_replicates(
+                *(vae, x, inference),
+                optimizer=optimizer,
+                seeds=seed,
+                epochs=epochs,
+                steps=steps,
+                batch_size=batch_size,
+                transform=transform,
+                weights=weights,
+                validation=validation,
+                validation_every=validation_every,
+                early_stopping=early_stopping,
+                keep=keep,
+                schedule=schedule,
+                clip_norm=clip_norm,
+                check_support=check_support,
+                divergence=divergence,
+                compile=compile,
+                progress=progress,
+            )
+    if not isinstance(inference, Inference) or not callable(optimizer) or not isinstance(seed, int):
+        raise InputError(
+            "fit: `inference` is an algorithm such as AEVB(), and `optimizer` a function such as "
+            f"lambda p: torch.optim.Adam(p, lr=1e-3), one of each (and one `seed`) for one VAE; got `{inference!r}`, "
+            f"`{type(optimizer).__name__}` and `{seed!r}`."
+        )
     counts = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
     counts |= {"validation_every": validation_every, "early_stopping": early_stopping}
     _check_arguments(inference, optimizer, counts, keep, divergence, validation is not None, compile)
@@ -227,11 +269,6 @@ def _check_arguments(
     for name, given, choices in (("keep", keep, ("best", "last")), ("divergence", divergence, ("raise", "stop"))):
         if given not in choices:
             raise InputError(f'fit: `{name}` is "{choices[0]}" or "{choices[1]}", got `{given!r}`.')
-    if not isinstance(inference, Inference) or not callable(optimizer):
-        raise InputError(
-            "fit: `inference` is an algorithm such as AEVB(), and `optimizer` a function such as "
-            f"lambda p: torch.optim.Adam(p, lr=1e-3); got `{inference!r}` and `{type(optimizer).__name__}`."
-        )
     if not inference.trains_posterior and (counts["early_stopping"] is not None or keep == "best"):
         raise InputError(
             f"fit: `{inference.name}` trains no posterior, so that the ELBO of validation data tells nothing of the "

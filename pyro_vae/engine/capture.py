@@ -13,17 +13,12 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from pyro_vae.engine.agreement import at_other_inputs, close, moved
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.graph import lift_constants
 from pyro_vae.engine.noise import Draw, Lifted
 from pyro_vae.engine.refusals import Static
 from pyro_vae.engine.untouched import untouched
-
-# By how much the second point, at which a capture is checked, differs from the first.
-_RELATIVE, _ABSOLUTE = 0.05, 0.01
-# How far graph and program may be apart there: they run the same operations.
-_TOLERANCE = {torch.float64: 1e-9}
-_TOLERANCE_ELSE = 1e-4
 
 
 @dataclass
@@ -337,14 +332,14 @@ def _refuse_foreign(constants: list[Tensor]) -> None:
 def _check(captured: Capture, run: _Pure, flat: list[Tensor], devices: list[torch.device]) -> None:
     """Raises where the graph and the program differ at other parameters, other inputs or other noise."""
     parameters, buffers, tensors, noise = run.grouped(flat)
-    parameters = [_moved(tensor) for tensor in parameters]
+    parameters = [moved(tensor) for tensor in parameters]
     noise = [draw.sample() for draw in captured.draws]
 
     def program(inputs: list[Tensor]) -> list[Tensor]:
         with torch.random.fork_rng(devices=devices):  # so that both see the same draws that are no noise
             return run.at_noise(parameters, buffers, inputs, [value.clone() for value in noise])
 
-    expected, tensors = _at_other_inputs(program, tensors)
+    expected, tensors = at_other_inputs(program, tensors)
     with torch.no_grad():
         got = captured.graph(*parameters, *buffers, *tensors, *noise, *captured.constants)
     names = [f"output {i}" for i in range(captured.template.size)]
@@ -355,50 +350,12 @@ def _check(captured: Capture, run: _Pure, flat: list[Tensor], devices: list[torc
             "depend on how often it has run."
         )
     for name, a, b in zip(names, expected, got, strict=True):
-        if a.shape != b.shape or not _close(a, b):
+        if a.shape != b.shape or not close(a, b):
             raise CaptureError(
                 f"capture: {name} of the captured program is not that of the program itself at other parameters and "
                 "inputs; it depends on values that are no tensors: read out of tensors, drawn by `random` or NumPy, "
                 "or Python numbers kept between calls (a counter). Make them tensors, inputs or buffers."
             )
-
-
-def _at_other_inputs(
-    program: Callable[[list[Tensor]], list[Tensor]], tensors: list[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Results at inputs whose rows have changed places, and these inputs; at the examples where that means nothing."""
-    others = [_other(tensor) for tensor in tensors]
-    try:
-        results = program(others)
-        if all(bool(r.isfinite().all()) for r in results if r.dtype.is_floating_point):
-            return results, others
-    except (RuntimeError, ValueError, IndexError):  # a matrix whose rows must stay in order, say
-        pass
-    return program(tensors), tensors
-
-
-def _other(tensor: Tensor) -> Tensor:
-    if tensor.dim():
-        return tensor.roll(1, 0)
-    return tensor * (1 - _RELATIVE) if tensor.dtype.is_floating_point else tensor.clone()
-
-
-def _moved(tensor: Tensor) -> Tensor:
-    if not tensor.dtype.is_floating_point:
-        return tensor
-    noise = torch.rand_like(tensor) - 0.5
-    return tensor * (1 + _RELATIVE * noise) + _ABSOLUTE * noise
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if not a.dtype.is_floating_point:
-        return bool((a == b).all())
-    finite = a.isfinite()
-    if not torch.equal(finite, b.isfinite()):
-        return False
-    a, b = a[finite], b[finite]
-    scale = a.abs().max().clamp_min(1.0) if a.numel() else a.new_ones(())
-    return bool(((a - b).abs() <= _TOLERANCE.get(a.dtype, _TOLERANCE_ELSE) * scale).all())
 
 
 def _devices(tensors: list[Tensor]) -> list[torch.device]:
