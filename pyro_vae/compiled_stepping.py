@@ -19,6 +19,8 @@ from pyro_vae.engine.price import CAPTURE, MOST, WARM, Busy, Mode, price
 from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.vae import VAE
 
+# What is in an optimizer's group and does not tell kinds of steps apart: learning rates are read at each.
+_NO_OPTIONS = {"params", "lr", "initial_lr"}
 # Steps of a kind that are timed before it is decided about.
 _TIMED = 3
 # What compiling saves of a step at least: the handlers' work and autograd's, and a share of the rest; and at most.
@@ -97,7 +99,7 @@ class Plan:
                 bound = bound if loss.bound is None else loss.bound
                 continue
             noise[i] = step.captured.noise()
-            inputs = [field for field in batch if field is not None]
+            inputs = [field.contiguous() for field in batch if field is not None]
             flat = step.take(inputs if carry is None else [*inputs, *tensors_of(carry)], noise[i])
             at = self._bounds[i]
             bound = bound if at is None else flat[at]
@@ -238,4 +240,7 @@ class CompiledSteps:
     def _key(self, batch: Batch) -> tuple[Any, ...]:
         fields = tuple(None if t is None else (tuple(t.shape), t.dtype, t.device) for t in batch)
         modes = tuple([part.training for part in self._parts])
-        return fields, modes, tuple([parameter.requires_grad for parameter in self._parameters])
+        frozen = tuple([parameter.requires_grad for parameter in self._parameters])
+        groups = self.ledger.optimizer.param_groups
+        options = tuple([option for group in groups for name, option in group.items() if name not in _NO_OPTIONS])
+        return fields, modes, frozen, options

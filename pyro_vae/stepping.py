@@ -51,10 +51,11 @@ class Stepper:
         self.schedule, self.clip_norm = schedule, clip_norm
         parameters = [p for p in (*vae.parameters(), *inference.parameters()) if p.requires_grad]
         self.optimizer = optimizer(parameters)
-        if not isinstance(self.optimizer, torch.optim.Optimizer):
+        if not isinstance(self.optimizer, torch.optim.Optimizer) or isinstance(self.optimizer, torch.optim.LBFGS):
             raise InputError(
                 f"fit: `optimizer` makes a torch.optim.Optimizer from parameters, such as "
-                f"lambda p: torch.optim.Adam(p, lr=1e-3); it made a `{type(self.optimizer).__name__}`."
+                f"lambda p: torch.optim.Adam(p, lr=1e-3); it made a `{type(self.optimizer).__name__}`"
+                f"{', which evaluates the loss several times a step' * isinstance(self.optimizer, torch.optim.LBFGS)}."
             )
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.both = nn.ModuleDict({"vae": vae, "inference": inference})

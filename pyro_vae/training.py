@@ -13,6 +13,7 @@ from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.history import History
 from pyro_vae.inference import Inference
+from pyro_vae.interrupts import deferrable
 from pyro_vae.minibatches import Minibatches, Transform, as_batch, check_values, minibatches
 from pyro_vae.modes import isolated, switched
 from pyro_vae.precision import Precision, networks_in
@@ -219,6 +220,7 @@ def fit(
         switched(inference, training=True),
         networks_in(precision),
         warnings.catch_warnings(),
+        deferrable(),
         steps_bar(progress, total) as bar,
         enabled(compile, total, bar.busy) as terms,
     ):

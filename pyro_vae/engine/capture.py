@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, functionalize
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from pyro_vae.engine.agreement import at_other_inputs, close, moved
 from pyro_vae.engine.errors import CaptureError
-from pyro_vae.engine.graph import lift_constants
+from pyro_vae.engine.graph import lift_constants, traced
 from pyro_vae.engine.noise import Draw, Lifted
 from pyro_vae.engine.refusals import Static
 from pyro_vae.engine.untouched import untouched
@@ -210,9 +209,9 @@ def capture(
             run(parameters, buffers, tensors)
         run.draws = tuple(draw for draw, _ in drawn)
         noise = [value for _, value in drawn]
-        pure = make_fx(lambda *groups: run.at_noise(*groups))(parameters, buffers, tensors, noise)
+        pure = traced(lambda *groups: run.at_noise(*groups), [parameters, buffers, tensors, noise])
         flat = [*parameters, *buffers, *tensors, *noise]
-        pure = make_fx(functionalize(lambda *leaves: _leaves(pure(*run.grouped(leaves)))))(*flat)
+        pure = traced(functionalize(lambda *leaves: _leaves(pure(*run.grouped(leaves)))), flat)
         constants = lift_constants(pure)
         _refuse_foreign(constants)
         captured = Capture(

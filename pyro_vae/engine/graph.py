@@ -3,11 +3,29 @@ r"""What is done to a captured graph: its constants, its replicates, its text.""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+
+def traced(function: Callable[..., Any], arguments: Sequence[Any], **options: Any) -> GraphModule:
+    """Returns the tensor operations of a function at given arguments; torch's random stream is left as it is.
+
+    Arguments:
+        function: Of the arguments.
+        arguments: Nested tensors, which are computed with.
+        options: Of `make_fx`.
+    """
+    # One mode of fake tensors for the whole trace; else each operation makes one of its own, which takes longer.
+    context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
+    with tracing(context), torch.random.fork_rng():
+        return make_fx(function, **options)(*arguments)
 
 
 def lift_constants(graph: GraphModule) -> list[Tensor]:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functionalize
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.engine.backend import Executable, compile_graph, known
 from pyro_vae.engine.capture import Capture, Program, capture, tensors_of
 from pyro_vae.engine.cuda import Replayed
-from pyro_vae.engine.graph import lift_constants
+from pyro_vae.engine.graph import lift_constants, traced
 from pyro_vae.engine.rules import State, options_of, rule_for
+from pyro_vae.errors import InputError
 
 
 class Ledger:
@@ -79,8 +79,10 @@ class Ledger:
         """Returns the optimizer's own state of a parameter, without its counter, begun where there is none yet."""
         if self.rule is None:
             return {}
-        state = self.optimizer.state[parameter]
         begun = self.rule.initial(parameter.detach(), self.options[self.group_of(parameter)])
+        if not begun:
+            return {}
+        state = self.optimizer.state[parameter]
         for key, value in begun.items():
             if state.get(key) is None:
                 state[key] = value
@@ -103,6 +105,10 @@ class Ledger:
                     state["step"].fill_(steps)
                 elif steps:
                     state["step"] = torch.tensor(steps, dtype=torch.float32)
+
+    def read_options(self) -> None:
+        """Takes over what else the optimizer's groups say, such as a weight decay, for steps made from now on."""
+        self.options = [options_of(group) for group in self.optimizer.param_groups]
 
     def read_rates(self) -> None:
         """Takes over the learning rates that the optimizer's groups have now."""
@@ -147,6 +153,7 @@ class Step:
         clip_norm: float | None = None,
     ) -> None:
         self.program, self.ledger, self.clip_norm = Program(function, modules), ledger, clip_norm
+        ledger.read_options()
         self.captured: Capture = capture(function, modules, inputs, moved)
         named = dict(self.program.named_parameters())
         self.moved = {name: named[name] for name in moved}
@@ -264,6 +271,13 @@ class Step:
         """Finds parameters and buffers again that were assigned anew."""
         if [holder[name].data_ptr() for holder, name in self._holders] != self._addresses:
             self._place()
+            for old, new in zip(self._examples, self._fixed, strict=False):
+                if (old.dtype, old.shape, old.stride(), old.device) != (new.dtype, new.shape, new.stride(), new.device):
+                    raise InputError(
+                        f"a tensor of shape {tuple(old.shape)}, {old.dtype} on {old.device}, was replaced by one of "
+                        f"shape {tuple(new.shape)}, {new.dtype} on {new.device} between two compiled steps; change the "
+                        "model before or after training, not in between."
+                    )
             if self._run is not self._executable:
                 self._record()
         self.ledger.read_rates()
@@ -277,7 +291,7 @@ class Step:
         """Loss, gradients and update as one graph, whose mutations are the last thing it does."""
         copies = [a.clone() for a in arguments]
         with torch.no_grad():
-            return make_fx(functionalize(lambda *flat: self._take(list(flat)), remove="mutations"))(*copies)
+            return traced(functionalize(lambda *flat: self._take(list(flat)), remove="mutations"), copies)
 
     def _take(self, flat: list[Tensor]) -> list[Tensor]:
         ledger, rest = self.ledger, iter(flat)
