@@ -204,14 +204,15 @@ def test_an_unsupported_version_of_torch_is_told_from_those_that_work(monkeypatc
     assert backend.known(graph_of(lambda x: x * 2), [X]) == ""
 
 
-def _without_compiler(monkeypatch):
+@pytest.fixture
+def without_compiler():
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("/missing/c++",))
+    with config.patch({"cpp.cxx": ("/missing/c++",)}):
+        yield
 
 
-def test_without_a_compiler_true_is_an_error_and_auto_runs_uncompiled(monkeypatch):
-    _without_compiler(monkeypatch)
+def test_without_a_compiler_true_is_an_error_and_auto_runs_uncompiled(monkeypatch, without_compiler):
     options = {"optimizer": lambda p: torch.optim.Adam(p, lr=1e-2), "batch_size": 5}
     with pytest.raises(CompilationError, match=r"cannot compile on this machine.*(C\+\+ compiler|/missing/c\+\+)"):
         fit(small_vae("aevb"), data("aevb"), AEVB(), steps=3, compile=True, **options)
