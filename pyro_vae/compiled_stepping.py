@@ -55,7 +55,10 @@ class Plan:
         self.steps: list[tuple[Phase, Step | None]] = []
         modules: dict[str, nn.Module] = {"vae": vae, "inference": inference}
         names = {id(p): name for name, p in nn.ModuleDict(modules).named_parameters()}
-        batch, carry = vae.check(batch), None
+        checked, carry = vae.check(batch), None
+        # Minibatches of one kind are checked alike: once, unless that changes them.
+        self._as_it_is = all(field is own for field, own in zip(batch, checked, strict=True))
+        batch = checked
         for i, (phase, moved) in enumerate(phases):
             if not moved:  # what moves nothing has no gradient to be compiled
                 with torch.random.fork_rng(), _put_back(inference):
@@ -91,7 +94,7 @@ class Plan:
             batch: Of the plan's kind.
             noise: Filled with the noise of each phase.
         """
-        batch, carry, bound = self.vae.check(batch), None, None
+        batch, carry, bound = batch if self._as_it_is else self.vae.check(batch), None, None
         loss: Loss
         for i, (phase, step) in enumerate(self.steps):
             if step is None:

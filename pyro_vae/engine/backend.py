@@ -131,7 +131,8 @@ def _inductor(graph: GraphModule, arguments: list[Tensor]) -> tuple[Executable, 
             fake = FakeTensorMode(shape_env=ShapeEnv())  # without which the cache on disk is passed by
             examples = [fake.from_tensor(a, static_shapes=True) for a in (*arguments, *constants)]
             with tracing(TracingContext(fake)):
-                compiled = compile_fx_inner(lowered, examples)
+                # On a CPU the calls of the kernels from C++: from Python they take a third of a small step.
+                compiled = compile_fx_inner(lowered, examples, cpp_wrapper=not any(a.is_cuda for a in arguments))
     entry = getattr(compiled, "_fx_graph_cache_key", None) or ""
     return (lambda flat: compiled([*flat, *constants])) if constants else compiled, entry
 
