@@ -32,13 +32,14 @@ pytest: $(READY)  # one thread for each of two workers
 slow: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow
 
-bench: $(READY)  ## The benchmarks behind the README's figures; pythae joins where it is installed.
+bench: $(READY)  ## The benchmarks behind the README's figures; pythae and NumPyro join where they are installed.
 	$(RUN) -m benchmarks.gradient_noise
 	$(RUN) -m benchmarks.sandwich
 	$(RUN) -m benchmarks.log_marginal
 	$(RUN) -m benchmarks.swap_matrix
 	$(RUN) -m benchmarks.priors
 	$(RUN) -m benchmarks.counts
+	$(RUN) -m benchmarks.step_time
 
 gpu-test: $(READY)
 	$(RUN) -m pytest -m gpu -rs
@@ -46,6 +47,7 @@ gpu-test: $(READY)
 gpu-bench: $(READY)
 	$(RUN) -m benchmarks.log_marginal --device cuda
 	$(RUN) -m benchmarks.priors --device cuda
+	$(RUN) -m benchmarks.step_time --device cuda
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(BASE)" || { echo "Python 3.11 or later is needed; found none as python3, python3.11, ..."; exit 1; }

@@ -76,13 +76,22 @@ def case_of(result: Result | None, size: str, batch: int, threads: int) -> Resul
 
 
 def steps(result: Result, threads: int) -> str:
-    """Returns the table of milliseconds per step: the median, and the least and greatest of the turns."""
+    """Returns the table of a device: time of ours over that of others, and on CUDA milliseconds per step too.
+
+    Each is the median over turns, with the least and greatest; a CPU's milliseconds tell of the machine, not of us.
+    """
     runs = [run for run in result["runs"].values() if run["kind"] == "step" and run["threads"] == threads]
+    if not runs:
+        return ""
     names = list(dict.fromkeys(name for run in runs for name in run["contenders"]))
-    rows = [[f"`{name}`", *(milliseconds(run["contenders"].get(name)) for run in runs)] for name in names]
     heads = [f"{SAID[run['size']]}, {run['batch']}" for run in runs]
+    rows = [[f"`{name}`", *(ratio(run["ours_over"].get(name)) for run in runs)] for name in names if name != "ours"]
     where = result["device"] if result["device"] != "cpu" else f"CPU, {threads} thread{'s' if threads > 1 else ''}"
-    return markdown([f"ms per step, {where}", *heads], rows) if runs else ""
+    parts = [markdown([f"ours over, {where}", *heads], rows)]
+    if result["device"] != "cpu":
+        rows = [[f"`{name}`", *(milliseconds(run["contenders"].get(name)) for run in runs)] for name in names]
+        parts.append(markdown([f"ms per step, {where}", *heads], rows))
+    return "\n\n".join(parts)
 
 
 def milliseconds(mine: dict[str, Any] | None) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyro
@@ -46,7 +47,8 @@ class Run:
         vae: The trained VAE.
         inference: The algorithm after training, with what state and parameters it has.
         history: Of its training.
-        seconds_per_epoch: Wall time of training for each pass over the training data, without validation.
+        seconds_per_epoch: Wall time of training for each pass over the training data, without validation and
+            compilation; of seeds that are trained together an equal share for each.
         elbo: Of the test data, nats per datum in the data's own units; None where the posterior is not trained.
         log_marginal: log p(x) of the test data, nats per datum in the data's own units, by importance sampling; where
             no posterior is trained, of the first of the test data by annealed importance sampling. Its diagnostic
@@ -176,7 +178,8 @@ def compare(
 
     Each VAE is built, trained and evaluated under its seed, so that the runs of one seed start from the same
     parameters and see the same minibatches; seeds are the outer loop, so that a slow hour of the machine falls on
-    all algorithms alike.
+    all algorithms alike. With ``training.together``, which is the default on a CUDA device, an algorithm's seeds are
+    trained in one program instead.
 
     Arguments:
         experiment: What to run.
@@ -195,7 +198,7 @@ def compare(
     data = experiment.load_data(progress) if data is None else data
     experiment = experiment.completed(data)
     check(experiment, data)
-    runs = [_run(experiment, spec, seed, data, progress) for seed in experiment.seeds for spec in experiment.inference]
+    runs = _runs(experiment, data, progress)
     first = {run.algorithm: run.vae for run in runs if run.seed == experiment.seeds[0]}
     checks = check_posteriors(
         first,
@@ -231,36 +234,63 @@ def check(experiment: Experiment, data: Data) -> None:
         vae.log_weights(_test(data).select(slice(2)).to(device, vae.dtype))  # an offset or a mask may not fit
 
 
-def _run(experiment: Experiment, spec: InferenceSpec, seed: int, data: Data, progress: bool) -> Run:
-    training, device = experiment.training, experiment.torch_device
-    with isolated(seed):
-        vae = experiment.build(data).to(device)
-        algorithm = spec.build().to(device)
-    total = training.total_steps(len(data.train))
-    history = fit(
-        vae,
-        data.batch("train"),
-        algorithm,
-        optimizer=training.optimizer.build,
-        steps=total,
-        batch_size=training.batch_size,
-        seed=seed,
-        transform=data.transform if data.binarisation == "dynamic" else None,
-        validation=None if data.valid is None else data.batch("valid"),
-        validation_every=training.validation_every,
-        early_stopping=training.early_stopping,
-        keep=training.keep,
-        schedule=None if training.schedule is None else training.schedule.build(total),
-        clip_norm=training.clip_norm,
-        check_support=not data.cross_entropy,
-        divergence="stop",
-        compile=training.compile,
-        precision=training.precision,
-        progress=f"{spec.label}, seed {seed}" if progress else False,
-    )
-    if history.stopped == "interrupted":
+def _runs(experiment: Experiment, data: Data, progress: bool) -> list[Run]:
+    """Every algorithm under every seed; an algorithm's seeds one by one, or all in one program."""
+    seeds, algorithms, training = experiment.seeds, experiment.inference, experiment.training
+    together = training.together
+    if together is None:
+        together = experiment.torch_device.type == "cuda" and training.compile is not False
+    if not together or len(seeds) == 1:
+        return [_trained(experiment, spec, [seed], data, progress)[0] for seed in seeds for spec in algorithms]
+    of_algorithms = [_trained(experiment, spec, seeds, data, progress) for spec in algorithms]
+    return [run for of_seed in zip(*of_algorithms, strict=True) for run in of_seed]
+
+
+def _trained(
+    experiment: Experiment, spec: InferenceSpec, seeds: Sequence[int], data: Data, progress: bool
+) -> list[Run]:
+    """One algorithm under the seeds, in one program where there are several."""
+    vaes, algorithms, device = [], [], experiment.torch_device
+    for seed in seeds:
+        with isolated(seed):
+            vaes.append(experiment.build(data).to(device))
+            algorithms.append(spec.build().to(device))
+    options = _options(experiment, data)
+    options["progress"] = f"{spec.label}, seed {', '.join(map(str, seeds))}" if progress else False
+    x = data.batch("train")
+    if len(seeds) > 1:
+        histories = fit(vaes, x, algorithms, seed=list(seeds), **options)
+    else:
+        histories = [fit(vaes[0], x, algorithms[0], seed=seeds[0], **options)]
+    if any(history.stopped == "interrupted" for history in histories):
         raise KeyboardInterrupt
-    return _evaluated(experiment, spec.label, seed, vae, algorithm, history, data, progress)
+    runs = [
+        _evaluated(experiment, spec.label, seed, vae, algorithm, history, data, progress)
+        for seed, vae, algorithm, history in zip(seeds, vaes, algorithms, histories, strict=True)
+    ]
+    return [replace(run, seconds_per_epoch=run.seconds_per_epoch / len(seeds)) for run in runs]
+
+
+def _options(experiment: Experiment, data: Data) -> dict[str, Any]:
+    """The arguments of `fit` that all runs have in common."""
+    training = experiment.training
+    total = training.total_steps(len(data.train))
+    return {
+        "optimizer": training.optimizer.build,
+        "steps": total,
+        "batch_size": training.batch_size,
+        "transform": data.transform if data.binarisation == "dynamic" else None,
+        "validation": None if data.valid is None else data.batch("valid"),
+        "validation_every": training.validation_every,
+        "early_stopping": training.early_stopping,
+        "keep": training.keep,
+        "schedule": None if training.schedule is None else training.schedule.build(total),
+        "clip_norm": training.clip_norm,
+        "check_support": not data.cross_entropy,
+        "divergence": "stop",
+        "compile": training.compile,
+        "precision": training.precision,
+    }
 
 
 def _evaluated(

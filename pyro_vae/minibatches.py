@@ -118,7 +118,9 @@ class Resident:
     def epoch(self) -> Iterator[tuple[Batch, Tensor | None]]:
         order = torch.randperm(self.size, generator=self.generator, device=self.generator.device)
         for rows in order.split(self.batch_size):
-            batch = self.data.select(rows.to(self.home)).map(lambda field: field.to(self.device))
+            batch = self.data.select(rows.to(self.home))
+            if self.home != self.device:
+                batch = batch.map(lambda field: field.to(self.device))
             if self.transform is not None:
                 batch = batch._replace(x=self.transform(batch.x, self.generator))
             yield batch, rows

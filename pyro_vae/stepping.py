@@ -122,8 +122,8 @@ class Stepper:
         start, n = time.perf_counter(), len(taken)
         failed = bool(self.ledger.failed)
         self.time += time.perf_counter() - start
+        moving = sum([bool(parameters) for _, parameters in self.phases])
         if failed:
-            moving = sum(bool(parameters) for _, parameters in self.phases)
             good = (int(self.ledger.done) - self.compiled.settled) // moving
             for record in (self.bounds, self.samples, self.seconds):
                 del record[len(record) - n + good :]
@@ -131,7 +131,7 @@ class Stepper:
             self._record(taken[:good])
             self.buffers = {name: buffer.clone() for name, buffer in self.both.named_buffers()}  # nothing moved since
             self._fail(taken[good].batch, taken[good].rows, self._bad_gradient(taken[good]))
-        self.compiled.settled = int(self.ledger.done)
+        self.compiled.settled += n * moving
         self._record(taken)
 
     def _record(self, taken: list[_Taken]) -> None:

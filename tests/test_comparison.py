@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pyro_vae.comparison import METRICS, check, compare
+from pyro_vae.engine import Lifted, interpreted
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import log_marginal
 from pyro_vae.experiment import Experiment
@@ -150,3 +151,19 @@ def test_what_is_not_finite_is_null_in_the_record(comparison):
 def test_estimates_say_which_data_they_are_of(comparison):
     diagnostics = comparison.runs[0].elbo.diagnostics
     assert (diagnostics["data"], diagnostics["part"], diagnostics["binarisation"]) == ("digits", "test", "dynamic")
+
+
+def test_seeds_in_one_program_give_what_they_give_one_by_one():
+    training = {"epochs": 1, "batch_size": 200, "compile": True}
+    with Lifted(), interpreted():
+        apart, together = (
+            compare(Experiment.parse({**QUICK, "seeds": [4, 7], "training": {**training, "together": t}}))
+            for t in (False, True)
+        )
+    assert [(run.algorithm, run.seed) for run in together.runs] == [(run.algorithm, run.seed) for run in apart.runs]
+    for one, other in zip(together.runs, apart.runs, strict=True):
+        assert one.history.execution.startswith("2 replicates in one program")
+        assert one.elbo is not None
+        assert other.elbo is not None
+        assert one.elbo.value == pytest.approx(other.elbo.value, abs=1e-3)
+        assert one.seconds_per_epoch < one.history.seconds[-1]  # an equal share of both

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.step_tables import tables
 from pyro_vae.experiment import Experiment
 from pyro_vae.inference import ALGORITHMS
 
@@ -145,3 +146,8 @@ def test_the_topics_are_the_committed_result():
     for name, label in {"unigram": "unigram", "dirichlet-multinomial": "Dirichlet-multinomial without topics"}.items():
         value = result["without_topics"][name]["predictive"]["value"]
         assert f"| {label}, closed form | {value:.0f} | - |" in README
+
+
+def test_the_step_times_are_the_committed_result():
+    result = json.loads((ROOT / "benchmarks" / "results" / "step_time.json").read_text())
+    assert tables([result]) in README

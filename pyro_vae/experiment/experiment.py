@@ -59,6 +59,7 @@ class Training(Strict):
     keep: Literal["best", "last"] = "last"
     compile: Literal["auto"] | bool = "auto"
     precision: Precision = "float32"
+    together: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
