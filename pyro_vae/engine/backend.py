@@ -21,6 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_vae.engine.errors import CompilationError
 from pyro_vae.engine.graph import fingerprint, lift_constants
 from pyro_vae.engine.products import use_faster_products
+from pyro_vae.engine.scalar import register_with_inductor
 
 Executable = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -122,6 +123,7 @@ def _inductor(graph: GraphModule, arguments: list[Tensor]) -> tuple[Executable, 
         from torch._subclasses import FakeTensorMode
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+        register_with_inductor()
         table = select_decomp_table()
         with torch.no_grad(), config.patch(_OPTIONS):
             lowered = make_fx(lambda *flat: graph(*flat), decomposition_table=table)(*_copies(arguments))

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from pyro_vae.engine.scalar import computed_once
+
 State = dict[str, Tensor]
 
 
@@ -88,8 +90,8 @@ def _adam(p: Tensor, g: Tensor, state: State, rate: Tensor, step: Tensor, o: Map
     new = {"exp_avg": mean, "exp_avg_sq": square}
     if o["amsgrad"]:
         new["max_exp_avg_sq"] = square = torch.maximum(state["max_exp_avg_sq"], square)
-    size = (rate / (1 - b1**step)).to(p.dtype)
-    root = (1 - b2**step).sqrt().to(p.dtype)
+    size = computed_once((rate / (1 - b1**step)).to(p.dtype))
+    root = computed_once((1 - b2**step).sqrt().to(p.dtype))
     return p - size * (mean / (square.sqrt() / root + o["eps"])), new
 
 

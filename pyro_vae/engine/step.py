@@ -17,6 +17,7 @@ from pyro_vae.engine.capture import Capture, Program, capture, tensors_of
 from pyro_vae.engine.cuda import Replayed
 from pyro_vae.engine.graph import lift_constants, traced
 from pyro_vae.engine.rules import State, options_of, rule_for
+from pyro_vae.engine.scalar import computed_once
 from pyro_vae.errors import InputError
 
 
@@ -304,7 +305,7 @@ class Step:
         failed, done = next(rest), next(rest)
         values, gradients, buffers = _split(self.captured.graph(*index.values(), *rest), self.captured)
         norm = torch.stack([(g * g).sum() for g in gradients.values()]).sum().sqrt()
-        fine = ~failed & (values[0] + norm).isfinite()
+        fine = computed_once(~failed & (values[0] + norm).isfinite())
         if ledger.rule is None:
             for name, new in buffers.items():
                 index[name].copy_(torch.where(fine, new, index[name]))
