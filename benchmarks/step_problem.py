@@ -165,7 +165,7 @@ def copy_weights(parameters: list[nn.Parameter], weights: list[Array]) -> None:
     for parameter, weight in zip(parameters, weights, strict=True):
         if parameter.shape != weight.shape:
             raise ValueError(f"a parameter of shape {tuple(parameter.shape)} cannot get weights {weight.shape}")
-        parameter.copy_(torch.from_numpy(weight))
+        parameter.copy_(torch.tensor(weight))
 
 
 @torch.no_grad()

@@ -45,12 +45,15 @@ def said(values: dict[str, float], form: str) -> str:
 
 
 def tables(results: Iterable[Result]) -> str:
-    """Returns the tables of all results in Markdown: targets, and milliseconds per step on each device."""
+    """Returns the tables of all results in Markdown: targets, and what was measured on each device."""
     by_device = {result["device"]: result for result in results}
-    parts = [targets(by_device)]
-    for result in by_device.values():
-        for threads in sorted({run["threads"] for run in result["runs"].values()}):
-            parts += [steps(result, threads), extras(result, threads)]
+    return "\n\n".join([targets(by_device), *(measured(result) for result in by_device.values())])
+
+
+def measured(result: Result) -> str:
+    """Returns the tables of one device in Markdown, for the README."""
+    threads = sorted({run["threads"] for run in result["runs"].values()})
+    parts = [part for n in threads for part in (steps(result, n), extras(result, n))]
     return "\n\n".join(part for part in parts if part)
 
 
