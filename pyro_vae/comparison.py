@@ -256,6 +256,8 @@ def _trained(
             vaes.append(experiment.build(data).to(device))
             algorithms.append(spec.build().to(device))
     options = _options(experiment, data)
+    if experiment.training.together and options["compile"] == "auto" and len(seeds) > 1:
+        options["compile"] = True
     options["progress"] = f"{spec.label}, seed {', '.join(map(str, seeds))}" if progress else False
     x = data.batch("train")
     if len(seeds) > 1:

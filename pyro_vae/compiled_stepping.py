@@ -21,6 +21,7 @@ from pyro_vae.vae import VAE
 
 # What is in an optimizer's group and does not tell kinds of steps apart: learning rates are read at each.
 _NO_OPTIONS = {"params", "lr", "initial_lr"}
+_PLAIN = {bool, int, float, str}
 # Steps of a kind that are timed before it is decided about.
 _TIMED = 3
 # What compiling saves of a step at least: the handlers' work and autograd's, and a share of the rest; and at most.
@@ -163,6 +164,13 @@ class CompiledSteps:
     ) -> None:
         self.make, self.ledger, self.mode, self.total, self.busy = make, ledger, mode, total, busy
         self._parts = [part for module in modules for part in module.modules()]
+        # What parts know as plain values, such as the weight of a term, is part of the program.
+        self._plain = [
+            (vars(part), name)
+            for part in self._parts
+            for name, value in vars(part).items()
+            if value.__class__ in _PLAIN and name != "training"
+        ]
         self._parameters = [parameter for module in modules for parameter in module.parameters()]
         self.kinds: dict[Any, _Kind] = {}
         self.seconds, self.said, self._eager_last, self.settled = 0.0, "", True, 0
@@ -188,6 +196,16 @@ class CompiledSteps:
         self._eager_last = False
         return kind.plan
 
+    @property
+    def last_was_compiled(self) -> bool:
+        """Whether the last step was a compiled one, so that the ledger knows more than the optimizer."""
+        return not self._eager_last
+
+    def finish(self) -> None:
+        """Has the optimizer know how many steps were taken."""
+        if self.last_was_compiled:
+            self.ledger.write()
+
     def timed(self, batch: Batch, seconds: float) -> None:
         """Remembers how long an uncompiled step took."""
         self.kinds[self._key(batch)].seconds.append(seconds)
@@ -195,7 +213,7 @@ class CompiledSteps:
     def _decide(self, kind: _Kind, batch: Batch, step: int) -> None:
         if sum(k.plan is not None for k in self.kinds.values()) >= MOST:
             kind.decided = True
-            self._refuse(f"minibatches of more than {MOST} kinds; the rest run uncompiled")
+            self._refuse(f"minibatches of more than {MOST} kinds; a number that changes all the time must be a buffer")
             return
         saved = float("inf")
         if self.mode == "auto":
@@ -238,7 +256,7 @@ class CompiledSteps:
     def _refuse(self, reason: str) -> None:
         if not self.said.startswith("compiled"):
             self.said = f"uncompiled: {reason}"
-        warnings.warn(f"fit: runs uncompiled: {reason}", stacklevel=6)
+        warnings.warn(f"fit: runs uncompiled: {reason}", stacklevel=7)
 
     def _key(self, batch: Batch) -> tuple[Any, ...]:
         fields = tuple(None if t is None else (tuple(t.shape), t.dtype, t.device) for t in batch)
@@ -246,4 +264,5 @@ class CompiledSteps:
         frozen = tuple([parameter.requires_grad for parameter in self._parameters])
         groups = self.ledger.optimizer.param_groups
         options = tuple([option for group in groups for name, option in group.items() if name not in _NO_OPTIONS])
-        return fields, modes, frozen, options
+        plain = tuple([own.get(name) for own, name in self._plain])
+        return fields, modes, frozen, options, plain

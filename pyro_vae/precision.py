@@ -51,6 +51,12 @@ def networks_in(precision: Precision) -> Iterator[None]:
             products.allow_tf32, torch.backends.cudnn.allow_tf32 = before, convolutions
 
 
+def numerics() -> tuple[object, ...]:
+    """Returns what decides how exactly the process computes now, by which programs differ."""
+    cuda = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    return (_autocast.get(), *cuda, torch.get_default_dtype())
+
+
 def network_output(network: nn.Module, given: Tensor) -> Tensor:
     """Returns a network's output, computed as `networks_in` says and of the type of what it was given."""
     dtype = _autocast.get()

@@ -80,6 +80,9 @@ class Run:
                 replicate.stop("interrupted")
         finally:
             self.stack.release()
+            if not self.moved_apart:
+                for replicate in self.replicates:
+                    replicate.ledger.write()
         for replicate in self.replicates:
             self._conclude(replicate)
 
@@ -87,10 +90,10 @@ class Run:
         if not replicate.stopped:
             try:
                 replicate.stepper.settle()
-                replicate.stepper.finish()
             except NonFiniteError as error:
                 replicate.diverge(error)
             replicate.check_parameters()
+        replicate.stepper.finish()
         if replicate.stopped != "diverged":
             replicate.watch.restore()
             replicate.remark = replicate.inference.remark()

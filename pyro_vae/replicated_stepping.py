@@ -119,7 +119,7 @@ class Replicate:
     def name_failure(self, batch: Batch, rows: Tensor | None) -> None:
         """Stops it at the step that failed in the common program, and says at which term."""
         run = self.stepper
-        run._save(dict(run.both.named_parameters()))  # nothing has been moved since
+        self._keep_buffers()
         try:
             with torch.random.fork_rng():
                 run._fail(batch, rows, "the loss or its gradient")
@@ -128,9 +128,17 @@ class Replicate:
 
     def check_parameters(self) -> None:
         """Stops it where the last update left a parameter that is not finite."""
-        for name, parameter in self.stepper.both.named_parameters():
-            if not self.stopped and not bool(parameter.isfinite().all()):
-                self.diverge(NonFiniteError(f"the update of step {self.stepper.step} made `{name}` infinite or nan."))
+        if self.stopped:
+            return
+        self._keep_buffers()
+        try:
+            self.stepper.check_parameters()
+        except NonFiniteError as error:
+            self.diverge(error)
+
+    def _keep_buffers(self) -> None:
+        """Has the last good parameters put back with the present buffers: the common program keeps no copy of them."""
+        self.stepper.buffers = {name: buffer.clone() for name, buffer in self.stepper.both.named_buffers()}
 
 
 # ------------------------------------------------------------------ one program

@@ -57,7 +57,8 @@ def fit_replicates(
     Every VAE becomes what `pyro_vae.fit` of its own would have made of it, with its seed, algorithm and optimizer, to
     rounding: parameters and optimizer states are stacked, matrix products become batched ones, and each replicate has
     its own shuffling and noise. (Gamma, Dirichlet, Poisson and binomial draws are equal in distribution only.) One
-    whose loss is not finite stays as it was before that step, is named, and does not touch the others.
+    whose loss is not finite has the parameters back at which it was finite last, is named, and does not touch the
+    others.
 
     Arguments:
         vaes: Of one structure, on one device: what differs may only be the values of parameters and buffers, and
@@ -126,8 +127,9 @@ def fit_replicates(
     for r, (vae, algorithm, factory) in enumerate(zip(vaes, algorithms, factories, strict=True)):
         run = Stepper(vae, algorithm, factory, schedule, clip_norm, check_support)
         every = validation_every or made[0].steps
-        watch = Watch(vae, algorithm, held_out, every, early_stopping, keep, check_support)
-        ledger = Ledger(run.optimizer, [list(moved.values()) for _, moved in run.phases], vae.device)
+        mode: Literal["auto", False] = "auto" if compile else False
+        watch = Watch(vae, algorithm, held_out, every, early_stopping, keep, check_support, mode)
+        ledger = Ledger(run.optimizer, [list(moved.values()) for _, moved in run.phases], vae.device, run.kept)
         replicates.append(Replicate(r, own_seeds[r], run, watch, ledger, Stream(own_seeds[r], vae.device)))
     with _environment(replicates), steps_bar(progress, total) as bar:
         run_all = Run(replicates, total, compile, bar.busy, common_noise)

@@ -93,9 +93,12 @@ class Stepper:
             factor = float(self.schedule(self.step))
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
+        compiled_before = self.compiled is not None and self.compiled.last_was_compiled
         plan = None if self.compiled is None else self.compiled.plan_for(batch, self.step)
         if plan is None:
             self.settle()
+            if compiled_before:
+                self._keep_buffers()
         start = time.perf_counter()
         if plan is None:
             self.bound = self._take(batch, rows)
@@ -129,7 +132,7 @@ class Stepper:
                 del record[len(record) - n + good :]
             self.step -= n - good
             self._record(taken[:good])
-            self.buffers = {name: buffer.clone() for name, buffer in self.both.named_buffers()}  # nothing moved since
+            self._keep_buffers()  # nothing has changed them since
             self._fail(taken[good].batch, taken[good].rows, self._bad_gradient(taken[good]))
         self.compiled.settled += n * moving
         self._record(taken)
@@ -168,8 +171,8 @@ class Stepper:
 
     def finish(self) -> None:
         """Has the optimizer know how many steps were taken."""
-        if self.ledger is not None:
-            self.ledger.write()
+        if self.compiled is not None:
+            self.compiled.finish()
 
     def _take(self, batch: Batch, rows: Tensor | None) -> float:
         bound = float("nan")
@@ -246,6 +249,9 @@ class Stepper:
         """Keeps what a phase is about to move, and all buffers (looked up anew: an algorithm may assign one)."""
         parameters: list[Tensor] = list(moved.values())
         torch._foreach_copy_([self.kept[id(parameter)] for parameter in parameters], parameters)
+        self._keep_buffers()
+
+    def _keep_buffers(self) -> None:
         self.buffers = {name: buffer.clone() for name, buffer in self.both.named_buffers()}
 
     @torch.no_grad()
@@ -269,6 +275,8 @@ class Stepper:
         """Raises where the last update left a parameter that is not finite."""
         for name, parameter in self.both.named_parameters():
             if not _finite(parameter):
+                if self.compiled is not None and self.compiled.last_was_compiled:
+                    self._keep_buffers()
                 self._restore()
                 raise NonFiniteError(
                     f"fit: the update of step {self.step} made `{name}` infinite or nan. The parameters of the last "

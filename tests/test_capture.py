@@ -387,3 +387,14 @@ def test_what_has_no_gradient_is_refused():
 def test_errors_of_the_program_itself_come_through():
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         capture(lambda x: NET(x).sum(), {"n": NET}, [torch.rand(5, 4)])
+
+
+@pytest.mark.parametrize("coin", [lambda: random.random() < 2, lambda: np.random.rand() < 2], ids=["python", "numpy"])  # noqa: NPY002
+def test_other_random_numbers_than_torchs_are_refused(coin):
+    with pytest.raises(CaptureError, match="draws by Python's or NumPy's random numbers"):
+        capture(lambda x: x * (2.0 if coin() else 1.0), {}, [torch.ones(3)])
+
+
+def test_a_refusal_does_not_carry_what_pyro_appends():
+    error = CaptureError("capture: a value decides.\nTrace Shapes:\n Param Sites:")
+    assert str(error) == "capture: a value decides."

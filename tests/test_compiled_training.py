@@ -28,7 +28,7 @@ from pyro_vae import (
 )
 from pyro_vae.engine import CaptureError, Lifted, Step, interpreted
 from pyro_vae.errors import InputError, NonFiniteError
-from pyro_vae.inference import AEVB, ALGORITHMS, IWAE
+from pyro_vae.inference import AEVB, ALGORITHMS, IWAE, BetaVAE
 
 STEPS = 20
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}
@@ -382,7 +382,15 @@ def _stop_at(last):
     return callback
 
 
-def test_an_interruption_in_the_middle_of_a_step_leaves_it_done_or_not_begun(monkeypatch):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is ignored by a process that was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_in_the_middle_of_a_step_leaves_it_done_or_not_begun(monkeypatch, interruptible):
     """Ctrl-C arrives while the graph of the seventh step changes the parameters."""
     vaes, calls, take = [model("mlp", "iwae") for _ in range(2)], [], Step.take
 
@@ -430,3 +438,33 @@ def test_batches_with_labels_weights_and_masks():
     got, expected = results(True), results(False)
     for name, value in expected.items():
         torch.testing.assert_close(got[name], value, **CLOSE)
+
+
+@pytest.mark.parametrize("modes", [("auto", "auto"), (True, "auto"), ("auto", True), (True, True)], ids=str)
+def test_the_optimizer_knows_its_steps_however_they_ran(modes):
+    vae, made = model("mlp", "aevb"), []
+
+    def optimizer(parameters):
+        made.append(made[0] if made else torch.optim.Adam(parameters, lr=1e-2))
+        return made[0]
+
+    with interpreted():
+        for mode in modes:
+            fit(vae, data("aevb", torch.float64), AEVB(), optimizer=optimizer, steps=7, batch_size=10, compile=mode)
+    assert {float(state["step"]) for state in made[0].state.values()} == {14.0}
+
+
+def test_a_number_that_changes_in_mid_run_is_followed():
+    def trained(compile):
+        vae, algorithm = model("mlp", "beta-vae"), BetaVAE(1.0)
+
+        def callback(step, metrics):
+            algorithm.beta = 1.0 if step < 6 else 4.0
+
+        with Lifted(), interpreted():
+            options = {"optimizer": adam, "steps": 12, "batch_size": 10, "callback": callback}
+            fit(vae, data("beta-vae", torch.float64), algorithm, compile=compile, **options)
+        return [p.detach() for p in vae.parameters()]
+
+    for p, q in zip(trained(True), trained(False), strict=True):
+        torch.testing.assert_close(p, q, **CLOSE)

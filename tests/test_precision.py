@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_vae import VAE, Conditional, Fixed, Mixture, fit, mlp
 from pyro_vae.engine import Lifted, interpreted
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation import elbo
 from pyro_vae.inference import AEVB
 from pyro_vae.precision import network_output, networks_in
 
@@ -90,3 +91,12 @@ def test_an_unknown_precision_is_refused_with_the_nearest() -> None:
         pass
     linear = torch.nn.Linear(2, 3)
     assert torch.equal(network_output(linear, torch.ones(2)), linear(torch.ones(2)))
+
+
+def test_what_was_compiled_in_bfloat16_is_not_used_outside() -> None:
+    model = vae()
+    with interpreted():
+        before = elbo(model, X, 2, compile=True).value
+        with networks_in("bfloat16"):
+            rounded = elbo(model, X, 2, compile=True).value
+        assert elbo(model, X, 2, compile=True).value == before != rounded

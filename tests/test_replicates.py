@@ -223,6 +223,37 @@ def test_a_replicate_that_diverges_is_named_and_does_not_touch_the_others():
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("last", [float("inf"), 1e200], ids=["in the last update", "in a loss"])
+def test_one_that_diverges_has_the_parameters_back_that_a_run_of_its_own_has(last):
+    vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(2)]
+    apart = copy.deepcopy(vaes)
+    options = {"optimizer": sgd(momentum=0.5), "steps": 5, "batch_size": 5, "divergence": "stop"}
+    options["schedule"] = lambda step: last if step == (4 if last == float("inf") else 2) else 1.0
+    x = data("aevb", DOUBLE)
+    with interpreted():
+        histories = fit_replicates(vaes, x, AEVB(), compile=True, **options)
+    for r, vae in enumerate(apart):
+        history = fit(vae, x, AEVB(), seed=r, compile=False, **options)
+        assert (history.stopped, history.steps) == (histories[r].stopped, histories[r].steps)
+        assert histories[r].stopped == "diverged"
+        assert histories[r].remark == f"replicate {r}: {history.remark}"
+        for a, b in zip(vaes[r].parameters(), vae.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_the_optimizers_know_how_many_steps_were_taken():
+    made_by = []
+
+    def optimizer(parameters):
+        made_by.append(torch.optim.Adam(parameters))
+        return made_by[-1]
+
+    vaes = [small_vae("aevb", seed) for seed in range(2)]
+    with interpreted():
+        fit_replicates(vaes, data("aevb"), AEVB(), optimizer=optimizer, steps=4, batch_size=5, compile=True)
+    assert [{float(state["step"]) for state in each.state.values()} for each in made_by] == [{4.0}, {4.0}]
+
+
 @pytest.mark.slow
 def test_one_that_diverges_at_the_first_step_leaves_the_others_to_train():
     vaes = [small_vae("aevb", seed) for seed in range(2)]

@@ -501,3 +501,121 @@ def test_handlers_around_a_step_are_obeyed():
             return svi.step(*arguments)
 
     assert_same(run(annealed, [SVI] * 5, adam, calls), run(annealed, [CompiledSVI] * 5, adam, calls))
+
+
+class _Decided(nn.Module):
+    """A module whose plain attributes and parts decide what it does."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.weight, self.function, self.part = nn.Linear(3, 3), 1.0, torch.tanh, nn.Tanh()
+
+    def forward(self, x):
+        return self.weight * self.function(self.part(self.linear(x)))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values"), [("weight", [2.0, 1.0]), ("part", [nn.Sigmoid()]), ("function", [torch.sin])]
+)
+def test_attributes_and_parts_of_modules_may_change_between_steps(attribute, values):
+    module = None
+
+    def model(x):
+        pyro.module("network", module)
+        pyro.sample("x", dist.Normal(module(x), 1.0).to_event(1), obs=x)
+
+    def program():
+        nonlocal module
+        module = _Decided()
+        return regression()._replace(model=model, guide=lambda x: None)
+
+    def calls(svi, i, arguments):
+        if i and i % 4 == 0:
+            setattr(module, attribute, values[i // 4 % len(values)])
+        return svi.step(torch.ones(3))
+
+    assert_same(run(program, [SVI] * 14, adam, calls), run(program, [CompiledSVI] * 14, adam, calls))
+
+
+def test_functions_as_arguments_that_live_for_one_step_are_told_apart():
+    def model(x, function):
+        pyro.sample(
+            "x", dist.Normal(function(pyro.param("loc", torch.tensor(1.0))), 1.0).expand([3]).to_event(1), obs=x
+        )
+
+    def calls(svi, i, arguments):
+        return svi.step(torch.ones(3), lambda value: i * value)
+
+    def program():
+        return regression()._replace(model=model, guide=lambda x, function: None)
+
+    assert_same(run(program, [SVI] * 12, adam, calls), run(program, [CompiledSVI] * 12, adam, calls))
+
+
+def test_methods_as_arguments_are_the_same_from_step_to_step():
+    linear = nn.Linear(3, 3)
+
+    def model(x, function):
+        pyro.module("linear", linear)
+        pyro.sample("x", dist.Normal(function(x), 1.0).to_event(1), obs=x)
+
+    svi = CompiledSVI(model, lambda x, function: None, adam(), Trace_ELBO())
+    for _ in range(3):
+        svi.step(torch.ones(3), linear.forward)
+    assert svi.compiled == 1
+
+
+def test_parameters_under_two_names_are_one():
+    def program():
+        first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+        second.weight = first.weight
+
+        def model(x):
+            pyro.module("first", first)
+            pyro.module("second", second)
+            pyro.sample("x", dist.Normal(second(torch.tanh(first(x))), 1.0).to_event(1), obs=x)
+
+        return regression()._replace(model=model, guide=lambda x: None)
+
+    def calls(svi, i, arguments):
+        return svi.step(torch.ones(2))
+
+    assert_same(run_losses_of(program, SVI, calls), run_losses_of(program, CompiledSVI, calls))
+
+
+def run_losses_of(program, kind, calls):
+    """As `run_losses`, of any program."""
+    pyro.clear_param_store()
+    torch.manual_seed(5)
+    made = program()
+    svi = kind(made.model, made.guide, adam(), made.loss)
+    losses = torch.tensor([calls(svi, i, ()) for i in range(8)])
+    return losses, {n: v.detach().clone() for n, v in pyro.get_param_store().items()}, [], {}, torch.get_rng_state()
+
+
+def test_distributions_made_beforehand_with_validation_are_captured():
+    prior = dist.Normal(torch.zeros(()), 1.0, validate_args=True).expand([3]).to_event(1)
+
+    def program():
+        def model(x):
+            pyro.sample("x", dist.Normal(pyro.sample("z", prior), 1.0).to_event(1), obs=x)
+
+        return regression()._replace(model=model, guide=AutoNormal(model))
+
+    def calls(svi, i, arguments):
+        with Lifted():
+            return svi.step(torch.ones(3))
+
+    assert_same(run_losses_of(program, SVI, calls), run_losses_of(program, CompiledSVI, calls))
+
+
+def test_another_model_or_loss_may_be_put_in_place():
+    def calls(svi, i, arguments):
+        if i == 4:
+            svi.model = poutine.scale(svi.model, scale=2.0)
+        if i == 8:
+            svi.loss_and_grads = Trace_ELBO(num_particles=3).loss_and_grads
+        with Lifted():
+            return svi.step(*arguments)
+
+    assert_same(run(annealed, [SVI] * 12, adam, calls), run(annealed, [CompiledSVI] * 12, adam, calls))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Hashable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -42,8 +43,10 @@ def kind_of(value: Any) -> Hashable:
         return type(value), *((name, kind_of(entry)) for name, entry in value.items())
     if isinstance(value, _PLAIN + _TORCHS):
         return type(value), value
+    if isinstance(value, MethodType):  # another object at each access
+        return _Same(value.__self__), value.__func__
     if isinstance(value, nn.Module) or callable(value):
-        return "object", id(value)
+        return _Same(value)
     leaves, spec = pytree.tree_flatten(value)
     if len(leaves) == 1 and leaves[0] is value:
         raise CaptureError(
@@ -52,6 +55,19 @@ def kind_of(value: Any) -> Hashable:
             "torch.as_tensor)."
         )
     return str(spec), *map(kind_of, leaves)
+
+
+class _Same:
+    """An object as part of a kind: equal to none but itself. Kept alive, since another one could get its id."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 def _of_tensor(tensor: Tensor) -> Hashable:

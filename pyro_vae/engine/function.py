@@ -22,6 +22,7 @@ from pyro_vae.engine.capture import Capture, capture, tensors_of
 from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.engine.price import CAPTURE, MOST, WARM, Busy, Mode, price
 from pyro_vae.errors import InputError
+from pyro_vae.precision import numerics
 
 # Uncompiled calls of a kind that are timed before it is decided about, and of how many the median is taken.
 _TIMED, _REMEMBERED = 3, 9
@@ -154,6 +155,15 @@ class _Kind:
     captured: Capture | None = None
     program: _Program | None = None
     refused: Exception | None = None
+    seen: list[Callable[[], Any]] = field(default_factory=list)
+
+
+def _watched(value: Any) -> Callable[[], Any]:
+    """Tells the value as long as it lives; keeps alive only what cannot be watched."""
+    try:
+        return weakref.ref(value)
+    except TypeError:
+        return lambda: value
 
 
 class Routine:
@@ -236,16 +246,18 @@ class Routine:
         ):
             self._look()
         tensors.clear()
-        described: list[Any] = [backend._interpreted]
+        described: list[Any] = [backend._interpreted, *numerics()]
         _describe(inputs, described, tensors)
         values = [own[name] for own, _, names in self._attributes for name in names]
         hooks = [number for own, _, _ in self._attributes for name in _HOOKS for number in own[name]]
         key = (*described, *[v if v.__class__ in _PLAIN else id(v) for v in values], *hooks)
         kind = self.kinds.get(key)
+        if kind is not None and any(old() is None for old in kind.seen):  # another object has its number now
+            kind = None
         if kind is None:
             if len(self.kinds) >= _KINDS:
                 self.kinds = {k: v for k, v in self.kinds.items() if v.program is not None}
-            kind = self.kinds[key] = _Kind()
+            kind = self.kinds[key] = _Kind(seen=[_watched(v) for v in values if v.__class__ not in _PLAIN])
         if kind.program is None:
             self._decide(kind, inputs, _terms.get())
         elif not kind.program.follow():

@@ -2,9 +2,11 @@ r"""Trainable tensors and buffers of a Pyro program, wherever it keeps them, as 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import pyro
@@ -18,6 +20,8 @@ from torch.utils import _pytree as pytree
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.where import caller_outside_torch
 
+_VALIDATING = str(torch.distributions.distribution.__file__)
+_ALL_TRUE = torch._is_all_true
 _LOSSES = str(Path(str(pyro.__file__)).parent / "infer")
 
 
@@ -60,8 +64,17 @@ class Observation:
         seen = self._watch.seen
         self.used = {names[i]: tensor for i, tensor in seen.items() if i in names}
         self.sites = {name: site["value"].unconstrained() for name, site in self._trace.trace.nodes.items()}
+        self._attributes = [(vars(part), _names_of(part)) for part in self.modules]
         self._assigned = [name for name, tensor in self.sites.items() if store.get(name) is not tensor]
         self._foreign = [tensor for i, tensor in seen.items() if i not in names and isinstance(tensor, nn.Parameter)]
+
+    def attributes(self) -> list[Any]:
+        """Returns what the modules hold now beside tensors: modes, numbers, strings, functions, and their parts."""
+        found = []
+        for own, names in self._attributes:
+            found += [own.get(name) for name in names]
+            found += own["_modules"].values()
+        return found
 
     @property
     def stale(self) -> bool:
@@ -84,6 +97,15 @@ class Observation:
                 "so that SVI never trains it. Register its module by pyro.module or make it a PyroModule, under a name "
                 "that no other module has; or freeze it with requires_grad_(False)."
             )
+
+
+# Attributes of modules that decide what they do; an nn.Module's own do not, but for its mode.
+_DECISIVE = (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType, MethodType)
+_INTERNAL = set(vars(nn.Module())) - {"training"}
+
+
+def _names_of(module: nn.Module) -> list[str]:
+    return [name for name, value in vars(module).items() if name not in _INTERNAL and isinstance(value, _DECISIVE)]
 
 
 def _name_in(modules: Sequence[nn.Module], tensor: Tensor) -> str:
@@ -144,7 +166,8 @@ class StandIns(nn.Module):
     def __init__(self, tensors: Mapping[str, Tensor], modules: Sequence[nn.Module]) -> None:
         super().__init__()
         self.tensors = dict(tensors)
-        self.keys = {name: f"p{i}" for i, name in enumerate(tensors)}
+        keys: dict[int, str] = {}  # the store may have one tensor under several names
+        self.keys = {name: keys.setdefault(id(tensor), f"p{len(keys)}") for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             self._parameters[self.keys[name]] = tensor  # type: ignore[assignment]  # a leaf that is no nn.Parameter
         found = {id(b): (m, name) for m in modules for name, b in m._buffers.items() if b is not None}
@@ -202,6 +225,8 @@ class _Swap(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
     ) -> Any:
+        if function is _ALL_TRUE and sys._getframe(1).f_code.co_filename == _VALIDATING:
+            return True  # a distribution that was made before the capture validates all the same
         arguments, named = pytree.tree_map_only(Tensor, self._of, (tuple(arguments), named or {}))
         if function is Tensor.backward:
             gradient = arguments[1] if len(arguments) > 1 else named.get("gradient")

@@ -47,7 +47,7 @@ class _Kind:
 
     seconds: float = 0.0
     observed: Observation | None = None
-    modes: list[bool] = field(default_factory=list)
+    attributes: list[Any] = field(default_factory=list)
     program: Program | None = None
     ready: bool = False
     refusal: Exception | None = None
@@ -60,7 +60,8 @@ class CompiledSVI(SVI):
     and changes the same parameter store, and the states of the same `PyroOptim`, so that `SVI` and `CompiledSVI` may
     take turns. The first call with arguments of a kind is Pyro's own: it validates, and creates parameters and
     optimizers. The second one captures and compiles, from then on for all arguments of the same structure, shapes,
-    dtypes and device, and the same ``train()`` or ``eval()`` mode of the modules.
+    dtypes and device, and the same parts, modes and plain attributes (numbers, strings, functions) of the modules that
+    are called.
 
     Tensors may have other values at each call; so may tensors that the model holds elsewhere, if they are changed in
     place. Numbers, strings and flags among the arguments belong to the kind: another value is captured anew, so pass
@@ -192,7 +193,7 @@ class CompiledSVI(SVI):
         else:
             seen = Observation(self.model, self.guide)
             value = self._seen_step(seen, args, kwargs) if call == "step" else self._seen_loss(seen, args, kwargs)
-            kind.observed, kind.modes = seen, _modes(seen)
+            kind.observed, kind.attributes = seen, seen.attributes()
         kind.seconds += time.perf_counter() - start
         return value
 
@@ -216,7 +217,9 @@ class CompiledSVI(SVI):
         if self.compile is False or _PYRO_STACK:  # handlers around the call belong to no program
             return None
         try:
-            key = (call, kind_of(args), kind_of(kwargs), torch.is_autocast_enabled("cpu"), torch.get_default_dtype())
+            own = kind_of((self.model, self.guide, self.loss, self.loss_and_grads))
+            process = *(torch.is_autocast_enabled(d) for d in ("cpu", "cuda")), torch.get_default_dtype()
+            key = (call, own, kind_of(args), kind_of(kwargs), process)
         except CaptureError as error:
             if self.compile is True:
                 raise
@@ -226,8 +229,12 @@ class CompiledSVI(SVI):
             self._warn(_TooMany(_MANY))
             return None
         same = self._kinds.setdefault(key, [])
-        kind = next((k for k in same if k.observed is None or k.modes == _modes(k.observed)), None)
+        kind = next((k for k in same if k.observed is None or k.attributes == k.observed.attributes()), None)
         if kind is None:
+            same[:] = _unlike(same)
+            if len(same) >= _KEPT:
+                self._warn(_TooMany(_MANY))
+                return None
             kind = _Kind()
             same.append(kind)
         if kind.refusal is not None:
@@ -302,5 +309,6 @@ class _TooMany(CaptureError):
     """More programs than are kept."""
 
 
-def _modes(observed: Observation) -> list[bool]:
-    return [module.training for module in observed.modules]
+def _unlike(kinds: list[_Kind]) -> list[_Kind]:
+    """Those of which no one before has the same attributes: a program may set some as it runs uncompiled."""
+    return [k for i, k in enumerate(kinds) if all(k.attributes != other.attributes for other in kinds[:i])]

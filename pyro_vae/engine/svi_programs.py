@@ -79,8 +79,9 @@ class TrainingStep(_Bound):
         self._tell(set(observed.sites) - set(trained) - set(idle))
         if not trained:
             raise CaptureError("CompiledSVI: the loss depends on no trainable parameter; there is nothing to step.")
-        self._svi, self._moved = svi, trained | idle
         keys = self.stand_ins.keys
+        once = {keys[name]: name for name in reversed(trained | idle)}
+        self._svi, self._moved = svi, {name: observed.sites[name] for name in reversed(once.values())}
         still = [keys[name] for name in idle]
 
         def program(args: Any, kwargs: Any) -> Any:

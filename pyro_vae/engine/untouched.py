@@ -13,6 +13,8 @@ import pyro
 import torch
 from torch import nn
 
+from pyro_vae.engine.errors import CaptureError
+
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -34,6 +36,11 @@ def untouched(program: nn.Module, devices: list[torch.device]) -> Iterator[None]
         warnings.filterwarnings("ignore", message="Encountered NaN")
         try:
             yield
+            if random.getstate() != python_state or not _same(np.random.get_state(), numpy_state):  # noqa: NPY002
+                raise CaptureError(
+                    "capture: the program draws by Python's or NumPy's random numbers, which would stay as they are; "
+                    "draw by torch, or pass them as tensors."
+                )
         finally:
             np.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)
@@ -41,6 +48,10 @@ def untouched(program: nn.Module, devices: list[torch.device]) -> Iterator[None]
                 del store[name]
             for module, attributes in modules:
                 _restore(module, *attributes)
+
+
+def _same(a: Any, b: Any) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

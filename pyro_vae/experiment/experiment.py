@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, cast
 import pyro
 import torch
 from pydantic import (
+    BeforeValidator,
     Field,
     PositiveFloat,
     PositiveInt,
@@ -45,6 +46,12 @@ class Networks(Strict):
     decoder: NetworkSpec = NetworkSpec(mlp=[200])
 
 
+def _auto_or_bool(value: Any) -> Any:
+    if value != "auto" and not isinstance(value, bool):
+        raise ValueError(f"expected auto, true or false, got {value!r}")
+    return value
+
+
 class Training(Strict):
     """The arguments of `pyro_vae.fit`."""
 
@@ -57,7 +64,7 @@ class Training(Strict):
     validation_every: PositiveInt | None = None
     early_stopping: PositiveInt | None = None
     keep: Literal["best", "last"] = "last"
-    compile: Literal["auto"] | bool = "auto"
+    compile: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
     precision: Precision = "float32"
     together: bool | None = None
 
