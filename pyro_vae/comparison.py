@@ -141,6 +141,9 @@ class Comparison:
         for run in self.runs:
             if run.history.remark:
                 texts.setdefault(f"{run.algorithm}: {run.history.remark}", []).append(run.seed)
+            if run.history.compile_seconds:
+                how = f"steps {run.history.execution}, which seconds per epoch leave out"
+                texts.setdefault(f"{run.algorithm}: {how}", []).append(run.seed)
             for name, score in run.scores.items():
                 texts.setdefault(f"{run.algorithm}: {name} {score:.3f} on the test data", []).append(run.seed)
         return [f"{text} (seed {', '.join(map(str, seeds))})" for text, seeds in texts.items()]

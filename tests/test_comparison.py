@@ -162,6 +162,7 @@ def test_seeds_in_one_program_give_what_they_give_one_by_one():
             compare(Experiment.parse({**quick, "training": {**training, "together": t}})) for t in (False, True)
         )
     assert [(run.algorithm, run.seed) for run in together.runs] == [(run.algorithm, run.seed) for run in apart.runs]
+    assert any("2 replicates in one program" in text for text in together.remarks)
     for one, other in zip(together.runs, apart.runs, strict=True):
         assert one.history.execution.startswith("2 replicates in one program")
         assert one.elbo is not None
