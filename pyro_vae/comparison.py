@@ -141,7 +141,7 @@ class Comparison:
         for run in self.runs:
             if run.history.remark:
                 texts.setdefault(f"{run.algorithm}: {run.history.remark}", []).append(run.seed)
-            if run.history.compile_seconds:
+            if "compiled in " in run.history.execution:
                 how = f"steps {run.history.execution}, which seconds per epoch leave out"
                 texts.setdefault(f"{run.algorithm}: {how}", []).append(run.seed)
             for name, score in run.scores.items():

@@ -170,3 +170,7 @@ def test_seeds_in_one_program_give_what_they_give_one_by_one():
         assert one.elbo.value == pytest.approx(other.elbo.value, abs=1e-3)
         of_both = one.history.seconds[-1] * len(apart.data.train) / one.history.samples[-1]
         assert one.seconds_per_epoch == pytest.approx(of_both / 2)
+
+
+def test_remarks_say_how_steps_ran_where_they_were_compiled(comparison):
+    assert not any("compil" in text for text in comparison.remarks)
