@@ -1,19 +1,26 @@
-"""Runs of a benchmark in one file, which is written anew as a whole after each of them: stopped, it goes on there."""
+"""Runs of a benchmark in one file, which is written anew as a whole after each of them.
+
+Stopped, a benchmark goes on there. The same command started twice at the same time shares the runs between the two.
+"""
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.curves import forget
 from benchmarks.record import RESULTS
 from pyro_vae.environment import environment
 from pyro_vae.statistics import Interval, interval
@@ -35,6 +42,8 @@ class Runs:
 
     Attributes:
         path: The file.
+        unfinished: A folder beside it, for what runs in progress keep: give `fit_with_curve` the place ``unfinished /
+            key``.
         by_key: What the runs gave.
     """
 
@@ -43,17 +52,30 @@ class Runs:
         device = "" if given.device == "cpu" else f"_{torch.device(given.device).type}"
         self.name, self.settings, self.device = name, _plain(settings), given.device
         self.path = Path(given.output) / f"{name}{full}{device}.json"
+        self.unfinished = self.path.with_suffix(".unfinished")
         self.by_key: dict[str, Any] = {}
         self.environment: dict[str, Any] | None = None
-        if self.path.exists() and not given.restart:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            other = {key for key in found["settings"] | self.settings if not self._agrees(found["settings"], key)}
-            if other:
-                raise SystemExit(
-                    f"{self.path} holds runs of other settings ({', '.join(sorted(other))}): pass --restart to replace "
-                    "them, or --output for another folder."
-                )
-            self.by_key, self.environment = found["runs"], found["environment"]
+        if self.path.exists() and given.restart:
+            self.path.unlink()
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+        self.read()
+
+    def read(self) -> None:
+        """Reads the runs that the file has.
+
+        Raises:
+            SystemExit: Where they are of other settings.
+        """
+        if not self.path.exists():
+            return
+        found = json.loads(self.path.read_text(encoding="utf-8"))
+        other = {key for key in found["settings"] | self.settings if not self._agrees(found["settings"], key)}
+        if other:
+            raise SystemExit(
+                f"{self.path} holds runs of other settings ({', '.join(sorted(other))}): pass --restart to replace "
+                "them, or --output for another folder."
+            )
+        self.by_key, self.environment = found["runs"], found["environment"]
 
     def _agrees(self, found: dict[str, Any], key: str) -> bool:
         return key in found and key in self.settings and found[key] == self.settings[key]
@@ -67,18 +89,48 @@ class Runs:
             about: Makes of all results what else the file tells.
         """
         keys = list(keys)
-        missing = [key for key in keys if key not in self.by_key]
-        for done, key in enumerate(missing):
-            print(
-                f"[{time.strftime('%H:%M:%S')}] {key}: {len(keys) - len(missing) + done + 1} of {len(keys)}", flush=True
-            )
-            start = time.perf_counter()
-            result = run(key)
-            self.by_key[key] = _plain({**result, "wall_seconds": round(time.perf_counter() - start, 1)})
-            self.environment = environment(torch.device(self.device), _command(self.name))
-            self.write(about(self.by_key))
-        if not missing:
-            self.write(about(self.by_key))
+        for key in keys:
+            with self._claimed(key) as mine:
+                if not mine:
+                    continue
+                done = sum(other in self.by_key for other in keys)
+                print(f"[{time.strftime('%H:%M:%S')}] {key}: {done + 1} of {len(keys)}", flush=True)
+                start = time.perf_counter()
+                result = run(key)
+                result = _plain({**result, "wall_seconds": round(time.perf_counter() - start, 1)})
+                with self._locked(".lock"):
+                    self.read()
+                    self.by_key[key] = result
+                    first = [key for key in keys if key in self.by_key]  # in their order, whoever did them
+                    self.by_key = {key: self.by_key[key] for key in (*first, *self.by_key)}
+                    self.environment = environment(torch.device(self.device), _command(self.name))
+                    self.write(about(self.by_key))
+            forget(self.unfinished / key)
+        with self._locked(".lock"):
+            self.read()
+            if self.by_key:
+                self.write(about(self.by_key))
+        if all(key in self.by_key for key in keys):
+            shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    @contextmanager
+    def _claimed(self, key: str) -> Iterator[bool]:
+        """Whether the run of a key is this process's to do in the block: neither done, nor another process's."""
+        with self._locked(f"{key}.lock", wait=False) as mine:
+            self.read()
+            yield mine and key not in self.by_key
+
+    @contextmanager
+    def _locked(self, name: str, wait: bool = True) -> Iterator[bool]:
+        """Holds a lock file, which the system frees where the process is killed; yields whether it was got."""
+        self.unfinished.mkdir(parents=True, exist_ok=True)
+        with (self.unfinished / name).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
 
     def write(self, about: dict[str, Any]) -> None:
         """Writes the file in one step: a reader sees the old one or the new one."""

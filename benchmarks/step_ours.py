@@ -14,10 +14,10 @@ from benchmarks.step_contenders import AtNoise, Contender
 from benchmarks.step_problem import RATE, Array, Problem, copy_weights
 from pyro_vae import VAE, Batch, Conditional, Fixed, conv_decoder, conv_encoder, mlp
 from pyro_vae.inference import AEVB, IWAE, Inference
+from pyro_vae.loop import Loop
 from pyro_vae.minibatches import minibatches
 from pyro_vae.progress import steps_bar
 from pyro_vae.stepping import Stepper
-from pyro_vae.training import _loop
 from pyro_vae.validation import Watch
 
 
@@ -67,7 +67,7 @@ class Ours(Contender):
     def steps(self, n: int) -> None:
         with warnings.catch_warnings(), steps_bar(False, n) as bar:
             warnings.filterwarnings("ignore", message="Encountered NaN")
-            _loop(self.run, self.watch, self.source, self.run.step + n, None, bar.report)
+            Loop(self.run, self.watch, self.source, self.run.step + n, bar.report).take()
         self.wait()
         self.taken += n
 

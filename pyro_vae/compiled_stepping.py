@@ -39,6 +39,11 @@ class Plan:
         ledger: Of the run.
         clip_norm: See `pyro_vae.fit`.
 
+    Attributes:
+        stretch: How many steps to take between two looks at what they gave.
+        looks: Looks so far.
+        captured: Whether all phases are: after one that fails, such change nothing.
+
     Raises:
         CaptureError: Where a phase cannot be captured.
     """
@@ -53,6 +58,7 @@ class Plan:
         clip_norm: float | None,
     ) -> None:
         self.vae = vae
+        self.stretch, self.looks = 1, 0
         self.steps: list[tuple[Phase, Step | None]] = []
         modules: dict[str, nn.Module] = {"vae": vae, "inference": inference}
         names = {id(p): name for name, p in nn.ModuleDict(modules).named_parameters()}
@@ -73,6 +79,7 @@ class Plan:
             if i + 1 < len(phases):
                 carry = step.preview([batch, carry])[1]
 
+        self.captured = all(step is not None for _, step in self.steps)
         # Where the bound stands among the tensors that a phase returns.
         self._bounds: list[int | None] = [
             None if step is None else step.captured.template.fill(range(step.captured.template.size))[0].bound
@@ -88,12 +95,18 @@ class Plan:
         """Seconds that compiling takes, as far as one can tell beforehand."""
         return sum(price(step.known()) for step in {id(s): s for _, s in self.steps if s is not None}.values())
 
+    def draw(self) -> dict[int, list[Tensor]]:
+        """Returns noise for one step, by phase; none where an uncaptured phase draws among the others."""
+        if not self.captured:
+            return {}
+        return {i: step.captured.noise() for i, (_, step) in enumerate(self.steps) if step is not None}
+
     def take(self, batch: Batch, noise: dict[int, list[Tensor]]) -> Tensor | None:
         """Takes the phases' steps; returns the last bound.
 
         Arguments:
             batch: Of the plan's kind.
-            noise: Filled with the noise of each phase.
+            noise: Of each phase; what is missing is drawn and added.
         """
         batch, carry, bound = batch if self._as_it_is else self.vae.check(batch), None, None
         loss: Loss
@@ -102,7 +115,8 @@ class Plan:
                 loss, carry = phase.compute(self.vae, batch, carry)
                 bound = bound if loss.bound is None else loss.bound
                 continue
-            noise[i] = step.captured.noise()
+            if i not in noise:
+                noise[i] = step.captured.noise()
             inputs = [field.contiguous() for field in batch if field is not None]
             flat = step.take(inputs if carry is None else [*inputs, *tensors_of(carry)], noise[i])
             at = self._bounds[i]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +35,14 @@ class Minibatches(Protocol):
 
     def epoch(self) -> Iterator[tuple[Batch, Tensor | None]]:
         """Yields the minibatches of one epoch, and the rows of the data that each holds (None where unknown)."""
+        ...
+
+    def get_state(self) -> dict[str, Tensor]:
+        """Returns the random states that decide all further epochs."""
+        ...
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Puts such states back."""
         ...
 
 
@@ -125,6 +133,12 @@ class Resident:
                 batch = batch._replace(x=self.transform(batch.x, self.generator))
             yield batch, rows
 
+    def get_state(self) -> dict[str, Tensor]:
+        return {"own": self.generator.get_state()}
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        self.generator.set_state(state["own"])
+
 
 class Streamed:
     """Data that a `DataLoader` brings, batch after batch, in its own order.
@@ -174,6 +188,17 @@ class Streamed:
             if self.transform is not None:
                 batch = batch._replace(x=self.transform(batch.x, self.generator))
             yield batch, None
+
+    def get_state(self) -> dict[str, Tensor]:
+        state = {"own": self.generator.get_state(), "global": self.state}
+        of_loader = self.loader.generator
+        return state if of_loader is None else state | {"loader": of_loader.get_state()}
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        self.generator.set_state(state["own"])
+        self.state = state["global"]
+        if self.loader.generator is not None and "loader" in state:
+            self.loader.generator.set_state(state["loader"])
 
 
 def as_batch(data: Any, name: str = "x") -> Batch:

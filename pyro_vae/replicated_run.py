@@ -250,6 +250,7 @@ class Run:
         self.apart, self.said = True, f"one by one: {reason}"
         self._part()
         for replicate in self.replicates:
+            replicate.stepper.ahead = False  # they take turns
             replicate.stepper.compile_steps("auto", self.total, self.busy)
 
     def _decide(self, plan: ReplicatedPlan) -> None:

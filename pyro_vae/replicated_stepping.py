@@ -110,7 +110,6 @@ class Replicate:
     def record(self, bound: float, size: int, seconds: float) -> None:
         """Writes down a step that was taken in the common program."""
         run = self.stepper
-        run.step += 1
         run.time = seconds
         run.bounds.append(bound)
         run.samples.append((run.samples[-1] if run.samples else 0) + size)

@@ -3,8 +3,9 @@ r"""The optimizer's side of training: takes steps, and keeps the last good param
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import pyro
 import torch
@@ -19,20 +20,25 @@ from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.interrupts import uninterrupted
 from pyro_vae.vae import VAE
 
-# Compiled steps between two looks whether all was finite; elsewhere than on a CPU each look waits for the device.
-_LOOK = {"cpu": 1}
-_LOOK_ELSEWHERE = 16
+# Compiled steps are taken in stretches, with one look at their end whether all was finite: at most so many, which take
+# so long, and whose minibatches are so large. Ctrl-C waits for the end of a stretch.
+_MOST, _SECONDS, _BYTES = 64, 0.02, {"cpu": 2**21}
+_BYTES_ELSEWHERE = 2**26
+# Stretches of one step each, before the length of longer ones is chosen.
+_SINGLE = 3
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
-class _Taken(NamedTuple):
-    """A compiled step at which nobody has looked yet."""
+@dataclass
+class _Waiting:
+    """A compiled step that is to be taken, or at which nobody has looked yet."""
 
     batch: Batch
     rows: Tensor | None
+    factor: float | None
     noise: dict[int, list[Tensor]]
-    bound: Tensor | None
+    bound: Tensor | None = None
 
 
 class Stepper:
@@ -70,9 +76,11 @@ class Stepper:
         self.buffers = {name: buffer.clone() for name, buffer in self.both.named_buffers()}
         self.ledger: Ledger | None = None
         self.compiled: CompiledSteps | None = None
-        self.look = _LOOK.get(vae.device.type, _LOOK_ELSEWHERE)
-        self.taken: list[_Taken] = []
-        self.step, self.time, self.bound = 0, 0.0, float("nan")
+        self.ahead = True
+        self.plan: Plan | None = None
+        self.waiting: list[_Waiting] = []
+        self.time, self.bound = 0.0, float("nan")
+        self._before = "uncompiled", 0.0  # what is known of steps that an earlier process took
         self.bounds: list[float] = []
         self.samples: list[int] = []
         self.seconds: list[float] = []
@@ -88,67 +96,87 @@ class Stepper:
         self.compiled = CompiledSteps(make, ledger, (self.vae, self.inference), mode, total, busy)
 
     def take(self, batch: Batch, rows: Tensor | None) -> None:
-        """Takes one step: every phase's loss, gradient and update."""
-        if self.schedule is not None:
-            factor = float(self.schedule(self.step))
-            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate * factor
-        compiled_before = self.compiled is not None and self.compiled.last_was_compiled
-        plan = None if self.compiled is None else self.compiled.plan_for(batch, self.step)
-        if plan is None:
+        """Takes one step: every phase's loss, gradient and update. A compiled one may wait for `settle`."""
+        factor = None if self.schedule is None else float(self.schedule(self.step))
+        self.inference.visit(rows)
+        if not self.waiting or not _alike(batch, self.waiting[0].batch):
             self.settle()
-            if compiled_before:
+            compiled_before = self.compiled is not None and self.compiled.last_was_compiled
+            self.plan = None if self.compiled is None else self.compiled.plan_for(batch, self.step)
+            if self.plan is None and compiled_before:
                 self._keep_buffers()
-        start = time.perf_counter()
-        if plan is None:
-            self.bound = self._take(batch, rows)
-        else:
-            noise: dict[int, list[Tensor]] = {}
-            with uninterrupted():
-                self.taken.append(_Taken(batch, rows, noise, plan.take(batch, noise)))
-        seconds = time.perf_counter() - start
-        if self.compiled is not None and plan is None:
-            self.compiled.timed(batch, seconds)
-        self.step += 1
-        self.time += seconds
-        self.bounds.append(self.bound)
-        self.samples.append((self.samples[-1] if self.samples else 0) + batch.size)
-        self.seconds.append(self.time)
-        if len(self.taken) >= self.look:
+        if self.plan is None:
+            self._take_uncompiled(batch, rows, factor)
+            return
+        # Drawn now, so that the order of all draws is that of the steps.
+        self.waiting.append(_Waiting(batch, rows, factor, self.plan.draw()))
+        if len(self.waiting) >= (self.plan.stretch if self.ahead else 1):
             self.settle()
+
+    @property
+    def step(self) -> int:
+        """Steps taken, with those that wait."""
+        return len(self.seconds) + len(self.waiting)
 
     def settle(self) -> None:
-        """Looks at the compiled steps since the last look: records their bounds, or fails at the first that did."""
-        taken, self.taken = self.taken, []
-        if not taken or self.compiled is None or self.ledger is None:
+        """Takes the steps that wait, and looks at them: records their bounds, or fails at the first that did."""
+        if not self.waiting or self.plan is None or self.compiled is None or self.ledger is None:
             return
-        start, n = time.perf_counter(), len(taken)
-        failed = bool(self.ledger.failed)
-        self.time += time.perf_counter() - start
-        moving = sum([bool(parameters) for _, parameters in self.phases])
-        if failed:
-            good = (int(self.ledger.done) - self.compiled.settled) // moving
-            for record in (self.bounds, self.samples, self.seconds):
-                del record[len(record) - n + good :]
-            self.step -= n - good
-            self._record(taken[:good])
-            self._keep_buffers()  # nothing has changed them since
-            self._fail(taken[good].batch, taken[good].rows, self._bad_gradient(taken[good]))
-        self.compiled.settled += n * moving
-        self._record(taken)
+        with uninterrupted():
+            waiting, self.waiting = self.waiting, []
+            start = time.perf_counter()
+            for step in waiting:
+                self._set_rates(step.factor)
+                step.bound = self.plan.take(step.batch, step.noise)
+            failed = bool(self.ledger.failed)
+            seconds = time.perf_counter() - start
+            self.time += seconds
+            moving = sum([bool(parameters) for _, parameters in self.phases])
+            good = (int(self.ledger.done) - self.compiled.settled) // moving if failed else len(waiting)
+            self.compiled.settled += good * moving
+            self._record([step.batch.size for step in waiting[:good]], [step.bound for step in waiting[:good]])
+            if failed:
+                self._keep_buffers()  # nothing has changed them since
+                self._fail(waiting[good].batch, waiting[good].rows, self._bad_gradient(waiting[good]))
+            self._lengthen(self.plan, seconds, waiting)
 
-    def _record(self, taken: list[_Taken]) -> None:
-        """Records what compiled steps, the last ones, gave."""
-        n = len(taken)
-        bounds = [step.bound for step in taken if step.bound is not None]
-        if bounds:
-            self.bounds[-n:] = [float(bounds[0])] if n == 1 else torch.stack(bounds).tolist()
-            self.bound = self.bounds[-1]
-        if n:
-            before = self.seconds[-n - 1] if len(self.seconds) > n else 0.0
-            self.seconds[-n:] = [before + (self.time - before) * (i + 1) / n for i in range(n)]
+    def _take_uncompiled(self, batch: Batch, rows: Tensor | None, factor: float | None) -> None:
+        start = time.perf_counter()
+        self._set_rates(factor)
+        self.bound = self._take(batch, rows)
+        seconds = time.perf_counter() - start
+        if self.compiled is not None:
+            self.compiled.timed(batch, seconds)
+        self.time += seconds
+        self._record([batch.size], [])
 
-    def _bad_gradient(self, taken: _Taken) -> str:
+    def _set_rates(self, factor: float | None) -> None:
+        if factor is not None:
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * factor
+
+    def _record(self, sizes: list[int], bounds: list[Tensor | None]) -> None:
+        """Records steps: the sizes of their minibatches, and their bounds where they are not known yet."""
+        found = [bound for bound in bounds if bound is not None]
+        values = torch.stack(found).tolist() if found else [self.bound] * len(sizes)
+        before, samples = (self.seconds[-1], self.samples[-1]) if self.seconds else (0.0, 0)
+        for i, (size, value) in enumerate(zip(sizes, values, strict=True)):
+            samples += size
+            self.bounds.append(value)
+            self.samples.append(samples)
+            self.seconds.append(before + (self.time - before) * (i + 1) / len(sizes))
+        self.bound = values[-1] if values else self.bound
+
+    def _lengthen(self, plan: Plan, seconds: float, waiting: list[_Waiting]) -> None:
+        """Chooses how many steps of a plan are taken in one stretch, once it is known how long they take."""
+        plan.looks += 1
+        if plan.looks == _SINGLE and plan.captured:
+            noise = [tensor for drawn in waiting[0].noise.values() for tensor in drawn]
+            size = sum(tensor.nbytes for tensor in (*waiting[0].batch, *noise) if tensor is not None)
+            room = _BYTES.get(self.vae.device.type, _BYTES_ELSEWHERE) // max(size, 1)
+            plan.stretch = max(1, min(_MOST, int(_SECONDS * len(waiting) / seconds), room))
+
+    def _bad_gradient(self, taken: _Waiting) -> str:
         """What was not finite, from the same step at the same noise, uncompiled."""
         if len(self.phases) > 1:
             return "the loss or its gradient"
@@ -162,17 +190,46 @@ class Stepper:
     @property
     def execution(self) -> str:
         """How the steps ran, in words."""
-        return "uncompiled" if self.compiled is None or not self.compiled.said else self.compiled.said
+        return self._before[0] if self.compiled is None or not self.compiled.said else self.compiled.said
 
     @property
     def compile_seconds(self) -> float:
         """What capturing and compiling took."""
-        return 0.0 if self.compiled is None else self.compiled.seconds
+        return self._before[1] + (0.0 if self.compiled is None else self.compiled.seconds)
 
     def finish(self) -> None:
         """Has the optimizer know how many steps were taken."""
         if self.compiled is not None:
             self.compiled.finish()
+
+    def state(self) -> dict[str, Any]:
+        """Returns all that the next step depends on, and the records; see `put_back`."""
+        self.settle()
+        self.finish()
+        return {
+            "modules": dict(self.both.state_dict()),
+            "optimizer": self.optimizer.state_dict()["state"],
+            "bounds": torch.tensor(self.bounds, dtype=torch.float64),
+            "samples": torch.tensor(self.samples, dtype=torch.int64),
+            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+            "bound": self.bound,
+            "time": self.time,
+            "execution": self.execution,
+            "compile_seconds": self.compile_seconds,
+        }
+
+    def put_back(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state, before the first step: in place, with the optimizer's present rates."""
+        self.both.load_state_dict(state["modules"])
+        own = self.optimizer.state_dict()
+        self.optimizer.load_state_dict(own | {"state": state["optimizer"]})
+        with torch.no_grad():
+            for parameter in self.both.parameters():
+                self.kept[id(parameter)].copy_(parameter)
+        self._keep_buffers()
+        self.bounds, self.samples, self.seconds = (state[name].tolist() for name in ("bounds", "samples", "seconds"))
+        self.bound, self.time = state["bound"], state["time"]
+        self._before = state["execution"], state["compile_seconds"]
 
     def _take(self, batch: Batch, rows: Tensor | None) -> float:
         bound = float("nan")
@@ -286,6 +343,14 @@ class Stepper:
 
 def _of_prior(vae: VAE) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in vae.theta.items() if name.startswith("prior.")}
+
+
+def _alike(one: Batch, other: Batch) -> bool:
+    """Whether the fields of two minibatches have the same shapes and types."""
+    return all(
+        (a is None and b is None) or (a is not None and b is not None and a.shape == b.shape and a.dtype == b.dtype)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -3,18 +3,21 @@ r"""The training loop: one function for every inference algorithm."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
 
+from pyro_vae.checkpoint import Checkpoint
 from pyro_vae.engine import enabled
 from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.history import History
 from pyro_vae.inference import Inference
 from pyro_vae.interrupts import deferrable
-from pyro_vae.minibatches import Minibatches, Transform, as_batch, check_values, minibatches
+from pyro_vae.loop import Callback, Loop
+from pyro_vae.minibatches import Transform, as_batch, check_values, minibatches
 from pyro_vae.modes import isolated, switched
 from pyro_vae.precision import Precision, networks_in
 from pyro_vae.progress import steps_bar
@@ -42,7 +45,10 @@ def fit(
     keep: Literal["best", "last"] = "last",
     schedule: Callable[[int], float] | None = None,
     clip_norm: float | None = None,
-    callback: Callable[[int, Mapping[str, float]], None] | None = None,
+    callback: Callback | None = None,
+    callback_steps: Collection[int] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 30.0,
     check_support: bool = True,
     divergence: Literal["raise", "stop"] = "raise",
     compile: Mode = "auto",
@@ -96,7 +102,10 @@ def fit(
     keep: Literal["best", "last"] = "last",
     schedule: Callable[[int], float] | None = None,
     clip_norm: float | None = None,
-    callback: Callable[[int, Mapping[str, float]], None] | None = None,
+    callback: Callback | None = None,
+    callback_steps: Collection[int] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 30.0,
     check_support: bool = True,
     divergence: Literal["raise", "stop"] = "raise",
     compile: Mode = "auto",
@@ -132,6 +141,13 @@ def fit(
         clip_norm: Largest norm of the gradient of all parameters that a phase moves.
         callback: Called after each step with its number, from 1, and ``bound``, ``samples``, ``seconds``, and
             ``validation_bound`` where it was evaluated.
+        callback_steps: Steps after which ``callback`` is called, if not after all: compiled steps run faster where
+            nothing is between them.
+        checkpoint: File that keeps the state of the run. Where it exists, training goes on from it, and with
+            ``compile=True`` or False and the same number of threads the result is that of a run without
+            interruption, to the last bit; a larger number of steps goes on with a run that was completed. Of what a
+            `DataLoader` draws, it keeps torch's random stream and the loader's own generator.
+        checkpoint_seconds: Between two writings of that file, at least; it is written at the end too.
         check_support: Whether data outside the likelihood's support are refused; only without this check can a
             Bernoulli be trained on grey levels, and its "log-likelihood" is then none.
         divergence: What follows a loss or gradient that is not finite: an error, or a `History` that has stopped
@@ -168,8 +184,8 @@ def fit(
     if not isinstance(vae, VAE):
         from pyro_vae.replicated_training import fit_replicates  # which is made of this module
 
-        if callback is not None:
-            raise InputError("fit: `callback` is for one VAE; train several without it.")
+        if callback is not None or checkpoint is not None:
+            raise InputError("fit: `callback` and `checkpoint` are for one VAE; train several without them.")
         with networks_in(precision):
             return fit_replicates(
                 *(vae, x, inference),
@@ -214,6 +230,10 @@ def fit(
     run = Stepper(vae, inference, optimizer, schedule, clip_norm, check_support)
     watch = Watch(vae, inference, held_out, validation_every or source.steps, early_stopping, keep, check_support)
     watch.compile = "auto" if compile else False
+    loop = Loop(run, watch, source, total, callback=callback, callback_steps=callback_steps)
+    if checkpoint is not None:
+        loop.checkpoint = Checkpoint(checkpoint, run, watch, source, seed, checkpoint_seconds)
+        loop.checkpoint.load()
     with (
         isolated(seed, "training"),
         switched(vae, training=True),
@@ -228,7 +248,10 @@ def fit(
             run.compile_steps(compile, total, bar.busy)
         warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; ours names the term
         try:
-            stopped, remark = _loop(run, watch, source, total, callback, bar.report), inference.remark()
+            if loop.checkpoint is not None:
+                loop.checkpoint.resume_random()
+            loop.report = bar.report
+            stopped, remark = loop.take(), inference.remark()
         except NonFiniteError as error:
             if divergence == "raise" or not run.step:
                 raise
@@ -276,39 +299,3 @@ def _check_arguments(
             f"fit: `{inference.name}` trains no posterior, so that the ELBO of validation data tells nothing of the "
             'model; use keep="last" without early_stopping.'
         )
-
-
-def _loop(
-    run: Stepper,
-    watch: Watch,
-    source: Minibatches,
-    total: int,
-    callback: Callable[[int, Mapping[str, float]], None] | None,
-    report: Callable[[int, float], None],
-) -> str:
-    """Takes the steps; returns why it stopped."""
-    stopped = "completed"
-    try:
-        while run.step < total and stopped == "completed":
-            for batch, rows in source.epoch():
-                run.take(batch, rows)
-                due = watch.due(run.step, total)
-                if due or callback is not None:
-                    run.settle()
-                report(run.step, run.bound)
-                metrics = {"bound": run.bound, "samples": run.samples[-1], "seconds": run.seconds[-1]}
-                if due:
-                    run.check_parameters()
-                    metrics["validation_bound"] = watch.evaluate(run.step)
-                if callback is not None:
-                    callback(run.step, metrics)
-                if watch.exhausted:
-                    stopped = "early stopping"
-                if run.step == total or stopped != "completed":
-                    break
-    except KeyboardInterrupt:
-        stopped = "interrupted"
-    run.settle()
-    run.check_parameters()
-    watch.restore()
-    return stopped

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyro
@@ -77,6 +78,20 @@ class Watch:
         if self.patience is None or not self.values:
             return False
         return len(self.values) - 1 - int(np.argmax(self.values)) >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        """Returns what was evaluated, and the best parameters."""
+        return {
+            "steps": self.steps,
+            "values": self.values,
+            "best_step": self.best_step,
+            "best_state": None if self.best_state is None else [dict(state) for state in self.best_state],
+        }
+
+    def put_back(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state."""
+        self.steps, self.values = list(state["steps"]), list(state["values"])
+        self.best_step, self.best_state = state["best_step"], state["best_state"]
 
     def restore(self) -> None:
         """Puts the best parameters in place, where they are the ones to keep."""

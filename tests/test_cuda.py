@@ -196,12 +196,14 @@ def test_compiled_training_agrees_with_uncompiled(name: str, model: str, x: torc
 def test_compiled_steps_do_not_wait_for_the_device(x: torch.Tensor) -> None:
     vae = MODELS["mlp"]().cuda()
     run = Stepper(vae, ALGORITHMS["aevb"](), lambda p: torch.optim.Adam(p, 1e-3), None, None, True)
-    run.look = 1000
     source = minibatches(vae, x, 32, seed=0)
     with pyro.validation_enabled(False):
         run.compile_steps(True, 1000, StepsBar().busy)
         for batch, rows in source.epoch():
             run.take(batch, rows)
+        run.settle()
+        plan = next(kind.plan for kind in run.compiled.kinds.values() if kind.plan is not None)
+        plan.stretch = 1000
         try:
             torch.cuda.set_sync_debug_mode("error")
             for batch, rows in source.epoch():

@@ -1,0 +1,91 @@
+r"""Training runs that leave a curve, and go on where they were killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pyro_vae import VAE, History, fit
+from pyro_vae.inference import Inference
+
+_CHECKPOINT, _RECORDS = ".checkpoint", ".jsonl"
+
+
+def logarithmic(first: int, last: int, per_decade: int) -> list[int]:
+    """Returns steps at equal ratios, so many to a decade, from the first to the last, which are among them."""
+    found, i = {first, last}, 1
+    while (step := round(first * 10 ** (i / per_decade))) < last:
+        found.add(step)
+        i += 1
+    return sorted(step for step in found if first <= step <= last)
+
+
+def fit_with_curve(
+    place: Path,
+    vae: VAE,
+    x: Any,
+    inference: Inference,
+    *,
+    steps: int,
+    at: Sequence[int],
+    evaluate: Callable[[int], Mapping[str, Any]],
+    **options: Any,
+) -> tuple[History, list[dict[str, Any]]]:
+    """Trains a VAE, and evaluates it on the way; killed at any moment and called again, it goes on.
+
+    Arguments:
+        place: Without its ending, of the files of the run in progress: a checkpoint, and a line for each evaluation.
+        vae: The VAE, as it was at the first call.
+        x: Data; see `pyro_vae.fit`.
+        inference: The algorithm.
+        steps: Of the run.
+        at: Steps after which to evaluate.
+        evaluate: From the step to what is to be remembered, ready for JSON; always the same for the same parameters,
+            which it leaves as they are.
+        options: Of `pyro_vae.fit`; ``compile`` is True where nothing else is said, since what "auto" decides by
+            timing may differ from process to process.
+
+    Returns:
+        The history, and the records in order, each with ``step``, ``samples`` and the ``seconds`` of training.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    records = _read(place)
+
+    def callback(step: int, metrics: Mapping[str, float]) -> None:
+        if step in records:  # evaluated by a process that was killed before its next checkpoint
+            return
+        found = {"step": step, "samples": int(metrics["samples"]), "seconds": round(metrics["seconds"], 3)}
+        records[step] = found | dict(evaluate(step))
+        with place.with_name(place.name + _RECORDS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(records[step]) + "\n")
+
+    history = fit(
+        *(vae, x, inference),
+        steps=steps,
+        callback=callback,
+        callback_steps=frozenset(at),
+        checkpoint=place.with_name(place.name + _CHECKPOINT),
+        **{"compile": True, **options},
+    )
+    return history, [records[step] for step in sorted(records)]
+
+
+def forget(place: Path) -> None:
+    """Removes the files of a run whose result is elsewhere."""
+    for ending in (_CHECKPOINT, _CHECKPOINT + ".tmp", _RECORDS):
+        place.with_name(place.name + ending).unlink(missing_ok=True)
+
+
+def _read(place: Path) -> dict[int, dict[str, Any]]:
+    """The records so far, by step; a line that was cut off is none."""
+    file = place.with_name(place.name + _RECORDS)
+    found: dict[int, dict[str, Any]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        found[record["step"]] = record
+    return found

@@ -1,0 +1,188 @@
+"""A run that goes on from its checkpoint is the run that was never interrupted, to the last bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyro_vae import VAE, Conditional, Fixed, fit, mlp
+from pyro_vae.engine import interpreted
+from pyro_vae.errors import InputError
+from pyro_vae.inference import AEVB, ALGORITHMS, RWS
+
+X = (torch.rand(70, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+
+
+def model(size=None) -> VAE:
+    torch.manual_seed(0)
+    prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+    return VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 5)), mlp(6, 5), size=size)
+
+
+def flipped(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.where(torch.rand(x.shape, generator=generator) < 0.1, 1 - x, x)
+
+
+class Stop(Exception):
+    """What a callback raises in place of a kill."""
+
+
+def train(checkpoint=None, stop=None, steps=25, x=X, **given):
+    """A run of 25 steps, three epochs and a half; ``stop`` is the step after which it dies."""
+    inference = given.pop("inference", AEVB())
+    vae, called = model(70 if inference.name == "vb" else None), []
+
+    def callback(step, metrics):
+        called.append((step, metrics["bound"]))
+        if step == stop:
+            raise Stop
+
+    options = {
+        "optimizer": lambda p: torch.optim.Adam(p, 1e-2),
+        "batch_size": 10,
+        "transform": flipped,
+        "compile": False,
+        "schedule": lambda step: 1 / (1 + step),
+        "callback": callback,
+        "callback_steps": {7, 8, 20, 25},
+        "checkpoint": checkpoint,
+        "checkpoint_seconds": 0.0,
+    }
+    try:
+        with interpreted():
+            history = fit(vae, x, inference, steps=steps, **(options | given))
+    except Stop:
+        return None
+    return vae, inference, history, called
+
+
+def assert_same(one, other):
+    for mine, its in ((one[0], other[0]), (one[1], other[1])):
+        for (name, p), q in zip(mine.state_dict().items(), its.state_dict().values(), strict=True):
+            assert torch.equal(p, q), name
+    for name in ("bound", "samples", "validation_step", "validation_bound"):
+        np.testing.assert_array_equal(getattr(one[2], name), getattr(other[2], name))
+    assert one[2].stopped == other[2].stopped
+    assert one[2].best_step == other[2].best_step
+    assert len(one[2].seconds) == len(one[2].bound)
+    assert (np.diff(one[2].seconds) >= 0).all()
+
+
+@pytest.mark.parametrize("stop", [7, 8, 20])
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_run_that_dies_goes_on(tmp_path, monkeypatch, stop, compile):
+    monkeypatch.setattr("pyro_vae.checkpoint._SHARE", 0)
+    monkeypatch.setattr("pyro_vae.stepping._MOST", 3)
+    whole = train(compile=compile)
+    place = tmp_path / "run.checkpoint"
+    assert train(place, stop, compile=compile) is None
+    resumed = train(place, compile=compile)
+    assert_same(resumed, whole)
+    assert resumed[3] == [pair for pair in whole[3] if pair[0] >= stop]  # the step in which it died is taken again
+    again = train(place, compile=compile)
+    assert_same(again, whole)
+    assert again[3] == []
+
+
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"m2", "enumeration"}))
+def test_every_algorithm_goes_on(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("pyro_vae.checkpoint._SHARE", 0)
+    whole = train(inference=ALGORITHMS[name]())
+    place = tmp_path / "run.checkpoint"
+    assert train(place, 8, inference=ALGORITHMS[name]()) is None
+    assert_same(train(place, inference=ALGORITHMS[name]()), whole)
+
+
+def test_more_steps_go_on_with_a_run_that_is_over(tmp_path):
+    place = tmp_path / "run.checkpoint"
+    train(place, steps=12)
+    assert_same(train(place, steps=25), train())
+
+
+def test_validation_and_the_best_parameters_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_vae.checkpoint._SHARE", 0)
+    options = {"validation": X[:20], "validation_every": 4, "keep": "best", "early_stopping": 3}
+    whole = train(**options)
+    place = tmp_path / "run.checkpoint"
+    assert train(place, 20, **options) is None
+    assert_same(train(place, **options), whole)
+    assert_same(train(place, **options), whole)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_loader_goes_on_in_its_order(tmp_path, monkeypatch, own):
+    monkeypatch.setattr("pyro_vae.checkpoint._SHARE", 0)
+
+    def loader():
+        generator = torch.Generator().manual_seed(3) if own else None
+        return DataLoader(TensorDataset(X), 10, shuffle=True, generator=generator)
+
+    whole = train(x=loader())
+    place = tmp_path / "run.checkpoint"
+    assert train(place, 20, x=loader()) is None
+    assert_same(train(place, x=loader()), whole)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    place = tmp_path / "run.checkpoint"
+    train(place)
+    for given, what in [
+        ({"inference": RWS(num_particles=3)}, "algorithm"),
+        ({"batch_size": 7}, "data"),
+        ({"x": X[:50]}, "data"),
+        ({"seed": 1}, "seed"),
+        ({"optimizer": lambda p: torch.optim.Adam(p, 1e-3)}, "optimizer"),
+        ({"clip_norm": 1.0}, "clip_norm"),
+    ]:
+        with pytest.raises(InputError, match=f"of another run: {what}"):
+            train(place, **given)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    place = tmp_path / "run.checkpoint"
+    train(place)
+    content = place.read_bytes()
+    for bad in (b"", b"nothing", content[: len(content) // 2]):
+        place.write_bytes(bad)
+        with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+            train(place)
+        assert place.read_bytes() == bad
+    with pytest.raises(InputError, match="does not exist; make it first"):
+        train(tmp_path / "nowhere" / "run.checkpoint")
+
+
+def test_a_process_that_is_killed_goes_on(tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys, time, torch
+        sys.path.insert(0, sys.argv[1])
+        import test_checkpoint as t
+        from pathlib import Path
+        def slowly(step):
+            if len(sys.argv) > 3:
+                Path(sys.argv[3]).write_text(str(step))
+                time.sleep(0.02)
+            return 1 / (1 + step)
+        import pyro_vae.checkpoint
+        pyro_vae.checkpoint._SHARE = 0
+        t.train(sys.argv[2], schedule=slowly, steps=60)
+        """
+    )
+    place, step = tmp_path / "run.checkpoint", tmp_path / "step"
+    command = [sys.executable, "-c", script, str(Path(__file__).parent), str(place)]
+    step.write_text("")
+    with subprocess.Popen([*command, str(step)]) as process:
+        while int(step.read_text() or 0) <= 20:
+            assert process.poll() is None
+        os.kill(process.pid, signal.SIGKILL)
+    assert place.exists()
+    subprocess.run(command, check=True, timeout=60)
+    assert_same(train(place, steps=60), train(steps=60))
