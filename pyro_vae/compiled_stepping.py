@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
-from pyro_vae.engine import CaptureError, CompilationError, Ledger, Step, tensors_of
+from pyro_vae.engine import CaptureError, CompilationError, Ledger, Step, Stretch, tensors_of
 from pyro_vae.engine.price import CAPTURE, MOST, WARM, Busy, Mode, price
 from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.vae import VAE
@@ -59,6 +59,7 @@ class Plan:
     ) -> None:
         self.vae = vae
         self.stretch, self.looks = 1, 0
+        self._stretch: Stretch | None = None
         self.steps: list[tuple[Phase, Step | None]] = []
         modules: dict[str, nn.Module] = {"vae": vae, "inference": inference}
         names = {id(p): name for name, p in nn.ModuleDict(modules).named_parameters()}
@@ -101,6 +102,31 @@ class Plan:
             return {}
         return {i: step.captured.noise() for i, (_, step) in enumerate(self.steps) if step is not None}
 
+    def together(self, n: int) -> bool:
+        """Whether so many steps are taken faster at once; see `Stretch`."""
+        step = self.steps[0][1]
+        if n == 1 or len(self.steps) > 1 or step is None or not step.recorded:
+            return False
+        self._stretch = self._stretch or Stretch(step)
+        return self._stretch.has_room(n)
+
+    def take_together(
+        self, steps: Sequence[tuple[Batch, dict[int, list[Tensor]]]], rates: Sequence[Sequence[float]]
+    ) -> list[Tensor | None]:
+        """Takes several steps at once; returns their bounds.
+
+        Arguments:
+            steps: Minibatch and noise of each.
+            rates: The learning rates of the optimizer's groups at each.
+        """
+        if self._stretch is None:
+            raise RuntimeError("steps are taken together where `together` says so")
+        at = self._bounds[0]
+        batches = [batch if self._as_it_is else self.vae.check(batch) for batch, _ in steps]
+        given = [(_inputs(batch), noise[0]) for batch, (_, noise) in zip(batches, steps, strict=True)]
+        flat = self._stretch.take(given, rates)
+        return [None if at is None else results[at] for results in flat]
+
     def take(self, batch: Batch, noise: dict[int, list[Tensor]]) -> Tensor | None:
         """Takes the phases' steps; returns the last bound.
 
@@ -117,13 +143,17 @@ class Plan:
                 continue
             if i not in noise:
                 noise[i] = step.captured.noise()
-            inputs = [field.contiguous() for field in batch if field is not None]
+            inputs = _inputs(batch)
             flat = step.take(inputs if carry is None else [*inputs, *tensors_of(carry)], noise[i])
             at = self._bounds[i]
             bound = bound if at is None else flat[at]
             if i + 1 < len(self.steps):
                 carry = step.captured.template.fill(flat)[1]
         return bound
+
+
+def _inputs(batch: Batch) -> list[Tensor]:
+    return [field.contiguous() for field in batch if field is not None]
 
 
 @contextmanager

@@ -38,7 +38,6 @@ class _Waiting:
     rows: Tensor | None
     factor: float | None
     noise: dict[int, list[Tensor]]
-    bound: Tensor | None = None
 
 
 class Stepper:
@@ -125,20 +124,30 @@ class Stepper:
         with uninterrupted():
             waiting, self.waiting = self.waiting, []
             start = time.perf_counter()
-            for step in waiting:
-                self._set_rates(step.factor)
-                step.bound = self.plan.take(step.batch, step.noise)
+            bounds = self._take_waiting(self.plan, waiting)
             failed = bool(self.ledger.failed)
             seconds = time.perf_counter() - start
             self.time += seconds
             moving = sum([bool(parameters) for _, parameters in self.phases])
             good = (int(self.ledger.done) - self.compiled.settled) // moving if failed else len(waiting)
             self.compiled.settled += good * moving
-            self._record([step.batch.size for step in waiting[:good]], [step.bound for step in waiting[:good]])
+            self._record([step.batch.size for step in waiting[:good]], bounds[:good])
             if failed:
                 self._keep_buffers()  # nothing has changed them since
                 self._fail(waiting[good].batch, waiting[good].rows, self._bad_gradient(waiting[good]))
             self._lengthen(self.plan, seconds, waiting)
+
+    def _take_waiting(self, plan: Plan, waiting: list[_Waiting]) -> list[Tensor | None]:
+        """Takes compiled steps; returns their bounds."""
+        if plan.together(len(waiting)):
+            factors = [1.0 if step.factor is None else step.factor for step in waiting]
+            rates = [[rate * factor for rate in self.rates] for factor in factors]
+            return plan.take_together([(step.batch, step.noise) for step in waiting], rates)
+        bounds = []
+        for step in waiting:
+            self._set_rates(step.factor)
+            bounds.append(plan.take(step.batch, step.noise))
+        return bounds
 
     def _take_uncompiled(self, batch: Batch, rows: Tensor | None, factor: float | None) -> None:
         start = time.perf_counter()

@@ -6,6 +6,7 @@ from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.engine.function import Routine, enabled, repeated, routine
 from pyro_vae.engine.noise import Draw, Lifted
 from pyro_vae.engine.step import Ledger, Step
+from pyro_vae.engine.stretch import Stretch
 from pyro_vae.engine.svi import CompiledSVI
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Outputs",
     "Routine",
     "Step",
+    "Stretch",
     "capture",
     "enabled",
     "interpreted",

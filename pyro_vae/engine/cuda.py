@@ -43,7 +43,7 @@ class Replayed:
 
     def __call__(self, arguments: Sequence[Tensor]) -> list[Tensor]:
         """Launches the graph, and returns copies of its results."""
-        for i in self._given:
-            self._static[i].copy_(arguments[i])
+        static, given = ([tensors[i] for i in self._given] for tensors in (self._static, arguments))
+        torch._foreach_copy_(static, given)
         self._graph.replay()
         return [result.clone() for result in self._results]

@@ -119,6 +119,12 @@ class Ledger:
                 self._known[i] = rate
                 self.rates[i].fill_(rate)
 
+    def moved_at(self, rates: Sequence[float]) -> None:
+        """Notes the learning rates of the last step, which are in `rates` already; the optimizer's groups get them."""
+        self._known = list(rates)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
     def _taken(self, parameter: nn.Parameter) -> float:
         state = self.optimizer.state.get(parameter, {})
         # Momentum has no counter; where it has begun, the first step is over.
@@ -139,6 +145,10 @@ class Step:
         moved: Names of the parameters to move, with the module's name in front.
         ledger: Of the run.
         clip_norm: Largest norm of the gradient of all moved parameters.
+
+    Attributes:
+        executable: From all arguments to all results, operation by operation or compiled.
+        fixed: Of the arguments, those that stay where they are from step to step.
 
     Raises:
         CaptureError: See `capture`.
@@ -165,8 +175,8 @@ class Step:
         self.graph: GraphModule = self._whole(arguments)
         self.constants = lift_constants(self.graph)
         self._examples = [*arguments, *self.constants]
-        self._executable: Executable = lambda flat: self.graph(*flat)
-        self._run: Executable = self._executable
+        self.executable: Executable = lambda flat: self.graph(*flat)
+        self._run: Executable = self.executable
 
     def compile(self) -> float:
         """Compiles the graph; returns how many seconds it took, 0 where the process had the same program already.
@@ -175,18 +185,18 @@ class Step:
             CompilationError: See `compile_graph`; the step runs uncompiled then.
         """
         compiled = compile_graph(self.graph, self._examples)
-        self._executable = compiled.run
+        self.executable = compiled.run
         self._record()
         return compiled.seconds
 
     def _record(self) -> None:
         """On a CUDA device, makes one graph of all kernels; see `Replayed`."""
-        self._run = self._executable
+        self._run = self.executable
         if self.ledger.failed.is_cuda and self.ledger.rule is not None:
-            given = range(len(self._fixed), len(self._examples) - len(self.captured.constants) - len(self.constants))
-            arguments = [*self._fixed, *self._examples[len(self._fixed) :]]
+            given = range(len(self.fixed), len(self._examples) - len(self.behind))
+            arguments = [*self.fixed, *self._examples[len(self.fixed) :]]
             try:
-                self._run = Replayed(self._executable, arguments, given)
+                self._run = Replayed(self.executable, arguments, given)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())[:200]
                 warnings.warn(f"the step runs without a CUDA graph, kernel after kernel: {reason}", stacklevel=2)
@@ -220,7 +230,7 @@ class Step:
             inputs: The tensors of the inputs, in order.
             noise: See `Capture.draws`.
         """
-        self._follow()
+        self.follow()
         flat = self._run(self._arguments(inputs, noise))
         if self.ledger.rule is None:
             n = self.captured.template.size
@@ -245,12 +255,22 @@ class Step:
     def held(self) -> list[Tensor]:
         """Returns what stays where it is from step to step, the graph's first arguments, as the objects themselves."""
         sources = [*self.program.parameters(), *self.program.buffers()]
-        return [*sources, *self._fixed[len(sources) :]]
+        return [*sources, *self.fixed[len(sources) :]]
 
     def example_inputs(self) -> list[Tensor]:
         """Returns the tensors of the example inputs."""
-        behind = len(self.captured.draws) + len(self.captured.constants) + len(self.constants)
-        return self._examples[len(self._fixed) : len(self._examples) - behind]
+        noise_and_behind = len(self.captured.draws) + len(self.behind)
+        return self._examples[len(self.fixed) : len(self._examples) - noise_and_behind]
+
+    @property
+    def behind(self) -> list[Tensor]:
+        """Of the arguments, those behind inputs and noise: constants."""
+        return [*self.captured.constants, *self.constants]
+
+    @property
+    def recorded(self) -> bool:
+        """Whether it runs as one graph of CUDA kernels."""
+        return isinstance(self._run, Replayed)
 
     # ------------------------------------------------------------------ where everything lies
 
@@ -261,30 +281,30 @@ class Step:
         self._addresses = [tensor.data_ptr() for tensor in sources]
         states = {name: self.ledger.state_of(parameter) for name, parameter in self.moved.items()}
         self._state_keys = [(name, key) for name, own in states.items() for key in own]
-        self._fixed = [
+        self.fixed = [
             *(tensor.detach() for tensor in sources),
             *(states[name][key] for name, key in self._state_keys),
             *(tensor for parameter in self.moved.values() for tensor in self.ledger.previous_of(parameter)),
             *(*self.ledger.rates, *self.ledger.counts, self.ledger.failed, self.ledger.done),
         ]
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
         """Finds parameters and buffers again that were assigned anew."""
         if [holder[name].data_ptr() for holder, name in self._holders] != self._addresses:
             self._place()
-            for old, new in zip(self._examples, self._fixed, strict=False):
+            for old, new in zip(self._examples, self.fixed, strict=False):
                 if (old.dtype, old.shape, old.stride(), old.device) != (new.dtype, new.shape, new.stride(), new.device):
                     raise InputError(
                         f"a tensor of shape {tuple(old.shape)}, {old.dtype} on {old.device}, was replaced by one of "
                         f"shape {tuple(new.shape)}, {new.dtype} on {new.device} between two compiled steps; change the "
                         "model before or after training, not in between."
                     )
-            if self._run is not self._executable:
+            if self._run is not self.executable:
                 self._record()
         self.ledger.read_rates()
 
     def _arguments(self, inputs: Sequence[Tensor], noise: Sequence[Tensor]) -> list[Tensor]:
-        return [*self._fixed, *inputs, *noise, *self.captured.constants, *self.constants]
+        return [*self.fixed, *inputs, *noise, *self.behind]
 
     # ------------------------------------------------------------------ the graph
 
