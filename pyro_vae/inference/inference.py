@@ -129,6 +129,15 @@ class Inference(nn.Module):
         for need in self.needs:
             need(type(self).__name__, vae)
 
+    def visit(self, rows: Tensor | None) -> None:
+        """Told before each step of `fit` which of the data its minibatch holds; by default nothing comes of it.
+
+        What is made of it is for phases that move nothing, which are never captured.
+
+        Arguments:
+            rows: Their positions, shape ``(B,)``; None where these are unknown.
+        """
+
     def remark(self) -> str:
         """Returns what a reader of the finished run's numbers must know; empty where there is nothing."""
         return ""
