@@ -79,13 +79,12 @@ def forget(place: Path) -> None:
 
 
 def _read(place: Path) -> dict[int, dict[str, Any]]:
-    """The records so far, by step; a line that was cut off is none."""
+    """The records so far, by step. A last line that was cut off is none, and taken off the file."""
     file = place.with_name(place.name + _RECORDS)
-    found: dict[int, dict[str, Any]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found[record["step"]] = record
-    return found
+    if not file.exists():
+        return {}
+    whole, _, rest = file.read_text(encoding="utf-8").rpartition("\n")
+    if rest:
+        file.write_text(whole + "\n" * bool(whole), encoding="utf-8")
+    records = [json.loads(line) for line in whole.splitlines()]
+    return {record["step"]: record for record in records}

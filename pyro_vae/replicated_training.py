@@ -16,6 +16,7 @@ from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.history import History
 from pyro_vae.inference import Inference
+from pyro_vae.interrupts import deferrable
 from pyro_vae.minibatches import Transform, as_batch, check_values
 from pyro_vae.modes import isolated, switched
 from pyro_vae.progress import steps_bar
@@ -154,6 +155,7 @@ def _environment(replicates: Sequence[Replicate]) -> ExitStack:
     for replicate in replicates:
         stack.enter_context(switched(replicate.vae, training=True))
         stack.enter_context(switched(replicate.inference, training=True))
+    stack.enter_context(deferrable())
     stack.enter_context(warnings.catch_warnings())
     warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; ours names the term
     return stack
