@@ -56,7 +56,7 @@ class Runs:
         self.by_key: dict[str, Any] = {}
         self.environment: dict[str, Any] | None = None
         if self.path.exists() and given.restart:
-            self.path.unlink()
+            os.replace(self.path, self.path.with_suffix(".json.before"))
             shutil.rmtree(self.unfinished, ignore_errors=True)
         self.read()
 
@@ -153,7 +153,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, ...; runs that are there already are kept")
     parser.add_argument("--output", default=str(RESULTS), help="folder of the result")
-    parser.add_argument("--restart", action="store_true", help="replace the runs that are there")
+    parser.add_argument("--restart", action="store_true", help="put the runs that are there aside")
     parser.add_argument("--quick", action="store_true", help="seconds in place of minutes; the numbers mean nothing")
 
 

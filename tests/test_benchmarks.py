@@ -95,7 +95,7 @@ def test_runs_are_kept_unless_the_settings_differ(module, tmp_path):
     with pytest.raises(SystemExit, match=r"other settings \(more, steps\)"):
         runs.Runs("trial", {"pair": (1, 2), "steps": 4, "more": 1}, given)
     assert runs.Runs("trial", {}, argparse.Namespace(device="cpu", output=str(tmp_path), restart=True)).by_key == {}
-    assert [path.name for path in tmp_path.iterdir()] == ["trial.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["trial.json.before"]
 
 
 def test_networks_of_one_seed_are_the_same_under_every_prior(module):
