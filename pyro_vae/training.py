@@ -154,9 +154,9 @@ def fit(
             there and tells what was not finite as its remark. The last good parameters are in place either way.
         compile: Whether the steps run as compiled programs: loss, gradients, clipping and update in one, at the same
             noise the same to rounding (draws of Bernoulli, categorical and dropout kind have another stream). With
-            ``"auto"`` where that saves time, judged by the first steps, and with a warning where the model cannot be
-            compiled; with True always, and such a model is an error. The first step is never compiled. Compiled
-            programs are kept on disk.
+            ``"auto"`` where that saves time, judged by how long the first steps take, so that one seed may give two
+            results; and with a warning where the model cannot be compiled. With True always, and such a model is an
+            error. The first step is never compiled. Compiled programs are kept on disk.
         precision: Of the networks' products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``; see `networks_in`.
         progress: Whether to show a progress bar (on a terminal only); a string is its title.
 
