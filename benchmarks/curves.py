@@ -47,6 +47,9 @@ def fit_with_curve(
         options: Of `pyro_vae.fit`; ``compile`` is True where nothing else is said, since what "auto" decides by
             timing may differ from process to process.
 
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, with the run's state in its files.
+
     Returns:
         The history, and the records in order, each with ``step``, ``samples`` and the ``seconds`` of training.
     """
@@ -69,6 +72,8 @@ def fit_with_curve(
         checkpoint=place.with_name(place.name + _CHECKPOINT),
         **{"compile": True, **options},
     )
+    if history.stopped == "interrupted":
+        raise KeyboardInterrupt
     return history, [records[step] for step in sorted(records)]
 
 

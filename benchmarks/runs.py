@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,39 +98,53 @@ class Runs:
                 start = time.perf_counter()
                 result = run(key)
                 result = _plain({**result, "wall_seconds": round(time.perf_counter() - start, 1)})
-                with self._locked(".lock"):
+                with self._alone():
                     self.read()
                     self.by_key[key] = result
                     first = [key for key in keys if key in self.by_key]  # in their order, whoever did them
                     self.by_key = {key: self.by_key[key] for key in (*first, *self.by_key)}
                     self.environment = environment(torch.device(self.device), _command(self.name))
                     self.write(about(self.by_key))
-            forget(self.unfinished / key)
-        with self._locked(".lock"):
+                forget(self.unfinished / key)
+        with self._alone():
             self.read()
             if self.by_key:
                 self.write(about(self.by_key))
-        if all(key in self.by_key for key in keys):
-            shutil.rmtree(self.unfinished, ignore_errors=True)
+        with suppress(OSError):  # of other processes' runs
+            self.unfinished.rmdir()
 
     @contextmanager
     def _claimed(self, key: str) -> Iterator[bool]:
-        """Whether the run of a key is this process's to do in the block: neither done, nor another process's."""
-        with self._locked(f"{key}.lock", wait=False) as mine:
-            self.read()
-            yield mine and key not in self.by_key
+        """Whether the run of a key is this process's to do in the block: neither done, nor another process's.
 
-    @contextmanager
-    def _locked(self, name: str, wait: bool = True) -> Iterator[bool]:
-        """Holds a lock file, which the system frees where the process is killed; yields whether it was got."""
+        It holds a lock file, which the system frees where the process is killed.
+        """
+        self.read()
+        if key in self.by_key:
+            yield False
+            return
         self.unfinished.mkdir(parents=True, exist_ok=True)
-        with (self.unfinished / name).open("w") as file:
+        place = self.unfinished / f"{key}.lock"
+        with place.open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
                 return
-            yield True
+            self.read()
+            yield key not in self.by_key
+            place.unlink(missing_ok=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds the lock of the results' folder."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def write(self, about: dict[str, Any]) -> None:
         """Writes the file in one step: a reader sees the old one or the new one."""

@@ -15,9 +15,11 @@ import torch
 from test_interface import data, small_vae
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._filelock import FileLock
 
 from pyro_vae import fit
 from pyro_vae.engine import CompilationError, Ledger, Step, backend, capture, interpreted
+from pyro_vae.engine.compiler_cache import remove_unfinished
 from pyro_vae.engine.graph import fingerprint, lift_constants
 from pyro_vae.inference import AEVB
 
@@ -298,3 +300,30 @@ def test_a_second_process_finds_the_program_on_disk_also_after_the_first_was_kil
     fresh, _, expected = _process(tmp_path / "other")
     assert fresh == ""
     assert losses == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("left", [0, 100, 5000])
+def test_libraries_that_a_killed_compiler_left_unfinished_are_made_anew(tmp_path, left):
+    """As many bytes are there as the linker had written."""
+    _, _, losses = _process(tmp_path)
+    libraries = [*tmp_path.rglob("*.so")]
+    assert libraries
+    for path in libraries:
+        path.write_bytes(path.read_bytes()[:left])
+    assert _process(tmp_path)[2] == losses
+    assert all(path.stat().st_size > left for path in libraries)
+
+
+def test_only_libraries_that_are_cut_off_and_that_nobody_works_on_are_removed(tmp_path):
+    whole = Path(torch._C.__file__).read_bytes()
+    places = {name: tmp_path / "ab" / f"{name}.main.so" for name in ("whole", "empty", "cut", "linked", "other")}
+    (tmp_path / "ab").mkdir()
+    for place, content in zip(places.values(), [whole, b"", whole[:5000], whole[:30], b"no library"], strict=True):
+        place.write_bytes(content)
+    (tmp_path / "locks").mkdir()
+    with FileLock(str(tmp_path / "locks" / "linked.lock")):
+        remove_unfinished(tmp_path)
+    assert {name for name, place in places.items() if place.exists()} == {"whole", "linked", "other"}
+    remove_unfinished(tmp_path)
+    assert {name for name, place in places.items() if place.exists()} == {"whole", "other"}

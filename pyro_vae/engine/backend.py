@@ -2,10 +2,6 @@ r"""From a captured graph to machine code, by Inductor, with its cache on disk."
 
 from __future__ import annotations
 
-import atexit
-import os
-import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_vae.engine.compiler_cache import writable_cache
 from pyro_vae.engine.errors import CompilationError
 from pyro_vae.engine.graph import fingerprint, lift_constants
 from pyro_vae.engine.products import use_faster_products
@@ -77,7 +74,7 @@ def compile_graph(graph: GraphModule, arguments: Sequence[Tensor]) -> Compiled:
         return Compiled(_compiled[key], 0.0)
     start = time.perf_counter()
     try:
-        with _writable_cache(), warnings.catch_warnings():
+        with writable_cache(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the modules that Inductor imports
             executable, entry = _inductor(graph, list(arguments))
     except Exception as error:
@@ -146,25 +143,3 @@ _OPTIONS: dict[str, object] = {"fx_graph_cache": True, "size_asserts": False}
 def _copies(arguments: list[Tensor]) -> list[Tensor]:
     """Copies with the same strides: tracing a graph that mutates its arguments runs it."""
     return [torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=a.device).copy_(a) for a in arguments]
-
-
-@contextmanager
-def _writable_cache() -> Iterator[None]:
-    """Within the block, Inductor's cache lies in a folder that can be written."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
-    try:
-        folder = cache_dir()
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        temporary = tempfile.mkdtemp(prefix="pyro_vae_")
-        atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-        warnings.warn(
-            f"the compilation cache cannot be written ({error}); compiled programs are kept in {temporary} for this "
-            "process alone. Set TORCHINDUCTOR_CACHE_DIR to a folder that can.",
-            stacklevel=4,
-        )
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = temporary
-    yield
