@@ -173,6 +173,36 @@ def annealed():
     return Program(model, guide, Trace_ELBO(num_particles=2), lambda i: (x, torch.tensor((i + 1) / 50)))
 
 
+def correlated():
+    """A correlation matrix of the data as a parameter, and one of the locations as a latent (LKJ)."""
+    x = _randn(10, 3)
+
+    def model(x):
+        chol = pyro.sample("chol", dist.LKJCholesky(3, torch.tensor(2.0)))
+        loc = pyro.sample("loc", dist.MultivariateNormal(torch.zeros(3), scale_tril=chol))
+        own = pyro.param("own", torch.eye(3), constraint=constraints.corr_cholesky)
+        scale = pyro.param("scale", torch.ones(3, 1), constraint=constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.MultivariateNormal(loc, scale_tril=scale * own), obs=x)
+
+    return Program(model, AutoNormal(model), Trace_ELBO(), lambda i: (x,))
+
+
+def complete_cases():
+    """Cells that are observed are selected by a mask that the model holds, and latents that are used, likewise."""
+    x, observed, used = _randn(10, 3), torch.arange(30).reshape(10, 3) % 4 > 0, torch.arange(10) % 3 > 0
+
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        full = torch.zeros(10, 3)
+        full[used] = (z[used] + 1).unsqueeze(1) * loc
+        pyro.sample("x", dist.Normal(full[observed], 1.0).to_event(1), obs=x.masked_select(observed))
+
+    return Program(model, AutoNormal(model), Trace_ELBO(), lambda i: (x,))
+
+
 def masked():
     """Some rows are missing, and some cells of the rest."""
     x = _randn(10, 3)
@@ -276,4 +306,5 @@ def enumerated():
 PROGRAMS = (
     *(regression, low_rank, point_estimate, mean_field, relaxed_mixture, deep_exponential_family, state_space),
     *(gaussian_process, annealed, masked, modules, discrete, vectorized, enumerated),
+    *(correlated, complete_cases),
 )

@@ -16,7 +16,8 @@ from pyro_vae.engine.agreement import at_other_inputs, close, moved
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.graph import lift_constants, traced
 from pyro_vae.engine.noise import Draw, Lifted
-from pyro_vae.engine.refusals import Static
+from pyro_vae.engine.origins import Read
+from pyro_vae.engine.refusals import Static, refuse_foreign
 from pyro_vae.engine.untouched import untouched
 
 
@@ -44,7 +45,8 @@ class Capture:
         parameters: Names of the parameters, trainable or not.
         buffers: Names of the buffers.
         draws: The noise, in order.
-        constants: Tensors that the program holds elsewhere.
+        held: Tensors that the program holds elsewhere.
+        reads: Those of which it has read values, on which the graph depends.
         differentiated: Names of the parameters whose gradients are returned.
         changed: Names of the buffers that the program changes.
     """
@@ -53,10 +55,27 @@ class Capture:
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
     draws: tuple[Draw, ...]
-    constants: list[Tensor]
+    held: list[Tensor]
+    reads: tuple[Read, ...]
     differentiated: tuple[str, ...]
     changed: tuple[str, ...]
     template: Template = field(repr=False)
+
+    @property
+    def constants(self) -> list[Tensor]:
+        """The tensors that the program holds elsewhere, the graph's last arguments.
+
+        Raises:
+            CaptureError: Where one of `reads` has been changed since.
+        """
+        for read in self.reads:
+            if read.changed():
+                raise CaptureError(
+                    f"capture: a tensor of shape {tuple(read.tensor.shape)} was changed in place, whose values decided "
+                    f"what the program does when it was captured, at {read.line}; make it an input or a buffer and "
+                    "keep to tensor operations, or leave the program uncompiled (compile=False)."
+                )
+        return self.held
 
     def arguments(
         self,
@@ -193,6 +212,20 @@ def capture(
         >>> noisy(parameters, {}, [torch.ones(3)], [torch.zeros(3)]).gradients["f.weight"][0]
         tensor([1., 1., 1.])
     """
+    try:
+        return _captured(function, modules, inputs, gradients_of)
+    except ValueError as error:  # Pyro raises its own for what is raised within a density
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, CaptureError):
+            cause = cause.__cause__
+        if cause is None or cause is error:
+            raise
+        raise cause from None
+
+
+def _captured(
+    function: Callable[..., Any], modules: Mapping[str, nn.Module], inputs: Sequence[Any], gradients_of: Sequence[str]
+) -> Capture:
     program = Program(function, modules)
     run = _Pure(program, list(inputs), tuple(gradients_of))
     devices = _devices([*program.parameters(), *program.buffers(), *tensors_of(list(inputs))])
@@ -213,11 +246,14 @@ def capture(
         flat = [*parameters, *buffers, *tensors, *noise]
         pure = traced(functionalize(lambda *leaves: _leaves(pure(*run.grouped(leaves)))), flat)
         constants = lift_constants(pure)
-        _refuse_foreign(constants)
+        state = dict(program.named_parameters()) | dict(program.named_buffers())
+        refuse_foreign(constants, {name: state[name] for name in (*run.gradients_of, *run.changed)})
         captured = Capture(
-            pure, run.parameters, run.buffers, run.draws, constants, run.gradients_of, run.changed, run.template
+            *(pure, run.parameters, run.buffers, run.draws, constants, ()),
+            *(run.gradients_of, run.changed, run.template),
         )
         _check(captured, run, flat, devices)
+        captured.reads = tuple({id(read.tensor): read for read in run.reads}.values())
     return captured
 
 
@@ -240,6 +276,7 @@ class _Pure:
         self.draws: tuple[Draw, ...] = ()
         self.changed: tuple[str, ...] = ()
         self.template = Template.of(None)
+        self.reads: list[Read] = []
 
     def state(self) -> tuple[list[Tensor], list[Tensor]]:
         """Copies of the parameters and buffers."""
@@ -280,12 +317,14 @@ class _Pure:
         given = [tensor.detach() for tensor in tensors]
         versions = {name: value._version for name, value in own.items()}
         state, fixed = {**leaves, **own}, [(t, t._version) for t in (*leaves.values(), *given)]
-        with Static(), torch.enable_grad():
+        static = Static([*leaves.values(), *own.values(), *given])
+        with static, torch.enable_grad():
             result, gradients = functional_call(
                 self.program,
                 state,
                 (lambda result: (result, self._gradients(result, leaves, fixed)), *self.template_of_inputs.fill(given)),
             )
+        self.reads += static.reads
         after = {name: state[name] for name in own}  # a buffer that was assigned is another tensor now
         changed = tuple(n for n, b in after.items() if b is not own[n] or b._version != versions[n])
         self.changed, self.template = changed, Template.of(result)
@@ -317,15 +356,6 @@ class _Pure:
         if missing:
             raise CaptureError(f"capture: the loss does not depend on {', '.join(f'`{name}`' for name in missing)}.")
         return [gradient for gradient in gradients if gradient is not None]
-
-
-def _refuse_foreign(constants: list[Tensor]) -> None:
-    for tensor in constants:
-        if tensor.requires_grad:
-            raise CaptureError(
-                f"capture: the program uses a trainable tensor of shape {tuple(tensor.shape)} that is no parameter of "
-                "its modules, and would never be trained; make it an nn.Parameter of one of them."
-            )
 
 
 def _check(captured: Capture, run: _Pure, flat: list[Tensor], devices: list[torch.device]) -> None:

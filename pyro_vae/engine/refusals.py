@@ -2,7 +2,7 @@ r"""What a program must not do if it is to be a fixed list of tensor operations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,27 +10,44 @@ from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch.nn.functional import batch_norm, one_hot
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from pyro_vae.engine.errors import CaptureError
-from pyro_vae.engine.where import caller_outside_torch, is_pyros, where
+from pyro_vae.engine.origins import GIVEN, Origins, Read, Sources, changed_by
+from pyro_vae.engine.where import caller_outside_engine, caller_outside_torch, families_here, is_pyros, where
 
 aten = torch.ops.aten
+
+# Where distributions validate, and by what.
+_VALIDATING = str(torch.distributions.distribution.__file__)
+_ALL_TRUE = torch._is_all_true
 
 
 class Static:
     """A block in which a program may only do what does not depend on the values of its tensors.
 
     Pyro's own losses read their value out of the graph to return a number, and warn where it is nan; within the
-    block they get the detached tensor, and do not look.
+    block they get the detached tensor, and do not look. Distributions that were made beforehand, with validation, do
+    not validate within it, as those do not that are made within.
+
+    Arguments:
+        given: What the program is a function of; its draws are too.
 
     Raises:
-        CaptureError: Within the block, where a value is read, or decides about a shape; names line and site.
+        CaptureError: Within the block, where a value that depends on `given` is read, or decides about a shape, and
+            where a tensor of others is changed in place; names line and site.
     """
 
-    def __init__(self) -> None:
-        self._modes = (_Shapes(), _Values())
+    def __init__(self, given: Sequence[Tensor] = ()) -> None:
+        self._origins = Origins()
+        self._origins.give(given)
+        self._modes = (_Shapes(self._origins), _Values())
+
+    @property
+    def reads(self) -> list[Read]:
+        """Tensors from elsewhere whose values were read within the block."""
+        return self._origins.reads
 
     def __enter__(self) -> None:
         for mode in self._modes:
@@ -48,6 +65,8 @@ class _Values(TorchFunctionMode):
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
     ) -> Any:
         named = named or {}
+        if function is _ALL_TRUE and caller_outside_engine().f_code.co_filename == _VALIDATING:
+            return True
         if function in _READS:
             frame = caller_outside_torch()
             if is_pyros(frame) and frame.f_code.co_name == "torch_item":
@@ -55,10 +74,8 @@ class _Values(TorchFunctionMode):
             if is_pyros(frame) and frame.f_code.co_name == "warn_if_nan":
                 return False
             if function not in (Tensor.item, Tensor.__bool__, Tensor.register_hook):
-                raise CaptureError(
-                    f"capture: values are read out of a tensor at {where()}; keep to tensor operations, or leave the "
-                    "program uncompiled (compile=False)."
-                )
+                advice = _advice("keep to tensor operations")
+                raise CaptureError(f"capture: values are read out of a tensor at {where()}; {advice}.")
         if function in _FACTORIES and _holds_tensor(arguments, named):
             raise CaptureError(
                 f"capture: values are read out of tensors in a list at {where()}; use torch.stack, or leave the "
@@ -123,41 +140,163 @@ def _with_declared_statistics(named: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Shapes(TorchDispatchMode):
-    """Refuses operators whose result is no tensor of a shape that is known beforehand."""
+    """Refuses operators whose result is no tensor of a shape that is known beforehand, or that change others' tensors.
+
+    What does not depend on anything that the program is given is computed beside the recording, and enters as it is.
+    """
 
     supports_higher_order_operators = True
+
+    def __init__(self, origins: Origins) -> None:
+        super().__init__()
+        self.origins, self._seed = origins, torch.initial_seed()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
     ) -> Any:
+        named = named or {}
         if isinstance(function, HigherOrderOperator):
             raise CaptureError(
                 f"capture: `{function.name()}` runs programs of its own at {where()}; use torch.where, or leave the "
                 "program uncompiled (compile=False)."
             )
-        if named and named.get("generator") is not None:
+        if named.get("generator") is not None:
             raise CaptureError(
                 f"capture: {where()} draws from a generator of its own, whose stream would be left behind; draw "
                 "without `generator=`, from torch's random stream."
             )
-        if _selects(arguments) if function is aten.index.Tensor else torch.Tag.dynamic_output_shape in function.tags:
-            raise CaptureError(
-                f"capture: a shape depends on values at {where()}; use torch.where or a mask, which keep the shape, "
-                "or leave the program uncompiled (compile=False)."
-            )
+        if function is aten.lift_fresh.default:  # of a tensor that was made of numbers
+            result = function(*arguments)
+            self.origins.record([result], [], frozenset())
+            return result
+        given, changed = _tensors((arguments, named)), _tensors(changed_by(function, arguments, named))
+        sources = self.origins.of(given)
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            sources |= GIVEN
+            if torch.initial_seed() != self._seed:
+                raise CaptureError(
+                    f"capture: {where()} draws from a seed that the program itself sets (torch.manual_seed, or "
+                    "poutine.seed around a part of it); set the seed outside, or make the draws beforehand."
+                )
+        self._refuse_change_of_held(changed)
+        result = self._run(function, arguments, named, sources)
+        self.origins.record((*_tensors(result), *changed), given, sources)
+        return result
+
+    def _run(self, function: Any, arguments: Sequence[Any], named: dict[str, Any], sources: Sources) -> Any:
+        if function in _INDEXING and any(_is_mask(index) for index in arguments[1] if index is not None):
+            return self._masked(function, arguments, named)
+        if torch.Tag.dynamic_output_shape in function.tags and function not in _INDEXING:
+            if function is aten.masked_select.default:
+                return self._masked(aten.index.Tensor, _indexed(*arguments), named)
+            return self._beside(function, arguments, named, sources)
         if torch.Tag.data_dependent_output not in function.tags:
-            return function(*arguments, **(named or {}))
+            return function(*arguments, **named)
+        if sources.isdisjoint(GIVEN):
+            return self._beside(function, arguments, named, sources)
         try:
-            return function(*arguments, **(named or {}))  # constants may be read
+            return function(*arguments, **named)
         except RuntimeError as error:
             if "tracing tensor" not in str(error):
                 raise
+            advice = _advice("use torch.where in place of a branch and a tensor in place of .item()")
+            raise CaptureError(f"capture: a value decides what the program does at {where()}; {advice}.") from None
+
+    def _beside(self, function: Any, arguments: Sequence[Any], named: dict[str, Any], sources: Sources) -> Any:
+        """What an operation gives that depends on nothing the program is given."""
+        if not sources.isdisjoint(GIVEN):
+            raise _shape_depends()
+        self.origins.read(sources, where())
+        with _disable_current_modes():
+            return function(*arguments, **named)
+
+    def _masked(self, function: Any, arguments: Sequence[Any], named: dict[str, Any]) -> Any:
+        """Indexing by boolean masks, as indexing by the numbers of their true cells."""
+        tensor, indices, *rest = arguments
+        sources = self.origins.of(index for index in indices if index is not None and _is_mask(index))
+        if not sources.isdisjoint(GIVEN):
+            if function is aten.index.Tensor:
+                raise _shape_depends()
+            return function(*arguments, **named)
+        self.origins.read(sources, where())
+        with _disable_current_modes():
+            numbers = [_numbers(index) for index in indices]
+        return function(tensor, [number for own in numbers for number in own], *rest, **named)
+
+    def _refuse_change_of_held(self, changed: Sequence[Tensor]) -> None:
+        for tensor in changed:
+            if self.origins.holds(tensor):
+                raise CaptureError(
+                    f"capture: a tensor of shape {tuple(tensor.shape)} that the program holds elsewhere is changed in "
+                    f"place at {where()}; change a copy (.clone()), or make it a buffer of a module."
+                )
+
+
+_INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+
+
+def _shape_depends() -> CaptureError:
+    advice = _advice("use torch.where or a mask, which keep the shape")
+    return CaptureError(f"capture: a shape depends on values at {where()}; {advice}.")
+
+
+# What to use in place of distributions whose own code depends on values.
+_INSTEAD = {
+    "VonMises": "it draws by rejection: take the angle of a Normal draw in the plane, torch.atan2(y, x)",
+    "Wishart": "it draws until a matrix is definite: use LKJCholesky and a scale for each dimension",
+    "NanMaskedNormal": "use Normal(...).mask(x.isfinite()) with obs=x.nan_to_num()",
+    "NanMaskedMultivariateNormal": "use one masked Normal for each dimension, or complete rows",
+}
+
+
+def _advice(otherwise: str) -> str:
+    named = (_INSTEAD[family] for family in families_here() if family in _INSTEAD)
+    return f"{next(named, otherwise)}, or leave the program uncompiled (compile=False)"
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """The tensors among an operator's arguments or results, which nest lists at most; tree_leaves takes far longer."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [tensor for entry in value for tensor in _tensors(entry)]
+
+
+def _is_mask(index: Tensor) -> bool:
+    return index.dtype in (torch.bool, torch.uint8)
+
+
+def _numbers(index: Tensor | None) -> Sequence[Tensor | None]:
+    """A mask as one index for each of its dimensions; other indices as they are."""
+    return index.nonzero().unbind(-1) if index is not None and _is_mask(index) else [index]
+
+
+def _indexed(tensor: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """What selecting by a mask is as indexing: both of one shape, with a dimension at least."""
+    shape = torch.broadcast_shapes(tensor.shape, mask.shape, (1,) if not tensor.dim() and not mask.dim() else ())
+    return tensor.expand(shape), [mask.expand(shape)]
+
+
+def refuse_foreign(constants: Sequence[Tensor], changed: Mapping[str, Tensor]) -> None:
+    """Raises for tensors that a program holds elsewhere and that compiled steps would treat otherwise than it does.
+
+    Arguments:
+        constants: All that it holds.
+        changed: Its parameters and buffers that steps change in place, by name.
+    """
+    places = {tensor.untyped_storage().data_ptr(): name for name, tensor in changed.items() if tensor.numel()}
+    for tensor in constants:
+        name = places.get(tensor.untyped_storage().data_ptr())
+        if name is not None:
             raise CaptureError(
-                f"capture: a value decides what the program does at {where()}; use torch.where in place of a branch "
-                "and a tensor in place of .item(), or leave the program uncompiled (compile=False)."
-            ) from None
-
-
-def _selects(arguments: Sequence[Any]) -> bool:
-    """Whether a tensor is indexed by a boolean mask."""
-    return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in arguments[1])
+                f"capture: the program holds a tensor of shape {tuple(tensor.shape)} that shares its memory with "
+                f"`{name}`, which is changed in place; use `{name}` itself, detached, or a copy (.clone())."
+            )
+        if tensor.requires_grad:
+            raise CaptureError(
+                f"capture: the program uses a trainable tensor of shape {tuple(tensor.shape)} that is no parameter of "
+                "its modules, and would never be trained; make it an nn.Parameter of one of them."
+            )

@@ -2,8 +2,7 @@ r"""Trainable tensors and buffers of a Pyro program, wherever it keeps them, as 
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -20,8 +19,6 @@ from torch.utils import _pytree as pytree
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.where import caller_outside_torch
 
-_VALIDATING = str(torch.distributions.distribution.__file__)
-_ALL_TRUE = torch._is_all_true
 _LOSSES = str(Path(str(pyro.__file__)).parent / "infer")
 
 
@@ -225,8 +222,6 @@ class _Swap(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
     ) -> Any:
-        if function is _ALL_TRUE and sys._getframe(1).f_code.co_filename == _VALIDATING:
-            return True  # a distribution that was made before the capture validates all the same
         arguments, named = pytree.tree_map_only(Tensor, self._of, (tuple(arguments), named or {}))
         if function is Tensor.backward:
             gradient = arguments[1] if len(arguments) > 1 else named.get("gradient")
@@ -271,11 +266,21 @@ def total(surrogate: Any, loss: Any, idle: Sequence[Tensor]) -> Any:
     return surrogate + sum((0.0 * value.detach()).sum() for value in values) + sum((0.0 * p).sum() for p in idle)
 
 
-def contiguous(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
-    """Returns a call's arguments with their tensors contiguous, as compiled code expects them."""
-    if not kwargs and all(isinstance(a, Tensor) and a.is_contiguous() for a in args):
+def contiguous(args: Sequence[Any], kwargs: Mapping[str, Any], changed: Container[int] = ()) -> list[Any]:
+    """Returns a call's arguments with their tensors as compiled code expects them.
+
+    Arguments:
+        args: Whose tensors may have any strides; they become contiguous.
+        kwargs: Likewise.
+        changed: Addresses of the storages that the code changes in place; tensors that lie there are copied.
+    """
+
+    def given(tensor: Tensor) -> Tensor:
+        return tensor.clone() if tensor.untyped_storage().data_ptr() in changed else tensor
+
+    if not kwargs and all(isinstance(a, Tensor) and a.is_contiguous() and given(a) is a for a in args):
         return [args, kwargs]
-    return pytree.tree_map_only(Tensor, Tensor.contiguous, [args, kwargs])
+    return pytree.tree_map_only(Tensor, lambda tensor: given(tensor.contiguous()), [args, kwargs])
 
 
 def zeros_for(tensors: Sequence[Tensor]) -> None:

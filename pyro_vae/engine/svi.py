@@ -2,6 +2,7 @@ r"""Pyro's stochastic variational inference, for any program of static structure
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from pyro_vae.engine.svi_programs import Evaluation, TrainingStep
 from pyro_vae.errors import InputError, NonFiniteError
 
 Program = TrainingStep | Evaluation
+_LOGGER = logging.getLogger("pyro_vae")
 
 # Pyro's losses that can be captured.
 _CAPTURED = (
@@ -61,7 +63,8 @@ class CompiledSVI(SVI):
     take turns. The first call with arguments of a kind is Pyro's own: it validates, and creates parameters and
     optimizers. The second one captures and compiles, from then on for all arguments of the same structure, shapes,
     dtypes and device, and the same parts, modes and plain attributes (numbers, strings, functions) of the modules that
-    are called.
+    are called. A tensor from elsewhere whose values the program reads as numbers (``.item()``, a boolean mask that
+    selects) has the program captured anew when it is changed in place.
 
     Tensors may have other values at each call; so may tensors that the model holds elsewhere, if they are changed in
     place. Numbers, strings and flags among the arguments belong to the kind: another value is captured anew, so pass
@@ -74,8 +77,13 @@ class CompiledSVI(SVI):
     Where a loss or a gradient is not finite, a compiled step changes nothing and raises, where Pyro warns and
     goes on with parameters that are nan.
 
+    Compiling takes some 10 to 30 s for each kind of calls, or a few where a process before has left it in the cache on
+    disk; `execution` and `compile_seconds` say how calls ran and what that has cost, and the logger ``pyro_vae`` tells
+    of each compilation when it begins. At most 8 kinds are compiled; the rest runs uncompiled, with one warning.
+
     Attributes:
         fused: Whether the optimizer's update may be part of the program.
+        compile_seconds: Wall time of capturing and compiling until now.
 
     Arguments:
         model: Takes the arguments of `step`.
@@ -131,8 +139,8 @@ class CompiledSVI(SVI):
         super().__init__(model, guide, optim, loss, loss_and_grads)
         self.compile = compile
         self._kinds: dict[Any, list[_Kind]] = {}
-        self.fused, self._short_lived = True, 0
-        self._warned = False
+        self.fused, self.compile_seconds = True, 0.0
+        self._short_lived, self._warned, self._reason = 0, False, ""
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Takes a step on the loss; returns the loss, a number, or a tuple of them where Pyro's loss is one.
@@ -153,11 +161,7 @@ class CompiledSVI(SVI):
         assert isinstance(kind.program, TrainingStep)
         loss, fine = kind.program(args, kwargs)
         if not fine:
-            what = kind.program.blame(args, kwargs)
-            raise NonFiniteError(
-                f"CompiledSVI: {what} is not finite. The parameters of the last good step are in place. Lower "
-                "the learning rate, or bound the scales by a constraint."
-            )
+            raise NonFiniteError(f"CompiledSVI: {kind.program.blame(args, kwargs)}.")
         return loss
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -182,6 +186,17 @@ class CompiledSVI(SVI):
     def compiled(self) -> int:
         """The number of kinds of calls that run compiled by now."""
         return sum(kind.ready for same in self._kinds.values() for kind in same)
+
+    @property
+    def execution(self) -> str:
+        """How calls run by now: ``"compiled in 12.3 s"``, ``"uncompiled"`` and why, or both where they differ."""
+        reason, kinds = self._reason, "" if self.compiled < 2 else f"{self.compiled} kinds of calls "
+        if not self.compiled:
+            if self.compile == "auto" and not reason:
+                reason = "calls have not yet taken as long as compiling does"
+            return f"uncompiled: {reason}" if reason else "uncompiled"
+        compiled = f"{kinds}compiled in {self.compile_seconds:.1f} s"
+        return f"{compiled}; others uncompiled: {reason}" if reason else compiled
 
     # ------------------------------------------------------------------ uncompiled calls
 
@@ -255,6 +270,7 @@ class CompiledSVI(SVI):
             kind.observed = None
         if kind.observed is None or (self.compile == "auto" and kind.seconds < WARM + CAPTURE):
             return False
+        start = time.perf_counter()
         try:
             with torch.random.fork_rng():  # tracing draws
                 return self._made(kind, make, args, kwargs)
@@ -264,6 +280,8 @@ class CompiledSVI(SVI):
                 raise
             self._warn(error)
             return False
+        finally:
+            self.compile_seconds += time.perf_counter() - start
 
     def _made(self, kind: _Kind, make: type[Program], args: Any, kwargs: Any) -> bool:
         if kind.program is None:
@@ -272,20 +290,25 @@ class CompiledSVI(SVI):
                 raise _TooMany(_MANY)
             if self._short_lived >= MOST:
                 raise _TooMany(
-                    "CompiledSVI: parameters, modules or optimizers are replaced again and again; it runs uncompiled."
+                    "CompiledSVI: parameters, modules or optimizers are replaced, or tensors that are read as numbers "
+                    "change, again and again; it runs uncompiled."
                 )
             assert kind.observed is not None
             kind.observed.require_registered()
             # One mode for what torch keeps of each operation, where it would make one for every operation.
             with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
                 kind.program = make(self, kind.observed, args, kwargs)
-        if self.compile == "auto" and kind.seconds < price(kind.program.known()):
+        seconds = price(kind.program.known())
+        if self.compile == "auto" and kind.seconds < seconds:
             return False
+        what = "a step" if make is TrainingStep else "the loss"
+        _LOGGER.info("CompiledSVI: compiles %s, which takes about %.0f s", what, seconds)
         kind.program.compile()
         kind.ready = True
         return True
 
     def _warn(self, error: Exception) -> None:
+        self._reason = str(error).removeprefix("CompiledSVI: ")
         if not self._warned:
             self._warned = True
             warnings.warn(f"{error} (CompiledSVI goes on uncompiled)", stacklevel=4)

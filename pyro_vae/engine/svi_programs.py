@@ -14,7 +14,7 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pyro_vae.engine.backend import Executable, compile_graph, known
-from pyro_vae.engine.capture import capture
+from pyro_vae.engine.capture import Capture, capture
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.pyro_optimizer import MergedOptimizer
 from pyro_vae.engine.stand_ins import Observation, StandIns, contiguous, total
@@ -42,7 +42,13 @@ class _Bound:
         self._all = [*self.stand_ins.tensors.values(), *(p for _, _, p in self._held)]
         self._kinds = [(t.dtype, t.device, t.requires_grad) for t in self._all]
 
+    @property
+    def _captured(self) -> Capture:
+        raise NotImplementedError
+
     def _same_tensors(self) -> bool:
+        if any(read.changed() for read in self._captured.reads):
+            return False
         store, tensors = pyro.get_param_store()._params, self.stand_ins.tensors
         if any(store.get(name) is not tensor for name, tensor in tensors.items()):
             return False
@@ -51,10 +57,9 @@ class _Bound:
         return [(t.dtype, t.device, t.requires_grad) for t in self._all] == self._kinds
 
     def _named(self, error: CaptureError) -> CaptureError:
-        """The error with the names that the store has, without the shapes that Pyro adds."""
-        said = str(error).partition("\nTrace Shapes:")[0]
+        """The error with the names that the store has."""
         names = {f"{_NAME}.{key}": name for name, key in self.stand_ins.keys.items()}
-        return CaptureError(re.sub(rf"{_NAME}\.p\d+", lambda m: names.get(m[0], m[0]), said))
+        return CaptureError(re.sub(rf"{_NAME}\.p\d+", lambda m: names.get(m[0], m[0]), str(error)))
 
 
 class TrainingStep(_Bound):
@@ -98,6 +103,12 @@ class TrainingStep(_Bound):
             self._step = Step(self._program, {_NAME: self.stand_ins}, inputs, wanted, self._merged.ledger)
         except CaptureError as error:
             raise self._named(error) from None
+        self._addresses: list[int] = []
+        self._changed: set[int] = set()
+
+    @property
+    def _captured(self) -> Capture:
+        return self._step.captured
 
     def compile(self) -> float:
         """Compiles; returns the seconds it took."""
@@ -122,8 +133,9 @@ class TrainingStep(_Bound):
         """Takes the step; returns the loss, and whether it and its gradients were finite."""
         self.calls += 1
         self.stand_ins.refresh()
+        inputs = contiguous(args, kwargs, self._memory())
         with uninterrupted():
-            loss = self._step(contiguous(args, kwargs))[1]
+            loss = self._step(inputs)[1]
             failed = self._merged.ledger.failed
             fine = not bool(failed)
             if fine:
@@ -132,19 +144,38 @@ class TrainingStep(_Bound):
                 failed.zero_()
         return _numbers(loss), fine
 
+    def _memory(self) -> set[int]:
+        """Where that lies which the step changes in place."""
+        own = [*self.stand_ins.tensors.values(), *(b for b in self.stand_ins._buffers.values() if b is not None)]
+        addresses = [tensor.data_ptr() for tensor in own]
+        if addresses != self._addresses:  # assigned anew
+            self._addresses = addresses
+            self._changed = {tensor.untyped_storage().data_ptr() for tensor in own} - {0}
+        return self._changed
+
     @torch.no_grad()
     def blame(self, args: Any, kwargs: Any) -> str:
         """Returns what is not finite at arguments, in words; buffers and random state stay as they are."""
+        for name, tensor in self.stand_ins.tensors.items():
+            if not bool(tensor.isfinite().all()):  # by an uncompiled step, or by hand
+                return (
+                    f"the parameter `{name}` was not finite before the step; begin anew from other values, with a new "
+                    "optimizer"
+                )
         buffers = [buffer for module in self.modules for buffer in module._buffers.values() if buffer is not None]
         before = [buffer.clone() for buffer in buffers]
         try:
             with torch.random.fork_rng(), poutine.block(), pyro.validation_enabled(False):
-                return _site_not_finite(self._svi.model, self._svi.guide, args, kwargs) or _UNKNOWN
+                what = _site_not_finite(self._svi.model, self._svi.guide, args, kwargs) or _UNKNOWN
         except (ValueError, RuntimeError):  # what is not finite makes some operations raise
-            return _UNKNOWN
+            what = _UNKNOWN
         finally:
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
+        return (
+            f"{what} is not finite. The parameters of the last good step are in place. Lower the learning rate, or "
+            "bound the scales by a constraint"
+        )
 
     @staticmethod
     def _tell(untrained: set[str]) -> None:
@@ -178,12 +209,16 @@ class Evaluation(_Bound):
 
         inputs = contiguous(args, kwargs)
         try:
-            self._captured = capture(program, {_NAME: self.stand_ins}, inputs)
+            self._own = capture(program, {_NAME: self.stand_ins}, inputs)
         except CaptureError as error:
             raise self._named(error) from None
         with torch.random.fork_rng():
             self._examples = self._arguments(inputs)
         self._run: Executable = lambda flat: self._captured.graph(*flat)
+
+    @property
+    def _captured(self) -> Capture:
+        return self._own
 
     def _arguments(self, inputs: Sequence[Any]) -> list[Tensor]:
         own = self.stand_ins

@@ -13,6 +13,8 @@ from torch.distributions import Distribution
 
 from pyro_vae.families import cells_of
 
+# Pyro's functions that run a distribution of a site.
+_AT_SITES = ("sample", "compute_log_prob", "log_prob_sum", "compute_score_parts")
 # Characters of a source line that a message shows.
 _WIDTH = 120
 _TORCH, _PYRO, _ENGINE = (str(Path(file).parent) + "/" for file in (str(torch.__file__), str(pyro.__file__), __file__))
@@ -22,6 +24,14 @@ def caller_outside_torch() -> FrameType:
     """Returns the innermost frame that is neither torch's nor the engine's."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith((_TORCH, _ENGINE)):
+        frame = frame.f_back
+    return frame or sys._getframe(1)
+
+
+def caller_outside_engine() -> FrameType:
+    """Returns the innermost frame that is not the engine's."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_ENGINE):
         frame = frame.f_back
     return frame or sys._getframe(1)
 
@@ -49,10 +59,22 @@ def where() -> str:
 def _site(frames: list[FrameType]) -> str:
     """The sample statement that the frames are in, or the distribution."""
     for frame in frames:
-        if is_pyros(frame) and frame.f_code.co_name == "sample" and isinstance(frame.f_locals.get("name"), str):
-            family = frame.f_locals.get("fn")
+        name = frame.f_locals.get("name")
+        if is_pyros(frame) and frame.f_code.co_name in _AT_SITES and isinstance(name, str):
+            site = frame.f_locals.get("site", {})
+            family = site["fn"] if isinstance(site, dict) and "fn" in site else frame.f_locals.get("fn")
             named = f", {type(cells_of(family)).__name__}" if isinstance(family, Distribution) else ""
-            return f" (site `{frame.f_locals['name']}`{named})"
+            return f" (site `{name}`{named})"
     owners = (frame.f_locals.get("self") for frame in frames)
     family = next((type(cells_of(owner)).__name__ for owner in owners if isinstance(owner, Distribution)), "")
     return f" ({family})" if family else ""
+
+
+def families_here() -> list[str]:
+    """Returns the names of the distributions whose methods run now, the innermost first."""
+    found, frame = [], sys._getframe(1)
+    while frame.f_back is not None:
+        if isinstance(owner := frame.f_locals.get("self"), Distribution):
+            found.append(type(owner).__name__)
+        frame = frame.f_back
+    return found
