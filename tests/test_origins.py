@@ -149,6 +149,8 @@ def test_a_routine_does_not_go_on_where_what_was_read_has_changed():
         held.fill_(5.0)
         with pytest.raises(CaptureError, match="was changed in place"):
             run(torch.ones(3))
+    with interpreted(), enabled("auto"), pytest.warns(UserWarning, match="runs uncompiled: .* was changed in place"):
+        torch.testing.assert_close(run(torch.ones(3)), net(torch.ones(3)).detach() * 5)
 
 
 def test_distributions_made_beforehand_with_validation_do_not_validate_within():

@@ -66,8 +66,13 @@ class Capture:
         """The tensors that the program holds elsewhere, the graph's last arguments.
 
         Raises:
-            CaptureError: Where one of `reads` has been changed since.
+            CaptureError: See `check_reads`.
         """
+        self.check_reads()
+        return self.held
+
+    def check_reads(self) -> None:
+        """Raises a `CaptureError` where one of `reads` has been changed since."""
         for read in self.reads:
             if read.changed():
                 raise CaptureError(
@@ -75,7 +80,6 @@ class Capture:
                     f"what the program does when it was captured, at {read.line}; make it an input or a buffer and "
                     "keep to tensor operations, or leave the program uncompiled (compile=False)."
                 )
-        return self.held
 
     def arguments(
         self,

@@ -258,6 +258,11 @@ class Routine:
             if len(self.kinds) >= _KINDS:
                 self.kinds = {k: v for k, v in self.kinds.items() if v.program is not None}
             kind = self.kinds[key] = _Kind(seen=[_watched(v) for v in values if v.__class__ not in _PLAIN])
+        if kind.program is not None and kind.captured is not None and kind.captured.reads:
+            try:
+                kind.captured.check_reads()
+            except CaptureError as error:
+                kind.refused, kind.program = error, None
         if kind.program is None:
             self._decide(kind, inputs, _terms.get())
         elif not kind.program.follow():
@@ -280,6 +285,7 @@ class Routine:
         if kind.refused is not None:
             if terms.mode is True:
                 raise kind.refused
+            self._warn(kind.refused)
             return
         if terms.mode == "auto":
             if kind.uses < _TIMED:
@@ -296,12 +302,16 @@ class Routine:
             kind.refused = error
             if terms.mode is True:
                 raise
-            if not self._warned:
-                self._warned = True
-                name = getattr(self.function, "__name__", "a function").strip("_")
-                warnings.warn(f"`{name}` runs uncompiled: {error}", stacklevel=5)
+            self._warn(error)
         finally:
             terms.costs.append(time.perf_counter() - start)
+
+    def _warn(self, error: Exception) -> None:
+        """Says once why it runs uncompiled."""
+        if not self._warned:
+            self._warned = True
+            name = getattr(self.function, "__name__", "a function").strip("_")
+            warnings.warn(f"`{name}` runs uncompiled: {error}", stacklevel=6)
 
     def _compile(self, kind: _Kind, inputs: Sequence[Any], saved: float) -> None:
         """The kind's program, unless it costs more than it saves."""

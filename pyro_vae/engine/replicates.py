@@ -116,6 +116,7 @@ class ReplicatedStep:
         self.steps, self.stack, self.common_noise = list(steps), stack, common_noise
         first = steps[0]
         self.template, self.draws = first.captured.template, first.captured.draws
+        self._reading = [step.captured for step in steps if step.captured.reads]
         check_rules([step.ledger for step in steps])
         self._refuse(first)
         varying = Varying.among([step.graph for step in steps])
@@ -179,6 +180,8 @@ class ReplicatedStep:
             inputs: Like the examples.
             noise: See `noise`.
         """
+        for captured in self._reading:
+            captured.check_reads()
         results = [self._run([*arguments, *self._lifted]) for arguments in self._arguments(inputs, noise)]
         return results[0] if len(results) == 1 else [torch.cat(parts) for parts in zip(*results, strict=True)]
 
