@@ -11,7 +11,7 @@ endif
 BASE := $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test lint types pytest slow bench gpu-test gpu-bench clean
+.PHONY: demo test lint types pytest slow bench figures gpu-test gpu-bench gpu-figures clean
 
 demo: $(READY)  ## Train and compare three algorithms on the embedded data set, to convergence.
 	$(RUN) -m pyro_vae compare --data digits --inference aevb,analytic-kl,wake-sleep --seeds 3 \
@@ -40,6 +40,15 @@ bench: $(READY)  ## The benchmarks behind the README's figures; pythae and NumPy
 	$(RUN) -m benchmarks.priors
 	$(RUN) -m benchmarks.counts
 	$(RUN) -m benchmarks.step_time
+	$(RUN) -m benchmarks.compare_inference
+
+figures: $(READY)  ## The papers' figures and tables: hours. Stopped, it goes on; started twice, it uses two cores.
+	$(RUN) -m benchmarks.aevb_figure2_study
+	$(RUN) -m benchmarks.aevb_figure2
+	$(RUN) -m benchmarks.aevb_figure3
+	$(RUN) -m benchmarks.aevb_figures45
+	$(RUN) -m benchmarks.iwae_table1
+	$(RUN) -m benchmarks.published_table --write
 
 gpu-test: $(READY)
 	$(RUN) -m pytest -m gpu -rs
@@ -48,6 +57,12 @@ gpu-bench: $(READY)
 	$(RUN) -m benchmarks.log_marginal --device cuda
 	$(RUN) -m benchmarks.priors --device cuda
 	$(RUN) -m benchmarks.step_time --device cuda
+	$(RUN) -m benchmarks.compare_inference --device cuda
+
+gpu-figures: $(READY)  ## Stopped, it goes on.
+	$(RUN) -m benchmarks.aevb_figure2 --samples 1e8 --device cuda
+	$(RUN) -m benchmarks.aevb_figure3 --device cuda
+	$(RUN) -m benchmarks.iwae_table1 --full --layers 1 --device cuda
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@test -n "$(BASE)" || { echo "Python 3.11 or later is needed; found none as python3, python3.11, ..."; exit 1; }
