@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,28 @@ from pyro_vae.environment import environment
 RESULTS = Path(__file__).parent / "results"
 
 
+def circumstances(device: str, command: str) -> dict[str, Any]:
+    """Returns where and with what a result was computed, the commit included, with a + if files were changed since.
+
+    Arguments:
+        device: On which it ran.
+        command: That gives the result again.
+    """
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    if commit and _git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results"):
+        commit += "+"
+    return {**environment(torch.device(device), command), "commit": commit}
+
+
+def _git(*words: str) -> str | None:
+    """What git says of this project; None where there is no git, or no repository."""
+    try:
+        command = ("git", "-C", str(Path(__file__).parents[1]), *words)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def write(name: str, result: dict[str, Any], device: str = "cpu") -> Path:
     """Writes ``results/<name>.json`` (``<name>_cuda.json`` on CUDA) and returns its path; nan and infinity become null.
 
@@ -25,7 +48,7 @@ def write(name: str, result: dict[str, Any], device: str = "cpu") -> Path:
         device: On which it ran.
     """
     command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-    content = {"environment": environment(torch.device(device), command), **_plain(result)}
+    content = {"environment": circumstances(device, command), **_plain(result)}
     suffix = "" if device == "cpu" else f"_{torch.device(device).type}"
     path = RESULTS / f"{name}{suffix}.json"
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -21,8 +21,7 @@ from typing import Any
 import torch
 
 from benchmarks.curves import forget
-from benchmarks.record import RESULTS
-from pyro_vae.environment import environment
+from benchmarks.record import RESULTS, circumstances
 from pyro_vae.statistics import Interval, interval
 
 Run = Callable[[str], dict[str, Any]]
@@ -103,7 +102,7 @@ class Runs:
                     self.by_key[key] = result
                     first = [key for key in keys if key in self.by_key]  # in their order, whoever did them
                     self.by_key = {key: self.by_key[key] for key in (*first, *self.by_key)}
-                    self.environment = environment(torch.device(self.device), _command(self.name))
+                    self.environment = circumstances(self.device, _command(self.name))
                     self.write(about(self.by_key))
                 forget(self.unfinished / key)
         with self._alone():
