@@ -1,0 +1,241 @@
+r"""The experiments of Kingma and Welling, "Auto-encoding variational Bayes", 2013: what figures 2 to 5 share.
+
+Networks, optimizer, regulariser, minibatches and initial values are those of the paper's section 5 and appendices C
+to E. It leaves open what these constants and options decide:
+
+* `TRAINING`: the first 50,000 MNIST images, the training set of the copy of MNIST that the first author's code reads
+  and the larger one of figure 3; all 10,000 test images. Of Frey Face 1,600 images drawn at random, and the other 365.
+  The paper's wake-sleep ends on Frey Face at 579 nats (training) and 569 (test): so much has one Gaussian for each
+  pixel, fitted to the training data without latents. It has 576.8 ± 1.8 and 577 ± 8 (standard deviation over splits)
+  with grey levels in 256ths and 1,600 training images at random, as the paper's may have been, but 577.0 and 553.6
+  with the first 1,500 images of the video, which are therefore not it.
+* `GREY_LEVELS`: Frey Face in 256ths, as in the first author's code. A density in these units is 560 log(256/255) =
+  2.2 nats above that in 255ths.
+* Binarisation of MNIST: `none` leaves grey levels in [0, 1], for which the Bernoulli's log-probability is a
+  cross-entropy and no log-likelihood; `threshold` puts 1 from 0.5 on; `dynamic` draws anew in each minibatch; `static`
+  draws once.
+* Warm-up of Adagrad: in the first author's later code the first 100 steps add up squared gradients and move nothing.
+* Minibatches: each epoch in a new order, without replacement (in that code with replacement).
+* `INITIAL_STD`: the paper writes N(0, 0.01) and means, by that code, a standard deviation.
+* The prior N(0, I) is over the weight matrices of the generative model, p(theta) in the paper, without biases, as in
+  that code, which has one over those of the encoder too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.distributions.transforms import AffineTransform, ComposeTransform, ExpTransform, SigmoidTransform
+
+from pyro_vae import VAE, Conditional, Fixed, Network, fit, mlp
+from pyro_vae.datasets import Data, load
+from pyro_vae.evaluation import elbo
+from pyro_vae.inference import AEVB, MCEM, AnalyticKL, Inference, WakeSleep
+from pyro_vae.modes import isolated
+
+BATCH = 100  # M; section 2.3
+STEPSIZES = (0.01, 0.02, 0.1)  # of Adagrad; section 5
+CHOICE_SAMPLES = 100_000  # after which a stepsize is chosen: "performance in the first few iterations"
+INITIAL_STD = 0.01  # of all parameters; section 5
+WARMUP = 100  # steps of Adagrad that move nothing; anglepy, wzoptim.py
+HIDDEN = {"mnist": 500, "frey": 200}  # hidden units of encoder and decoder in figures 2, 4 and 5
+LATENTS = {"mnist": (3, 5, 10, 20, 200), "frey": (2, 5, 10, 20)}  # N_z in figure 2
+TRAINING = {"mnist": 50_000, "frey": 1_600}
+GREY_LEVELS = 256  # by which Frey Face is divided; anglepy, data/freyface.py
+BINARISATIONS = ("none", "threshold", "dynamic", "static")
+EVALUATION_SEED = 2013
+
+ALGORITHMS: dict[str, Callable[[], Inference]] = {
+    "aevb": AEVB,  # L = 1
+    "analytic-kl": AnalyticKL,
+    "wake-sleep": WakeSleep,
+    "mcem": MCEM,
+}
+TITLES = {"aevb": "AEVB", "analytic-kl": "analytic KL", "wake-sleep": "wake-sleep", "mcem": "MCEM"}
+COLOURS = {"aevb": "#D55E00", "analytic-kl": "#009E73", "wake-sleep": "#0072B2", "mcem": "#CC79A7"}
+DATA_TITLES = {"mnist": "MNIST", "frey": "Frey Face"}
+
+_PUBLISHED = Path(__file__).parent / "published" / "aevb.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the paper leaves open, as a run has it.
+
+    Attributes:
+        binarisation: Of MNIST, one of `BINARISATIONS`; Frey Face stays as it is.
+        warmup: Steps of Adagrad that move nothing.
+        initial_std: Of all parameters before training.
+    """
+
+    binarisation: str = "none"
+    warmup: int = WARMUP
+    initial_std: float = INITIAL_STD
+
+
+def load_data(name: str, binarisation: str = "none", size: int | None = None) -> Data:
+    """Returns ``"mnist"`` or ``"frey"``, with training and test data as in the module's docstring.
+
+    Arguments:
+        name: Of the data set.
+        binarisation: Of MNIST.
+        size: Number of training data, the first of them; all by default.
+    """
+    if name == "frey":
+        total = 1965
+        data = load("frey", scaling="none", split=(TRAINING["frey"] / total, 0.0, 1 - TRAINING["frey"] / total))
+        data = replace(data, train=data.train / GREY_LEVELS, test=test_of(data) / GREY_LEVELS)
+    else:
+        data = load(name, support=constraints.boolean, binarisation=binarisation)
+    return replace(data, train=data.train[: TRAINING[name] if size is None else size])
+
+
+def test_of(data: Data) -> Tensor:
+    """Returns the test data, which both data sets have."""
+    if data.test is None:
+        raise ValueError(f"{data.name} has no test data")
+    return data.test
+
+
+def make_vae(data: Data, latents: int, hidden: int, seed: int, setting: Setting | None = None) -> VAE:
+    r"""Returns the VAE of appendix C: one hidden layer of tanh units each way, log variances linear in them.
+
+    The likelihood is Bernoulli for MNIST, and for Frey Face Normal with its mean in (0, 1). All parameters of one
+    seed start from the same values. The prior over weights is weighed against the ``len(data.train)`` data.
+
+    Arguments:
+        data: Which are modelled.
+        latents: N_z.
+        hidden: Units of the hidden layers.
+        seed: Of the initial values.
+        setting: Whose ``initial_std`` they have.
+    """
+    setting = Setting() if setting is None else setting
+    pixels = data.train.shape[1]
+    # The paper's networks put out log variances, so that Adagrad's steps are steps of those.
+    spread = Network(transform=ComposeTransform([AffineTransform(0.0, 0.5), ExpTransform()]))
+    with isolated(seed, "networks"):
+        prior = Conditional(dist.Normal, (latents,), loc=Fixed(0.0), scale=Fixed(1.0))
+        decoder, encoder = mlp(latents, hidden), mlp(pixels, hidden)
+        if data.name == "frey":
+            sources = {"loc": Network(transform=SigmoidTransform()), "scale": spread}
+            likelihood = Conditional(dist.Normal, (pixels,), given=decoder, **sources)
+        else:
+            likelihood = Conditional(dist.Bernoulli, (pixels,), given=decoder)
+        posterior = Conditional(dist.Normal, (latents,), given=encoder, scale=spread)
+        vae = VAE(prior, likelihood, posterior, size=len(data.train), parameter_prior=dist.Normal(0.0, 1.0))
+        with torch.no_grad():
+            for parameter in vae.parameters():
+                parameter.normal_(0.0, setting.initial_std)
+    return vae
+
+
+def training(data: Data, setting: Setting, stepsize: float) -> dict[str, Any]:
+    """Returns the arguments of `fit` that the protocol decides: all but steps, seed, and how it runs.
+
+    Arguments:
+        data: Which are trained on.
+        setting: What the paper leaves open.
+        stepsize: Of Adagrad.
+    """
+    return {
+        "optimizer": lambda parameters: torch.optim.Adagrad(parameters, lr=stepsize),
+        "schedule": waiting(setting.warmup) if setting.warmup else None,
+        "batch_size": min(BATCH, len(data.train)),
+        "transform": data.transform if data.binarisation == "dynamic" else None,
+        "check_support": not data.cross_entropy,
+    }
+
+
+def waiting(steps: int) -> Callable[[int], float]:
+    """Returns a factor of the stepsize that is 0 for so many steps, then 1: Adagrad adds up squares meanwhile."""
+    return lambda step: 0.0 if step < steps else 1.0
+
+
+def evaluated_data(data: Data, size: int = 10_000) -> dict[str, Tensor]:
+    """Returns the training data that curves are of, the first ``size``, and all test data.
+
+    Under dynamic binarisation both are drawn once.
+    """
+    train = data.train[:size]
+    if data.binarisation == "dynamic":
+        train = data.transform(train, torch.Generator().manual_seed(EVALUATION_SEED))
+    return {"train": train, "test": test_of(data)}
+
+
+def bound(vae: VAE, x: Tensor, seed: int = EVALUATION_SEED) -> float:
+    """Returns the ELBO by one draw of z for each datum, in nats per datum; of grey levels a cross-entropy."""
+    with pyro.validation_enabled(False):  # which refuses grey levels
+        return elbo(vae, x, num_samples=1, seed=seed, compile=False).value
+
+
+def choose_stepsize(
+    make: Callable[[], VAE],
+    inference: Callable[[], Inference],
+    data: Data,
+    setting: Setting,
+    *,
+    score: Callable[[VAE], float] | None = None,
+    samples: int = CHOICE_SAMPLES,
+    **arguments: Any,
+) -> dict[str, Any]:
+    """Returns the stepsize with the best training data after 1e5 samples, and what each of them reached.
+
+    Arguments:
+        make: Makes the VAE, always the same.
+        inference: Makes the algorithm.
+        data: Which are trained on.
+        setting: What the paper leaves open.
+        score: Of the trained VAE, higher is better; default: its bound on 10,000 training data.
+        samples: How many are evaluated in training.
+        **arguments: Of `fit`, such as ``compile`` and ``seed``.
+
+    Returns:
+        ``{"stepsize": 0.02, "scores": {"0.01": -181.3, ...}}``, with null for a run that diverged.
+    """
+    x = evaluated_data(data)["train"]
+    scores: dict[str, float | None] = {}
+    for stepsize in STEPSIZES:
+        vae, how = make(), {**training(data, setting, stepsize), **arguments}
+        history = fit(vae, data.train, inference(), steps=-(-samples // how["batch_size"]), divergence="stop", **how)
+        value = -math.inf if history.stopped == "diverged" else (bound(vae, x) if score is None else score(vae))
+        scores[f"{stepsize:g}"] = value if math.isfinite(value) else None
+    best = max(STEPSIZES, key=lambda stepsize: _or_least(scores[f"{stepsize:g}"]))
+    return {"stepsize": best, "scores": scores}
+
+
+def _or_least(value: float | None) -> float:
+    return -math.inf if value is None else value
+
+
+@cache
+def published() -> dict[str, Any]:
+    """Returns the paper's curves, digitised: ``["figure 2"][data set][N_z][algorithm][part]``, lists of points."""
+    content: dict[str, Any] = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
+    return content
+
+
+def value_at(curve: list[list[float]], samples: float) -> float | None:
+    """Returns a curve's value at a number of samples, linear in their logarithm; None outside of it.
+
+    Arguments:
+        curve: Points ``[samples, value]``, in order.
+        samples: Where.
+    """
+    for (left, low), (right, high) in pairwise(curve):
+        if left * (1 - 1e-6) <= samples <= right * (1 + 1e-6):
+            share = math.log(samples / left) / math.log(right / left)
+            return low + min(1.0, max(0.0, share)) * (high - low)
+    return None

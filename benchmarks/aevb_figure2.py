@@ -1,0 +1,271 @@
+r"""Figure 2 of "Auto-encoding variational Bayes": the lower bound against training samples evaluated.
+
+    python -m benchmarks.aevb_figure2                           # 1e7 samples, hours; started twice, on two cores
+    python -m benchmarks.aevb_figure2 --samples 1e8 --latents 20 # longer curves of some panels
+    python -m benchmarks.aevb_figure2 --samples 1e8 --device cuda
+    python -m benchmarks.aevb_figure2 --data-sets frey --algorithms aevb
+
+MNIST with 3, 5, 10, 20 and 200 latents, Frey Face with 2, 5, 10 and 20; AEVB (Pyro's `Trace_ELBO`), the hand-derived
+estimator with its KL in closed form, and wake-sleep. The protocol, and what the paper leaves open, is in
+`benchmarks.aevb`; which of the open choices meets the published curves best is found out by
+`benchmarks.aevb_figure2_study`, whose answer is `SETTING`.
+
+A bound is by one draw of z for each datum: ``test`` on all test data, ``train`` on the first 10,000 training data, and
+``running`` is the mean over minibatches since the point before. The paper's training curve is a running mean of that
+kind, which is why it lies below its test curve early on. A seed's algorithms start from the same parameters and see the
+same minibatches. The stepsize is chosen for each data set, N_z and algorithm by seed 0.
+
+Runs are in order of importance. Stopped, the same command goes on within the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from benchmarks import aevb
+from benchmarks.aevb import Setting
+from benchmarks.aevb_figure2_summary import MARKS, draw, show, summarise
+from benchmarks.curves import fit_with_curve, logarithmic
+from benchmarks.runs import Runs, add_arguments
+from pyro_vae.datasets import Data
+
+SAMPLES = 10_000_000  # training samples evaluated; the paper's axes end at 2.5e8 (MNIST) and 1e8 (Frey Face)
+FIRST, PER_DECADE = 100_000, 8  # where the paper's axes begin, and how often curves are evaluated
+ORDER = {"mnist": (20, 3, 200, 10, 5), "frey": (10, 2, 20, 5)}  # the most important first
+ALGORITHMS = ("aevb", "wake-sleep", "analytic-kl")
+SEEDS = {("mnist", 3): 3, ("mnist", 20): 3, ("mnist", 200): 3, ("frey", 20): 3}  # 1 elsewhere
+SETTING = Setting(binarisation="none", warmup=aevb.WARMUP)  # the best of the study
+QUICK: dict[str, Any] = {"samples": 2_000, "choice": 500, "hidden": 12, "data": 300, "warmup": 2, "seeds": 2}
+QUICK_ORDER = {"mnist": (3,), "frey": (2,)}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one run is of.
+
+    Attributes:
+        data_set: ``"mnist"`` or ``"frey"``.
+        latents: N_z.
+        algorithm: One of `aevb.ALGORITHMS`.
+        seed: Of initial values, minibatches and noise.
+        samples: Training samples to evaluate.
+    """
+
+    data_set: str
+    latents: int
+    algorithm: str
+    seed: int
+    samples: int
+
+
+def run(
+    curve: Curve,
+    data: Data,
+    setting: Setting,
+    given: argparse.Namespace,
+    place: Path,
+    chosen: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Chooses the stepsize, trains and evaluates.
+
+    Arguments:
+        curve: What the run is of.
+        data: Which are trained on.
+        setting: What the paper leaves open.
+        given: Parsed arguments.
+        place: Of the files of the run while it goes on.
+        chosen: The stepsize as `aevb.choose_stepsize` returns it, where it is known.
+    """
+    hidden = QUICK["hidden"] if given.quick else aevb.HIDDEN[curve.data_set]
+    inference, compiled = aevb.ALGORITHMS[curve.algorithm], not given.quick
+    if given.quick:
+        setting = replace(setting, warmup=min(setting.warmup, QUICK["warmup"]))
+    make = partial(make_vae, data, curve.latents, hidden, setting=setting, device=given.device)
+    if chosen is None:
+        samples = QUICK["choice"] if given.quick else aevb.CHOICE_SAMPLES
+        choose = partial(aevb.choose_stepsize, partial(make, 0), inference, data, setting)
+        chosen = choose(samples=samples, seed=0, compile=compiled)
+    vae, parts = make(curve.seed), on(given.device, aevb.evaluated_data(data))
+    how = aevb.training(data, setting, chosen["stepsize"])
+    steps = -(-curve.samples // how["batch_size"])
+    at = looks(steps, how["batch_size"], given.quick)
+    title = f"{aevb.DATA_TITLES[curve.data_set]}, {curve.latents} latents, {aevb.TITLES[curve.algorithm]}"
+    history, records = fit_with_curve(
+        place,
+        vae,
+        data.train.to(given.device),
+        inference(),
+        steps=steps,
+        at=at,
+        evaluate=lambda step: {part: round(aevb.bound(vae, x), 4) for part, x in parts.items()},
+        seed=curve.seed,
+        divergence="stop",
+        compile=compiled,
+        checkpoint_seconds=0.0 if given.quick else 30.0,
+        progress=f"{title}, seed {curve.seed}",
+        **how,
+    )
+    points: dict[str, list[float]] = {
+        name: [record[name] for record in records] for name in ("samples", "train", "test")
+    }
+    points["running"] = running_means(history.bound.tolist(), [record["step"] for record in records])
+    return {
+        **asdict(curve),
+        "setting": asdict(setting),
+        **chosen,
+        "stopped": history.stopped,
+        "execution": history.execution.split(" in ")[0],
+        "wall_milliseconds_per_step": round(1000 * float(history.seconds[-1]) / history.steps, 3),
+        "curve": points,
+    }
+
+
+def make_vae(data: Data, latents: int, hidden: int, seed: int, *, setting: Setting, device: str) -> Any:
+    """Returns the paper's VAE on a device."""
+    return aevb.make_vae(data, latents, hidden, seed, setting).to(device)
+
+
+def loaded(name: str, binarisation: str, quick: bool) -> Data:
+    """Returns a data set, or a little of it."""
+    data = aevb.load_data(name, binarisation)
+    if not quick:
+        return data
+    return replace(data, train=data.train[: QUICK["data"]], test=aevb.test_of(data)[: QUICK["data"]])
+
+
+def on(device: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.to(device) for name, x in parts.items()}
+
+
+def looks(steps: int, batch_size: int, quick: bool = False) -> list[int]:
+    """Returns the steps after which curves are evaluated: evenly in log samples, at `MARKS` and at the end."""
+    first = max(1, (steps // 10 if quick else FIRST // batch_size))
+    marks = (round(mark / batch_size) for mark in MARKS)
+    return sorted({*logarithmic(min(first, steps), steps, PER_DECADE), *(m for m in marks if m <= steps), steps})
+
+
+def running_means(bounds: Sequence[float], steps: Iterable[int]) -> list[float]:
+    """Returns the mean of the minibatches' bounds since the point before, at each of the points."""
+    means, start = [], 0
+    for step in steps:
+        part = bounds[start:step]
+        means.append(round(sum(part) / len(part), 4))
+        start = step
+    return means
+
+
+def planned(given: argparse.Namespace) -> dict[str, Curve]:
+    """Returns the runs by key, the most important first: one seed of everything before a second one of anything."""
+    default = QUICK["samples"] if given.quick else SAMPLES
+    suffix = "" if given.samples == default else f"-{given.samples:.3g}".replace("e+0", "e")
+    order = QUICK_ORDER if given.quick else ORDER
+    curves = {}
+    for seed in range(given.seeds or max(SEEDS.values())):
+        for data_set in given.data_sets:
+            for latents in order[data_set]:
+                seeds = given.seeds or SEEDS.get((data_set, latents), 1)
+                if seed >= seeds or (given.latents and latents not in given.latents):
+                    continue
+                for algorithm in given.algorithms:
+                    curve = Curve(data_set, latents, algorithm, seed, given.samples)
+                    curves[f"{data_set}-{latents}-{algorithm}-{seed}{suffix}"] = curve
+    return curves
+
+
+def chosen_before(found: dict[str, Any], curve: Curve) -> dict[str, Any] | None:
+    """Returns the stepsize that another run of the same data set, N_z and algorithm has chosen."""
+    same = ("data_set", "latents", "algorithm")
+    for other in found.values():
+        if all(other[name] == getattr(curve, name) for name in same):
+            return {name: other[name] for name in ("stepsize", "scores")}
+    return None
+
+
+def settings_of(given: argparse.Namespace, setting: Setting) -> dict[str, Any]:
+    """Returns all that decides the numbers of a run beside its key."""
+    return {
+        **asdict(setting),
+        "hidden": QUICK["hidden"] if given.quick else aevb.HIDDEN,
+        "batch_size": aevb.BATCH,
+        "optimizer": "Adagrad",
+        "stepsizes": aevb.STEPSIZES,
+        "stepsize_chosen_after_samples": QUICK["choice"] if given.quick else aevb.CHOICE_SAMPLES,
+        "parameter_prior": "N(0, 1) on the weight matrices of the generative model",
+        "training_data": QUICK["data"] if given.quick else aevb.TRAINING,
+        "frey_grey_levels": aevb.GREY_LEVELS,
+        "bound": "ELBO, one draw of z for each datum, nats per datum; MNIST's grey levels: a cross-entropy",
+        "quick": given.quick,
+    }
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """Adds what chooses among the runs."""
+    parser.add_argument("--samples", type=float, help=f"training samples evaluated, {SAMPLES:.0e} by default")
+    parser.add_argument("--latents", default="", help="which N_z, separated by commas; all by default")
+    parser.add_argument("--data-sets", default="mnist,frey", help="which, separated by commas")
+    parser.add_argument("--algorithms", default=",".join(ALGORITHMS), help="which, separated by commas")
+    parser.set_defaults(seeds=None, threads=1)
+
+
+def check_choices(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
+    """Turns the choices into what they mean, or refuses them."""
+    given.data_sets, given.algorithms = given.data_sets.split(","), given.algorithms.split(",")
+    for name, known in (("data_sets", ("mnist", "frey")), ("algorithms", ALGORITHMS)):
+        if unknown := sorted(set(getattr(given, name)) - set(known)):
+            parser.error(f"--{name.replace('_', '-')}: {', '.join(unknown)}: not among {', '.join(known)}.")
+    try:
+        given.latents = {int(word) for word in given.latents.split(",") if word}
+    except ValueError:
+        parser.error(f"--latents: numbers separated by commas, got {given.latents}.")
+    default = QUICK["samples"] if given.quick else SAMPLES
+    given.samples = default if given.samples is None else round(given.samples)
+    if given.quick and given.seeds is None:
+        given.seeds = QUICK["seeds"]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_arguments(parser)
+    add_choices(parser)
+    parser.add_argument("--binarisation", choices=aevb.BINARISATIONS, default=SETTING.binarisation, help="of MNIST")
+    parser.add_argument("--warmup", type=int, default=SETTING.warmup, help="steps of Adagrad that move nothing")
+    given = parser.parse_args()
+    check_choices(parser, given)
+    if not planned(given):
+        parser.error("no run is left by --latents, --data-sets, --algorithms and --seeds.")
+    return given
+
+
+def main() -> None:
+    """Does the runs that are missing, prints the table, writes the result and draws it."""
+    given = parse()
+    torch.set_num_threads(given.threads)
+    setting = Setting(binarisation=given.binarisation, warmup=given.warmup)
+    data = {name: loaded(name, given.binarisation, given.quick) for name in given.data_sets}
+    runs, curves = Runs("aevb_figure2", settings_of(given, setting), given), planned(given)
+
+    def one(key: str) -> dict[str, Any]:
+        chosen = chosen_before(runs.by_key, curves[key])
+        return run(curves[key], data[curves[key].data_set], setting, given, runs.unfinished / key, chosen)
+
+    runs.complete(curves, one, lambda found: {"published": aevb.published()["source"], "summary": summarise(found)})
+    console = Console(width=130)
+    show(summarise(runs.by_key), console)
+    for name in sorted({curve["data_set"] for curve in runs.by_key.values()}):
+        path = runs.path.with_name(f"{runs.path.stem}_{name}.png")
+        draw(name, runs.by_key, path)
+        console.print(path)
+    console.print(runs.path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""What figure 2's runs say: the table against the published curves, what the paper claims of them, and the panels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import aevb
+from benchmarks.runs import over_seeds
+from pyro_vae.statistics import interval
+
+MARKS = tuple(round(10 ** (exponent / 2)) for exponent in range(12, 17))  # 1e6, 3.2e6, ..., 1e8 samples
+MAIN = 10_000_000  # the mark that claims are about
+WITHIN = 2.0  # nats of the published curve
+FREY_ABOVE = {2: 800.0, 10: 1000.0, 20: 1000.0}
+LIMITS = {"mnist": (-165, -95), "frey": (400, 1650)}
+PARTS = {"running": "train", "test": "test"}  # ours, and the published one that it is compared with
+ROWS = {"running": "training (running mean)", "test": "test"}
+
+Group = dict[int, dict[str, Any]]
+
+
+def grouped(runs: dict[str, Any]) -> dict[tuple[str, int, str], Group]:
+    """Returns the longest run of each seed, by data set, N_z and algorithm."""
+    groups: dict[tuple[str, int, str], Group] = {}
+    for run in runs.values():
+        group = groups.setdefault((run["data_set"], run["latents"], run["algorithm"]), {})
+        if run["seed"] not in group or run["samples"] > group[run["seed"]]["samples"]:
+            group[run["seed"]] = run
+    order = {name: i for i, name in enumerate((*aevb.DATA_TITLES, *aevb.TITLES))}
+    return dict(sorted(groups.items(), key=lambda item: (order[item[0][0]], item[0][1], order[item[0][2]])))
+
+
+def points(run: dict[str, Any], part: str) -> list[list[float]]:
+    """Returns one of a run's curves as the published ones are."""
+    return [list(point) for point in zip(run["curve"]["samples"], run["curve"][part], strict=True)]
+
+
+def marks_of(groups: dict[tuple[str, int, str], Group]) -> list[int]:
+    """Returns the marks that some run reaches; where none does, the end of the shortest."""
+    ends = [run["curve"]["samples"][-1] for group in groups.values() for run in group.values()]
+    return [mark for mark in MARKS if mark <= max(ends) * (1 + 1e-4)] or [min(ends)]
+
+
+def values(group: Group, part: str, mark: int) -> dict[int, float]:
+    """Returns by seed what the runs are at a mark, where they reach it."""
+    found = {seed: aevb.value_at(points(run, part), mark) for seed, run in group.items()}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def published_at(data_set: str, latents: int, algorithm: str, part: str, mark: int) -> float | None:
+    """Returns the published value; the hand-derived estimator has no curve of its own and is held against AEVB's."""
+    curves = aevb.published()["figure 2"][data_set].get(str(latents), {})
+    curve = curves.get("aevb" if algorithm == "analytic-kl" else algorithm)
+    return None if curve is None else aevb.value_at(curve[PARTS[part]], mark)
+
+
+def paired(mine: Group, other: Group, mark: int) -> dict[str, Any] | None:
+    """Returns the difference of test bounds at a mark over the seeds that both have."""
+    left, right = values(mine, "test", mark), values(other, "test", mark)
+    seeds = sorted(set(left) & set(right))
+    return over_seeds(left[seed] - right[seed] for seed in seeds) if seeds else None
+
+
+def summarise(runs: dict[str, Any]) -> dict[str, Any]:
+    """Returns for each data set, N_z and algorithm the bounds at the marks, and what follows for the paper's claims."""
+    groups = grouped(runs)
+    marks = marks_of(groups)
+    summary: dict[str, Any] = {}
+    for (data_set, latents, algorithm), group in groups.items():
+        panel = summary.setdefault(data_set, {}).setdefault(str(latents), {})
+        row: dict[str, Any] = {"stepsize": next(iter(group.values()))["stepsize"], "at_samples": {}}
+        for mark in marks:
+            entry = row["at_samples"].setdefault(str(mark), {})
+            for part in PARTS:
+                if found := values(group, part, mark):
+                    known = published_at(data_set, latents, algorithm, part, mark)
+                    mean = over_seeds(found.values())
+                    entry[part] = {
+                        **mean,
+                        "published": known,
+                        "difference": None if known is None else mean["mean"] - known,
+                    }
+        panel[algorithm] = row
+    for data_set, panels in summary.items():
+        for latents, panel in panels.items():
+            for other in ("analytic-kl", "wake-sleep"):
+                both = [groups.get((data_set, int(latents), name)) for name in ("aevb", other)]
+                found = {str(mark): paired(*both, mark) for mark in marks} if all(both) else {}  # type: ignore[arg-type]
+                panel[f"test_aevb_minus_{other.replace('-', '_')}"] = {k: v for k, v in found.items() if v}
+    return {**summary, "claims": claims(groups, MAIN if MAIN in marks else marks[-1])}
+
+
+def claims(groups: dict[tuple[str, int, str], Group], mark: int) -> list[dict[str, Any]]:
+    """Returns what the paper's figure says, with what the runs say to it at one number of samples."""
+    found: list[dict[str, Any]] = []
+
+    def add(claim: str, value: dict[str, Any] | None, holds: Callable[[float, float], bool | None]) -> None:
+        if value is not None:
+            said = {"claim": claim, "samples": mark, "value": value["mean"], "half_width": value["half_width"]}
+            found.append({**said, "holds": holds(value["mean"], value["half_width"])})
+
+    for (data_set, latents, algorithm), group in groups.items():
+        name, reached = f"{aevb.DATA_TITLES[data_set]}, N_z = {latents}", values(group, "test", mark)
+        if algorithm != "aevb" or not reached:
+            continue
+        known = published_at(data_set, latents, algorithm, "test", mark)
+        if data_set == "mnist" and known is not None:
+            off = over_seeds(value - known for value in reached.values())
+            add(f"{name}: test bound within {WITHIN:g} nats of the published one", off, lambda m, _: abs(m) <= WITHIN)
+        if data_set == "frey" and latents in FREY_ABOVE:
+            least = FREY_ABOVE[latents]
+            add(f"{name}: test bound above {least:g}", over_seeds(reached.values()), lambda m, _, b=least: m > b)
+        for other, claim, holds in (
+            ("wake-sleep", "wake-sleep is behind AEVB (test)", lambda m, _: m > 0),
+            ("analytic-kl", "the interval of AEVB minus analytic KL contains 0 (test)", within_interval),
+        ):
+            if rival := groups.get((data_set, latents, other)):
+                add(f"{name}: {claim}", paired(group, rival, mark), holds)
+    many, few = (groups.get(("mnist", latents, "aevb")) for latents in (200, 20))
+    if many and few:
+        text = (
+            "MNIST: superfluous latents do not overfit: N_z = 200 minus 20 not below 0 by more than its interval (test)"
+        )
+        add(text, paired(many, few, mark), lambda m, h: m + (0 if math.isnan(h) else h) >= 0)
+    return found
+
+
+def within_interval(mean: float, half_width: float) -> bool | None:
+    """Returns whether an interval contains 0; None where one seed makes no interval."""
+    return None if math.isnan(half_width) else abs(mean) <= half_width
+
+
+def show(summary: dict[str, Any], console: Console) -> None:
+    """Prints the bounds at the marks beside the published ones, and the claims."""
+    table = Table(title="lower bound, nats per datum, ± 95 % over seeds; in brackets: minus published")
+    for column in ("data", "N_z", "algorithm", "stepsize", "samples"):
+        table.add_column(column, justify="left" if column in ("data", "algorithm") else "right")
+    for part in ROWS.values():
+        table.add_column(part, justify="right")
+    for data_set, panels in ((name, summary[name]) for name in aevb.DATA_TITLES if name in summary):
+        for latents, panel in panels.items():
+            for algorithm in (name for name in aevb.TITLES if name in panel):
+                row = panel[algorithm]
+                for mark, entry in row["at_samples"].items():
+                    cells = [cell(entry.get(part)) for part in PARTS]
+                    names = (aevb.DATA_TITLES[data_set], latents, aevb.TITLES[algorithm], f"{row['stepsize']:g}")
+                    if any(entry):
+                        table.add_row(*names, f"{int(mark):.2g}", *cells)
+    console.print(table)
+    for claim in summary["claims"]:
+        width = (
+            "" if claim["half_width"] is None or math.isnan(claim["half_width"]) else f" ± {claim['half_width']:.2f}"
+        )
+        said = {True: "yes", False: "NO", None: "?"}[claim["holds"]]
+        console.print(f"{said:>4}  {claim['claim']}, {claim['samples']:.2g} samples: {claim['value']:.2f}{width}")
+
+
+def cell(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return "-"
+    width = "" if math.isnan(value["half_width"]) else f" ± {value['half_width']:.2f}"
+    difference = "" if value["difference"] is None else f" ({value['difference']:+.2f})"
+    return f"{value['mean']:.2f}{width}{difference}"
+
+
+def draw(data_set: str, runs: dict[str, Any], path: Path) -> None:
+    """Draws one column of panels for each N_z: training above test, the published curves dashed behind ours."""
+    groups = {key: group for key, group in grouped(runs).items() if key[0] == data_set}
+    sizes = sorted({latents for _, latents, _ in groups})
+    figure = Figure(figsize=(max(9.0, 2.9 * len(sizes) + 1.2), 6.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(2, len(sizes), sharex=True, sharey=True, squeeze=False)
+    for row, part in zip(grid, ROWS, strict=True):
+        for axes, latents in zip(row, sizes, strict=True):
+            panel(axes, data_set, latents, part, groups)
+            axes.set_title(f"$N_z$ = {latents}" if part == "running" else "", fontsize=11)
+        row[0].set_ylabel(f"{ROWS[part]}\nbound, nats per datum")
+    for axes in grid[-1]:
+        axes.set_xlabel("training samples evaluated")
+    names = [name for name in aevb.TITLES if any(key[2] == name for key in groups)]
+    handles = [Line2D([], [], color=aevb.COLOURS[name], lw=2, label=aevb.TITLES[name]) for name in names]
+    dashed = Line2D([], [], color="#666666", lw=1.6, ls="--", marker="o", ms=3.5, label="published (digitised)")
+    band = Patch(color="#666666", alpha=0.2, lw=0, label="95 % over seeds")
+    figure.legend(handles=[*handles, band, dashed], loc="outside upper center", ncols=len(handles) + 2, frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def panel(axes: Axes, data_set: str, latents: int, part: str, groups: dict[tuple[str, int, str], Group]) -> None:
+    """Draws the curves of one N_z, with the interval over seeds where there are several."""
+    for algorithm, curves in aevb.published()["figure 2"][data_set].get(str(latents), {}).items():
+        known = curves[PARTS[part]]
+        style = {"ls": "--", "lw": 1.6, "marker": "o", "ms": 3.5, "alpha": 0.65}
+        axes.plot(*zip(*known, strict=True), color=aevb.COLOURS[algorithm], zorder=1, **style)
+    for name, group in ((key[2], group) for key, group in groups.items() if key[1] == latents):
+        colour, thin = aevb.COLOURS[name], name == "analytic-kl"  # which lies upon AEVB's
+        longest = max(group.values(), key=lambda run: run["samples"])
+        samples = longest["curve"]["samples"]
+        at = [[aevb.value_at(points(run, part), sample) for run in group.values()] for sample in samples]
+        over = [interval([value for value in here if value is not None]) for here in at]
+        axes.plot(samples, [each.mean for each in over], color=colour, lw=1.0 if thin else 2.0, zorder=4 if thin else 3)
+        axes.fill_between(
+            samples, [i.low for i in over], [i.high for i in over], color=colour, alpha=0.2, lw=0, zorder=2
+        )
+    axes.set(xscale="log", ylim=LIMITS[data_set])
+    axes.grid(True, color="#e5e5e5", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
