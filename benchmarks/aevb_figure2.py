@@ -33,7 +33,7 @@ from torch import Tensor
 
 from benchmarks import aevb
 from benchmarks.aevb import Setting
-from benchmarks.aevb_figure2_summary import MARKS, draw, show, summarise
+from benchmarks.aevb_figure2_summary import MARKS, against_published, draw, show, summarise
 from benchmarks.curves import fit_with_curve, logarithmic
 from benchmarks.runs import Runs, add_arguments
 from pyro_vae.datasets import Data
@@ -257,7 +257,11 @@ def main() -> None:
         chosen = chosen_before(runs.by_key, curves[key])
         return run(curves[key], data[curves[key].data_set], setting, given, runs.unfinished / key, chosen)
 
-    runs.complete(curves, one, lambda found: {"published": aevb.published()["source"], "summary": summarise(found)})
+    def about(found: dict[str, Any]) -> dict[str, Any]:
+        rows = [] if given.quick else against_published(found)
+        return {"published": aevb.published()["source"], "summary": summarise(found), "against_published": rows}
+
+    runs.complete(curves, one, about)
     console = Console(width=130)
     show(summarise(runs.by_key), console)
     for name in sorted({curve["data_set"] for curve in runs.by_key.values()}):

@@ -175,3 +175,80 @@ def test_an_encoder_is_only_looked_at_where_it_would_be_shared() -> None:
     """Whatever q is, the draws are the same."""
     other = Encoder(torch.zeros(2, 5).double(), torch.ones(2).double(), torch.ones(2).double())
     assert torch.equal(draws(MCEM(), ORACLE, 3), draws(MCEM(), MODEL.vae(other), 3))
+
+
+def sized(n: int) -> VAE:
+    """The oracle, declared for n data."""
+    return VAE(ORACLE.prior, ORACLE.likelihood, ORACLE.posterior, size=n)
+
+
+def visited(inference: MCEM, vae: VAE, x: Tensor, steps: int, batch_size: int, **options: object) -> MCEM:
+    """After so many steps that leave theta where it is."""
+    fit(
+        vae, x, inference, optimizer=lambda p: torch.optim.SGD(p, lr=0.0), steps=steps, batch_size=batch_size, **options
+    )
+    return inference
+
+
+def test_persistent_chains_reach_the_posterior_by_one_transition_a_visit() -> None:
+    """From the prior, at the same step size, one transition does not."""
+    n, exact = 500, MODEL.posterior(X)
+    inference = visited(MCEM(1, 5, 1, persistent=True), sized(8 * n), X.repeat(n, 1), 80, 2000, compile=False)
+    assert inference.chains is not None
+    z = inference.chains.unflatten(0, (n, 8))
+    assert_mean(z, exact.mean)
+    apart = z - exact.mean
+    assert_mean(apart.unsqueeze(-1) * apart.unsqueeze(-2), exact.covariance_matrix)
+    fresh = MCEM(1, 5, 1)
+    fresh.step_size.copy_(inference.step_size)
+    off = (draws(fresh, ORACLE, n).mean(0) - exact.mean).norm()
+    assert float(off) > 5 * float((z.mean(0) - exact.mean).norm())
+
+
+def test_a_visit_moves_the_chains_of_the_minibatch_alone() -> None:
+    inference = visited(MCEM(2, 3, 1, persistent=True), sized(8), X, 1, 3, compile=False)
+    first = inference.chains
+    assert first is not None
+    assert int((~first.isnan()).all(-1).sum()) == 3
+    before = first.clone()
+    inference.visit(torch.tensor([1, 6]))
+    with seeded(0):
+        _, z = inference.phases[0].compute(sized(8), Batch(X[[1, 6]]), None)
+    assert torch.equal(first[[1, 6]], z)
+    rest = [0, 2, 3, 4, 5, 7]
+    assert torch.equal(first[rest].nan_to_num(7.0), before[rest].nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("compiled", ["E-step", "M-step"])
+def test_compiled_persistent_chains_are_the_uncompiled(compiled: str) -> None:
+    """Over several epochs with a short last minibatch; planning a step leaves the chains alone."""
+    results = []
+    for e, m in ((False, False), (compiled == "E-step", compiled == "M-step")):
+        inference = MCEM(1, 4, 2, persistent=True).double()
+        with interpreted(), enabled(e):
+            visited(inference, sized(8), X, 12, 3, compile=m)
+        assert inference.chains is not None
+        results.append(inference.chains)
+    torch.testing.assert_close(*results, rtol=0, atol=1e-10)
+
+
+def test_persistent_chains_are_saved_and_go_on(tmp_path) -> None:
+    whole = visited(MCEM(1, 4, 2, persistent=True), sized(8), X, 9, 3, compile=False)
+    path = tmp_path / "run.checkpoint"
+    visited(MCEM(1, 4, 2, persistent=True), sized(8), X, 4, 3, compile=False, checkpoint=path)
+    resumed = visited(MCEM(1, 4, 2, persistent=True), sized(8), X, 9, 3, compile=False, checkpoint=path)
+    restored = MCEM(1, 4, 2, persistent=True)
+    restored.load_state_dict(resumed.state_dict())
+    for inference in (resumed, restored):
+        assert inference.chains is not None
+        assert torch.equal(inference.chains, whole.chains)
+        assert torch.equal(inference.step_size, whole.step_size)
+
+
+def test_persistent_chains_need_to_know_the_data() -> None:
+    inference = MCEM(persistent=True)
+    with pytest.raises(InputError, match=r"^MCEM: persistent chains .* declare their number, VAE\(..., size=N\)"):
+        inference.check(ORACLE)
+    inference.check(sized(8))
+    with pytest.raises(InputError, match=r"^MCEM: persistent chains need to know which .* train by `fit`"):
+        all_losses(inference, sized(8), X)

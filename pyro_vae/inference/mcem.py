@@ -2,12 +2,14 @@ r"""Monte Carlo EM."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
+from pyro_vae.errors import InputError
 from pyro_vae.hmc import Latents, Tempered, adapted, jittered
 from pyro_vae.inference.inference import Inference, Loss, Phase, check_count, check_number
 from pyro_vae.inference.needs import differentiable_likelihood, movable_latents, unshared
@@ -25,20 +27,26 @@ class MCEM(Inference):
 
     No encoder is involved: the posterior is not trained, so that neither the ELBO nor importance sampling by q tells
     anything of the model. Each chain starts from the prior at every step, so that few transitions leave the draws
-    short of the posterior: the fixed point of theta is then that of a biased E-step. The E-step is a phase that moves
-    nothing, with the loss 0.
+    short of the posterior: the fixed point of theta is then that of a biased E-step. Persistent chains, one for each
+    datum, go on from where they were at its last visit: one transition a visit is then enough, since theta moves
+    little in between, which is the paper's MCEM. The E-step is a phase that moves nothing, with the loss 0.
 
     Arguments:
         transitions: Of each chain in an E-step.
         leapfrog_steps: Of each transition.
         updates: M-step updates of theta after each E-step.
         target_acceptance: Mean acceptance probability to which the step size is adapted, from step to step.
+        persistent: Whether a datum's chain goes on at its next visit. Needs ``VAE(..., size=N)``, and data that lie in
+            memory as a whole; `chains` keeps N latents.
+
+    Attributes:
+        chains: Where persistent ones are, in unconstrained space, ``(N, *shape)``; nan before the first visit.
 
     Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, appendix E.
 
     Example:
-        >>> MCEM(transitions=5)
-        MCEM(transitions=5, leapfrog_steps=10, updates=5, target_acceptance=0.9)
+        >>> MCEM(transitions=1, persistent=True)
+        MCEM(transitions=1, leapfrog_steps=10, updates=5, target_acceptance=0.9, persistent=True)
     """
 
     name: ClassVar[str] = "mcem"
@@ -47,7 +55,12 @@ class MCEM(Inference):
     has_bound: ClassVar[bool] = False
 
     def __init__(
-        self, transitions: int = 10, leapfrog_steps: int = 10, updates: int = 5, target_acceptance: float = 0.9
+        self,
+        transitions: int = 10,
+        leapfrog_steps: int = 10,
+        updates: int = 5,
+        target_acceptance: float = 0.9,
+        persistent: bool = False,
     ) -> None:
         super().__init__()
         self.transitions = check_count("MCEM", "transitions", transitions)
@@ -56,6 +69,29 @@ class MCEM(Inference):
         self.target_acceptance = check_number("MCEM", "target_acceptance", target_acceptance, 0.01, 0.99)
         self.register_buffer("step_size", torch.tensor(0.1))
         self.step_size: Tensor
+        self.persistent = persistent
+        self.register_buffer("chains", None)
+        self.chains: Tensor | None
+        self._rows: Tensor | None = None
+
+    def check(self, vae: VAE) -> None:
+        super().check(vae)
+        if not self.persistent:
+            return
+        if vae.size is None:
+            raise InputError("MCEM: persistent chains are one for each datum; declare their number, VAE(..., size=N).")
+        shape = (vae.size, *Latents(vae, vae.probe_batch(), "MCEM").shape)
+        if self.chains is None or self.chains.shape != shape:
+            self.chains = torch.full(shape, math.nan, device=vae.device, dtype=vae.dtype)
+
+    def visit(self, rows: Tensor | None) -> None:
+        self._rows = rows
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        kept = state_dict.get(f"{prefix}chains")
+        if kept is not None and (self.chains is None or self.chains.shape != kept.shape):
+            self.chains = torch.empty_like(kept, device=self.step_size.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -73,7 +109,7 @@ class MCEM(Inference):
         """The E-step: z of each datum, shape ``(B, *latent_shape)``."""
         with evaluating(vae):  # the target must not change with the draw
             latents = Latents(vae, batch, "MCEM")
-            u, path = latents.draw_prior(1), Tempered(latents)
+            u, path = self._start(latents), Tempered(latents)
             step_size = self.step_size.to(u)
             with path.expected(self.transitions, self.leapfrog_steps):
                 for _ in range(self.transitions):
@@ -82,7 +118,22 @@ class MCEM(Inference):
                     step_size = adapted(step_size, acceptance.mean(), self.target_acceptance, _RATE)
             if self.training:
                 self.step_size.copy_(step_size)
+                if self.chains is not None:
+                    self.chains[self._rows] = u.squeeze(0)
             return latents.constrain(u).squeeze(0)
+
+    def _start(self, latents: Latents) -> Tensor:
+        """Where the chains begin: at draws from the prior, or where they were left; shape ``(1, B, *shape)``."""
+        u = latents.draw_prior(1)
+        if not self.persistent:
+            return u
+        if self.chains is None or self._rows is None:
+            raise InputError(
+                "MCEM: persistent chains need to know which of the data a minibatch holds; train by `fit`, on data "
+                "that lie in memory as a whole (no DataLoader)."
+            )
+        left = self.chains[self._rows].to(u).unsqueeze(0)
+        return torch.where(left.isnan(), u, left)
 
     def remark(self) -> str:
         if self.updates == 1:

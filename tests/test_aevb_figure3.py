@@ -1,0 +1,259 @@
+"""Figure 3 runs in miniature and goes on where it was killed; what it says follows from its runs."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_vae.datasets import load
+from pyro_vae.evaluation import Estimate, annealed
+from pyro_vae.inference import MCEM
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(os.environ.get("PYRO_VAE_DATA", ROOT / "nowhere"))
+needs_data = pytest.mark.skipif(not (DATA / "mnist").is_dir(), reason="MNIST is not in the folder PYRO_VAE_DATA")
+TIMED = {"wall_seconds", "wall_milliseconds_per_step", "training_seconds"}
+PILOT = {"_WARM_UP": 2, "_PILOT_BETAS": 4}  # of AIS, most of the time of a run in miniature
+loaded = functools.cache(load)  # which takes longer than runs in miniature
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Imports a benchmark."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.fixture
+def figure(module, monkeypatch):
+    monkeypatch.setattr(module("aevb"), "load", loaded)
+    for name, few in PILOT.items():
+        monkeypatch.setattr(annealed, name, few)
+    return module("aevb_figure3")
+
+
+@pytest.fixture
+def summary(module):
+    return module("aevb_figure3_summary")
+
+
+@pytest.fixture
+def quick(figure, monkeypatch, tmp_path):
+    """Runs it in miniature and returns its result."""
+
+    def run(*arguments, folder=tmp_path):
+        monkeypatch.setattr(sys, "argv", ["aevb_figure3", "--quick", "--output", str(folder), *arguments])
+        figure.main()
+        return json.loads((folder / "aevb_figure3.json").read_text())
+
+    return run
+
+
+def parsed(figure, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["aevb_figure3", *arguments])
+    return figure.parse()
+
+
+@needs_data
+def test_in_miniature(quick, tmp_path):
+    choice = ("--training-data", "200", "--samples", "10000", "--algorithms")
+    result = quick(*choice, "wake-sleep")
+    kept = result["runs"]["200-wake-sleep-0-1e4"]
+    result = quick(*choice, "wake-sleep,mcem")
+    assert result["runs"]["200-wake-sleep-0-1e4"] == kept
+    assert set(result["runs"]) == {"200-wake-sleep-0-1e4", "200-mcem-0-1e4"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aevb_figure3.json", "aevb_figure3.png"]
+    for run in result["runs"].values():
+        known = {"ais", "appendix_d", "appendix_d_minus_ais"}
+        trained = {"bound", "importance"} if run["algorithm"] == "wake-sleep" else set()
+        for point in run["curve"][:-1]:
+            assert set(point["train"]) == set(point["test"]) == {"ais"} | trained
+        for point in (run["curve"][-1], run["final"]):
+            assert set(point["train"]) == set(point["test"]) == known | trained
+            apart = point["test"]["appendix_d"]["value"] - point["test"]["ais"]["value"]
+            assert point["test"]["appendix_d_minus_ais"]["value"] == pytest.approx(apart, abs=2e-4)
+    bound = [point["train"]["bound"]["value"] for point in result["runs"]["200-wake-sleep-0-1e4"]["curve"]]
+    assert bound[-1] > bound[0] + 1  # it learns
+    mcem = result["runs"]["200-mcem-0-1e4"]
+    assert [point["samples"] for point in mcem["curve"]] == [200 * 5 * point["step"] for point in mcem["curve"]]
+    assert mcem["curve"][-1]["step"] == 10
+
+
+def test_the_runs_and_what_their_steps_count_for(figure, monkeypatch):
+    curves = figure.planned(parsed(figure, monkeypatch, "--seeds", "2"))
+    assert list(curves)[:6] == [f"{n}-{name}-0" for n in (1000, 50000) for name in ("aevb", "mcem", "wake-sleep")]
+    assert (curves["1000-aevb-0"].samples_of_step, curves["1000-aevb-0"].steps) == (100, 600_000)
+    mcem = curves["50000-mcem-0"]
+    assert isinstance(mcem.inference(), MCEM)
+    assert (mcem.samples_of_step, mcem.steps) == (50_000 * 5, 80)
+    assert mcem.passes == mcem.inference().updates
+    small = figure.planned(parsed(figure, monkeypatch, "--mcem-batch", "100", "--samples", "1e6"))
+    assert small["1000-mcem-100-0-1e6"].samples_of_step == 500
+
+
+def test_a_run_is_evaluated_at_the_published_points(figure):
+    curve = figure.Curve(1000, "aevb", 0, 60_000_000, 100, 1)
+    looks = figure.looks(curve)
+    assert figure.marks(curve) == {n * 10_000 for n in (5, 10, 20, 30, 40, 50, 60)}
+    assert looks[0] * 100 == figure.FIRST
+    assert len([step for step in looks if 1_000 <= step < 10_000]) == figure.PER_DECADE
+    mcem = figure.Curve(50_000, "mcem", 0, 20_100_000, 50_000, 5)
+    assert (figure.looks(mcem)[-1], figure.marks(mcem)) == (81, {20, 40, 80, 81})  # rounded up to whole steps
+
+
+def test_estimates_are_split_by_part(figure):
+    judge = figure.Judge.__new__(figure.Judge)
+    judge.splits = {"train": 2, "test": 3}
+    errors = torch.tensor([0.3, 0.4, 0.1, 0.2, 0.2])
+    ais = Estimate.of(torch.tensor([-1.0, -3.0, -5.0, -6.0, -7.0]), errors, bias=errors)
+    papers = Estimate.of(torch.tensor([-1.0, -2.0, -5.0, -6.0, -1.0]), errors)
+    found = judge._by_part({"ais": ais, "appendix_d": papers})
+    assert found["train"]["ais"] == {"value": -2.0, "standard_error": 0.25, "bias": 0.35}
+    assert found["test"]["ais"] == {"value": -6.0, "standard_error": 0.1, "bias": 0.1667}
+    apart = {"value": 2.0, "standard_error": 2.0}
+    apart |= {"quantile_0.05": 0.0, "quantile_0.5": 0.0, "quantile_0.95": 5.4}
+    assert found["test"]["appendix_d_minus_ais"] == apart
+
+
+def test_the_judge_evaluates_the_first_data(figure, module):
+    data = load("digits", binarisation="threshold")
+    data = replace(data, train=data.train[:7], test=data.test[:9])
+    judge = figure.Judge(data, replace(figure.QUICK_SIZES, data=8), "cpu", compiled=False)
+    assert judge.splits == {"train": 7, "test": 8}
+    assert torch.equal(judge.x, torch.cat([data.train, data.test[:8]]))
+    vae = module("aevb").make_vae(data, 3, 5, 0)
+    found = judge(vae, trains_posterior=True)
+    x = 64 * torch.tensor(0.5).log()  # near which all parameters of std 0.01 begin
+    for part in found.values():
+        for name in ("ais", "appendix_d", "importance", "bound"):
+            assert part[name]["value"] == pytest.approx(float(x), abs=0.5)
+        assert part["bound"]["value"] <= part["importance"]["value"] + 1e-4
+    assert judge.ais(vae) == pytest.approx(found["train"]["ais"]["value"], abs=0.1)
+
+
+def as_run(size, algorithm, curves, seed=0):
+    """A run whose estimates are given curves, by part."""
+    points = []
+    for i, (samples, _) in enumerate(curves["train"]):
+        values = {part: {"value": curve[i][1], "standard_error": 0.1, "bias": 0.0} for part, curve in curves.items()}
+        points.append(
+            {"samples": samples, **{part: {"ais": value, "appendix_d": value} for part, value in values.items()}}
+        )
+    apart = {"value": 0.0, "standard_error": 0.0, "quantile_0.5": 0.0}
+    final = {part: {**points[-1][part], "appendix_d_minus_ais": apart} for part in curves}
+    about = {"training_data": size, "algorithm": algorithm, "seed": seed, "samples": points[-1]["samples"]}
+    return {**about, "stepsize": 0.02, "curve": points, "final": final}
+
+
+def test_the_published_curves_meet_every_claim(module, summary):
+    """At 6e7 samples all orderings of the paper's figure, and no difference from itself."""
+    curves = module("aevb").published()["figure 3"]
+    runs = {
+        f"{size}-{name}-0": as_run(int(size), name, curve) for size in curves for name, curve in curves[size].items()
+    }
+    found = summary.summarise(runs)
+    assert len(found["claims"]) == 2 * 6 + 5 + 4
+    assert [claim["claim"] for claim in found["claims"] if not claim["holds"]] == []
+    at = found["1000"]["mcem"]["at_samples"]["5000000"]["test"]
+    assert (at["published"], at["difference"], at["ais"]["mean"]) == (-143.9, 0.0, -143.9)
+    swapped = {**runs, "1000-mcem-0": as_run(1000, "mcem", curves["1000"]["wake-sleep"])}
+    missed = [claim["claim"] for claim in summary.summarise(swapped)["claims"] if not claim["holds"]]
+    assert "1000 training data: MCEM above AEVB (test)" in missed
+    assert "1000 training data: MCEM (train) within 3 nats of the published value" in missed
+
+
+@pytest.mark.parametrize("arguments", [("--training-data", "2000"), ("--algorithms", "iwae"), ("--training-data", "x")])
+def test_what_there_is_not_is_refused(figure, monkeypatch, arguments):
+    with pytest.raises(SystemExit):
+        parsed(figure, monkeypatch, *arguments)
+
+
+def test_what_was_kept_is_not_made_again(figure, tmp_path):
+    made = []
+    for _ in range(2):
+        found = figure.kept(tmp_path / "place" / "x.stepsize", lambda: made.append(1) or {"stepsize": 0.1})
+        assert found == {"stepsize": 0.1}
+    assert made == [1]
+
+
+_KILLED = f"""
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+from functools import partial
+from benchmarks import aevb_figure3
+from pyro_vae.evaluation import annealed
+from pyro_vae.stepping import Stepper
+vars(annealed).update({PILOT})
+aevb_figure3.fit_with_curve = partial(aevb_figure3.fit_with_curve, checkpoint_seconds=0.0)
+left, take = int(os.environ["STEPS"]), Stepper.take
+
+def counting(*arguments):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return take(*arguments)
+
+Stepper.take = counting
+sys.argv = ["aevb_figure3", "--quick", "--training-data", "200", *sys.argv[1:]]
+aevb_figure3.main()
+"""
+
+
+def start(steps, *arguments):
+    """Runs it in a process of its own, which is killed at a step; never for 0."""
+    command = [sys.executable, "-c", _KILLED, *arguments]
+    environment = {**os.environ, "STEPS": str(steps), "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.returncode == (-9 if steps else 0), process.stderr
+
+
+def untimed(result):
+    return {key: {k: v for k, v in run.items() if k not in TIMED} for key, run in result["runs"].items()}
+
+
+@needs_data
+def test_killed_within_its_run_it_gives_the_same_result(quick, tmp_path):
+    """Monte Carlo EM, which keeps a chain for each datum: 9 steps for the choice of the stepsize, then 10."""
+    arguments = ("--algorithms", "mcem", "--samples", "10000")
+    start(14, *arguments, "--output", str(tmp_path / "killed"))
+    assert (tmp_path / "killed/aevb_figure3.unfinished/200-mcem-0-1e4.checkpoint").exists()
+    found = quick("--training-data", "200", *arguments, folder=tmp_path / "killed")
+    whole = quick("--training-data", "200", *arguments, folder=tmp_path / "whole")
+    assert untimed(found) == untimed(whole)
+    assert found["summary"] == whole["summary"]
+
+
+@needs_data
+@pytest.mark.slow
+def test_killed_three_times_at_random_it_gives_the_same_result(tmp_path):
+    killed, whole = ("--output", str(tmp_path / "killed")), ("--output", str(tmp_path / "whole"))
+    for step in (random.SystemRandom().randint(1, 150) for _ in range(3)):  # of 230 + 29 + 230
+        start(step, *killed)
+    start(0, *killed)
+    start(0, *whole)
+    found, once = (json.loads((tmp_path / name / "aevb_figure3.json").read_text()) for name in ("killed", "whole"))
+    assert list(found["runs"]) == list(once["runs"])
+    assert untimed(found) == untimed(once)
+    assert found["summary"] == once["summary"]
+
+
+def test_it_says_how_its_numbers_came_about(figure, monkeypatch):
+    given = parsed(figure, monkeypatch)
+    assert isinstance(given, argparse.Namespace)
+    settings = figure.settings_of(given, figure.SETTING)
+    assert settings["mcem"] == repr(MCEM(transitions=1, persistent=True))
+    assert settings["evaluation"]["posterior_samples"] == 50
+    assert settings["evaluation"]["leapfrog_steps"] == 4
