@@ -24,7 +24,7 @@ not an on-line algorithm". So it is here, unless ``--mcem-batch`` says otherwise
 samples evaluated the paper does not say; here a datum counts once for each update, `MCEM_PASSES` times, as it does for
 the other algorithms, and leapfrog steps do not count. That was chosen with the published curves in view, which do not
 settle it: those of 50,000 data would rather have leapfrog steps counted, those of 1,000 not. The curves keep the
-steps too, for who counts otherwise. Adagrad has no warm-up for it, again as in that code; its stepsize is chosen by AIS.
+steps too, for who counts otherwise. Adagrad has no warm-up for it, as in that code; its stepsize is chosen by AIS.
 
 Runs are in order of importance. Stopped, the same command goes on within the run.
 """
