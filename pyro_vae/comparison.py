@@ -29,12 +29,12 @@ from pyro_vae.experiment import Experiment
 from pyro_vae.experiment.named import InferenceSpec
 from pyro_vae.history import History
 from pyro_vae.inference import Inference
-from pyro_vae.minibatches import check_values
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.posterior_checks import PosteriorChecks, check_posteriors
 from pyro_vae.statistics import Interval, finite_or_none, interval
 from pyro_vae.training import fit
 from pyro_vae.vae import VAE
+from pyro_vae.value_check import check_values
 
 
 @dataclass

@@ -102,6 +102,12 @@ class Plan:
             return {}
         return {i: step.captured.noise() for i, (_, step) in enumerate(self.steps) if step is not None}
 
+    def check_reads(self) -> None:
+        """Raises a `CaptureError` where values have changed on which a captured program depends."""
+        for _, step in self.steps:
+            if step is not None:
+                step.captured.check_reads()
+
     def together(self, n: int) -> bool:
         """Whether so many steps are taken faster at once; see `Stretch`."""
         step = self.steps[0][1]
@@ -230,6 +236,12 @@ class CompiledSteps:
         kind.uses += 1
         if not kind.decided and step > 0:
             self._decide(kind, batch, step)
+        if kind.plan is not None and self.mode == "auto":
+            try:
+                kind.plan.check_reads()
+            except CaptureError as error:  # what it depends on has changed
+                kind.plan = None
+                self._refuse(str(error))
         if kind.plan is None:
             if not self._eager_last:
                 self.ledger.write()

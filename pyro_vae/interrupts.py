@@ -16,7 +16,8 @@ class _Interrupts:
         self.installed = self.held = self.came = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if not self.held:
+        if not self.held or self.came:  # a second one does not wait
+            self.came = False
             signal.default_int_handler(number, frame)
         self.came = True
 

@@ -2,10 +2,12 @@ r"""The loop of a training run: minibatch after minibatch, and what is due in be
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from pyro_vae.batch import Batch
 from pyro_vae.checkpoint import Checkpoint
 from pyro_vae.minibatches import Minibatches
 from pyro_vae.stepping import Stepper
@@ -50,33 +52,48 @@ class Loop:
             stopped = "interrupted"
         self.run.settle()
         self.run.check_parameters()
-        if self.checkpoint is not None:
-            self.checkpoint.write()
-        self.watch.restore()
+        try:
+            if self.checkpoint is not None:
+                self.checkpoint.write()
+        finally:
+            self.watch.restore()
         return stopped
 
     def _epochs(self) -> str:
+        epoch = self._resumed()
+        if stopped := self._stopped():
+            return stopped
         while True:
-            start = 0 if self.checkpoint is None else self.checkpoint.position
-            if self.watch.exhausted:
-                return "early stopping"
-            if self.run.step >= self.total:
-                return "completed"
-            for batch, rows in itertools.islice(self.source.epoch(), start, None):
+            for batch, rows in epoch:
                 self.run.take(batch, rows)
-                if self.checkpoint is not None:
-                    self.checkpoint.position += 1
                 self._between()
-                if self.run.step >= self.total or self.watch.exhausted:
-                    break
-            else:
-                if self.checkpoint is not None:
-                    self.checkpoint.begin_epoch()
+                if stopped := self._stopped():
+                    return stopped
+            if self.checkpoint is not None:
+                self.checkpoint.begin_epoch()
+            epoch = self.source.epoch()
+
+    def _stopped(self) -> str:
+        """Why there is no further step; empty where there is one."""
+        if self.watch.exhausted:
+            return "early stopping"
+        return "completed" if self.run.step >= self.total else ""
+
+    def _resumed(self) -> Iterator[tuple[Batch, Tensor | None]]:
+        """What is left of the epoch in which the run is; what was due after its last step is done first."""
+        epoch = self.source.epoch()
+        if self.checkpoint is not None and self.checkpoint.loaded:
+            for _ in range(self.checkpoint.position):
+                next(epoch)
+            self.checkpoint.resume_random()
+            if self.run.step and self.checkpoint.between < self.run.step:
+                self._between()
+        return epoch
 
     def _between(self) -> None:
         """Does what is due after a step."""
         run, step = self.run, self.run.step
-        due = self.watch.due(step, self.total)
+        due = self.watch.due(step, self.total) and step not in self.watch.steps
         called = self.callback is not None and (self.callback_steps is None or step in self.callback_steps)
         if due or called:
             run.settle()
@@ -88,7 +105,10 @@ class Loop:
         if self.callback is not None and called:
             metrics = {"bound": run.bound, "samples": run.samples[-1], "seconds": run.seconds[-1]}
             self.callback(step, metrics | evaluated)
-        if self.checkpoint is not None and self.checkpoint.due:
+        if self.checkpoint is None:
+            return
+        self.checkpoint.between = step
+        if self.checkpoint.due:
             run.settle()
             run.check_parameters()
             self.checkpoint.write()

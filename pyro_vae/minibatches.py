@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -15,9 +16,9 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.families import cells_of
-from pyro_vae.modes import evaluating, isolated, stream_seed
+from pyro_vae.modes import isolated, stream_seed
 from pyro_vae.vae import VAE
+from pyro_vae.value_check import ValueCheck
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -28,13 +29,19 @@ class Minibatches(Protocol):
     Attributes:
         size: N, the number of data.
         steps: Minibatches in an epoch.
+        batch_size: M; None where that is not known.
     """
 
     size: int
     steps: int
+    batch_size: int | None
 
     def epoch(self) -> Iterator[tuple[Batch, Tensor | None]]:
         """Yields the minibatches of one epoch, and the rows of the data that each holds (None where unknown)."""
+        ...
+
+    def checksum(self) -> int:
+        """Returns a number that tells data from others; 0 where they are not at hand."""
         ...
 
     def get_state(self) -> dict[str, Tensor]:
@@ -119,19 +126,23 @@ class Resident:
             self.home = batch.x.device
         self.data = batch.to(self.home, vae.dtype)
         check(self.data, "training data")
-        self.size, self.batch_size = batch.size, min(batch_size, batch.size)
-        self.steps = -(-self.size // self.batch_size)
+        rows = min(batch_size, batch.size)
+        self.size, self.steps = batch.size, -(-batch.size // rows)
+        self.batch_size: int | None = rows
         self.generator, self.transform = generator, transform
 
     def epoch(self) -> Iterator[tuple[Batch, Tensor | None]]:
         order = torch.randperm(self.size, generator=self.generator, device=self.generator.device)
-        for rows in order.split(self.batch_size):
+        for rows in order.split(self.batch_size or self.size):
             batch = self.data.select(rows.to(self.home))
             if self.home != self.device:
                 batch = batch.map(lambda field: field.to(self.device))
             if self.transform is not None:
                 batch = batch._replace(x=self.transform(batch.x, self.generator))
             yield batch, rows
+
+    def checksum(self) -> int:
+        return checksum(self.data)
 
     def get_state(self) -> dict[str, Tensor]:
         return {"own": self.generator.get_state()}
@@ -163,7 +174,7 @@ class Streamed:
             ) from None
         if self.size == 0:
             raise InputError("fit: the data set is empty; give at least one datum.")
-        self.generator, self.transform = generator, transform
+        self.generator, self.transform, self.batch_size = generator, transform, loader.batch_size
         self.state = torch.Generator().manual_seed(generator.initial_seed()).get_state()
 
     def _items(self) -> Iterator[Any]:
@@ -189,6 +200,9 @@ class Streamed:
                 batch = batch._replace(x=self.transform(batch.x, self.generator))
             yield batch, None
 
+    def checksum(self) -> int:
+        return 0
+
     def get_state(self) -> dict[str, Tensor]:
         state = {"own": self.generator.get_state(), "global": self.state}
         of_loader = self.loader.generator
@@ -199,6 +213,13 @@ class Streamed:
         self.state = state["global"]
         if self.loader.generator is not None and "loader" in state:
             self.loader.generator.set_state(state["loader"])
+
+
+def checksum(data: Batch) -> int:
+    """Returns a number that tells data from others, of at most 1,000 of them."""
+    some = torch.linspace(0, data.size - 1, min(data.size, 1000)).long().to(data.x.device)
+    fields = [field for field in data.select(some) if field is not None]
+    return zlib.crc32(b"".join(field.cpu().contiguous().numpy().tobytes() for field in fields))
 
 
 def as_batch(data: Any, name: str = "x") -> Batch:
@@ -269,121 +290,3 @@ def _fits(needed: int, device: torch.device) -> bool:
     else:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return needed < free / 2
-
-
-class Place:
-    """Says where a value stands in data that are held in memory: counted from 0."""
-
-    def row(self, row: int) -> str:
-        """Returns what to call a datum."""
-        return f"row {row} (from 0)"
-
-    def cell(self, row: int, column: int | tuple[int, ...], value: float) -> str:
-        """Returns what to call a value of a cell, in model units."""
-        return f"the value {value:g} in row {row}, column {column} (from 0)"
-
-
-class ValueCheck:
-    """Refuses values that are not finite, or that lie outside the likelihood's support.
-
-    A support that depends on z (the bounds of a Uniform likelihood, say) is checked as far as two draws of z agree.
-
-    Arguments:
-        vae: Whose likelihood it is.
-        check_support: Whether to check the support too.
-        unknown_labels: Whether the context may have rows of nan.
-        place: Says where a bad value stands.
-    """
-
-    def __init__(self, vae: VAE, check_support: bool, unknown_labels: bool = False, place: Place | None = None) -> None:
-        self.vae, self.supports, self.family, self.unknown_labels = vae, [], "", unknown_labels
-        self.place = Place() if place is None else place
-        if not check_support:
-            return
-        with torch.no_grad(), evaluating(vae), isolated(0):
-            probe = vae.probe_batch()
-            z = vae.prior_given(probe).expand((2,)).sample()
-            for i in range(2):
-                cells = cells_of(vae.decode(z[i : i + 1], probe.select(slice(i, i + 1))))
-                self.supports.append(cells.support)
-                self.family = type(cells).__name__
-
-    def __call__(self, batch: Batch, name: str) -> None:
-        """Raises an `InputError` that names the first bad cell of the data ``name``."""
-        self.vae.check(batch)
-        self._check_context(batch, name)
-        x = batch.x.to(self.vae.dtype)
-        observed = torch.ones_like(x, dtype=torch.bool) if batch.mask is None else batch.mask
-        bad = observed & ~x.isfinite()
-        self._refuse(name, x, bad, "is not finite; remove it, or hide it with Batch(x, mask=...)")
-        if not self.supports:
-            return
-        inside = torch.zeros_like(observed)
-        for support in self.supports:
-            # In parts on the VAE's device, where the support's bounds lie; the data may lie elsewhere.
-            check = getattr(support, "check_cells", support.check)  # of columns with supports of their own
-            within = torch.cat([check(part.to(self.vae.device)).to(x.device) for part in x.split(10_000)])
-            inside |= within.reshape(within.shape + (1,) * (x.dim() - within.dim()))
-        bad = observed & ~inside
-        support, family = self.supports[0], f"likelihood `{self.family}`"
-        if hasattr(support, "complaint") and bool(bad.any()):
-            row = int(bad.nonzero()[0, 0])
-            raise InputError(f"{name}: {self.place.row(row)} {support.complaint(x[row])}, for the {family}.")
-        if hasattr(support, "check_cells") and bool(bad.any()):
-            column = int(bad.nonzero()[0, -1])
-            support, family = support.supports[column], f"likelihood of column `{support.names[column]}`"
-        self._refuse(
-            name,
-            x,
-            bad,
-            f"lies outside the support {support} of the {family}; choose a likelihood for "
-            "such values, or bring them into its support (grey levels: binarise them)",
-        )
-
-    def _check_context(self, batch: Batch, name: str) -> None:
-        if batch.context is None:
-            return
-        bad = ~batch.context.isfinite()
-        if self.unknown_labels:
-            bad &= ~batch.context.isnan()
-        rows = bad.any(-1).nonzero()
-        if len(rows):
-            row = int(rows[0])
-            raise InputError(
-                f"{name}: the context of {self.place.row(row)} is {batch.context[row].tolist()}; it must be finite. "
-                "Rows of nan, labels that are not known, are for training by m2 alone."
-            )
-        if self.unknown_labels:
-            self._check_labels(batch.context, name)
-
-    def _check_labels(self, context: Tensor, name: str) -> None:
-        one_hot = ((context == 0) | (context == 1)).all(-1) & (context.sum(-1) == 1)
-        rows = (~(one_hot | context.isnan().all(-1))).nonzero()
-        if len(rows):
-            row = int(rows[0])
-            raise InputError(
-                f"{name}: the context of {self.place.row(row)} is {context[row].tolist()}; expected a one-hot label, "
-                "or nan in every place where it is not known."
-            )
-
-    def _refuse(self, name: str, x: Tensor, bad: Tensor, complaint: str) -> None:
-        if bool(bad.any()):
-            row, *rest = (int(i) for i in bad.expand_as(x).nonzero()[0])
-            column = rest[0] if len(rest) == 1 else tuple(rest)
-            raise InputError(f"{name}: {self.place.cell(row, column, x[(row, *rest)].item())} {complaint}.")
-
-
-def check_values(
-    vae: VAE,
-    batch: Batch,
-    check_support: bool,
-    name: str = "data",
-    *,
-    unknown_labels: bool = False,
-    place: Place | None = None,
-) -> None:
-    """Raises an `InputError` for the first cell that is not finite or, if asked, outside the support.
-
-    Rows of nan in the context are accepted where ``unknown_labels``.
-    """
-    ValueCheck(vae, check_support, unknown_labels, place)(batch, name)

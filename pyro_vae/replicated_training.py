@@ -17,7 +17,7 @@ from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.history import History
 from pyro_vae.inference import Inference
 from pyro_vae.interrupts import deferrable
-from pyro_vae.minibatches import Transform, as_batch, check_values
+from pyro_vae.minibatches import Transform, as_batch
 from pyro_vae.modes import isolated, switched
 from pyro_vae.progress import steps_bar
 from pyro_vae.replicated_minibatches import sources
@@ -27,6 +27,7 @@ from pyro_vae.stepping import OptimizerFactory, Stepper
 from pyro_vae.training import _check_arguments
 from pyro_vae.vae import VAE
 from pyro_vae.validation import Watch
+from pyro_vae.value_check import check_values
 
 
 def fit_replicates(

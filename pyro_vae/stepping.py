@@ -75,7 +75,7 @@ class Stepper:
         self.buffers = {name: buffer.clone() for name, buffer in self.both.named_buffers()}
         self.ledger: Ledger | None = None
         self.compiled: CompiledSteps | None = None
-        self.ahead = True
+        self.ahead, self.own_batches = True, False
         self.plan: Plan | None = None
         self.waiting: list[_Waiting] = []
         self.time, self.bound = 0.0, float("nan")
@@ -107,6 +107,8 @@ class Stepper:
         if self.plan is None:
             self._take_uncompiled(batch, rows, factor)
             return
+        if not self.own_batches and self.plan.stretch > 1:
+            batch = batch.map(torch.clone)  # the next one may lie where this one does
         # Drawn now, so that the order of all draws is that of the steps.
         self.waiting.append(_Waiting(batch, rows, factor, self.plan.draw()))
         if len(self.waiting) >= (self.plan.stretch if self.ahead else 1):
@@ -140,8 +142,9 @@ class Stepper:
     def _take_waiting(self, plan: Plan, waiting: list[_Waiting]) -> list[Tensor | None]:
         """Takes compiled steps; returns their bounds."""
         if plan.together(len(waiting)):
-            factors = [1.0 if step.factor is None else step.factor for step in waiting]
-            rates = [[rate * factor for rate in self.rates] for factor in factors]
+            present = [float(group["lr"]) for group in self.optimizer.param_groups]
+            factors = [step.factor for step in waiting]
+            rates = [present if factor is None else [rate * factor for rate in self.rates] for factor in factors]
             return plan.take_together([(step.batch, step.noise) for step in waiting], rates)
         bounds = []
         for step in waiting:
@@ -150,14 +153,15 @@ class Stepper:
         return bounds
 
     def _take_uncompiled(self, batch: Batch, rows: Tensor | None, factor: float | None) -> None:
-        start = time.perf_counter()
-        self._set_rates(factor)
-        self.bound = self._take(batch, rows)
-        seconds = time.perf_counter() - start
-        if self.compiled is not None:
-            self.compiled.timed(batch, seconds)
-        self.time += seconds
-        self._record([batch.size], [])
+        with uninterrupted():  # a phase that was taken, or noise that was drawn, cannot be taken back
+            start = time.perf_counter()
+            self._set_rates(factor)
+            self.bound = self._take(batch, rows)
+            seconds = time.perf_counter() - start
+            if self.compiled is not None:
+                self.compiled.timed(batch, seconds)
+            self.time += seconds
+            self._record([batch.size], [])
 
     def _set_rates(self, factor: float | None) -> None:
         if factor is not None:
@@ -217,7 +221,8 @@ class Stepper:
         self.finish()
         return {
             "modules": dict(self.both.state_dict()),
-            "optimizer": self.optimizer.state_dict()["state"],
+            "kept": [self.kept[id(parameter)] for parameter in self.both.parameters()],
+            "optimizer": self.optimizer.state_dict(),
             "bounds": torch.tensor(self.bounds, dtype=torch.float64),
             "samples": torch.tensor(self.samples, dtype=torch.int64),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
@@ -228,13 +233,11 @@ class Stepper:
         }
 
     def put_back(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state, before the first step: in place, with the optimizer's present rates."""
+        """Goes on from a state, before the first step: in place."""
         self.both.load_state_dict(state["modules"])
-        own = self.optimizer.state_dict()
-        self.optimizer.load_state_dict(own | {"state": state["optimizer"]})
-        with torch.no_grad():
-            for parameter in self.both.parameters():
-                self.kept[id(parameter)].copy_(parameter)
+        self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in zip(self.both.parameters(), state["kept"], strict=True):
+            self.kept[id(parameter)].copy_(kept)
         self._keep_buffers()
         self.bounds, self.samples, self.seconds = (state[name].tolist() for name in ("bounds", "samples", "seconds"))
         self.bound, self.time = state["bound"], state["time"]

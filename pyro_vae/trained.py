@@ -15,10 +15,10 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import annealed_importance_sampling, log_marginal
 from pyro_vae.inference import Inference, algorithm
-from pyro_vae.minibatches import Place, check_values
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.moments import centre, spread
 from pyro_vae.vae import VAE
+from pyro_vae.value_check import Place, check_values
 
 # Of annealed importance sampling.
 _TEMPERATURES, _CHAINS = 500, 16

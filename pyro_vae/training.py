@@ -17,13 +17,14 @@ from pyro_vae.history import History
 from pyro_vae.inference import Inference
 from pyro_vae.interrupts import deferrable
 from pyro_vae.loop import Callback, Loop
-from pyro_vae.minibatches import Transform, as_batch, check_values, minibatches
+from pyro_vae.minibatches import Resident, Transform, as_batch, minibatches
 from pyro_vae.modes import isolated, switched
 from pyro_vae.precision import Precision, networks_in
 from pyro_vae.progress import steps_bar
 from pyro_vae.stepping import OptimizerFactory, Stepper
 from pyro_vae.vae import VAE
 from pyro_vae.validation import Watch
+from pyro_vae.value_check import check_values
 
 
 @overload
@@ -146,7 +147,8 @@ def fit(
         checkpoint: File that keeps the state of the run. Where it exists, training goes on from it, and with
             ``compile=True`` or False and the same number of threads the result is that of a run without
             interruption, to the last bit; a larger number of steps goes on with a run that was completed. Of what a
-            `DataLoader` draws, it keeps torch's random stream and the loader's own generator.
+            `DataLoader` draws, it keeps torch's random stream and the loader's own generator; what a transform, a
+            callback or a learning-rate scheduler remembers is not kept.
         checkpoint_seconds: Between two writings of that file, at least; it is written at the end too.
         check_support: Whether data outside the likelihood's support are refused; only without this check can a
             Bernoulli be trained on grey levels, and its "log-likelihood" is then none.
@@ -230,10 +232,11 @@ def fit(
     run = Stepper(vae, inference, optimizer, schedule, clip_norm, check_support)
     watch = Watch(vae, inference, held_out, validation_every or source.steps, early_stopping, keep, check_support)
     watch.compile = "auto" if compile else False
+    run.own_batches = isinstance(source, Resident) and transform is None
     loop = Loop(run, watch, source, total, callback=callback, callback_steps=callback_steps)
     if checkpoint is not None:
         loop.checkpoint = Checkpoint(checkpoint, run, watch, source, seed, checkpoint_seconds)
-        loop.checkpoint.load()
+        loop.checkpoint.load(total)
     with (
         isolated(seed, "training"),
         switched(vae, training=True),
@@ -248,8 +251,6 @@ def fit(
             run.compile_steps(compile, total, bar.busy)
         warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; ours names the term
         try:
-            if loop.checkpoint is not None:
-                loop.checkpoint.resume_random()
             loop.report = bar.report
             stopped, remark = loop.take(), inference.remark()
         except NonFiniteError as error:
@@ -258,6 +259,7 @@ def fit(
             stopped, remark = "diverged", str(error).removeprefix("fit: ")
         finally:
             run.finish()
+            inference.visit(None)
     return History(
         np.array(run.bounds),
         np.array(run.samples, dtype=np.int64),

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +15,21 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae import VAE, Conditional, Fixed, fit, mlp
-from pyro_vae.engine import interpreted
+from pyro_vae.checkpoint import Checkpoint
+from pyro_vae.engine import Step, interpreted
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, ALGORITHMS, RWS
+from pyro_vae.stepping import Stepper
+from pyro_vae.validation import Watch
 
 X = (torch.rand(70, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
 
 
-def model(size=None) -> VAE:
+def model(size=None, activation=torch.nn.Tanh, scale=1.0) -> VAE:
     torch.manual_seed(0)
-    prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
-    return VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 5)), mlp(6, 5), size=size)
+    prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(scale))
+    likelihood = Conditional(dist.Bernoulli, (6,), given=mlp(2, 5, activation=activation))
+    return VAE(prior, likelihood, mlp(6, 5), size=size)
 
 
 def flipped(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -38,7 +43,8 @@ class Stop(Exception):
 def train(checkpoint=None, stop=None, steps=25, x=X, **given):
     """A run of 25 steps, three epochs and a half; ``stop`` is the step after which it dies."""
     inference = given.pop("inference", AEVB())
-    vae, called = model(70 if inference.name == "vb" else None), []
+    declared = {name: given.pop(name) for name in ("activation", "scale") if name in given}
+    vae, called = model(70 if inference.name == "vb" else None, **declared), []
 
     def callback(step, metrics):
         called.append((step, metrics["bound"]))
@@ -131,6 +137,101 @@ def test_a_loader_goes_on_in_its_order(tmp_path, monkeypatch, own):
     assert_same(train(place, x=loader()), whole)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is ignored by a process that was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupting(function, at):
+    """The function, with Ctrl-C at one of its calls, as it comes from outside: while it is at work."""
+    calls = []
+
+    def interrupted(*arguments, **named):
+        calls.append(1)
+        if len(calls) == at:
+            timer = threading.Timer(0.0, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            timer.join()
+        return function(*arguments, **named)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("name", ["aevb", "wake-sleep", "beta-vae"])
+@pytest.mark.parametrize("at", [7, 9, 16])
+def test_a_run_that_was_interrupted_in_a_step_goes_on(tmp_path, monkeypatch, interruptible, name, compile, at):
+    monkeypatch.setattr("pyro_vae.stepping._MOST", 3)
+    whole = train(inference=ALGORITHMS[name](), compile=compile)
+    place = tmp_path / "run.checkpoint"
+    with monkeypatch.context() as patched:
+        part = (Step, "take") if compile else (Stepper, "_compute")
+        patched.setattr(*part, interrupting(getattr(*part), at))
+        _vae, _inference, history, _ = train(place, inference=ALGORITHMS[name](), compile=compile)
+    assert history.stopped == "interrupted"
+    assert history.steps < 25
+    assert_same(train(place, inference=ALGORITHMS[name](), compile=compile), whole)
+
+
+def test_what_was_due_when_it_was_interrupted_is_done_first(tmp_path, monkeypatch, interruptible):
+    options = {"validation": X[:20], "validation_every": 4}
+    whole = train(**options)
+    for i, part in enumerate([(Watch, "evaluate"), (Checkpoint, "due")]):
+        place = tmp_path / f"run{i}.checkpoint"
+        with monkeypatch.context() as patched:
+            if part[1] == "due":  # after the callback, at the end of what is due
+                patched.setattr(Checkpoint, "due", property(interrupting(lambda self: False, 8)))
+            else:
+                patched.setattr(*part, interrupting(getattr(*part), 2))
+            _, _, history, called = train(place, **options)
+        assert history.stopped == "interrupted"
+        assert history.steps == 8
+        resumed = train(place, **options)
+        assert_same(resumed, whole)
+        assert [*called, *resumed[3]] == whole[3]
+
+
+def test_an_optimizer_that_keeps_something_in_its_groups_goes_on(tmp_path, monkeypatch):
+    class Slower(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for group in self.param_groups:
+                group["lr"] *= 0.9
+
+    monkeypatch.setattr("pyro_vae.checkpoint._SHARE", 0)
+    options = {"optimizer": lambda p: Slower(p, 0.1, momentum=0.5), "schedule": None}
+    whole = train(**options)
+    assert train(tmp_path / "c", 8, **options) is None
+    assert_same(train(tmp_path / "c", **options), whole)
+
+
+def test_a_transform_that_draws_from_the_common_stream_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_vae.checkpoint._SHARE", 0)
+    options = {"transform": lambda x, generator: torch.bernoulli(0.2 + 0.6 * x)}
+    whole = train(**options)
+    assert train(tmp_path / "c", 8, **options) is None
+    assert_same(train(tmp_path / "c", **options), whole)
+
+
+def test_a_file_that_cannot_be_written_later_is_a_warning(tmp_path, monkeypatch):
+    place = tmp_path / "c"
+    train(place, steps=12)
+    content = place.read_bytes()
+
+    def full(*arguments):
+        raise OSError("no space left on the device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.warns(UserWarning, match="is not written: no space left"):
+        history = train(place, steps=25)[2]
+    assert history.steps == 25
+    assert place.read_bytes() == content
+    assert [file.name for file in tmp_path.iterdir()] == ["c"]
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     place = tmp_path / "run.checkpoint"
     train(place)
@@ -141,8 +242,15 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         ({"seed": 1}, "seed"),
         ({"optimizer": lambda p: torch.optim.Adam(p, 1e-3)}, "optimizer"),
         ({"clip_norm": 1.0}, "clip_norm"),
+        ({"x": 1 - X}, "data: checksum"),
+        ({"batch_size": 11}, "data: batch_size 10, not 11"),
+        ({"validation": X}, "validation"),
+        ({"activation": torch.nn.ReLU}, r"model '\(1\): Tanh\(\)', not '\(1\): ReLU\(\)'"),
+        ({"scale": 3.0}, r"fixed values: prior.fixed_scale 1.0, not 3.0"),
+        ({"steps": 5}, ""),
     ]:
-        with pytest.raises(InputError, match=f"of another run: {what}"):
+        said = f"of another run: {what}" if what else "has 25 steps already, and 5 are asked for"
+        with pytest.raises(InputError, match=said):
             train(place, **given)
 
 
@@ -157,6 +265,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         assert place.read_bytes() == bad
     with pytest.raises(InputError, match="does not exist; make it first"):
         train(tmp_path / "nowhere" / "run.checkpoint")
+    with pytest.raises(InputError, match="cannot be written: it is a folder"):
+        train(tmp_path)
 
 
 def test_a_process_that_is_killed_goes_on(tmp_path):

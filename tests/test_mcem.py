@@ -252,3 +252,15 @@ def test_persistent_chains_need_to_know_the_data() -> None:
     inference.check(sized(8))
     with pytest.raises(InputError, match=r"^MCEM: persistent chains need to know which .* train by `fit`"):
         all_losses(inference, sized(8), X)
+
+
+def test_outside_fit_persistent_chains_do_not_know_the_data_after_it_either():
+    torch.manual_seed(0)
+    prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+    vae = VAE(prior, Conditional(dist.Normal, (3,), given=mlp(2, 4), scale=Fixed(1.0)), size=20)
+    inference, x = MCEM(transitions=1, updates=1, persistent=True), torch.randn(20, 3)
+    fit(vae, x, inference, optimizer=lambda p: torch.optim.SGD(p, 1e-3), steps=3, batch_size=10, compile=False)
+    before = inference.chains.clone()
+    with pytest.raises(InputError, match="persistent chains need to know which of the data"):
+        next(inference.losses(vae, Batch(x[:10])))
+    torch.testing.assert_close(inference.chains, before, equal_nan=True)

@@ -16,9 +16,9 @@ from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Network, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.experiment.mixed import ColumnSpec, MixedSpec
 from pyro_vae.inference import AEVB
-from pyro_vae.minibatches import check_values
 from pyro_vae.mixed import Column, Mixed
 from pyro_vae.moments import centre
+from pyro_vae.value_check import check_values
 
 LEVELS = Column(dist.Categorical, logits=Network((4,)))
 COLUMNS = {

@@ -118,3 +118,37 @@ def test_tensors_that_are_assigned_anew_are_recorded_anew():
         run.settle()
     assert len(Recorded.made) == made + 1
     assert all(not torch.equal(p, q) for p, q in zip(vae.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_rates_that_a_callback_changes_are_followed(compile):
+    rates = []
+
+    def adam(p):
+        rates.append(torch.optim.Adam(p, lr=1e-2))
+        return rates[-1]
+
+    def slower(step, metrics):
+        for group in rates[-1].param_groups:
+            group["lr"] *= 0.5
+
+    options = {"optimizer": adam, "callback": slower, "callback_steps": {10, 20, 30}}
+    vae, _, _ = train(compile, AEVB(), **options)
+    other, _, _ = train(False, AEVB(), **options)
+    assert rates[0].param_groups[0]["lr"] == rates[1].param_groups[0]["lr"] == 1e-2 / 8
+    for p, q in zip(vae.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-10)
+
+
+def test_a_transform_may_write_into_the_same_tensor_each_time():
+    buffers = {}
+
+    def flipped(x, generator):
+        buffer = buffers.setdefault(x.shape, torch.empty_like(x))
+        return torch.where(torch.rand(x.shape, generator=generator) < 0.1, 1 - x, x, out=buffer)
+
+    vae, _, _ = train(True, AEVB(), transform=flipped)
+    other, _, _ = train(False, AEVB(), transform=flipped)
+    assert max(Recorded.made) == 10
+    for p, q in zip(vae.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-10)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.minibatches import check_values
 from pyro_vae.vae import VAE
+from pyro_vae.value_check import check_values
 
 
 def evaluated(caller: str, vae: VAE, data: Tensor | Batch, *, weighted: bool = False) -> Batch:

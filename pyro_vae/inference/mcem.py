@@ -118,7 +118,7 @@ class MCEM(Inference):
                     step_size = adapted(step_size, acceptance.mean(), self.target_acceptance, _RATE)
             if self.training:
                 self.step_size.copy_(step_size)
-                if self.chains is not None:
+                if self.persistent and self.chains is not None:
                     self.chains[self._rows] = u.squeeze(0)
             return latents.constrain(u).squeeze(0)
 
