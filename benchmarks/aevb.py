@@ -227,6 +227,16 @@ def published() -> dict[str, Any]:
     return content
 
 
+def digitised(curve: list[list[float]], samples: float) -> float | None:
+    """Returns a published curve's value where it was read off; None elsewhere.
+
+    Arguments:
+        curve: Points ``[samples, value]``.
+        samples: Where, to within 2 %.
+    """
+    return next((value for at, value in curve if abs(math.log(at / samples)) < 0.02), None)
+
+
 def value_at(curve: list[list[float]], samples: float) -> float | None:
     """Returns a curve's value at a number of samples, linear in their logarithm; None outside of it.
 

@@ -17,19 +17,6 @@ from pyro_vae.environment import environment
 RESULTS = Path(__file__).parent / "results"
 
 
-def circumstances(device: str, command: str) -> dict[str, Any]:
-    """Returns where and with what a result was computed, the commit included, with a + if files were changed since.
-
-    Arguments:
-        device: On which it ran.
-        command: That gives the result again.
-    """
-    commit = _git("rev-parse", "--short=12", "HEAD")
-    if commit and _git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results"):
-        commit += "+"
-    return {**environment(torch.device(device), command), "commit": commit}
-
-
 def _git(*words: str) -> str | None:
     """What git says of this project; None where there is no git, or no repository."""
     try:
@@ -37,6 +24,26 @@ def _git(*words: str) -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _commit() -> str | None:
+    """The commit of the code, with a + if some of it is not in there."""
+    commit = _git("rev-parse", "--short=12", "HEAD")
+    changed = _git("status", "--porcelain", "--", "pyro_vae", "benchmarks", ":!benchmarks/results")
+    return f"{commit}+" if commit and changed else commit
+
+
+COMMIT = _commit()  # of the code that was loaded, whatever is committed while it runs
+
+
+def circumstances(device: str, command: str) -> dict[str, Any]:
+    """Returns where and with what a result was computed, the commit included, with a + if files differ from it.
+
+    Arguments:
+        device: On which it ran.
+        command: That gives the result again.
+    """
+    return {**environment(torch.device(device), command), "commit": COMMIT}
 
 
 def write(name: str, result: dict[str, Any], device: str = "cpu") -> Path:

@@ -27,6 +27,8 @@ from pyro_vae.statistics import Interval, interval
 Run = Callable[[str], dict[str, Any]]
 About = Callable[[dict[str, Any]], dict[str, Any]]
 
+_SETTINGS = "settings.json"
+QUICK = Path("runs") / "quick"  # where results of --quick go
 _PLACES = ("--output", "--restart")  # where results go is no part of the command that gives them again
 
 
@@ -50,14 +52,20 @@ class Runs:
         full = "_full" if getattr(given, "full", False) else ""
         device = "" if given.device == "cpu" else f"_{torch.device(given.device).type}"
         self.name, self.settings, self.device = name, _plain(settings), given.device
-        self.path = Path(given.output) / f"{name}{full}{device}.json"
+        output = Path(given.output)
+        if getattr(given, "quick", False) and output == RESULTS:
+            output = QUICK  # whose numbers mean nothing
+        self.path = output / f"{name}{full}{device}.json"
         self.unfinished = self.path.with_suffix(".unfinished")
         self.by_key: dict[str, Any] = {}
         self.environment: dict[str, Any] | None = None
-        if self.path.exists() and given.restart:
-            os.replace(self.path, self.path.with_suffix(".json.before"))
+        if given.restart:
+            self._require_nobody()
             shutil.rmtree(self.unfinished, ignore_errors=True)
+            if self.path.exists():
+                os.replace(self.path, self.path.with_suffix(".json.before"))
         self.read()
+        self._check_unfinished()
 
     def read(self) -> None:
         """Reads the runs that the file has.
@@ -66,18 +74,37 @@ class Runs:
             SystemExit: Where they are of other settings.
         """
         if not self.path.exists():
+            self.by_key = {}
             return
         found = json.loads(self.path.read_text(encoding="utf-8"))
-        other = {key for key in found["settings"] | self.settings if not self._agrees(found["settings"], key)}
-        if other:
-            raise SystemExit(
-                f"{self.path} holds runs of other settings ({', '.join(sorted(other))}): pass --restart to replace "
-                "them, or --output for another folder."
-            )
+        self._require_same(found["settings"], self.path)
         self.by_key, self.environment = found["runs"], found["environment"]
 
-    def _agrees(self, found: dict[str, Any], key: str) -> bool:
-        return key in found and key in self.settings and found[key] == self.settings[key]
+    def _require_nobody(self) -> None:
+        """Raises `SystemExit` where another process is at work on a run."""
+        for place in self.unfinished.glob("*.lock"):
+            with place.open("a") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise SystemExit(f"another process is at work on {place.stem}: stop it before --restart.") from None
+
+    def _check_unfinished(self) -> None:
+        """Raises `SystemExit` where runs in progress are of other settings."""
+        noted = self.unfinished / _SETTINGS
+        if noted.exists():
+            self._require_same(json.loads(noted.read_text(encoding="utf-8")), self.unfinished)
+
+    def _require_same(self, found: dict[str, Any], place: Path) -> None:
+        def agrees(key: str) -> bool:
+            return key in found and key in self.settings and found[key] == self.settings[key]
+
+        other = {key for key in found | self.settings if not agrees(key)}
+        if other:
+            raise SystemExit(
+                f"{place} holds runs of other settings ({', '.join(sorted(other))}): pass --restart to put them "
+                "aside, or --output for another folder."
+            )
 
     def complete(self, keys: Iterable[str], run: Run, about: About) -> None:
         """Does the runs that are missing, and writes the file after each.
@@ -96,7 +123,14 @@ class Runs:
                 print(f"[{time.strftime('%H:%M:%S')}] {key}: {done + 1} of {len(keys)}", flush=True)
                 start = time.perf_counter()
                 result = run(key)
-                result = _plain({**result, "wall_seconds": round(time.perf_counter() - start, 1)})
+                result = _plain(
+                    {
+                        **result,
+                        "wall_seconds": round(time.perf_counter() - start, 1),
+                        "processes": self._claims(key),
+                        "made_by": self._made_by(),
+                    }
+                )
                 with self._alone():
                     self.read()
                     self.by_key[key] = result
@@ -109,8 +143,19 @@ class Runs:
             self.read()
             if self.by_key:
                 self.write(about(self.by_key))
-        with suppress(OSError):  # of other processes' runs
+        with suppress(OSError):  # which still has other processes' runs
+            if [file.name for file in self.unfinished.iterdir()] == [_SETTINGS]:
+                (self.unfinished / _SETTINGS).unlink()
             self.unfinished.rmdir()
+
+    def _made_by(self) -> dict[str, Any]:
+        """Returns what a run keeps of where and when it was made: a file's runs may be of several commands."""
+        found = circumstances(self.device, _command(self.name))
+        return {name: found[name] for name in ("command", "commit", "date", "device", "threads")}
+
+    def _claims(self, key: str) -> int:
+        """Returns how many processes worked at a run; ``wall_seconds`` are of the last of them."""
+        return len((self.unfinished / f"{key}.lock").read_text(encoding="utf-8").splitlines())
 
     @contextmanager
     def _claimed(self, key: str) -> Iterator[bool]:
@@ -123,13 +168,17 @@ class Runs:
             yield False
             return
         self.unfinished.mkdir(parents=True, exist_ok=True)
+        self._check_unfinished()
+        (self.unfinished / _SETTINGS).write_text(json.dumps(self.settings) + "\n", encoding="utf-8")
         place = self.unfinished / f"{key}.lock"
-        with place.open("w") as file:
+        with place.open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
                 return
+            file.write(f"{os.getpid()}\n")
+            file.flush()
             self.read()
             yield key not in self.by_key
             place.unlink(missing_ok=True)
@@ -167,7 +216,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, ...; runs that are there already are kept")
     parser.add_argument("--output", default=str(RESULTS), help="folder of the result")
     parser.add_argument("--restart", action="store_true", help="put the runs that are there aside")
-    parser.add_argument("--quick", action="store_true", help="seconds in place of minutes; the numbers mean nothing")
+    parser.add_argument(
+        "--quick", action="store_true", help="seconds in place of minutes, into runs/quick; the numbers mean nothing"
+    )
 
 
 def over_seeds(values: Iterable[float]) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def test_looks_and_running_means(module):
 def _run(latents, algorithm, seed, test, data_set="mnist"):
     samples = [1_000_000, 3_162_300, 10_000_000]
     curve = {"samples": samples, "test": [test - 20, test - 8, test], "train": [0.0] * 3, "running": [test - 30.0] * 3}
-    names = {"data_set": data_set, "latents": latents, "algorithm": algorithm, "seed": seed}
+    names = {"data_set": data_set, "latents": latents, "algorithm": algorithm, "seed": seed, "stopped": "completed"}
     return {**names, "samples": 10_000_000, "stepsize": 0.1, "curve": curve}
 
 
@@ -237,16 +237,40 @@ def test_summary_pairs_seeds_and_judges_claims(summary):
     assert row["difference"] == pytest.approx(-105.0 + 104.8)
     superfluous = "superfluous latents do not overfit: N_z = 200 minus 20 not below 0 by more than its interval (test)"
     assert {claim["claim"]: claim["holds"] for claim in found["claims"]} == {
-        "MNIST, N_z = 20: test bound within 2 nats of the published one": True,
-        "MNIST, N_z = 20: wake-sleep is behind AEVB (test)": False,
+        "MNIST, N_z = 20: test bound within 2 nats of the published one, on which the setting was chosen": True,
+        "MNIST, N_z = 20: wake-sleep is behind AEVB (test)": None,  # one seed of it
         "MNIST, N_z = 20: the interval of AEVB minus analytic KL contains 0 (test)": True,
         "MNIST, N_z = 200: test bound within 2 nats of the published one": False,
         "Frey Face, N_z = 2: test bound above 800": False,
-        f"MNIST: {superfluous}": False,
+        f"MNIST: {superfluous}": None,
     }
     paired = found["mnist"]["20"]["test_aevb_minus_analytic_kl"]["10000000"]
     assert paired["seeds"] == pytest.approx([0.0, 0.3, -0.3])
     assert found["mnist"]["20"]["test_aevb_minus_wake_sleep"]["10000000"]["seeds"] == pytest.approx([-1.0])
+
+
+def test_a_claim_with_a_diverged_run_is_neither_true_nor_dropped(summary):
+    runs = [_run(20, name, i, -105.0 - (name == "wake-sleep")) for name in ("aevb", "wake-sleep") for i in range(3)]
+    claims = {c["claim"]: c["holds"] for c in summary.summarise(dict(enumerate(runs)))["claims"]}
+    assert claims["MNIST, N_z = 20: wake-sleep is behind AEVB (test)"] is True
+    for lost in ([4], [3, 4, 5]):
+        for i in lost:
+            runs[i]["stopped"] = "diverged"
+            runs[i]["curve"] = {name: values[:1] for name, values in runs[i]["curve"].items()}
+        found = summary.summarise(dict(enumerate(runs)))
+        said = f" ({len(lost)} run{'s' if len(lost) > 1 else ''} diverged)"
+        assert [c["holds"] for c in found["claims"] if c["claim"].endswith(said)] == [None]
+        assert found["mnist"]["20"]["wake-sleep"]["diverged_seeds"] == [i - 3 for i in lost]
+
+
+@pytest.mark.parametrize(
+    ("mean", "half_width", "behind", "superfluous"),
+    [(2.0, 1.0, True, True), (-2.0, 1.0, False, False), (0.5, 1.0, None, True), (-3.0, 5.0, None, None)],
+)
+def test_an_interval_that_is_too_wide_tells_nothing(summary, mean, half_width, behind, superfluous):
+    assert summary.above_interval(mean, half_width) is behind
+    assert summary.not_below_interval(mean, half_width) is superfluous
+    assert summary.above_interval(mean, math.nan) is summary.not_below_interval(mean, math.nan) is None
 
 
 def test_the_longest_run_of_a_seed_counts(summary):

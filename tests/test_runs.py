@@ -47,6 +47,34 @@ def test_what_is_there_is_kept_and_the_rest_is_run_in_order(tmp_path):
     assert Runs("some", {"a": 2}, given(tmp_path, restart=True)).by_key == {}
 
 
+def test_runs_in_progress_of_other_settings_are_not_continued(tmp_path):
+    def dies(key):
+        (runs.unfinished / f"{key}.checkpoint").write_text("of a = 1")
+        raise KeyboardInterrupt
+
+    runs = Runs("some", {"a": 1}, given(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        runs.complete(["k"], dies, lambda found: {})
+    assert (runs.unfinished / "k.checkpoint").exists()
+    with pytest.raises(SystemExit, match="other settings \\(a\\)"):
+        Runs("some", {"a": 2}, given(tmp_path))
+    Runs("some", {"a": 1}, given(tmp_path))
+    assert (runs.unfinished / "k.checkpoint").exists()
+    other = Runs("some", {"a": 2}, given(tmp_path, restart=True))
+    assert not (other.unfinished / "k.checkpoint").exists()
+    other.complete(["k"], lambda key: {}, lambda found: {})
+    assert json.loads((tmp_path / "some.json").read_text())["runs"]["k"]["processes"] == 1
+
+
+def test_nothing_is_put_aside_while_another_process_is_at_work(tmp_path):
+    def run(key):
+        with pytest.raises(SystemExit, match="another process is at work on k"):
+            Runs("some", {}, given(tmp_path, restart=True))
+        return {}
+
+    Runs("some", {}, given(tmp_path)).complete(["k"], run, lambda found: {})
+
+
 SCRIPT = """
 import argparse, sys, time
 from pathlib import Path
