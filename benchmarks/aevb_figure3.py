@@ -168,7 +168,7 @@ class Judge:
             if trains_posterior:
                 found["bound"] = elbo(vae, self.x, 10, **how)
                 found["importance"] = log_marginal(vae, self.x, sizes.importance_samples, **how)
-        return self._by_part(found)
+        return self._by_part(found, final)
 
     def ais(self, vae: VAE) -> float:
         """Returns log p(x) of the training data alone, by the AIS of the curve: what a stepsize is judged by."""
@@ -179,27 +179,32 @@ class Judge:
                 vae, x, *path, **self.annealing, seed=EVALUATION_SEED, compile=self.compiled
             ).value
 
-    def _by_part(self, found: dict[str, Estimate]) -> dict[str, Any]:
+    def _by_part(self, found: dict[str, Estimate], pointwise: bool) -> dict[str, Any]:
         result, start = {}, 0
         for part, size in self.splits.items():
             rows = slice(start, start := start + size)
             result[part] = {name: described(estimate, rows) for name, estimate in found.items()}
+            if pointwise:
+                result[part]["ais"]["pointwise"] = [round(v, 3) for v in found["ais"].pointwise[rows].tolist()]
             if "appendix_d" in found:
                 apart = found["appendix_d"].pointwise[rows] - found["ais"].pointwise[rows]
                 result[part]["appendix_d_minus_ais"] = {
                     "value": rounded(apart.mean()),
                     "standard_error": rounded(apart.std() / math.sqrt(size)),
+                    "share_a_nat_low": rounded((apart < -1).double().mean()),
                     **{f"quantile_{q:g}": rounded(apart.quantile(q)) for q in QUANTILES},
                 }
         return result
 
 
 def described(estimate: Estimate, rows: slice) -> dict[str, Any]:
-    """Returns an estimate on some of its data, for JSON."""
-    errors, size = estimate.diagnostics["pointwise_error"][rows], rows.stop - rows.start
+    """Returns an estimate on some of its data, for JSON; its error is that of the data whose error is finite."""
+    errors = estimate.diagnostics["pointwise_error"][rows]
+    known = errors[errors.isfinite()]
     said = {
         "value": rounded(estimate.pointwise[rows].mean()),
-        "standard_error": rounded(errors.square().sum().sqrt() / size),
+        "standard_error": rounded(known.square().sum().sqrt() / max(len(known), 1)),
+        "share_without_error": rounded(1 - torch.tensor(len(known) / len(errors))),
     }
     if "bias" in estimate.diagnostics:
         said["bias"] = rounded(estimate.diagnostics["bias"][rows].mean())

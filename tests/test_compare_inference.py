@@ -26,7 +26,16 @@ from pyro_vae.modes import isolated
 
 ROOT = Path(__file__).parents[1]
 # What depends on when and where a run was made; nothing else does.
-TIMES = {"environment", "wall_seconds", "wall_seconds_of_all_runs", "memory_mib", "execution", "peak_mib"}
+TIMES = {
+    "environment",
+    "processes",
+    "made_by",
+    "wall_seconds",
+    "wall_seconds_of_all_runs",
+    "memory_mib",
+    "execution",
+    "peak_mib",
+}
 
 
 @pytest.fixture

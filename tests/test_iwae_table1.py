@@ -62,7 +62,15 @@ def done(table1, monkeypatch, tmp_path):
 def timeless(value):
     """What is left of a result without what the clock tells."""
     if isinstance(value, dict):
-        clock = ("seconds", "training_seconds", "milliseconds_per_step", "wall_seconds", "wall_seconds_of_all_runs")
+        clock = (
+            "processes",
+            "made_by",
+            "seconds",
+            "training_seconds",
+            "milliseconds_per_step",
+            "wall_seconds",
+            "wall_seconds_of_all_runs",
+        )
         clock = (*clock, "environment")
         return {key: timeless(inner) for key, inner in value.items() if key not in clock}
     return [timeless(inner) for inner in value] if isinstance(value, list) else value
@@ -208,7 +216,7 @@ def test_claims_are_of_paired_differences(report):
     assert errors == pytest.approx([0.5, 1.0])  # of -2, -1 and of -1, -3
     assert table["iwae_beats_vae"]["holds"] is None  # VAE with k = 50 is missing
     assert table["vae_from_best_to_worst"] in ([1, 5], [5, 1])
-    runs += [cell("vae", 50, [87, 74])]
+    runs += [cell("vae", 50, [85, 74])]  # by 2 nats, beyond all doubt
     (table,) = report.summarise(dict(enumerate(runs)), {})
     assert table["iwae_beats_vae"]["holds"] is False
     assert table["iwae_improves_with_k"]["holds"] is True
@@ -216,6 +224,13 @@ def test_claims_are_of_paired_differences(report):
     by_cell = {(c["row"], c["k"]): c for c in table["cells"]}
     assert by_cell["iwae", 50]["minus_published"] == pytest.approx(81.5 - 84.78)
     assert by_cell["vae", 1]["sampling_error"] == pytest.approx(5.0)
+
+
+def test_a_difference_within_its_error_decides_nothing(report):
+    runs = [cell("vae", 1, [90, 80]), cell("iwae", 5, [88, 79]), cell("iwae", 50, [90, 76])]
+    (table,) = report.summarise(dict(enumerate(runs)), {})
+    assert [d["value"] for d in table["iwae_improves_with_k"]["differences"]] == [-1.5, -0.5]
+    assert table["iwae_improves_with_k"]["holds"] is None
 
 
 def test_only_common_seeds_are_paired(report):
