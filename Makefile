@@ -11,7 +11,7 @@ endif
 BASE := $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test lint types pytest slow bench figures gpu-test gpu-bench gpu-figures clean
+.PHONY: demo test lint types pytest slow bench figures gpu-test gpu-bench gpu-figures on-gpu-bench on-gpu-figures clean
 
 demo: $(READY)  ## Train and compare three algorithms on the embedded data set, to convergence.
 	$(RUN) -m pyro_vae compare --data digits --inference aevb,analytic-kl,wake-sleep --seeds 3 \
@@ -53,13 +53,17 @@ figures: $(READY)  ## The papers' figures and tables: hours. Stopped, it goes on
 gpu-test: $(READY)
 	$(RUN) -m pytest -m gpu -rs
 
-gpu-bench: $(READY)
+gpu-bench gpu-figures: $(READY)  ## Where there is no CUDA device, a line says so. Stopped, the figures go on.
+	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+		$(MAKE) --no-print-directory on-$@; else echo "$@: there is no CUDA device here; nothing was run."; fi
+
+on-gpu-bench:
 	$(RUN) -m benchmarks.log_marginal --device cuda
 	$(RUN) -m benchmarks.priors --device cuda
 	$(RUN) -m benchmarks.step_time --device cuda
 	$(RUN) -m benchmarks.compare_inference --device cuda
 
-gpu-figures: $(READY)  ## Stopped, it goes on.
+on-gpu-figures:
 	$(RUN) -m benchmarks.aevb_figure2 --samples 1e8 --device cuda
 	$(RUN) -m benchmarks.aevb_figure3 --device cuda
 	$(RUN) -m benchmarks.iwae_table1 --full --layers 1 --device cuda

@@ -282,8 +282,6 @@ def main() -> None:
         first, second = map(Path, given.overlay)
         overlay(first, second, Path(given.output) / f"{NAME}_overlay.png", console)
         return
-    if given.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit(f"{NAME}: there is no CUDA device here; nothing was run.")
     torch.set_num_threads(given.threads)
     experiments = {Path(name).stem: experiment_of(name, given) for name in given.data}
     runs = Runs(NAME, settings_of(given), given)

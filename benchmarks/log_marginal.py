@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.record import write
+from benchmarks.runs import device
 from pyro_vae import VAE, Conditional, Fixed, mlp
 from pyro_vae.evaluation import log_marginal
 
@@ -231,7 +232,7 @@ def show(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--device", default="cpu", type=device, help="cpu or cuda")
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--samples", type=int, default=5000)

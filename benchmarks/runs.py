@@ -209,9 +209,18 @@ class Runs:
         os.replace(beside, self.path)
 
 
+def device(name: str) -> str:
+    """Returns the name of a device that there is; for `argparse`."""
+    if name not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"cpu or cuda, not {name}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("there is no CUDA device here; nothing was run")
+    return name
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what all benchmarks of several runs take."""
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--device", default="cpu", type=device, help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, ...; runs that are there already are kept")
     parser.add_argument("--output", default=str(RESULTS), help="folder of the result")

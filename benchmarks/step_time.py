@@ -40,7 +40,7 @@ from typing import Any
 import torch
 
 from benchmarks.record import RESULTS
-from benchmarks.runs import Runs
+from benchmarks.runs import Runs, device
 from benchmarks.step_problem import ROWS, SIZES, Problem, matrix_flops
 from benchmarks.step_tables import show, tables
 from benchmarks.step_worker import NO_LOSS, PLACES, REPLICATED, Failed, Worker
@@ -278,7 +278,7 @@ def jobs(given: argparse.Namespace) -> dict[str, tuple[Any, Problem]]:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--device", default="cpu", type=device, help="cpu or cuda")
     parser.add_argument("--threads", type=int, nargs="+", default=[min(2, os.cpu_count() or 1)])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
@@ -305,8 +305,6 @@ def main() -> None:
     if given.table:
         print(tables([json.loads(path.read_text()) for path in sorted(Path(given.output).glob("step_time*.json"))]))
         return
-    if given.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("step_time: there is no CUDA device here; nothing was run.")
     torch.set_num_threads(given.threads[0])
     settings = {"turns": given.turns, "turn_seconds": given.turn_seconds, "rows": given.rows, "quick": given.quick}
     settings |= {"contenders": given.contenders, "replicates": given.replicates}
