@@ -18,6 +18,14 @@ def stream_seed(seed: int, stream: str) -> int:
     return zlib.crc32(f"{stream} {seed}".encode())
 
 
+_seeds: list[int] = []
+
+
+def depth() -> int:
+    """Returns in how many blocks of `isolated`, one within the other, what is drawn now is drawn."""
+    return len(_seeds)
+
+
 @contextmanager
 def isolated(seed: int, stream: str = "") -> Iterator[None]:
     """Seeds torch, NumPy and Python within the block, and puts their random states back after it.
@@ -33,9 +41,11 @@ def isolated(seed: int, stream: str = "") -> Iterator[None]:
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng():
         pyro.set_rng_seed(seed)
+        _seeds.append(seed)
         try:
             yield
         finally:
+            _seeds.pop()
             np.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)
 

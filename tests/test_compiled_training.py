@@ -108,7 +108,8 @@ def trained(kind, name, compile, dtype=torch.float64, optimizer=adam, **options)
 
     bounds, ran = [], []
     with Lifted():
-        for steps in (12, STEPS - 12):
+        # A step of MCEM makes a hundred leapfrog steps, which make rounding grow, and five updates.
+        for steps in (6, 4) if name == "mcem" else (12, STEPS - 12):
             history = fit(
                 vae,
                 batch_for(kind, name, dtype),
@@ -153,10 +154,8 @@ def _refused(kind, name):
 def test_20_steps_and_a_resume_are_those_of_an_uncompiled_run(kind, name):
     if reason := _refused(kind, name):
         pytest.skip(reason)
-    # A thousand leapfrog steps make rounding a little larger.
-    close = {"rtol": 1e-7, "atol": 1e-8} if name == "mcem" else CLOSE
     with interpreted():
-        assert_same(trained(kind, name, True), trained(kind, name, False), **close)
+        assert_same(trained(kind, name, True), trained(kind, name, False))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from z_test import FAILURE_RATE, assert_mean
 
 from pyro_vae.classification import classifications, python_example
 from pyro_vae.engine import CaptureError, Draw, Lifted, capture
+from pyro_vae.modes import isolated
 
 N = 200_000
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -298,3 +299,29 @@ def test_a_family_is_the_same_captured_or_refused_by_name(name):
 def test_the_counts():
     assert (len(USABLE), len(REFUSED)) == (65, 5)
     assert set(REFUSED) <= set(USABLE)
+
+
+def test_what_is_drawn_aside_is_the_same_each_time():
+    """Such a draw finds out a support, say, and takes nothing from the stream of the program's own draws."""
+
+    def program():
+        first = torch.randn(2)
+        with isolated(3):
+            aside = torch.randn(2)
+        return first, aside, torch.randn(2)
+
+    torch.manual_seed(0)
+    first, aside, last = program()
+    with isolated(3):
+        expected = torch.randn(2)
+    torch.testing.assert_close(aside, expected)
+    noise = [torch.ones(2), 2 * torch.ones(2)]
+    with Lifted.at(noise):
+        assert [value.tolist() for value in program()] == [[1.0, 1.0], aside.tolist(), [2.0, 2.0]]
+    captured = capture(program, {}, [])
+    assert len(captured.draws) == 2
+    result = captured({}, {}, [], noise).result
+    assert [value.tolist() for value in result] == [[1.0, 1.0], aside.tolist(), [2.0, 2.0]]
+    torch.manual_seed(0)
+    for got, wanted in zip(captured({}, {}, []).result, (first, aside, last), strict=True):
+        torch.testing.assert_close(got, wanted)

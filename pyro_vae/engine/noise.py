@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.opaque import OPAQUE
 from pyro_vae.engine.where import where
+from pyro_vae.modes import depth
 
 aten = torch.ops.aten
 
@@ -58,8 +59,9 @@ class Lifted(TorchDispatchMode):
     So a program is the same function of its noise whether it runs as it is or as a captured graph. Standard normal,
     uniform and exponential draws are those that torch makes of the same seed, bit for bit, shifted and scaled ones but
     for rounding. Bernoulli and categorical draws, dropout, whole numbers and permutations have the same law and
-    another stream. Draws from gamma, Dirichlet, Poisson and binomial distributions have no such form; they stay draws
-    from torch's random stream. Draws from a generator of their own are left alone.
+    another stream. What is drawn aside, in a block of `pyro_vae.modes.isolated` within this one, is drawn from that
+    block's seed, the same each time. Draws from gamma, Dirichlet, Poisson and binomial distributions have no such
+    form; they stay draws from torch's random stream. Draws from a generator of their own are left alone.
 
     Arguments:
         source: Gives the noise of each draw, in the order of the program; by default from torch's random stream.
@@ -76,7 +78,11 @@ class Lifted(TorchDispatchMode):
 
     def __init__(self, source: Source = Draw.sample) -> None:
         super().__init__()
-        self.source = source
+        self.source, self._depth = source, 0
+
+    def __enter__(self) -> Self:
+        self._depth = depth()
+        return super().__enter__()
 
     @classmethod
     def at(cls, noise: Iterable[Tensor], draws: Sequence[Draw] = ()) -> Lifted:
@@ -119,7 +125,7 @@ class Lifted(TorchDispatchMode):
     def noise(self, kind: str, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Returns the next noise, of the type and device of a tensor, and of its shape unless said otherwise."""
         dtype = like.dtype if like.dtype.is_floating_point else torch.get_default_dtype()
-        return self.source(Draw(kind, torch.Size(like.shape if shape is None else shape), dtype, like.device))
+        return self._next(Draw(kind, torch.Size(like.shape if shape is None else shape), dtype, like.device))
 
     def level(self, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
         """Returns uniform noise to compare with a probability, in float32 at least: 256 levels are too few."""
@@ -129,7 +135,13 @@ class Lifted(TorchDispatchMode):
         """Returns the next noise, as a factory function such as ``torch.randn`` is asked for it."""
         dtype = options.get("dtype") or torch.get_default_dtype()
         device = torch.device(options.get("device") or "cpu")
-        return self.source(Draw(kind, torch.Size(size), dtype, device))
+        return self._next(Draw(kind, torch.Size(size), dtype, device))
+
+    def _next(self, draw: Draw) -> Tensor:
+        if depth() == self._depth:
+            return self.source(draw)
+        with _disable_current_modes():  # for a tracer a constant
+            return draw.sample()
 
 
 def _normal_(mode: Lifted, out: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.origins import GIVEN, Origins, Read, Sources, changed_by
 from pyro_vae.engine.where import caller_outside_engine, caller_outside_torch, families_here, is_pyros, where
+from pyro_vae.modes import depth
 
 aten = torch.ops.aten
 
@@ -149,7 +150,7 @@ class _Shapes(TorchDispatchMode):
 
     def __init__(self, origins: Origins) -> None:
         super().__init__()
-        self.origins, self._seed = origins, torch.initial_seed()
+        self.origins, self._seed, self._depth = origins, torch.initial_seed(), depth()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
@@ -173,7 +174,8 @@ class _Shapes(TorchDispatchMode):
         sources = self.origins.of(given)
         if torch.Tag.nondeterministic_seeded in function.tags:
             sources |= GIVEN
-            if torch.initial_seed() != self._seed:
+            # What is drawn aside finds out a shape or a support.
+            if torch.initial_seed() != self._seed and depth() == self._depth:
                 raise CaptureError(
                     f"capture: {where()} draws from a seed that the program itself sets (torch.manual_seed, or "
                     "poutine.seed around a part of it); set the seed outside, or make the draws beforehand."
