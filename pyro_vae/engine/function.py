@@ -263,6 +263,8 @@ class Routine:
                 kind.captured.check_reads()
             except CaptureError as error:
                 kind.refused, kind.program = error, None
+                if _terms.get().mode == "auto":
+                    self._warn(error)
         if kind.program is None:
             self._decide(kind, inputs, _terms.get())
         elif not kind.program.follow():
@@ -285,7 +287,6 @@ class Routine:
         if kind.refused is not None:
             if terms.mode is True:
                 raise kind.refused
-            self._warn(kind.refused)
             return
         if terms.mode == "auto":
             if kind.uses < _TIMED:
