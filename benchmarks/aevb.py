@@ -26,7 +26,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -156,6 +156,17 @@ def training(data: Data, setting: Setting, stepsize: float) -> dict[str, Any]:
         "batch_size": min(BATCH, len(data.train)),
         "transform": data.transform if data.binarisation == "dynamic" else None,
         "check_support": not data.cross_entropy,
+    }
+
+
+def protocol(setting: Setting) -> dict[str, Any]:
+    """Returns what the settings of all figures say of the protocol."""
+    return {
+        **asdict(setting),
+        "batch_size": BATCH,
+        "optimizer": "Adagrad",
+        "stepsizes": STEPSIZES,
+        "parameter_prior": "N(0, 1) on the weight matrices of the generative model",
     }
 
 

@@ -200,13 +200,9 @@ def chosen_before(found: dict[str, Any], curve: Curve) -> dict[str, Any] | None:
 def settings_of(given: argparse.Namespace, setting: Setting) -> dict[str, Any]:
     """Returns all that decides the numbers of a run beside its key."""
     return {
-        **asdict(setting),
+        **aevb.protocol(setting),
         "hidden": QUICK["hidden"] if given.quick else aevb.HIDDEN,
-        "batch_size": aevb.BATCH,
-        "optimizer": "Adagrad",
-        "stepsizes": aevb.STEPSIZES,
         "stepsize_chosen_after_samples": QUICK["choice"] if given.quick else aevb.CHOICE_SAMPLES,
-        "parameter_prior": "N(0, 1) on the weight matrices of the generative model",
         "training_data": QUICK["data"] if given.quick else aevb.TRAINING,
         "frey_grey_levels": aevb.GREY_LEVELS,
         "bound": "ELBO, one draw of z for each datum, nats per datum; MNIST's grey levels: a cross-entropy",

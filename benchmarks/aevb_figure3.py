@@ -327,19 +327,15 @@ def planned(given: argparse.Namespace) -> dict[str, Curve]:
 def settings_of(given: argparse.Namespace, setting: Setting) -> dict[str, Any]:
     """Returns all that decides the numbers of a run beside its key."""
     return {
-        **asdict(setting),
+        **aevb.protocol(setting),
         "latents": LATENTS,
         "hidden": QUICK["hidden"] if given.quick else HIDDEN,
-        "batch_size": aevb.BATCH,
         "mcem": repr(MCEM(transitions=1, persistent=True)),
         "mcem_batch_size": "all training data, where the key has no other",
         "mcem_samples_of_step": f"{MCEM_PASSES} for each datum: as many as updates, without leapfrog steps",
         "mcem_warmup": 0,
-        "optimizer": "Adagrad",
-        "stepsizes": aevb.STEPSIZES,
         "stepsize_chosen_after_samples": QUICK["choice"] if given.quick else aevb.CHOICE_SAMPLES,
         "mcem_stepsize_chosen_after_steps_at_least": MCEM_CHOICE,
-        "parameter_prior": "N(0, 1) on the weight matrices of the generative model",
         "evaluation": asdict(QUICK_SIZES if given.quick else Sizes()),
         "units": "nats per datum; of MNIST's grey levels: a cross-entropy",
         "quick": given.quick,

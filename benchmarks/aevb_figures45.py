@@ -21,7 +21,6 @@ import argparse
 import base64
 import math
 import zlib
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -205,14 +204,10 @@ def draw_samples(runs: dict[str, Any], path: Path) -> None:
 def settings_of(given: argparse.Namespace, setting: Setting) -> dict[str, Any]:
     """Returns all that decides the numbers of a run beside its panel."""
     return {
-        **asdict(setting),
+        **aevb.protocol(setting),
         "samples": given.samples,
         "hidden": QUICK["hidden"] if given.quick else aevb.HIDDEN,
-        "batch_size": aevb.BATCH,
-        "optimizer": "Adagrad",
-        "stepsizes": aevb.STEPSIZES,
         "stepsize_chosen_after_samples": QUICK["choice"] if given.quick else aevb.CHOICE_SAMPLES,
-        "parameter_prior": "N(0, 1) on the weight matrices of the generative model",
         "training_data": QUICK["training"] if given.quick else aevb.TRAINING,
         "manifold": MANIFOLD,
         "draws": DRAWS,

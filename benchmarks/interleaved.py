@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.step_worker import _most
+from benchmarks.step_worker import most_allocated
 from pyro_vae import Batch
 from pyro_vae.datasets import Data
 from pyro_vae.engine import enabled
@@ -139,7 +139,7 @@ class Contender:
             self.steps(MEMORY_STEPS)
             kept, added = self.allocated, torch.cuda.max_memory_allocated(self.device) - before
         else:
-            kept, added = self._kept(), _most(self, MEMORY_STEPS) * 2**20
+            kept, added = self._kept(), most_allocated(self, MEMORY_STEPS) * 2**20
         parts = {"kept": kept, "in_a_step": added, "peak": kept + added}
         return {name: round(size / 2**20, 2) for name, size in parts.items()}
 

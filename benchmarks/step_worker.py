@@ -167,7 +167,7 @@ def memory(contender: Any, problem: Problem, steps: int) -> dict[str, float]:
     contender.steps(steps)
     peak = float(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
     live = {o.untyped_storage().data_ptr(): o.untyped_storage().nbytes() for o in _tensors()}
-    return {"tensors": sum(live.values()) / 2**20, "in_a_step": _most(contender, steps), "process": peak}
+    return {"tensors": sum(live.values()) / 2**20, "in_a_step": most_allocated(contender, steps), "process": peak}
 
 
 def _tensors() -> list[Any]:
@@ -176,7 +176,7 @@ def _tensors() -> list[Any]:
     return [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter) and o.device.type == "cpu"]
 
 
-def _most(contender: Any, steps: int) -> float:
+def most_allocated(contender: Any, steps: int) -> float:
     """The greatest sum, in MiB, of what the CPU's allocator gave and took back within steps."""
     from torch.profiler import ProfilerActivity, profile
 

@@ -1,5 +1,7 @@
 """Fixtures that the tests share: one thread, a seed and a small VAE."""
 
+import signal
+
 import pyro.distributions as dist
 import pytest
 import torch
@@ -33,3 +35,11 @@ def make_vae():
         )
 
     return make
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is ignored by a process that was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -137,14 +137,6 @@ def test_a_loader_goes_on_in_its_order(tmp_path, monkeypatch, own):
     assert_same(train(place, x=loader()), whole)
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C is ignored by a process that was started in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def interrupting(function, at):
     """The function, with Ctrl-C at one of its calls, as it comes from outside: while it is at work."""
     calls = []

@@ -384,14 +384,6 @@ def _stop_at(last):
     return callback
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C is ignored by a process that was started in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_an_interruption_in_the_middle_of_a_step_waits_for_the_end_of_the_stretch(monkeypatch, interruptible):
     """Ctrl-C arrives while the graph of the seventh step changes the parameters."""
     monkeypatch.setattr(stepping, "_MOST", 4)
