@@ -93,7 +93,7 @@ def run(
         setting = replace(setting, warmup=min(setting.warmup, QUICK["warmup"]))
     make = partial(make_vae, data, curve.latents, hidden, setting=setting, device=given.device)
     if chosen is None:
-        samples = QUICK["choice"] if given.quick else aevb.CHOICE_SAMPLES
+        samples = QUICK["choice"] if given.quick else aevb.choice_samples(chooser(curve))
         choose = partial(aevb.choose_stepsize, partial(make, 0), aevb.ALGORITHMS[chooser(curve)], data, setting)
         chosen = choose(samples=samples, seed=0, compile=compiled)
     vae, parts = make(curve.seed), on(given.device, aevb.evaluated_data(data))
@@ -203,6 +203,7 @@ def settings_of(given: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         **aevb.protocol(setting),
         "hidden": QUICK["hidden"] if given.quick else aevb.HIDDEN,
         "stepsize_chosen_after_samples": QUICK["choice"] if given.quick else aevb.CHOICE_SAMPLES,
+        "wake_sleep_stepsize_chosen_after_samples": QUICK["choice"] if given.quick else aevb.WAKE_SLEEP_CHOICE_SAMPLES,
         "training_data": QUICK["data"] if given.quick else aevb.TRAINING,
         "frey_grey_levels": aevb.GREY_LEVELS,
         "bound": "ELBO, one draw of z for each datum, nats per datum; MNIST's grey levels: a cross-entropy",
@@ -258,7 +259,8 @@ def main() -> None:
 
     def one(key: str) -> dict[str, Any]:
         chosen = chosen_before(runs.by_key, curves[key])
-        return run(curves[key], data[curves[key].data_set], setting, given, runs.unfinished / key, chosen)
+        curve = curves[key]
+        return run(curve, data[curve.data_set], setting.of(curve.algorithm), given, runs.unfinished / key, chosen)
 
     def about(found: dict[str, Any]) -> dict[str, Any]:
         rows = [] if given.quick else against_published(found)

@@ -226,8 +226,6 @@ def run(curve: Curve, data: Data, setting: Setting, given: argparse.Namespace, p
         place: Of the files of the run while it goes on.
     """
     judge = Judge(data, QUICK_SIZES if given.quick else Sizes(), given.device, not given.quick)
-    if curve.algorithm == "mcem":
-        setting = replace(setting, warmup=0)
     stepsize = place.with_name(f"{place.name}.stepsize")
     chosen = kept(stepsize, lambda: choose(curve, data, setting, given, judge))
     vae, inference, marked = make_vae(data, given, curve.seed, setting), curve.inference(), marks(curve)
@@ -271,7 +269,7 @@ def make_vae(data: Data, given: argparse.Namespace, seed: int, setting: Setting)
 
 def choose(curve: Curve, data: Data, setting: Setting, given: argparse.Namespace, judge: Judge) -> dict[str, Any]:
     """Returns the stepsize with the best training data early on: by the bound, for Monte Carlo EM by AIS."""
-    samples, score = QUICK["choice"] if given.quick else aevb.CHOICE_SAMPLES, None
+    samples, score = QUICK["choice"] if given.quick else aevb.choice_samples(curve.algorithm), None
     if curve.algorithm == "mcem":
         least = QUICK["choice_steps"] if given.quick else MCEM_CHOICE
         samples, score = max(samples // curve.passes, least * curve.batch_size), judge.ais
@@ -335,6 +333,7 @@ def settings_of(given: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         "mcem_samples_of_step": f"{MCEM_PASSES} for each datum: as many as updates, without leapfrog steps",
         "mcem_warmup": 0,
         "stepsize_chosen_after_samples": QUICK["choice"] if given.quick else aevb.CHOICE_SAMPLES,
+        "wake_sleep_stepsize_chosen_after_samples": QUICK["choice"] if given.quick else aevb.WAKE_SLEEP_CHOICE_SAMPLES,
         "mcem_stepsize_chosen_after_steps_at_least": MCEM_CHOICE,
         "evaluation": asdict(QUICK_SIZES if given.quick else Sizes()),
         "units": "nats per datum; of MNIST's grey levels: a cross-entropy",
@@ -377,7 +376,7 @@ def main() -> None:
 
     def one(key: str) -> dict[str, Any]:
         data = replace(largest, train=largest.train[: curves[key].training_data])
-        return run(curves[key], data, setting, given, runs.unfinished / key)
+        return run(curves[key], data, setting.of(curves[key].algorithm), given, runs.unfinished / key)
 
     def about(found: dict[str, Any]) -> dict[str, Any]:
         rows = [] if given.quick else against_published(found)
