@@ -236,10 +236,14 @@ def show(summary: dict[str, Any], console: Console) -> None:
                 samples = f"{int(mark):,}"
                 table.add_row(size, aevb.TITLES[algorithm], f"{row['stepsize']:g}", samples, *cells)
     console.print(table)
-    console.print("appendix D minus AIS at the end, ± s.e. over data (the median over data; s.e. and bias of AIS):")
+    console.print(
+        "appendix D minus AIS at the end, ± s.e. over data (median over data, share of data a nat low; s.e. and bias "
+        "of AIS):"
+    )
     for name, parts in summary["appendix_d_minus_ais"].items():
         said = [
-            f"{part} {value['value']:+.3f} ± {value['standard_error']:.3f} ({value['quantile_0.5']:+.3f}; "
+            f"{part} {value['value']:+.3f} ± {value['standard_error']:.3f} ({value['quantile_0.5']:+.3f}, "
+            f"{value['share_a_nat_low']:.0%}; "
             f"{value['ais_standard_error']:.3f}, {value['ais_bias']:.3f})"
             for part, value in parts.items()
         ]

@@ -131,29 +131,28 @@ def made(data: Data, latents: int, hidden: int, setting: Setting, device: str) -
 
 
 def summarise(runs: dict[str, Any]) -> dict[str, Any]:
-    """Returns the bounds that the runs end with, and the published ones at as many samples."""
+    """Returns the bounds that the runs end with, and the published test bound at as many samples."""
     summary = {}
     for panel, run in runs.items():
         known = aevb.published()["figure 2"][run["data_set"]].get(str(run["latents"]), {}).get("aevb", {})
         last = run["curve"][-1]
         summary[panel] = {
-            part: {"bound": last[part], "published": aevb.value_at(known.get(part, []), last["samples"])}
-            for part in ("train", "test")
-        } | {"samples": last["samples"], "stepsize": run["stepsize"]}
+            **{name: last[name] for name in ("samples", "train", "test")},
+            "published_test": aevb.value_at(known.get("test", []), last["samples"]),
+            "stepsize": run["stepsize"],
+        }
     return summary
 
 
 def show(summary: dict[str, Any], console: Console) -> None:
     """Prints the bounds."""
-    table = Table(title="bound, nats per datum (published)")
-    for column in ("panel", "samples", "stepsize", "train", "test"):
+    table = Table(title="bound, nats per datum")
+    for column in ("panel", "samples", "stepsize", "train", "test", "published test"):
         table.add_column(column, justify="left" if column == "panel" else "right")
     for panel, row in summary.items():
-        cells = [
-            f"{row[part]['bound']:.2f}" + ("" if (known := row[part]["published"]) is None else f" ({known:.1f})")
-            for part in ("train", "test")
-        ]
-        table.add_row(panel, f"{row['samples']:,}", f"{row['stepsize']:g}", *cells)
+        known = "-" if row["published_test"] is None else f"{row['published_test']:.1f}"
+        bounds = (f"{row[part]:.2f}" for part in ("train", "test"))
+        table.add_row(panel, f"{row['samples']:,}", f"{row['stepsize']:g}", *bounds, known)
     console.print(table)
 
 

@@ -58,42 +58,46 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
         what = row["what"] + (f", {row['unit']}" if row.get("unit") else "")
         what += f" [{', '.join(map(str, marks))}]" if marks else ""
         command = f"`{row['command']}` ([result](results/{row['file']}))"
-        ours = number(row["ours"]) + said(row.get("error"))
-        cells = (what, number(row["published"]), ours, difference(row), command)
+        places = decimals(row)
+        ours = number(row["ours"], places) + said(row.get("error"), places)
+        cells = (what, number(row["published"], places), ours, difference(row), command)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join([*lines, "", *(f"{i}. {text}" for text, i in notes.items())]).rstrip()
 
 
-def number(value: Any) -> str:
-    """Returns a value in words, a number with as many decimals as its size needs."""
+def decimals(row: dict[str, Any]) -> int:
+    """Returns as many decimals as the numbers of a row are told with, two at most."""
+    error = row.get("error")
+    told = [row["published"], row["ours"], *(error.values() if isinstance(error, dict) else [error])]
+    return max((min(2, len(repr(value).partition(".")[2])) for value in told if isinstance(value, float)), default=0)
+
+
+def number(value: Any, places: int) -> str:
+    """Returns a value in words, a number with so many decimals."""
     if value is None:
         return "-"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:.{_decimals(value)}f}"
+    return f"{value:.{places}f}" if is_number(value) else str(value)
 
 
-def _decimals(value: float) -> int:
-    return 0 if float(value).is_integer() and abs(value) >= 1000 else 1 if abs(value) >= 1000 else 2
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def said(error: Any) -> str:
+def said(error: Any, places: int) -> str:
     """Returns how uncertain a value is, in words, with what that is."""
     if error is None:
         return ""
     if isinstance(error, dict):
-        values = [value for value in error.values() if isinstance(value, int | float)]
+        values = [value for value in error.values() if is_number(value)]
         words = [value for value in error.values() if isinstance(value, str)]
-        return "".join(f" ± {number(value)}" for value in values[:1]) + "".join(f" ({text})" for text in words)
-    return f" ± {number(error)}" if isinstance(error, int | float) else f" {error}"
+        return "".join(f" ± {number(value, places)}" for value in values[:1]) + "".join(f" ({text})" for text in words)
+    return f" ± {number(error, places)}" if is_number(error) else f" {error}"
 
 
 def difference(row: dict[str, Any]) -> str:
     """Returns ours minus the published value; nothing where one of them is no number."""
     ours, published = row["ours"], row["published"]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in (ours, published)):
-        return "-"
-    return f"{ours - published:+.2f}"
+    return f"{ours - published:+.{decimals(row)}f}" if is_number(ours) and is_number(published) else "-"
 
 
 def within(text: str) -> str:
