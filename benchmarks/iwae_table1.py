@@ -308,14 +308,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--fraction", type=float, default=FRACTION, help=f"of the {EPOCHS:,} published epochs")
     parser.add_argument("--full", action="store_true", help="the published schedule, and all test data")
     for name, choices in (("rows", ROWS), ("k", K), ("layers", tuple(LATENT)), ("data-sets", DATA_SETS)):
-        parser.add_argument(f"--{name}", default=",".join(map(str, choices)), help="which, separated by commas")
+        parser.add_argument(f"--{name}", help=f"which of {','.join(map(str, choices))}; all by default")
     parser.add_argument("--samples", type=int, default=SAMPLES, help="importance samples for each datum")
     parser.add_argument("--test-data", type=int, default=TEST_DATA, help="how many of the 10,000 are evaluated")
     parser.add_argument("--table", action="store_true", help="tell and draw what is there, also of unfinished cells")
     given = parser.parse_args()
     for name, choices in (("rows", ROWS), ("k", K), ("layers", tuple(LATENT)), ("data_sets", DATA_SETS)):
         known = {str(choice): choice for choice in choices}
-        asked = getattr(given, name).split(",")
+        default = list(known)[:1] if given.quick and name == "data_sets" else list(known)
+        asked = default if getattr(given, name) is None else getattr(given, name).split(",")
         if other := sorted(set(asked) - set(known)):
             parser.error(f"--{name.replace('_', '-')}: {', '.join(other)}: not among {', '.join(known)}.")
         setattr(given, name, [choice for text, choice in known.items() if text in asked])
