@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +42,23 @@ _Context = Annotated[
 ]
 _Out = Annotated[Path | None, typer.Option(help="A .csv or .npy file; default: CSV on standard output.")]
 _DrawSeed = Annotated[int, typer.Option(help="Seed of the draws.")]
+
+
+def _print_versions(asked: bool) -> None:
+    """Ends the command with what a report of a fault has to say."""
+    if asked:
+        print(", ".join(f"{name} {version(name)}" for name in ("pyro_vae", "pyro-ppl", "torch")))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    versions: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_versions, is_eager=True, help="Print the versions and exit."),
+    ] = False,
+) -> None:
+    """Takes what stands before a command."""
 
 
 def _allow_code(context: typer.Context, allowed: bool) -> bool:

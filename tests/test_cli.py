@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -79,6 +80,12 @@ def test_score_encode_sample(command, run):
     draws = np.load("draws.npy")
     assert draws.shape == (5, 2)
     assert (draws == draws.round()).all()  # counts, in the data's own units
+
+
+def test_versions(command):
+    code, out, _ = command("--version")
+    assert code == 0
+    assert out == ", ".join(f"{name} {version(name)}" for name in ("pyro_vae", "pyro-ppl", "torch")) + "\n"
 
 
 def test_schema_is_json(command):
