@@ -47,7 +47,7 @@ _DrawSeed = Annotated[int, typer.Option(help="Seed of the draws.")]
 def _print_versions(asked: bool) -> None:
     """Ends the command with what a report of a fault has to say."""
     if asked:
-        print(", ".join(f"{name} {version(name)}" for name in ("pyro_vae", "pyro-ppl", "torch")))
+        typer.echo(", ".join(f"{name} {version(name)}" for name in ("pyro_vae", "pyro-ppl", "torch")))
         raise typer.Exit
 
 
