@@ -109,17 +109,16 @@ def _last_if_none(entry: dict[str, Any]) -> float:
 
 def show(summary: dict[str, Any], console: Console) -> None:
     """Prints the settings, the nearest to the published curves first."""
-    table = Table(title=f"MNIST at {summary['samples']:.2g} samples; in brackets: minus published, nats")
-    table.add_column("setting")
+    table = Table(title=f"MNIST at {summary['samples']:.2g} samples; test bound (minus published), stepsize")
+    table.add_column("setting", no_wrap=True)
     for latents in WAKE_SLEEP_LATENTS:
-        for column in ("stepsize", "training (running)", "test"):
-            table.add_column(f"N_z = {latents}: {column}", justify="right")
+        table.add_column(f"N_z = {latents}", justify="right")
     table.add_column("mean |difference|, test", justify="right")
     for name, entry in summary["study"].items():
         cells = []
         for latents in WAKE_SLEEP_LATENTS:
             row = entry["latents"].get(str(latents))
-            cells += ["-"] * 3 if row is None else [f"{row['stepsize']:g}", *(cell(row[part]) for part in PARTS)]
+            cells.append("-" if row is None else f"{cell(row['test'])}, {row['stepsize']:g}")
         value = entry["mean_absolute_difference_test"]
         table.add_row(name, *cells, "-" if value is None else f"{value:.2f}")
     console.print(table)
@@ -148,13 +147,17 @@ def draw(runs: dict[str, Any], path: Path) -> None:
                     axes.plot(*zip(*points(runs[key], "test"), strict=True), label=label, zorder=2, lw=1.8, **how)
             title = f"{aevb.TITLES[algorithm]}, $N_z$ = {latents}"
             axes.set(xscale="log", xlim=(9e4, 3.5e6), ylim=(-200, -95), title=title)
-            axes.set_visible(latents in LATENTS or algorithm == "wake-sleep")
             axes.grid(True, color="#e5e5e5", lw=0.6)
             axes.spines[["top", "right"]].set_visible(False)
         row[0].set_ylabel("test bound, nats per datum")
-        row[0].legend(frameon=False, fontsize=7, loc="lower right")
     for axes in grid[-1]:
         axes.set_xlabel("training samples evaluated")
+    free = grid[0, -1]  # AEVB was not studied there
+    free.clear()
+    free.axis("off")
+    small = {"frameon": False, "fontsize": 8}
+    free.legend(*grid[0, 0].get_legend_handles_labels(), loc="center left", title="AEVB", **small)
+    grid[1, 0].legend(loc="lower right", title="wake-sleep: log variances of q are", **small)
     figure.savefig(path, dpi=120)
 
 
@@ -163,7 +166,7 @@ def looks_of(choice: Choice) -> tuple[str, dict[str, Any]]:
     setting = choice.setting
     if choice.algorithm == "wake-sleep":
         whole = setting.encoder_log_variance == 1.0
-        label = "log variances: the encoder's outputs" if whole else "a tenth of them, as in the first author's code"
+        label = "the encoder's outputs" if whole else "a tenth of its outputs, as in the first author's code"
         return label, {"color": COLOURS["threshold" if whole else "dynamic"]}
     wide = setting.initial_std != aevb.INITIAL_STD
     label = setting.binarisation + (f", initial std {setting.initial_std:g}" if wide else "")
