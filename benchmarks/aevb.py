@@ -19,7 +19,7 @@ to E. It leaves open what these constants and options decide:
 * `INITIAL_STD`: the paper writes N(0, 0.01) and means, by that code, a standard deviation.
 * `WAKE_SLEEP_LOG_VARIANCE`: "the same encoder" for wake-sleep has log variances a tenth of its outputs in that code
   (models/MLBN_Inverse.py; biases stay whole there). At 1e6 samples that is about as near to the published curves as
-  the same encoder, later on nearer; see `benchmarks.aevb_figure2_study`.
+  whole ones; see `benchmarks.aevb_figure2_study`.
 * `WAKE_SLEEP_CHOICE_SAMPLES`: at 1e5 samples wake-sleep's stepsizes are not in their order yet. With 200 latents and
   whole log variances 0.01 is ahead there, and its bound falls from 6e5 samples on: the noise of the sleep phase in
   latents that the decoder does not use drives q away from the data.
