@@ -258,8 +258,8 @@ def main() -> None:
     runs, curves = Runs("aevb_figure2", settings_of(given, setting), given), planned(given)
 
     def one(key: str) -> dict[str, Any]:
-        chosen = chosen_before(runs.by_key, curves[key])
         curve = curves[key]
+        chosen = chosen_before(runs.by_key, curve)
         return run(curve, data[curve.data_set], setting.of(curve.algorithm), given, runs.unfinished / key, chosen)
 
     def about(found: dict[str, Any]) -> dict[str, Any]:

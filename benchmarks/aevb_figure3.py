@@ -331,7 +331,7 @@ def settings_of(given: argparse.Namespace, setting: Setting) -> dict[str, Any]:
         "mcem": repr(MCEM(transitions=1, persistent=True)),
         "mcem_batch_size": "all training data, where the key has no other",
         "mcem_samples_of_step": f"{MCEM_PASSES} for each datum: as many as updates, without leapfrog steps",
-        "mcem_warmup": 0,
+        "mcem_warmup": aevb.OWN["mcem"]["warmup"],
         "stepsize_chosen_after_samples": QUICK["choice"] if given.quick else aevb.CHOICE_SAMPLES,
         "wake_sleep_stepsize_chosen_after_samples": QUICK["choice"] if given.quick else aevb.WAKE_SLEEP_CHOICE_SAMPLES,
         "mcem_stepsize_chosen_after_steps_at_least": MCEM_CHOICE,

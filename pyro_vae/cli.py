@@ -7,7 +7,6 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from rich.console import Console
 from pyro_vae import trained
 from pyro_vae.classification import families_table, family_page
 from pyro_vae.comparison import check, compare
+from pyro_vae.environment import versions
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.experiment import Experiment, code_allowed, parse_yaml, read_yaml, spelled_out
 from pyro_vae.report import difference_table, summary_table, write_report
@@ -47,13 +47,13 @@ _DrawSeed = Annotated[int, typer.Option(help="Seed of the draws.")]
 def _print_versions(asked: bool) -> None:
     """Ends the command with what a report of a fault has to say."""
     if asked:
-        typer.echo(", ".join(f"{name} {version(name)}" for name in ("pyro_vae", "pyro-ppl", "torch")))
+        typer.echo(", ".join(f"{name} {number}" for name, number in versions().items()))
         raise typer.Exit
 
 
 @app.callback()
 def options(
-    versions: Annotated[
+    version: Annotated[
         bool,
         typer.Option("--version", callback=_print_versions, is_eager=True, help="Print the versions and exit."),
     ] = False,

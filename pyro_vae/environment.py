@@ -27,5 +27,10 @@ def environment(device: torch.device, command: str) -> dict[str, Any]:
         "device": f"{device.type} ({name})",
         "threads": torch.get_num_threads(),
         "python": ".".join(map(str, sys.version_info[:3])),
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of this package and of those that it stands on."""
+    return {package: version(package) for package in _PACKAGES}

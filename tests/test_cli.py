@@ -85,7 +85,8 @@ def test_score_encode_sample(command, run):
 def test_versions(command):
     code, out, _ = command("--version")
     assert code == 0
-    assert out == ", ".join(f"{name} {version(name)}" for name in ("pyro_vae", "pyro-ppl", "torch")) + "\n"
+    names = ("pyro-vae", "pyro-ppl", "torch", "numpy", "arviz")
+    assert out == ", ".join(f"{name} {version(name)}" for name in names) + "\n"
 
 
 def test_schema_is_json(command):
