@@ -22,7 +22,7 @@ from pyro_vae.environment import versions
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.experiment import Experiment, code_allowed, parse_yaml, read_yaml, spelled_out
 from pyro_vae.report import difference_table, summary_table, write_report
-from pyro_vae.run_folder import default_folder, load, new_folder, write_run
+from pyro_vae.run_folder import default_folder, load, new_folder, unfinished, write_run
 
 app = typer.Typer(
     help="Variational autoencoders declared in Pyro: train, compare and use them.",
@@ -119,10 +119,16 @@ def compare_command(
     check(experiment, loaded)
     folder = default_folder(experiment) if out is None else out
     command = shlex.join(["pyro-vae", *sys.argv[1:]])
-    with new_folder(folder) as partial:
-        result = compare(experiment, loaded, command=command, progress=True)
-        write_run(result, partial)
-        write_report(result, partial / "report.html")
+    try:
+        with new_folder(folder) as partial:
+            checkpoints = unfinished(folder) / "checkpoints"
+            result = compare(experiment, loaded, command=command, progress=True, checkpoints=checkpoints)
+            write_run(result, partial)
+            write_report(result, partial / "report.html")
+    except KeyboardInterrupt:
+        again = command if out is not None else f"{command} --out {shlex.quote(str(folder))}"
+        typer.echo(f"stopped; it goes on with: {again}", err=True)
+        raise typer.Exit(130) from None
     console = _console()
     console.print(summary_table(result))
     if len(result.labels) > 1:

@@ -38,19 +38,27 @@ def default_folder(experiment: Experiment) -> Path:
     return Path("runs") / f"{Path(experiment.data.name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
+def unfinished(path: Path) -> Path:
+    """Returns the folder beside ``path`` of what is to become it: ``<path>.unfinished``."""
+    return path.with_name(f"{path.name}.unfinished")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder beside ``path`` that takes its place when the block ends without an error.
+    """Yields an empty folder that becomes ``path`` when the block ends without an error.
+
+    It lies in `unfinished`, which is gone then, and which is left where there is anything else in it.
 
     Raises:
         InputError: Where ``path`` exists or cannot be made.
     """
     if path.exists():
         raise InputError(f"run folder `{path}` exists already; choose another with --out, or remove it.")
-    made = [parent for parent in path.parents if not parent.exists()]
+    beside = unfinished(path)
+    made = [folder for folder in (beside, *path.parents) if not folder.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        beside.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix="folder.", dir=beside))
     except OSError as error:
         _remove_empty(made)
         raise InputError(f"run folder `{path}` cannot be made: {error.strerror or error}; choose another.") from None
@@ -58,6 +66,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield partial
         partial.chmod(0o755)
         os.rename(partial, path)
+        shutil.rmtree(beside, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         _remove_empty(made)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from pyro_vae import cli
+from pyro_vae.stepping import Stepper
 
 QUICK = ["--latent", "2", "--epochs", "1", "--seeds", "1", "--set", "evaluation.num_samples=20"]
 QUICK += ["--set", "evaluation.posterior_checks=0"]
@@ -58,6 +61,23 @@ def test_compare_writes_its_run_folder(command, tmp_path):
     for label in ("aevb", "wake-sleep"):
         assert label in out
         assert f"{record['summary'][label]['elbo']['mean']:.2f}" in out
+
+
+def test_a_stopped_compare_says_how_it_goes_on(command, tmp_path, monkeypatch):
+    def stop(self, *arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "take", stop)
+        code, _, err = command("compare", "--inference", "aevb", *QUICK)
+    (unfinished,) = (tmp_path / "runs").iterdir()
+    assert unfinished.name.endswith(".unfinished")
+    assert code == 130
+    again = err.splitlines()[-1].removeprefix("stopped; it goes on with: ")
+    assert again.endswith(f"--out {Path('runs') / unfinished.stem}")
+    code, _, err = command(*shlex.split(again)[1:])
+    assert code == 0, err
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [unfinished.stem]
 
 
 def test_flags_change_what_the_file_says(command, tmp_path):

@@ -8,11 +8,13 @@ import math
 import pytest
 import torch
 
-from pyro_vae.comparison import METRICS, check, compare
+from pyro_vae.comparison import check, compare
 from pyro_vae.engine import Lifted, interpreted
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import log_marginal
 from pyro_vae.experiment import Experiment
+from pyro_vae.run import METRICS
+from pyro_vae.stepping import Stepper
 
 QUICK = {
     "latent": 2,
@@ -51,6 +53,39 @@ def test_the_same_command_gives_the_same_numbers(comparison):
     first = comparison.runs_of("aevb")[0]
     assert again.runs[0].metrics()["elbo"] == first.metrics()["elbo"]
     assert again.runs[0].metrics()["log_marginal"] == first.metrics()["log_marginal"]
+
+
+def test_a_stopped_comparison_goes_on(monkeypatch, tmp_path, comparison):
+    experiment = Experiment.parse({**QUICK, "seeds": [4, 7]})
+    steps, take = [], Stepper.take
+
+    def stop_at(last):
+        def counted(self, *arguments):
+            if len(steps) == last:
+                raise KeyboardInterrupt
+            steps.append(self.inference.name)
+            return take(self, *arguments)
+
+        monkeypatch.setattr(Stepper, "take", counted)
+
+    stop_at(20)
+    with pytest.raises(KeyboardInterrupt):
+        compare(experiment, checkpoints=tmp_path / "kept")
+    stop_at(None)
+    again = compare(experiment, checkpoints=tmp_path / "kept")
+    assert len(steps) == sum(run.history.steps for run in comparison.runs)  # each was taken once
+    assert "last part" in again.environment["resumed"]
+    for mine, its in zip(again.runs, comparison.runs, strict=True):
+        for metric in ("elbo", "log_marginal", "active_units"):
+            assert mine.metrics()[metric] == its.metrics()[metric]
+        assert (mine.history.bound == its.history.bound).all()
+
+
+def test_a_stopped_comparison_does_not_go_on_as_another(tmp_path):
+    content = {**QUICK, "seeds": [4], "inference": ["aevb"]}
+    compare(Experiment.parse(content), checkpoints=tmp_path / "kept")
+    with pytest.raises(InputError, match=r"kept` holds .* another comparison \(other training\): remove it"):
+        compare(Experiment.parse({**content, "training": {"epochs": 2}}), checkpoints=tmp_path / "kept")
 
 
 def test_numbers_are_those_of_the_models(comparison):

@@ -15,7 +15,7 @@ from pyro_vae.comparison import compare
 from pyro_vae.errors import InputError
 from pyro_vae.experiment import Experiment
 from pyro_vae.modes import isolated
-from pyro_vae.run_folder import curves, new_folder, write_run
+from pyro_vae.run_folder import curves, new_folder, unfinished, write_run
 
 COLUMNS = ("height", "weight", "size")
 
@@ -177,6 +177,17 @@ def test_nothing_half_written_is_left(tmp_path, error):
     with pytest.raises(error):
         fail_half_way()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_gone_at_the_end(tmp_path):
+    stale = unfinished(tmp_path / "run") / "folder.abc"
+    stale.mkdir(parents=True)
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "run"):
+        raise RuntimeError
+    assert list(unfinished(tmp_path / "run").iterdir()) == [stale]
+    with new_folder(tmp_path / "run") as folder:
+        (folder / "file").write_text("whole")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["run", "run/file"]
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

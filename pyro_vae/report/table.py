@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from pyro_vae.comparison import Comparison, Run
+from pyro_vae.comparison import Comparison
 from pyro_vae.evaluation.estimate import PARETO_LIMIT
 from pyro_vae.report.wording import enumerated, estimate, first_of, intervals, number, significant
+from pyro_vae.run import Run
 from pyro_vae.statistics import Interval
 
 # Below this effective sample size of the chains the error of an annealed log p(x) tells nothing.

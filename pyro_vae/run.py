@@ -1,0 +1,251 @@
+r"""One algorithm trained under one seed, and judged on the test data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyro
+from torch import Tensor
+
+from pyro_vae.batch import Batch
+from pyro_vae.datasets import Data
+from pyro_vae.evaluation import (
+    Estimate,
+    LatentKL,
+    active_units,
+    annealed_importance_sampling,
+    elbo,
+    latent_kl,
+    log_marginal,
+)
+from pyro_vae.experiment import Experiment
+from pyro_vae.experiment.named import InferenceSpec
+from pyro_vae.history import History
+from pyro_vae.inference import Inference
+from pyro_vae.modes import isolated
+from pyro_vae.statistics import finite_or_none
+from pyro_vae.training import fit
+from pyro_vae.vae import VAE
+
+
+@dataclass
+class Run:
+    """One algorithm trained under one seed.
+
+    Attributes:
+        algorithm: Label of the algorithm.
+        seed: Of initialisation, shuffling and noise.
+        vae: The trained VAE.
+        inference: The algorithm after training, with what state and parameters it has.
+        history: Of its training.
+        seconds_per_epoch: Wall time of training for each pass over the training data, without validation and
+            compilation; of seeds that are trained together an equal share for each.
+        elbo: Of the test data, nats per datum in the data's own units; None where the posterior is not trained.
+        log_marginal: log p(x) of the test data, nats per datum in the data's own units, by importance sampling; where
+            no posterior is trained, of the first of the test data by annealed importance sampling. Its diagnostic
+            ``method`` says which. None for a cross-entropy, which is no likelihood.
+        scores: Further numbers about the test data that the algorithm knows, by name; see `Inference.scores`.
+        active: Which latent dimensions are active on the test data.
+        kl: KL of each latent (dimension, layer of a hierarchy, or all of z where it does not factorise) on the test
+            data, and whether it was had in closed form.
+    """
+
+    algorithm: str
+    seed: int
+    vae: VAE
+    inference: Inference
+    history: History
+    seconds_per_epoch: float
+    elbo: Estimate | None
+    log_marginal: Estimate | None
+    active: Tensor
+    kl: LatentKL
+    scores: dict[str, float] = field(default_factory=dict)
+
+    def metrics(self) -> dict[str, float]:
+        """Returns the numbers of the table: ``elbo``, ``log_marginal``, ``active_units``, ``seconds_per_epoch``."""
+        return {
+            "elbo": math.nan if self.elbo is None else self.elbo.value,
+            "log_marginal": math.nan if self.log_marginal is None else self.log_marginal.value,
+            "active_units": float(self.active.sum()) if self.inference.trains_posterior else math.nan,
+            "seconds_per_epoch": self.seconds_per_epoch,
+        }
+
+    def errors(self) -> dict[str, float]:
+        """Returns the Monte Carlo and the data's standard error of the two estimates, where there are such."""
+        return {
+            f"{name}_{error}": float(getattr(estimate, error))
+            for name, estimate in (("elbo", self.elbo), ("log_marginal", self.log_marginal))
+            if estimate is not None
+            for error in ("standard_error", "sampling_error")
+        }
+
+    def minus(self, other: Run, metric: str) -> float:
+        """Returns by how much one of `METRICS` is larger than another run's.
+
+        Where log p(x) of one of them is of fewer test data, it is that of these data for both.
+        """
+        if metric == "log_marginal" and self.log_marginal is not None and other.log_marginal is not None:
+            mine, its = self.log_marginal.pointwise, other.log_marginal.pointwise
+            n = min(len(mine), len(its))
+            return float((mine[:n] - its[:n]).mean())
+        return self.metrics()[metric] - other.metrics()[metric]
+
+    def record(self) -> dict[str, Any]:
+        """Returns the run but weights and draws, ready for JSON."""
+        record: dict[str, Any] = {"algorithm": self.algorithm, "seed": self.seed}
+        record |= {name: finite_or_none(x) for name, x in {**self.metrics(), **self.errors()}.items()}
+        if self.elbo is not None:
+            record["elbo_num_samples"] = self.elbo.diagnostics["num_samples"]
+        if self.log_marginal is not None:
+            about = self.log_marginal.diagnostics
+            record["log_marginal_num_data"] = len(self.log_marginal.pointwise)
+            keys = ("method", "num_samples", "chains", "temperatures")
+            record |= {f"log_marginal_{key}": about[key] for key in keys if key in about}
+            if (k := about.get("pareto_k")) is not None:
+                record["pareto_k_above_0.7"] = float((k > 0.7).double().mean())
+                record["pareto_k_median"] = finite_or_none(float(k.nanmedian()))
+        record |= {name: finite_or_none(x) for name, x in self.scores.items()}
+        if self.inference.trains_posterior:
+            record["kl"] = self.kl.record()
+        history = self.history
+        record |= {"steps": history.steps, "stopped": history.stopped, "remark": history.remark}
+        return record | {"execution": history.execution, "compile_seconds": round(history.compile_seconds, 2)}
+
+
+METRICS = ("elbo", "log_marginal", "active_units", "seconds_per_epoch")
+
+
+def trained_runs(experiment: Experiment, data: Data, progress: bool, checkpoints: Path | None) -> list[Run]:
+    """Returns every algorithm under every seed; an algorithm's seeds are trained one by one, or all in one program.
+
+    Arguments:
+        experiment: What to run; of `Experiment.completed`.
+        data: What its `load_data` returns.
+        progress: Whether to show progress bars.
+        checkpoints: Folder of the checkpoints, one for each run; see `pyro_vae.compare`.
+    """
+    seeds, algorithms, training = experiment.seeds, experiment.inference, experiment.training
+    together = training.together
+    if together is None:
+        together = experiment.torch_device.type == "cuda" and training.compile is not False
+    if not together or len(seeds) == 1:
+        pairs = [(seed, spec) for seed in seeds for spec in algorithms]
+        return [_trained(experiment, spec, [seed], data, progress, checkpoints)[0] for seed, spec in pairs]
+    of_algorithms = [_trained(experiment, spec, seeds, data, progress, None) for spec in algorithms]
+    return [run for of_seed in zip(*of_algorithms, strict=True) for run in of_seed]
+
+
+def _trained(
+    experiment: Experiment,
+    spec: InferenceSpec,
+    seeds: Sequence[int],
+    data: Data,
+    progress: bool,
+    checkpoints: Path | None,
+) -> list[Run]:
+    """One algorithm under the seeds, in one program where there are several."""
+    vaes, algorithms, device = [], [], experiment.torch_device
+    for seed in seeds:
+        with isolated(seed):
+            vaes.append(experiment.build(data).to(device))
+            algorithms.append(spec.build().to(device))
+    options = _options(experiment, data)
+    if experiment.training.together and options["compile"] == "auto" and len(seeds) > 1:
+        options["compile"] = True
+    options["progress"] = f"{spec.label}, seed {', '.join(map(str, seeds))}" if progress else False
+    x = data.batch("train")
+    if len(seeds) > 1:
+        histories = fit(vaes, x, algorithms, seed=list(seeds), **options)
+    else:
+        kept = None if checkpoints is None else checkpoints / f"{spec.label}-seed{seeds[0]}.checkpoint"
+        histories = [fit(vaes[0], x, algorithms[0], seed=seeds[0], checkpoint=kept, **options)]
+    if any(history.stopped == "interrupted" for history in histories):
+        raise KeyboardInterrupt
+    runs = [
+        _evaluated(experiment, spec.label, seed, vae, algorithm, history, data, progress)
+        for seed, vae, algorithm, history in zip(seeds, vaes, algorithms, histories, strict=True)
+    ]
+    return [replace(run, seconds_per_epoch=run.seconds_per_epoch / len(seeds)) for run in runs]
+
+
+def _options(experiment: Experiment, data: Data) -> dict[str, Any]:
+    """The arguments of `fit` that all runs have in common."""
+    training = experiment.training
+    total = training.total_steps(len(data.train))
+    return {
+        "optimizer": training.optimizer.build,
+        "steps": total,
+        "batch_size": training.batch_size,
+        "transform": data.transform if data.binarisation == "dynamic" else None,
+        "validation": None if data.valid is None else data.batch("valid"),
+        "validation_every": training.validation_every,
+        "early_stopping": training.early_stopping,
+        "keep": training.keep,
+        "schedule": None if training.schedule is None else training.schedule.build(total),
+        "clip_norm": training.clip_norm,
+        "check_support": not data.cross_entropy,
+        "divergence": "stop",
+        "compile": training.compile,
+        "precision": training.precision,
+    }
+
+
+def _evaluated(
+    experiment: Experiment,
+    label: str,
+    seed: int,
+    vae: VAE,
+    algorithm: Inference,
+    history: History,
+    data: Data,
+    progress: bool,
+) -> Run:
+    """The run of a trained VAE, judged on the test data."""
+    test = data.batch("test").to(vae.device, vae.dtype)
+    with pyro.validation_enabled(False):  # the data were checked before the first run
+        draws = experiment.evaluation.elbo_samples
+        bound = elbo(vae, test, draws, seed=seed) if algorithm.trains_posterior else None
+        marginal = None if data.cross_entropy else _log_marginal(experiment, algorithm, vae, test, seed, progress)
+        active, kl = active_units(vae, test), latent_kl(vae, test, seed=seed)
+    about = {"data": data.name, "part": "test", "binarisation": data.binarisation}
+    shift = data.units.log_jacobian_of(test.mask)
+    return Run(
+        algorithm=label,
+        seed=seed,
+        vae=vae,
+        inference=algorithm,
+        history=history,
+        seconds_per_epoch=float(history.seconds[-1]) * len(data.train) / float(history.samples[-1]),
+        elbo=None if bound is None else bound.about(shift, **about),
+        log_marginal=None if marginal is None else marginal.about(_first(shift, marginal), **about),
+        active=active.cpu(),
+        kl=kl,
+        scores=algorithm.scores(vae, test),
+    )
+
+
+def _log_marginal(
+    experiment: Experiment, algorithm: Inference, vae: VAE, test: Batch, seed: int, progress: bool
+) -> Estimate:
+    """log p(x) by importance sampling from q, or by annealing where no q is trained."""
+    evaluation = experiment.evaluation
+    if algorithm.trains_posterior:
+        return log_marginal(vae, test, evaluation.num_samples, seed=seed, progress=progress)
+    return annealed_importance_sampling(
+        vae,
+        test.select(slice(evaluation.ais_data)),
+        evaluation.temperatures,
+        evaluation.chains,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _first(shift: Tensor | float, estimate: Estimate) -> Tensor | float:
+    """The shifts of the data that an estimate is of, the first ones."""
+    return shift[: len(estimate.pointwise)] if isinstance(shift, Tensor) else shift
