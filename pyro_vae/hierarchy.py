@@ -16,10 +16,25 @@ from pyro_vae.modes import evaluating, isolated
 CONTEXT = "context"
 
 
+class _Made:
+    """A layer's distribution, and whether its parameters have gradients."""
+
+    def __init__(self, distribution: TorchDistribution) -> None:
+        self.distribution, self.with_gradients = distribution, torch.is_grad_enabled()
+
+    @property
+    def serves(self) -> bool:
+        """Whether it serves here: what was made without gradients does not where they are wanted."""
+        return self.with_gradients or not torch.is_grad_enabled()
+
+
 class HierarchicalDistribution(TorchDistribution):
     r"""The joint distribution of layers, each given those above it, over their concatenation.
 
     .. math:: \log p(z) = \sum_l \log p(z_l | z_{\mathrm{pa}(l)})
+
+    A draw and its density are of one pass through the layers' networks: the layers of the last draw are kept, and those
+    that are given the context alone are made once.
 
     Attributes:
         blocks: For each layer, by name, the slice of z that it has.
@@ -29,6 +44,8 @@ class HierarchicalDistribution(TorchDistribution):
 
     def __init__(self, hierarchy: Hierarchy, context: Tensor | None, batch_shape: Sequence[int]) -> None:
         self.hierarchy, self.context, self.blocks = hierarchy, context, hierarchy.blocks
+        self._of_context: dict[str, _Made] = {}
+        self._of_last: tuple[Tensor, dict[str, _Made]] | None = None  # the last draw, and its layers
         super().__init__(torch.Size(batch_shape), hierarchy.event_shape, validate_args=False)
 
     @property
@@ -48,7 +65,12 @@ class HierarchicalDistribution(TorchDistribution):
 
     def layer(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
         """Returns the distribution of one layer given the values of those that it depends on."""
-        return self.hierarchy.layer(name, values, self.context)
+        if not self.hierarchy.sees_context_alone(name):
+            return self.hierarchy.layer(name, values, self.context)
+        made = self._of_context.get(name)
+        if made is None or not made.serves:
+            made = self._of_context[name] = _Made(self.hierarchy.layer(name, values, self.context))
+        return made.distribution
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Returns draws of z, layer after layer, through which gradients pass."""
@@ -61,14 +83,18 @@ class HierarchicalDistribution(TorchDistribution):
 
     def _ancestral(self, sample_shape: torch.Size, how: str) -> Tensor:
         values: dict[str, Tensor] = {}
+        layers: dict[str, _Made] = {}
         shape = sample_shape + self.batch_shape
         for name in self.hierarchy.layers:
             given = self.layer(name, values)
+            layers[name] = _Made(given)
             if (batch_shape := torch.broadcast_shapes(given.batch_shape, self.batch_shape)) != given.batch_shape:
                 given = given.expand(batch_shape)
             missing = shape[: len(shape) - len(given.batch_shape)]
             values[name] = getattr(given, how)(missing).expand(*shape, -1)
-        return torch.cat([values[name] for name in self.blocks], dim=-1)
+        z = torch.cat([values[name] for name in self.blocks], dim=-1)
+        self._of_last = (z, layers)
+        return z
 
     def split(self, value: Tensor) -> dict[str, Tensor]:
         """Returns the part of each layer of z, by name, shapes ``(..., L_l)``."""
@@ -81,6 +107,9 @@ class HierarchicalDistribution(TorchDistribution):
             value: Shape ``(..., L)``.
         """
         values = self.split(value)
+        last, layers = (None, {}) if self._of_last is None else self._of_last
+        if value is last and all(made.serves for made in layers.values()):
+            return {name: layers[name].distribution.log_prob(values[name]) for name in self.blocks}
         return {name: self.layer(name, values).log_prob(values[name]) for name in self.blocks}
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -107,8 +136,9 @@ class Hierarchy(nn.Module):
     The first layer sees the context; each later one the layer drawn before it, unless ``inputs`` says otherwise.
     `Reads` gives the likelihood the layers that it names.
 
-    A draw and its density come from two passes through the layers' networks: do not use dropout or batch
-    normalisation in these.
+    A draw and its density come from one pass through the layers' networks. The density of other values, the score of
+    `RWS` or `ScoreFunction` say, takes another through the layers above the first: with such algorithms do not use
+    dropout or batch normalisation there.
 
     Arguments:
         inputs: For a layer, what it is given, among the layers drawn before it and ``"context"``.
@@ -175,6 +205,10 @@ class Hierarchy(nn.Module):
             return self.layers[name]()
         leading = torch.broadcast_shapes(*(part.shape[:-1] for part in given))
         return self.layers[name](torch.cat([part.expand(*leading, -1) for part in given], dim=-1))
+
+    def sees_context_alone(self, name: str) -> bool:
+        """Whether a layer is given no other layer."""
+        return all(given == CONTEXT for given in self.inputs[name])
 
     def has_rsample(self, context: Tensor | None) -> bool:
         """Whether all layers are reparameterizable; found once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 
 import pyro
@@ -18,7 +19,7 @@ from pyro_vae import VAE, Batch, Conditional, Fixed, Flow, Hierarchy, Learned, M
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import active_units, latent_kl, log_marginal
 from pyro_vae.hierarchy import HierarchicalDistribution
-from pyro_vae.inference import ALGORITHMS, IWAE
+from pyro_vae.inference import ALGORITHMS, IWAE, STL
 
 X = (torch.rand(12, 6, generator=torch.Generator().manual_seed(1)) < 0.4).double()
 
@@ -103,6 +104,56 @@ def test_what_a_layer_is_given_can_be_declared() -> None:
     )
     torch.testing.assert_close(chain(context).log_prob(z), expected, rtol=1e-12, atol=1e-12)
     assert chain(context).rsample((7,)).shape == (7, 5, 3)
+
+
+def passes(vae: VAE) -> Counter[str]:
+    """Counts, from now on, the passes through each network of a VAE."""
+    for part in (vae.encode(vae.probe_batch()), vae.prior_given(None)):
+        assert part.has_rsample  # which takes a pass, the first time
+    counted: Counter[str] = Counter()
+    for name, part in vae.named_modules():
+        if isinstance(part, Conditional) and part.given is not None:
+            part.given.register_forward_hook(lambda *_, name=name: counted.update([name]))
+    return counted
+
+
+def test_a_draw_and_its_density_take_one_pass() -> None:
+    vae = two_layers()
+    counted = passes(vae)
+    once = dict.fromkeys(("prior.layers.z1", "likelihood.likelihood", "posterior.layers.z1", "posterior.layers.z2"), 1)
+    IWAE(4).loss(vae, Batch(X))
+    assert counted == once
+    counted.clear()
+    Trace_ELBO().differentiable_loss(*vae.programs, X)
+    assert counted == once
+    counted.clear()
+    with torch.no_grad():
+        q = vae.encode(X)
+        q.log_prob(q.sample())
+        assert counted == {"posterior.layers.z1": 1, "posterior.layers.z2": 1}
+    STL().loss(vae, Batch(X))  # the score at fixed z2 is of another pass
+    assert counted["posterior.layers.z1"] == 2
+
+
+@pytest.mark.parametrize("how", ["rsample", "sample", "no_grad"])
+def test_the_density_of_a_draw_has_the_gradient_of_that_at_any_value(how: str) -> None:
+    """Whether the layers of the draw serve or not: those of a draw without gradients must not."""
+    vae = two_layers()
+
+    def gradients(same: bool) -> list[Tensor]:
+        torch.manual_seed(3)
+        q = vae.encode(X)
+        if how == "no_grad":
+            with torch.no_grad():
+                z = q.rsample((4,))
+        else:
+            z = getattr(q, how)((4,))
+        log_q = q.log_prob(z if same else z.clone())
+        return list(torch.autograd.grad(log_q.square().sum(), list(vae.phi.values())))
+
+    for mine, its in zip(gradients(True), gradients(False), strict=True):
+        assert its.abs().max() > 0
+        torch.testing.assert_close(mine, its, rtol=1e-10, atol=1e-10)
 
 
 def test_expanded_draws_are_independent_and_have_the_same_density() -> None:
