@@ -125,8 +125,8 @@ def compare(
         command: Recorded with the result.
         progress: Whether to show a progress bar for each run (on a terminal only).
         checkpoints: Folder that keeps the state of each run. The same comparison, stopped or killed, goes on from
-            there: what was trained is evaluated anew, and not trained again. Seeds that are trained together begin
-            anew. It is left for the caller to remove.
+            there, also with more or fewer algorithms and seeds: what was trained is evaluated anew, and not trained
+            again. Seeds that are trained together begin anew. It is left for the caller to remove.
 
     Raises:
         InputError: Where anything does not fit, before the first run; and where ``checkpoints`` holds those of another
@@ -181,8 +181,12 @@ def check(experiment: Experiment, data: Data) -> None:
 
 
 def _kept(folder: Path, experiment: Experiment, data: Data) -> Path:
-    """Makes a comparison's folder of checkpoints, or sees that it is of the same one."""
-    about = {"data": data.record(), **experiment.model_dump(mode="json", exclude={"data"})}
+    """Makes a comparison's folder of checkpoints, or sees that it is of the same one.
+
+    Algorithms and seeds may be others, for each run's checkpoint says of which it is; so may what is evaluated.
+    """
+    others = experiment.model_dump(mode="json", exclude={"data", "inference", "seeds", "evaluation"})
+    about = {"data": data.record(), **others}
     about = json.loads(json.dumps(about))  # as it comes back from the file
     noted = folder / "comparison.json"
     if noted.exists():

@@ -88,6 +88,16 @@ def test_a_stopped_comparison_does_not_go_on_as_another(tmp_path):
         compare(Experiment.parse({**content, "training": {"epochs": 2}}), checkpoints=tmp_path / "kept")
 
 
+def test_a_comparison_takes_up_one_more_algorithm(tmp_path, monkeypatch):
+    content = {**QUICK, "seeds": [4], "inference": ["aevb"]}
+    compare(Experiment.parse(content), checkpoints=tmp_path)
+    steps, take = [], Stepper.take
+    monkeypatch.setattr(Stepper, "take", lambda self, *arguments: steps.append(self) or take(self, *arguments))
+    both = compare(Experiment.parse({**content, "inference": ["aevb", "stl"]}), checkpoints=tmp_path)
+    assert [run.algorithm for run in both.runs] == ["aevb", "stl"]
+    assert len(steps) == both.runs[1].history.steps
+
+
 def test_numbers_are_those_of_the_models(comparison):
     run = comparison.runs_of("wake-sleep")[1]
     expected = log_marginal(run.vae, comparison.data.test, 30, seed=7)
