@@ -90,7 +90,7 @@ class Sizes:
     temperatures: int = 200
     ais_chains: int = 4
     final_temperatures: int = 1000
-    final_chains: int = 8
+    final_chains: int = 4
     importance_samples: int = 500
 
 

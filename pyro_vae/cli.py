@@ -99,7 +99,9 @@ def compare_command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any key of the file, such as training.batch_size=50; repeatable.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to make; default: runs/<data>-<time>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to make, or to go on with; default: runs/<data>-<time>.")
+    ] = None,
     allow_code: _AllowCode = False,
 ) -> None:
     """Train algorithms x seeds on one data set, and report by how much they differ."""
@@ -114,7 +116,12 @@ def compare_command(
         "seeds": seeds,
         "device": device,
     }
-    experiment = _experiment(file, {key: value for key, value in flags.items() if value is not None}, settings or [])
+    given = {key: value for key, value in flags.items() if value is not None}
+    _compare(_experiment(file, given, settings or []), out)
+
+
+def _compare(experiment: Experiment, out: Path | None) -> None:
+    """Runs an experiment, writes its folder and prints its tables."""
     loaded = experiment.load_data(progress=True)
     check(experiment, loaded)
     folder = default_folder(experiment) if out is None else out
