@@ -286,3 +286,6 @@ def value_at(curve: list[list[float]], samples: float) -> float | None:
             share = math.log(samples / left) / math.log(right / left)
             return low + min(1.0, max(0.0, share)) * (high - low)
     return None
+
+
+SOURCE = f"{published()['source']}: {published()['how']}"

@@ -39,8 +39,6 @@ NOTES = {
     "latents, and leaves it sooner or later with more.",
 }
 
-SOURCE = f"{aevb.published()['source']}: {aevb.published()['how']}"
-
 Group = dict[int, dict[str, Any]]
 
 
@@ -194,7 +192,7 @@ def against_published(runs: dict[str, Any]) -> list[dict[str, Any]]:
             if seeds > 1:
                 row["error"] = {"value": round(mean["half_width"], 1), "of": f"95 % over {seeds} seeds"}
             command = group[max(found)]["made_by"]["command"]  # which gives the seeds before it too
-            rows.append({**row, "unit": "nats", "source": SOURCE, "note": NOTES[data_set], "command": command})
+            rows.append({**row, "unit": "nats", "source": aevb.SOURCE, "note": NOTES[data_set], "command": command})
     return rows
 
 

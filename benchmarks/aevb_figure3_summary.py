@@ -120,8 +120,9 @@ def against_published(runs: dict[str, Any]) -> list[dict[str, Any]]:
             where = f"{size:,} data, {aevb.TITLES[algorithm]}, {part}, {mark:.2g} samples"
             row = {"what": f"figure 3: {where}, appendix D (AIS: {said[OURS]['mean']:.1f})", "unit": "nats"}
             row |= {"published": round(said["published"], 1), "ours": round(said[PAPERS]["mean"], 1)}
+            command = group[max(group)]["made_by"]["command"]  # which gives the seeds before it too
             note = MCEM_NOTE if algorithm == "mcem" else NOTE
-            rows.append({**row, "source": aevb.published()["source"], "note": note})
+            rows.append({**row, "source": aevb.SOURCE, "note": note, "command": command})
     return rows
 
 

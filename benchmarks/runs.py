@@ -91,9 +91,9 @@ class Runs:
 
     def _check_unfinished(self) -> None:
         """Raises `SystemExit` where runs in progress are of other settings."""
-        noted = self.unfinished / _SETTINGS
-        if noted.exists():
-            self._require_same(json.loads(noted.read_text(encoding="utf-8")), self.unfinished)
+        with suppress(FileNotFoundError):  # where there are none, or no more
+            noted = json.loads((self.unfinished / _SETTINGS).read_text(encoding="utf-8"))
+            self._require_same(noted, self.unfinished)
 
     def _require_same(self, found: dict[str, Any], place: Path) -> None:
         def agrees(key: str) -> bool:
@@ -143,10 +143,10 @@ class Runs:
             self.read()
             if self.by_key:
                 self.write(about(self.by_key))
-        with suppress(OSError):  # which still has other processes' runs
-            if [file.name for file in self.unfinished.iterdir()] == [_SETTINGS]:
-                (self.unfinished / _SETTINGS).unlink()
-            self.unfinished.rmdir()
+            with suppress(OSError):  # which still has other processes' runs
+                if [file.name for file in self.unfinished.iterdir()] == [_SETTINGS]:
+                    (self.unfinished / _SETTINGS).unlink()
+                self.unfinished.rmdir()
 
     def _made_by(self) -> dict[str, Any]:
         """Returns what a run keeps of where and when it was made: a file's runs may be of several commands."""
@@ -167,11 +167,13 @@ class Runs:
         if key in self.by_key:
             yield False
             return
-        self.unfinished.mkdir(parents=True, exist_ok=True)
-        self._check_unfinished()
-        (self.unfinished / _SETTINGS).write_text(json.dumps(self.settings) + "\n", encoding="utf-8")
         place = self.unfinished / f"{key}.lock"
-        with place.open("a") as file:
+        with self._alone():
+            self.unfinished.mkdir(parents=True, exist_ok=True)
+            self._check_unfinished()
+            _replace(self.unfinished / _SETTINGS, json.dumps(self.settings))
+            file = place.open("a")
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -195,7 +197,7 @@ class Runs:
             os.close(folder)
 
     def write(self, about: dict[str, Any]) -> None:
-        """Writes the file in one step: a reader sees the old one or the new one."""
+        """Writes the file."""
         content = {
             "environment": self.environment,
             "settings": self.settings,
@@ -204,9 +206,14 @@ class Runs:
             "runs": self.by_key,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(beside, self.path)
+        _replace(self.path, json.dumps(content, indent=1, allow_nan=False))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file in one step: a reader sees the old one or the new one."""
+    beside = path.with_suffix(".tmp")
+    beside.write_text(text + "\n", encoding="utf-8")
+    os.replace(beside, path)
 
 
 def device(name: str) -> str:

@@ -200,7 +200,9 @@ def test_what_cannot_be_had_is_refused(table1, monkeypatch, capsys, arguments):
 def cell(row, k, values, seed=0, units=(20,)):
     values = [float(value) for value in values]
     about = {"data_set": "dynamic", "layers": 1, "row": row, "k": k, "seed": seed, "active_units": list(units)}
-    return {**about, "curve": [], "nll": {"value": sum(values) / len(values), "pointwise": values}}
+    nll = {"value": sum(values) / len(values), "pointwise": values}
+    nll |= {"standard_error": 0.03, "share_of_pareto_k_above_0.7": 0.25}
+    return {**about, "curve": [], "nll": nll, "made_by": {"command": f"python -m benchmarks.iwae_table1 --k {k}"}}
 
 
 def test_claims_are_of_paired_differences(report):
@@ -231,6 +233,18 @@ def test_a_difference_within_its_error_decides_nothing(report):
     (table,) = report.summarise(dict(enumerate(runs)), {})
     assert [d["value"] for d in table["iwae_improves_with_k"]["differences"]] == [-1.5, -0.5]
     assert table["iwae_improves_with_k"]["holds"] is None
+    assert report.said(table["iwae_improves_with_k"]).startswith("a difference is within its error; IWAE 5 - IWAE 1: ")
+    assert report.said(table["iwae_beats_vae"]).startswith("not all cells are finished")
+
+
+def test_rows_tell_how_they_were_made_and_how_far_to_trust_them(report):
+    runs = [cell("iwae", 5, [88, 79]), cell("iwae", 50, [90, 76]), cell("iwae", 50, [92, 78], seed=1)]
+    settings = {"fraction": 0.025, "published_epochs": 3280, "test_data": 2}
+    few, many = report.against_published(report.summarise(dict(enumerate(runs)), {}), settings)
+    assert [few["command"], many["command"]] == [f"python -m benchmarks.iwae_table1 --k {k}" for k in (5, 50)]
+    assert few["error"]["of"] == "over 2 test data; Monte Carlo 0.03, k-hat above 0.7: 25 %"
+    assert many["error"]["of"] == "over 2 test data; Monte Carlo 0.02, k-hat above 0.7: 25 %"  # 0.03 / sqrt(2)
+    assert few["note"] == "Ours after 2.5 % of the published 3,280 passes over the data."
 
 
 def test_only_common_seeds_are_paired(report):
