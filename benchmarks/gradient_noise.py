@@ -8,6 +8,7 @@ A linear-Gaussian VAE whose exact posterior is diagonal; q is that posterior wit
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def algorithms() -> dict[str, Inference]:
 
 def main() -> None:
     """Prints the table and writes the result."""
+    argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0]).parse_args()
     model = LinearGaussian.random(5, 2)
     x = model.sample(8)
     table = Table(title="phi gradient: trace of covariance | signal-to-noise ratio, ± 95 %")

@@ -13,7 +13,7 @@ import pyro
 import torch
 
 from pyro_vae.datasets import Data
-from pyro_vae.environment import environment
+from pyro_vae.environment import environment, versions
 from pyro_vae.errors import InputError
 from pyro_vae.experiment import Experiment
 from pyro_vae.modes import evaluating, isolated
@@ -126,7 +126,8 @@ def compare(
         progress: Whether to show a progress bar for each run (on a terminal only).
         checkpoints: Folder that keeps the state of each run. The same comparison, stopped or killed, goes on from
             there, also with more or fewer algorithms and seeds: what was trained is evaluated anew, and not trained
-            again. Seeds that are trained together begin anew. It is left for the caller to remove.
+            again. Of seeds that are trained together a finished algorithm is kept, not one in training. It is left for
+            the caller to remove.
 
     Raises:
         InputError: Where anything does not fit, before the first run; and where ``checkpoints`` holds those of another
@@ -155,7 +156,7 @@ def compare(
     )
     where = {**environment(experiment.torch_device, command), "wall_seconds": round(time.perf_counter() - start, 1)}
     if resumed:
-        where["resumed"] = "wall time is that of the last part"
+        where["resumed"] = "wall time is that of the last part, and runs are of different hours"
     return Comparison(experiment, data, runs, where, checks)
 
 
@@ -186,7 +187,9 @@ def _kept(folder: Path, experiment: Experiment, data: Data) -> Path:
     Algorithms and seeds may be others, for each run's checkpoint says of which it is; so may what is evaluated.
     """
     others = experiment.model_dump(mode="json", exclude={"data", "inference", "seeds", "evaluation"})
-    about = {"data": data.record(), **others}
+    device = experiment.torch_device
+    where = {"device": str(device), "threads": torch.get_num_threads(), "versions": versions()}
+    about = {"data": data.record(), **others, **where}
     about = json.loads(json.dumps(about))  # as it comes back from the file
     noted = folder / "comparison.json"
     if noted.exists():

@@ -24,6 +24,7 @@ from pyro_vae.evaluation import (
 )
 from pyro_vae.experiment import Experiment
 from pyro_vae.experiment.named import InferenceSpec
+from pyro_vae.finished import keep, put_back
 from pyro_vae.history import History
 from pyro_vae.inference import Inference
 from pyro_vae.modes import isolated
@@ -127,7 +128,8 @@ def trained_runs(experiment: Experiment, data: Data, progress: bool, checkpoints
         experiment: What to run; of `Experiment.completed`.
         data: What its `load_data` returns.
         progress: Whether to show progress bars.
-        checkpoints: Folder of the checkpoints, one for each run; see `pyro_vae.compare`.
+        checkpoints: Folder of the checkpoints, one for each run, or for an algorithm whose seeds are trained together; see
+            `pyro_vae.compare`.
     """
     seeds, algorithms, training = experiment.seeds, experiment.inference, experiment.training
     together = training.together
@@ -136,7 +138,7 @@ def trained_runs(experiment: Experiment, data: Data, progress: bool, checkpoints
     if not together or len(seeds) == 1:
         pairs = [(seed, spec) for seed in seeds for spec in algorithms]
         return [_trained(experiment, spec, [seed], data, progress, checkpoints)[0] for seed, spec in pairs]
-    of_algorithms = [_trained(experiment, spec, seeds, data, progress, None) for spec in algorithms]
+    of_algorithms = [_trained(experiment, spec, seeds, data, progress, checkpoints) for spec in algorithms]
     return [run for of_seed in zip(*of_algorithms, strict=True) for run in of_seed]
 
 
@@ -158,14 +160,18 @@ def _trained(
     if experiment.training.together and options["compile"] == "auto" and len(seeds) > 1:
         options["compile"] = True
     options["progress"] = f"{spec.label}, seed {', '.join(map(str, seeds))}" if progress else False
+    kept = None if checkpoints is None else checkpoints / f"{spec.label}-seed{'-'.join(map(str, seeds))}.checkpoint"
     x = data.batch("train")
-    if len(seeds) > 1:
-        histories = fit(vaes, x, algorithms, seed=list(seeds), **options)
-    else:
-        kept = None if checkpoints is None else checkpoints / f"{spec.label}-seed{seeds[0]}.checkpoint"
+    if len(seeds) == 1:
         histories = [fit(vaes[0], x, algorithms[0], seed=seeds[0], checkpoint=kept, **options)]
+    elif kept is not None and kept.exists():
+        histories = put_back(kept, vaes, algorithms)
+    else:
+        histories = fit(vaes, x, algorithms, seed=list(seeds), **options)
     if any(history.stopped == "interrupted" for history in histories):
         raise KeyboardInterrupt
+    if len(seeds) > 1 and kept is not None:
+        keep(kept, vaes, algorithms, histories)
     runs = [
         _evaluated(experiment, spec.label, seed, vae, algorithm, history, data, progress)
         for seed, vae, algorithm, history in zip(seeds, vaes, algorithms, histories, strict=True)

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pyro
 import safetensors
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -50,27 +51,48 @@ def new_folder(path: Path) -> Iterator[Path]:
     It lies in `unfinished`, which is gone then, and which is left where there is anything else in it.
 
     Raises:
-        InputError: Where ``path`` exists or cannot be made.
+        InputError: Where ``path`` exists or cannot be made, or another process is making it.
     """
     if path.exists():
         raise InputError(f"run folder `{path}` exists already; choose another with --out, or remove it.")
-    beside = unfinished(path)
-    made = [folder for folder in (beside, *path.parents) if not folder.exists()]
+    with _alone_in(unfinished(path), path) as beside:
+        try:
+            partial = Path(tempfile.mkdtemp(prefix="folder.", dir=beside))
+        except OSError as error:
+            raise _cannot_be_made(path, error) from None
+        try:
+            yield partial
+            partial.chmod(0o755)
+            os.rename(partial, path)
+            shutil.rmtree(beside, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _alone_in(folder: Path, path: Path) -> Iterator[Path]:
+    """Makes a folder where there is none, and has it for this process alone; one with nothing in it is gone then."""
+    made = [each for each in (folder, *path.parents) if not each.exists()]
+    lock = FileLock(folder / "lock")
     try:
-        beside.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="folder.", dir=beside))
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
     except OSError as error:
         _remove_empty(made)
-        raise InputError(f"run folder `{path}` cannot be made: {error.strerror or error}; choose another.") from None
+        if isinstance(error, Timeout):
+            raise InputError(f"another process makes the run folder `{path}`: wait for it, or take another.") from None
+        raise _cannot_be_made(path, error) from None
     try:
-        yield partial
-        partial.chmod(0o755)
-        os.rename(partial, path)
-        shutil.rmtree(beside, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        yield folder
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
         _remove_empty(made)
-        raise
+
+
+def _cannot_be_made(path: Path, error: OSError) -> InputError:
+    return InputError(f"run folder `{path}` cannot be made: {error.strerror or error}; choose another.")
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from pyro_vae import run as run_module
 from pyro_vae.comparison import check, compare
 from pyro_vae.engine import Lifted, interpreted
 from pyro_vae.errors import InputError
@@ -86,6 +87,24 @@ def test_a_stopped_comparison_does_not_go_on_as_another(tmp_path):
     compare(Experiment.parse(content), checkpoints=tmp_path / "kept")
     with pytest.raises(InputError, match=r"kept` holds .* another comparison \(other training\): remove it"):
         compare(Experiment.parse({**content, "training": {"epochs": 2}}), checkpoints=tmp_path / "kept")
+
+
+def test_seeds_that_were_trained_together_are_not_trained_again(tmp_path, monkeypatch):
+    training = {"epochs": 1, "together": True, "compile": False}
+    experiment = Experiment.parse({**QUICK, "training": training, "seeds": [4, 7], "inference": ["aevb", "vb"]})
+    whole = compare(experiment, checkpoints=tmp_path)
+    (tmp_path / "vb-seed4-7.checkpoint").unlink()
+    trained, true = [], run_module.fit
+    monkeypatch.setattr(run_module, "fit", lambda *given, **named: trained.append(given[2]) or true(*given, **named))
+    again = compare(experiment, checkpoints=tmp_path)
+    assert [[algorithm.name for algorithm in algorithms] for algorithms in trained] == [["vb", "vb"]]
+    for mine, its in zip(again.runs, whole.runs, strict=True):
+        assert mine.metrics()["elbo"] == its.metrics()["elbo"]
+        assert (mine.history.bound == its.history.bound).all()
+        assert mine.history.execution == its.history.execution
+    (tmp_path / "aevb-seed4-7.checkpoint").write_bytes(b"half")
+    with pytest.raises(InputError, match=r"aevb-seed4-7.checkpoint` cannot be read .*: remove it"):
+        compare(experiment, checkpoints=tmp_path)
 
 
 def test_a_comparison_takes_up_one_more_algorithm(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Reads, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, IWAE, MCEM, RWS, Inference, WakeSleep
 
@@ -188,14 +188,20 @@ def test_dreams_take_the_context_and_the_mask_of_the_batch() -> None:
     assert bool((weight[:, [0, 2]] != 0).all())
 
 
+@pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("inference", [RWS(), WakeSleep()], ids=lambda i: i.name)
-def test_running_statistics_are_those_of_data_not_of_dreams(inference) -> None:
+def test_running_statistics_are_those_of_data_not_of_dreams(inference, layers) -> None:
     def statistics(seed: int) -> list[Tensor]:
         torch.manual_seed(0)
         encoder = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 4))
         prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
         likelihood = Conditional(dist.Normal, (5,), given=mlp(2), scale=Fixed(1.0))
-        vae = VAE(prior, likelihood, Conditional(dist.Normal, (2,), given=encoder))
+        posterior = Conditional(dist.Normal, (2,), given=encoder)
+        if layers == 2:  # whose networks run when a draw or a density is asked for
+            prior = Hierarchy(z2=prior, z1=Conditional(dist.Normal, (2,), given=mlp(2)))
+            posterior = Hierarchy(z1=posterior, z2=Conditional(dist.Normal, (2,), given=mlp(2)))
+            likelihood = Reads(likelihood, "z1")
+        vae = VAE(prior, likelihood, posterior)
         torch.manual_seed(seed)
         for loss in inference.losses(vae, 5 + torch.linspace(-1, 1, 50).reshape(10, 5)):
             loss.value.backward()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tempfile
 
 import pandas as pd
@@ -176,6 +178,31 @@ def test_nothing_half_written_is_left(tmp_path, error):
 
     with pytest.raises(error):
         fail_half_way()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_do_not_make_one_folder(tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+from pyro_vae.run_folder import new_folder
+with new_folder(Path({str(tmp_path / "run")!r})):
+    print("made", flush=True)
+    sys.stdin.readline()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "made\n"
+        with pytest.raises(InputError, match="another process makes the run folder"), new_folder(tmp_path / "run"):
+            pass
+        other.communicate("\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_error_of_the_disk_is_not_taken_for_one_of_the_folder(tmp_path):
+    with pytest.raises(OSError, match="No space left"), new_folder(tmp_path / "run"):
+        raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_vae.batch import Batch
@@ -63,8 +63,21 @@ def sleep_loss(vae: VAE, batch: Batch) -> Tensor:
         p = vae.prior_given(batch)
         z = p.sample() if p.batch_shape else p.sample((batch.size,))
         dreams = batch._replace(x=vae.decode(z, batch).sample())
+    density = _Density(vae.posterior)
     # Copies of the buffers, since running statistics are those of data, not of dreams.
-    buffers = {name: buffer.clone() for name, buffer in vae.posterior.named_buffers()}
+    buffers = {name: buffer.clone() for name, buffer in density.named_buffers()}
     given = vae.posterior_input(vae.check(dreams))
-    q = functional_call(vae.posterior, buffers, (given,), tie_weights=False)
-    return -batch.mean(q.log_prob(z))
+    log_q: Tensor = functional_call(density, buffers, (given, z), tie_weights=False)
+    return -batch.mean(log_q)
+
+
+class _Density(nn.Module):
+    """The density of a posterior, whose networks may run no sooner than it is asked for."""
+
+    def __init__(self, posterior: nn.Module) -> None:
+        super().__init__()
+        self.posterior = posterior
+
+    def forward(self, given: Tensor, z: Tensor) -> Tensor:
+        log_q: Tensor = self.posterior(given).log_prob(z)
+        return log_q
