@@ -128,8 +128,8 @@ def trained_runs(experiment: Experiment, data: Data, progress: bool, checkpoints
         experiment: What to run; of `Experiment.completed`.
         data: What its `load_data` returns.
         progress: Whether to show progress bars.
-        checkpoints: Folder of the checkpoints, one for each run, or for an algorithm whose seeds are trained together; see
-            `pyro_vae.compare`.
+        checkpoints: Folder of the checkpoints, one for each run, or for an algorithm whose seeds are trained together;
+            see `pyro_vae.compare`.
     """
     seeds, algorithms, training = experiment.seeds, experiment.inference, experiment.training
     together = training.together
