@@ -34,9 +34,10 @@ NOTES = {
     "used; ours are grey levels, for which the bound is none on a likelihood, and a warm-up, nearest to its curves by "
     "a little in a study at 1e6 samples. Wake-sleep trains q on binary draws, which grey levels are not; its encoder's "
     "log variances are a tenth of the outputs, as in the first author's code and not in the paper.",
-    "frey": "Test bound, a density of grey levels in 256ths. The paper's split is not known; ours is random. The "
-    "paper's wake-sleep ends with what one Gaussian for each pixel has, without latents; ours stays there with 2 "
-    "latents, and leaves it sooner or later with more.",
+    "frey": "Test bound, a density of grey levels in 256ths. The paper's split is not known; ours is random. AEVB is "
+    "ahead of its curves from their first point on, in training as in test and most with many latents; why is not "
+    "known, though ours has the smallest of the paper's stepsizes. The paper's wake-sleep ends with what one Gaussian "
+    "for each pixel has, without latents; ours stays there with 2 latents, and leaves it sooner or later with more.",
 }
 
 Group = dict[int, dict[str, Any]]
@@ -177,12 +178,16 @@ def not_below_interval(mean: float, half_width: float) -> bool | None:
 
 
 def against_published(runs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the rows of `benchmarks.published_table`: test bounds at `MAIN` and beyond, of the seeds there are."""
+    """Returns the rows of `benchmarks.published_table`, of the seeds there are.
+
+    Test bounds at `MAIN` and beyond; of AEVB on Frey Face also where the published curves begin.
+    """
     rows = []
     for (data_set, latents, algorithm), group in grouped(runs).items():
         if algorithm == "analytic-kl":
             continue
-        for mark in (mark for mark in MARKS if mark >= MAIN):
+        first = MARKS[0] if (data_set, algorithm) == ("frey", "aevb") else MAIN
+        for mark in (mark for mark in MARKS if mark >= first):
             found, known = values(group, "test", mark), published_at(data_set, latents, algorithm, "test", mark)
             if known is None or not found:
                 continue

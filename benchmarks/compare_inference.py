@@ -27,6 +27,7 @@ an otherwise idle machine.
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     given = parser.parse_args(arguments)
     given.data = list(dict.fromkeys(given.data.split(",")))
     given.inference = given.inference.split(",")
+    if len({Path(name).stem for name in given.data}) < len(given.data):
+        parser.error(f"--data: {', '.join(given.data)}: two of one name, by which their runs are kept.")
     if given.quick:
         for name, value in QUICK.items():
             setattr(given, name, value)
@@ -275,6 +278,22 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(given, name) for name in names} | {"batch_size": BATCH}
 
 
+def check_same_data(runs: Runs, data: dict[str, Data]) -> None:
+    """Raises `SystemExit` where a data set is not that of the runs that are there under its name.
+
+    Arguments:
+        runs: What the file has.
+        data: By name.
+    """
+    for key, found in runs.by_key.items():
+        name = key.rpartition("-")[0]
+        if name in data and found["data_record"] != json.loads(json.dumps(data[name].record())):
+            raise SystemExit(
+                f"{runs.path} holds runs of other data under the name `{name}`: pass --restart to put them aside, or "
+                "--output for another folder."
+            )
+
+
 def main() -> None:
     """Does the runs that are missing, prints the tables, writes the result and draws it."""
     given, console = parse(), Console(width=150)
@@ -283,17 +302,16 @@ def main() -> None:
         overlay(first, second, Path(given.output) / f"{NAME}_overlay.png", console)
         return
     torch.set_num_threads(given.threads)
-    experiments = {Path(name).stem: experiment_of(name, given) for name in given.data}
     runs = Runs(NAME, settings_of(given), given)
-    loaded: dict[str, tuple[Experiment, Data]] = {}
+    runs.require_nobody("algorithms are timed, so start it once")
+    loaded = {Path(name).stem: load(experiment_of(name, given), given.quick) for name in given.data}
+    check_same_data(runs, {name: data for name, (_, data) in loaded.items()})
 
     def one(key: str) -> dict[str, Any]:
         name, _, seed = key.rpartition("-")
-        if name not in loaded:
-            loaded[name] = load(experiments[name], given.quick)
         return run(*loaded[name], int(seed), given)
 
-    keys = [f"{name}-{seed}" for seed in range(given.seeds) for name in experiments]
+    keys = [f"{name}-{seed}" for seed in range(given.seeds) for name in loaded]
     runs.complete(keys, one, lambda found: {"summary": summarise(found)})
     show(runs.by_key, console)
     draw(runs.by_key, runs.path.with_suffix(".png"))

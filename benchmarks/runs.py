@@ -60,7 +60,7 @@ class Runs:
         self.by_key: dict[str, Any] = {}
         self.environment: dict[str, Any] | None = None
         if given.restart:
-            self._require_nobody()
+            self.require_nobody("stop it before --restart")
             shutil.rmtree(self.unfinished, ignore_errors=True)
             if self.path.exists():
                 os.replace(self.path, self.path.with_suffix(".json.before"))
@@ -80,14 +80,14 @@ class Runs:
         self._require_same(found["settings"], self.path)
         self.by_key, self.environment = found["runs"], found["environment"]
 
-    def _require_nobody(self) -> None:
-        """Raises `SystemExit` where another process is at work on a run."""
+    def require_nobody(self, therefore: str) -> None:
+        """Raises `SystemExit`, with what to do, where another process is at work on a run."""
         for place in self.unfinished.glob("*.lock"):
             with place.open("a") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    raise SystemExit(f"another process is at work on {place.stem}: stop it before --restart.") from None
+                    raise SystemExit(f"another process is at work on {place.stem}: {therefore}.") from None
 
     def _check_unfinished(self) -> None:
         """Raises `SystemExit` where runs in progress are of other settings."""

@@ -264,6 +264,31 @@ def test_killed_it_goes_on_with_the_same_values(quick, tmp_path, capsys):
     assert values(resumed) == values(quick("--seeds", "2", folder=second))
 
 
+def test_runs_of_other_data_are_not_continued(module, quick, monkeypatch, tmp_path):
+    table = tmp_path / "people.csv"
+    table.write_text("a,b\n" + "\n".join(f"{i},{i % 7}" for i in range(60)) + "\n")
+    arguments = ["--data", str(table), "--seeds", "1", "--inference", "aevb"]
+    quick(*arguments)
+    table.write_text(table.read_text().replace("3,3", "3,4"))
+    with pytest.raises(SystemExit, match="holds runs of other data under the name `people`: pass --restart"):
+        quick(*arguments)
+    with pytest.raises(SystemExit):
+        module("compare_inference").parse(["--data", "a/x.csv,b/x.csv"])
+
+
+def test_it_is_started_once(quick, tmp_path):
+    process = start(tmp_path)
+    for printed in process.stdout:
+        if "digits-0: 1 of 2" in printed:
+            break
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(SystemExit, match="another process is at work on digits-0: algorithms are timed"):
+        quick("--data", "digits", "--seeds", "2", folder=tmp_path)
+    process.kill()
+    process.stdout.close()
+    process.wait()
+
+
 @pytest.mark.slow
 def test_killed_at_random_moments_it_gives_the_same_values(quick, tmp_path):
     first, second = tmp_path / "killed", tmp_path / "whole"
