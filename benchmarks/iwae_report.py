@@ -96,7 +96,7 @@ def against_published(summary: list[dict[str, Any]], settings: dict[str, Any]) -
         for cell in table["cells"]:
             if "minus_published" not in cell:
                 continue
-            trusted = f"Monte Carlo {cell['standard_error']:.2f}, k-hat above 0.7: {share_above(cell)}"
+            trusted = f"Monte Carlo {cell['standard_error']:.3f}, k-hat above 0.7: {share_above(cell)}"
             error = {"value": cell["sampling_error"], "of": f"over {settings['test_data']:,} test data; {trusted}"}
             rows.append(
                 {
@@ -211,7 +211,7 @@ def written(cell: dict[str, Any]) -> list[str]:
         *first,
         spread(cell["nll"]),
         f"{cell['sampling_error']:.2f}",
-        f"{cell['standard_error']:.2f}",
+        f"{cell['standard_error']:.3f}",
         share_above(cell),
         its[0],
         difference,

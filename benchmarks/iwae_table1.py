@@ -1,6 +1,6 @@
 r"""Table 1 of Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", 2015, and its appendix D.
 
-    python -m benchmarks.iwae_table1 --layers 1 --data-sets dynamic --rows vae,iwae    # two at once: about two hours
+    python -m benchmarks.iwae_table1 --layers 1 --data-sets dynamic --rows vae,iwae    # two at once: 80 minutes
     python -m benchmarks.iwae_table1                                                   # all cells, these first
     python -m benchmarks.iwae_table1 --table                                           # what is there, without a run
     python -m benchmarks.iwae_table1 --full --device cuda --layers 1 --rows vae --k 1  # the published schedule
