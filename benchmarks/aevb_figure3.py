@@ -11,9 +11,9 @@ the first 1,000 test data (appendix E), by two estimators:
   steps, a density fitted to them, and the harmonic mean of p(x, z) / q(z) over 50 others;
 * ``ais``, annealed importance sampling, which is unbiased for p(x) and so low for log p(x), by the ``bias`` beside it:
   the paper's estimator less AIS, datum by datum, is the paper's estimator's error. Where q(z|x) is trained, the bound
-  by 500 importance samples stands beside them. Chains of the paper's estimator begin at draws from the prior; where
-  one ends in a minor mode of the posterior, the estimate of that datum is far too low, and with it the mean, so that
-  quantiles of the error over data are kept.
+  by 500 importance samples stands beside them. Where the paper's chains begin is not known; here they are annealed from
+  the prior and drawn anew by their weights. Where all of a datum's end in a minor mode of its posterior, its estimate
+  is far too low, and with it the mean, so that quantiles of the error over data are kept.
 
 The protocol that figures 2 to 5 share is in `benchmarks.aevb`. What is Monte Carlo EM's own (appendix E): "10 HMC
 leapfrog steps with an automatically tuned stepsize such that the acceptance rate was 90%, followed by 5 weight updates
@@ -84,8 +84,8 @@ class Sizes:
 
     data: int = EVALUATED
     posterior_samples: int = 50  # appendix E
-    chains: int = 5
-    burn_in: int = 200
+    chains: int = 10
+    burn_in: int = 100
     leapfrog_steps: int = 4  # appendix E
     temperatures: int = 200
     ais_chains: int = 4

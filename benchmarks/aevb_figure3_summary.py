@@ -30,7 +30,7 @@ LIMITS = {"1000": (-160, -100), "50000": (-170, -125)}
 
 NOTE = (
     "Appendix D's estimator is far too low for data whose chains end in a minor mode, which the difference from AIS "
-    "shows; the paper's sizes of burn-in and number of chains are not known."
+    "shows; where the paper's chains begin, how many they are and their burn-in are not known."
 )
 MCEM_NOTE = (
     f"{NOTE} What a step of Monte Carlo EM counts for on the axis is not in the paper either; that a datum counts once "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from linear_gaussian import LinearGaussian
+from torch import nn
 from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, mlp
@@ -59,6 +61,27 @@ def test_it_hits_the_exact_value_of_a_posterior_that_is_not_normal() -> None:
     result = posterior_density_estimator(vae, x, 4000, chains=200, burn_in=60, num_leapfrog=5)
     assert result.diagnostics["pointwise_error"].min() > 1e-3
     assert_exact(result, quadrature(vae, x))
+
+
+class TwoModes(nn.Module):
+    """x = (z^2, z) with little noise in the first: modes at z = 1 and -1, which no chain leaves."""
+
+    def forward(self, z: torch.Tensor) -> dist.Independent:
+        scale = torch.tensor([0.1, 0.6]).double()
+        return dist.Normal(torch.cat([z.square(), z], -1), scale).to_event(1)
+
+
+def test_chains_that_end_in_a_minor_mode_die_out() -> None:
+    """The minor mode has e^-5.6, e^-8.3 and e^-11 of the other's mass; half of the draws from the prior lead there."""
+    prior = Conditional(dist.Normal, (1,), loc=Fixed(0.0), scale=Fixed(1.0))
+    vae = VAE(prior, TwoModes(), Conditional(dist.Normal, (1,), given=mlp(2, 3))).double()
+    x = torch.tensor([[1.0, 1.0], [1.0, 1.5], [1.0, 2.0]]).double()
+    z = torch.linspace(-6, 6, 200_001).double().reshape(-1, 1, 1).expand(-1, 3, 1)
+    exact = vae.log_joint(z, x).logsumexp(0) + math.log(12 / 200_000)
+    result = posterior_density_estimator(vae, x.repeat_interleave(40, 0), 300, chains=30, burn_in=80, num_leapfrog=5)
+    off = (result.pointwise - exact.repeat_interleave(40)).reshape(3, 40)
+    assert off.abs().median(1).values.max() < 0.1
+    assert off.min() > -3.0
 
 
 def test_the_error_is_honest_though_samples_of_a_chain_depend_on_each_other() -> None:

@@ -26,6 +26,10 @@ _CALLER = "posterior_density_estimator"
 _DIMENSIONS = 5
 # Samples for each latent dimension that a covariance is fitted to, at least.
 _SAMPLES = 10
+# The burn-in's values of beta rise as cubes: close together near 0, where the posterior narrows fastest.
+_POWER = 3
+# Effective share of the chains below which they are drawn anew.
+_LEAST = 0.5
 
 
 def posterior_density_estimator(
@@ -48,18 +52,22 @@ def posterior_density_estimator(
     samples, of Hamiltonian Monte Carlo, are from chains of their own for q and for the mean. The mean is unbiased for
     1/p(x) whatever q is, so that the estimate is in expectation too high; where q is the posterior, it is exact.
 
+    The chains begin at draws from the prior and are annealed to the posterior in the first half of the burn-in, where
+    those of one datum are drawn anew by their weights whenever few of them carry these, and once at its end: a chain
+    that stays in a minor mode would make the estimate far too low. The paper does not say where its chains begin.
+
     Only for fewer than 5 latent dimensions. Where the posterior's tails are lighter than a Normal's, the terms have
-    an infinite variance; where the chains, which begin at draws from the prior, miss a mode, nothing tells.
-    Where one chain's mean
-    carries the estimate (an effective sample size below 2), its error is infinite.
+    an infinite variance; where all chains miss a mode, nothing tells. Where one chain's mean carries the estimate (an
+    effective sample size below 2), its error is infinite.
 
     Arguments:
         vae: The VAE; evaluated in evaluation mode, whatever its mode.
         data: Shape ``(N, *event_shape)``, or a `Batch`. Any N: evaluated in bounded memory.
         num_samples: S, of each datum, for q and again for the mean; rounded up to a multiple of ``chains``.
-        chains: C, independent chains that S samples come from, at least 2: the error is that between their means,
-            which autocorrelation leaves true. The chains for q are as many again.
-        burn_in: Transitions before the first sample; the step sizes adapt in them, and are fixed after.
+        chains: C, chains that S samples come from, at least 2: the error is that between their means, which
+            autocorrelation leaves true. The chains for q are as many again.
+        burn_in: Transitions before the first sample; the step sizes adapt in them, and are fixed after. Its second
+            half is what makes chains that were drawn anew independent of each other.
         num_leapfrog: Leapfrog steps of each transition.
         seed: Of the noise; the global random state is left as it is.
         compile: Whether leapfrog steps run as a compiled program; see `annealed_importance_sampling`.
@@ -73,7 +81,8 @@ def posterior_density_estimator(
     Raises:
         InputError: For five or more latent dimensions, discrete latents, or a number below its least.
 
-    Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, appendix D.
+    Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, appendix D; Del Moral, Doucet and Jasra,
+    "Sequential Monte Carlo samplers", 2006, section 3 (annealing with resampling).
 
     Example:
         >>> import pyro.distributions as dist, torch
@@ -131,22 +140,36 @@ def _posterior_samples(
 ) -> tuple[Tensor, Tensor]:
     """Samples of u from twice as many chains, shape ``(num_samples, 2C, B, *shape)``, and each datum's acceptance.
 
-    The step sizes adapt to the first C chains alone, so that the other C are independent given these.
+    The step sizes adapt to the first C chains alone.
     """
     u = path.draw(2 * chains)
-    path.latents.log_likelihood(u[:1])  # raises where the data leave the likelihood's support; no move does
+    ratio = path.latents.log_likelihood(u)  # raises where the data leave the likelihood's support; no move does
+    log_weights, before = torch.zeros_like(ratio), 0.0
     step = u.new_full((path.latents.batch.size,), FIRST_STEP)
     total, kept = torch.zeros_like(step), []
     for i in tracked(range(burn_in + num_samples), title):
-        steps = jittered(step, u.shape[:2])
-        beta = min(1.0, 2 * (i + 1) / burn_in)  # rises over the first half of the burn-in: no chain starts in a tail
-        u, _, acceptance = path.transition(u, beta, steps, num_leapfrog)
+        beta = min(1.0, (2 * (i + 1) / burn_in) ** _POWER)
+        if beta > before:
+            u, log_weights = _resampled(u, log_weights + (beta - before) * ratio, _LEAST if beta < 1 else 1.0)
+            before = beta
+        u, ratio, acceptance = path.transition(u, beta, jittered(step, u.shape[:2]), num_leapfrog)
         if i < burn_in:
             step = adapted(step, acceptance[:chains].mean(0), TARGET_ACCEPTANCE)
         else:
             total += acceptance.mean(0)
             kept.append(u)
     return torch.stack(kept), total / num_samples
+
+
+def _resampled(u: Tensor, log_weights: Tensor, least: float) -> tuple[Tensor, Tensor]:
+    """Chains and their annealed weights; of a datum few of whose chains carry the weight, they are drawn anew by it."""
+    chains = len(u)
+    share = log_weights.softmax(0)
+    few = share.square().sum(0) * chains > 1 / least
+    drawn = torch.multinomial(share.T, chains, replacement=True).T
+    origin = torch.where(few, drawn, torch.arange(chains, device=u.device).unsqueeze(-1))
+    shape = (*origin.shape, *(1 for _ in u.shape[2:]))
+    return u.gather(0, origin.reshape(shape).expand_as(u)), torch.where(few, 0.0, log_weights)
 
 
 def _log_mean_ratios(latents: Latents, u: Tensor, chains: int) -> Tensor:
