@@ -22,7 +22,7 @@ from pyro_vae.statistics import interval
 MARKS = tuple(round(10 ** (exponent / 2)) for exponent in range(12, 17))  # 1e6, 3.2e6, ..., 1e8 samples
 MAIN = 10_000_000  # the mark that claims are about
 WITHIN = 2.0  # nats of the published curve
-TELLING = 1.0  # nats: a wider interval says nothing about overfitting
+MARGIN = 1.0  # nats: what "no overfitting" allows at most
 STUDIED = (3, 20)  # N_z by which `benchmarks.aevb_figure2_study` chose the setting
 FREY_ABOVE = {2: 800.0, 10: 1000.0, 20: 1000.0}
 LIMITS = {"mnist": (-165, -95), "frey": (400, 1650)}
@@ -158,10 +158,8 @@ def claims(groups: dict[tuple[str, int, str], Group], mark: int) -> list[dict[st
                 add(f"{name}: {claim}", paired(group, rival, mark), holds, group, rival)
     many, few = (groups.get(("mnist", latents, "aevb")) for latents in (200, 20))
     if many and few:
-        text = (
-            "MNIST: superfluous latents do not overfit: N_z = 200 minus 20 not below 0 by more than its interval (test)"
-        )
-        add(text, paired(many, few, mark), not_below_interval, many, few)
+        text = f"MNIST: superfluous latents do not overfit: N_z = 200 minus 20 above -{MARGIN:g} by its interval (test)"
+        add(text, paired(many, few, mark), not_inferior, many, few)
     return found
 
 
@@ -172,9 +170,11 @@ def above_interval(mean: float, half_width: float) -> bool | None:
     return True if mean > half_width else False if mean < -half_width else None
 
 
-def not_below_interval(mean: float, half_width: float) -> bool | None:
-    """Returns whether a value is not below 0 by more than its interval; None where that is too wide to tell."""
-    return None if math.isnan(half_width) or half_width > TELLING else mean >= -half_width
+def not_inferior(mean: float, half_width: float) -> bool | None:
+    """Returns whether a value is above minus `MARGIN` with all of its interval, or below 0 with it; None otherwise."""
+    if math.isnan(half_width):
+        return None
+    return True if mean - half_width > -MARGIN else False if mean < -half_width else None
 
 
 def against_published(runs: dict[str, Any]) -> list[dict[str, Any]]:

@@ -242,7 +242,7 @@ def test_summary_pairs_seeds_and_judges_claims(summary):
     assert row["mean"] == pytest.approx(-105.0)
     assert row["half_width"] == pytest.approx(4.302653 * 0.3 / math.sqrt(3), rel=1e-6)
     assert row["difference"] == pytest.approx(-105.0 + 104.8)
-    superfluous = "superfluous latents do not overfit: N_z = 200 minus 20 not below 0 by more than its interval (test)"
+    superfluous = "superfluous latents do not overfit: N_z = 200 minus 20 above -1 by its interval (test)"
     assert {claim["claim"]: claim["holds"] for claim in found["claims"]} == {
         "MNIST, N_z = 20: test bound within 2 nats of the published one, on which the setting was chosen": True,
         "MNIST, N_z = 20: wake-sleep is behind AEVB (test)": None,  # one seed of it
@@ -272,12 +272,18 @@ def test_a_claim_with_a_diverged_run_is_neither_true_nor_dropped(summary):
 
 @pytest.mark.parametrize(
     ("mean", "half_width", "behind", "superfluous"),
-    [(2.0, 1.0, True, True), (-2.0, 1.0, False, False), (0.5, 1.0, None, True), (-3.0, 5.0, None, None)],
+    [
+        (2.0, 1.0, True, True),
+        (-2.0, 1.0, False, False),
+        (0.5, 1.0, None, True),
+        (-0.5, 0.9, None, None),
+        (1.0, 5.0, None, None),
+    ],
 )
 def test_an_interval_that_is_too_wide_tells_nothing(summary, mean, half_width, behind, superfluous):
     assert summary.above_interval(mean, half_width) is behind
-    assert summary.not_below_interval(mean, half_width) is superfluous
-    assert summary.above_interval(mean, math.nan) is summary.not_below_interval(mean, math.nan) is None
+    assert summary.not_inferior(mean, half_width) is superfluous
+    assert summary.above_interval(mean, math.nan) is summary.not_inferior(mean, math.nan) is None
 
 
 def test_the_longest_run_of_a_seed_counts(summary):
