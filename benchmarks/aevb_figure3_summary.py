@@ -34,7 +34,7 @@ NOTE = (
 )
 MCEM_NOTE = (
     f"{NOTE} What a step of Monte Carlo EM counts for on the axis is not in the paper either; that a datum counts once "
-    "for each of 5 updates was chosen with the published curves in view."
+    "for each of 10 leapfrog steps and 5 updates was chosen with the published curves in view."
 )
 
 Group = dict[int, dict[str, Any]]

@@ -86,8 +86,8 @@ def test_in_miniature(quick, tmp_path):
     bound = [point["train"]["bound"]["value"] for point in result["runs"]["200-wake-sleep-0-1e4"]["curve"]]
     assert bound[-1] > bound[0] + 1  # it learns
     mcem = result["runs"]["200-mcem-0-1e4"]
-    assert [point["samples"] for point in mcem["curve"]] == [200 * 5 * point["step"] for point in mcem["curve"]]
-    assert mcem["curve"][-1]["step"] == 10
+    assert [point["samples"] for point in mcem["curve"]] == [200 * 15 * point["step"] for point in mcem["curve"]]
+    assert mcem["curve"][-1]["step"] == 4
 
 
 def test_the_runs_and_what_their_steps_count_for(figure, monkeypatch):
@@ -96,10 +96,10 @@ def test_the_runs_and_what_their_steps_count_for(figure, monkeypatch):
     assert (curves["1000-aevb-0"].samples_of_step, curves["1000-aevb-0"].steps) == (100, 600_000)
     mcem = curves["50000-mcem-0"]
     assert isinstance(mcem.inference(), MCEM)
-    assert (mcem.samples_of_step, mcem.steps) == (50_000 * 5, 80)
-    assert mcem.passes == mcem.inference().updates
+    assert (mcem.samples_of_step, mcem.steps) == (50_000 * 15, 80)
+    assert mcem.passes == mcem.inference().updates + mcem.inference().leapfrog_steps * mcem.inference().transitions
     small = figure.planned(parsed(figure, monkeypatch, "--mcem-batch", "100", "--samples", "1e6"))
-    assert small["1000-mcem-100-0-1e6"].samples_of_step == 500
+    assert small["1000-mcem-100-0-1e6"].samples_of_step == 1500
 
 
 def test_a_run_is_evaluated_at_the_published_points(figure):
@@ -108,8 +108,8 @@ def test_a_run_is_evaluated_at_the_published_points(figure):
     assert figure.marks(curve) == {n * 10_000 for n in (5, 10, 20, 30, 40, 50, 60)}
     assert looks[0] * 100 == figure.FIRST
     assert len([step for step in looks if 1_000 <= step < 10_000]) == figure.PER_DECADE
-    mcem = figure.Curve(50_000, "mcem", 0, 20_100_000, 50_000, 5)
-    assert (figure.looks(mcem)[-1], figure.marks(mcem)) == (81, {20, 40, 80, 81})  # rounded up to whole steps
+    mcem = figure.Curve(50_000, "mcem", 0, 20_100_000, 50_000, 15)
+    assert (figure.looks(mcem)[-1], figure.marks(mcem)) == (27, {6, 13, 26, 27})  # 5, 10 and 20 million are between
 
 
 def test_estimates_are_split_by_part(figure):
@@ -252,9 +252,9 @@ def untimed(result):
 @needs_data
 def test_killed_within_its_run_it_gives_the_same_result(quick, tmp_path):
     """Monte Carlo EM, which keeps a chain for each datum: 9 steps for the choice of the stepsize, then 10."""
-    arguments = ("--algorithms", "mcem", "--samples", "10000")
+    arguments = ("--algorithms", "mcem", "--samples", "30000")
     start(14, *arguments, "--output", str(tmp_path / "killed"))
-    assert (tmp_path / "killed/aevb_figure3.unfinished/200-mcem-0-1e4.checkpoint").exists()
+    assert (tmp_path / "killed/aevb_figure3.unfinished/200-mcem-0-3e4.checkpoint").exists()
     found = quick("--training-data", "200", *arguments, folder=tmp_path / "killed")
     whole = quick("--training-data", "200", *arguments, folder=tmp_path / "whole")
     assert untimed(found) == untimed(whole)
@@ -265,7 +265,7 @@ def test_killed_within_its_run_it_gives_the_same_result(quick, tmp_path):
 @pytest.mark.slow
 def test_killed_three_times_at_random_it_gives_the_same_result(tmp_path):
     killed, whole = ("--output", str(tmp_path / "killed")), ("--output", str(tmp_path / "whole"))
-    for step in (random.SystemRandom().randint(1, 150) for _ in range(3)):  # of 230 + 29 + 230
+    for step in (random.SystemRandom().randint(1, 150) for _ in range(3)):  # of 230 + 16 + 230
         start(step, *killed)
     start(0, *killed)
     start(0, *whole)
