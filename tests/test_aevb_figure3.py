@@ -80,11 +80,16 @@ def test_in_miniature(quick, tmp_path):
         for point in run["curve"][:-1]:
             assert set(point["train"]) == set(point["test"]) == {"ais"} | trained
         for point in (run["curve"][-1], run["final"]):
-            assert set(point["train"]) == set(point["test"]) == known | trained
+            begun = {"appendix_d_from_q_by_2", "appendix_d_from_q_by_3"} if trained and point is run["final"] else set()
+            assert set(point["train"]) == set(point["test"]) == known | trained | begun
             apart = point["test"]["appendix_d"]["value"] - point["test"]["ais"]["value"]
             assert point["test"]["appendix_d_minus_ais"]["value"] == pytest.approx(apart, abs=2e-4)
     bound = [point["train"]["bound"]["value"] for point in result["runs"]["200-wake-sleep-0-1e4"]["curve"]]
     assert bound[-1] > bound[0] + 1  # it learns
+    judged, ends = result["summary"]["appendix_d_minus_ais"], kept["final"]["test"]
+    offs = judged["200 data, wake-sleep, seed 0"]["test"]["begun_at_q_minus_ais"]
+    assert offs["3"] == pytest.approx(ends["appendix_d_from_q_by_3"]["value"] - ends["ais"]["value"])
+    assert judged["200 data, MCEM, seed 0"]["test"]["begun_at_q_minus_ais"] == {}
     mcem = result["runs"]["200-mcem-0-1e4"]
     assert [point["samples"] for point in mcem["curve"]] == [200 * 15 * point["step"] for point in mcem["curve"]]
     assert mcem["curve"][-1]["step"] == 4

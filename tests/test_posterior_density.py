@@ -46,8 +46,12 @@ def quadrature(vae: VAE, x: torch.Tensor) -> torch.Tensor:
         return (vae.log_joint(z, x) + (15 * weights).log().unsqueeze(-1)).logsumexp(0)
 
 
-def test_it_is_nearly_exact_where_the_posterior_is_normal() -> None:
-    result = posterior_density_estimator(MODEL.vae(), X, 4000, chains=100, burn_in=60, num_leapfrog=5)
+@pytest.mark.parametrize("start", ["prior", "encoder"])
+@pytest.mark.parametrize("annealed", [True, False])
+def test_it_is_nearly_exact_where_the_posterior_is_normal(start: Any, annealed: bool) -> None:
+    how: dict[str, Any] = {"start": start, "annealed": annealed}
+    result = posterior_density_estimator(MODEL.vae(), X, 4000, chains=100, burn_in=60, num_leapfrog=5, **how)
+    assert how.items() <= result.diagnostics.items()
     assert_exact(result, EXACT)
     assert result.diagnostics["pointwise_error"].max() < 0.01
     acceptance = result.diagnostics["acceptance"]
@@ -82,6 +86,21 @@ def test_chains_that_end_in_a_minor_mode_die_out() -> None:
     off = (result.pointwise - exact.repeat_interleave(40)).reshape(3, 40)
     assert off.abs().median(1).values.max() < 0.1
     assert off.min() > -3.0
+
+
+def test_chains_begin_where_they_are_told_to() -> None:
+    """At a q(z|x) that sits in the minor mode, and not annealed, the estimate is that mode's mass alone."""
+    prior = Conditional(dist.Normal, (1,), loc=Fixed(0.0), scale=Fixed(1.0))
+    minor = Conditional(dist.Normal, (1,), loc=Fixed(-1.0), scale=Fixed(0.05))
+    vae = VAE(prior, TwoModes(), minor).double()
+    x = torch.tensor([[1.0, 1.0]]).double()
+    z = torch.linspace(-6, 0, 100_001).double().reshape(-1, 1, 1)
+    with torch.no_grad():
+        mass = vae.log_joint(z, x).logsumexp(0) + math.log(6 / 100_000)
+    how: dict[str, Any] = {"chains": 30, "burn_in": 80, "num_leapfrog": 5, "annealed": False}
+    stuck = posterior_density_estimator(vae, x, 600, start="encoder", **how)
+    assert stuck.pointwise.item() == pytest.approx(mass.item(), abs=0.1)
+    assert posterior_density_estimator(vae, x, 600, start="prior", **how).pointwise.item() > mass.item() + 2
 
 
 def test_the_error_is_honest_though_samples_of_a_chain_depend_on_each_other() -> None:
@@ -149,6 +168,7 @@ def test_a_repeat_is_bit_equal_and_the_estimate_tells_its_settings() -> None:
         ({"chains": 1}, "`chains` is an integer of at least 2, got `1`"),
         ({"burn_in": 0}, "`burn_in` is an integer of at least 1"),
         ({"num_leapfrog": 0}, "`num_leapfrog` is an integer of at least 1"),
+        ({"start": "encodr"}, "unknown start `encodr`.*encoder"),
     ],
 )
 def test_bad_arguments_are_refused(given: dict[str, Any], message: str) -> None:

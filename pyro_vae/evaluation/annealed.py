@@ -143,6 +143,13 @@ def check_at_least(caller: str, given: Mapping[str, Any], least: Mapping[str, in
             raise InputError(f"{caller}: `{name}` is an integer of at least {smallest}, got `{given[name]!r}`.")
 
 
+def check_among(caller: str, given: Mapping[str, Any], choices: Mapping[str, tuple[str, ...]]) -> None:
+    """Raises an `InputError` for the first of ``given`` that is not among its choices."""
+    for name, allowed in choices.items():
+        if given[name] not in allowed:
+            raise InputError(f"{caller}: unknown {name} `{given[name]}`; {near_match(str(given[name]), allowed)}")
+
+
 class Path:
     r"""The densities :math:`p_0(u)^{1-\beta} p(x, u)^\beta` between a start and p(x, u), of each datum of a batch.
 
@@ -255,9 +262,7 @@ class Annealing:
 
     def __post_init__(self) -> None:
         check_at_least(self.caller, vars(self), {"temperatures": 2, "chains": 1, "num_leapfrog": 1})
-        for name, allowed in {"start": get_args(Start), "schedule": get_args(Schedule)}.items():
-            if (given := getattr(self, name)) not in allowed:
-                raise InputError(f"{self.caller}: unknown {name} `{given}`; {near_match(str(given), allowed)}")
+        check_among(self.caller, vars(self), {"start": get_args(Start), "schedule": get_args(Schedule)})
 
     @property
     def betas(self) -> list[float]:

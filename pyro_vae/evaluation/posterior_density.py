@@ -3,6 +3,8 @@ r"""log p(x) from a density that is fitted to samples of the exact posterior."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import get_args
 
 import pyro
 import torch
@@ -13,10 +15,10 @@ from pyro_vae.batch import Batch
 from pyro_vae.engine.function import enabled
 from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.annealed import check_at_least, parts
+from pyro_vae.evaluation.annealed import check_among, check_at_least, parts
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate, LogMean
-from pyro_vae.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, Tempered, adapted, jittered
+from pyro_vae.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, Start, Tempered, adapted, jittered
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.progress import tracked
 from pyro_vae.vae import VAE
@@ -40,6 +42,8 @@ def posterior_density_estimator(
     chains: int = 50,
     burn_in: int = 200,
     num_leapfrog: int = 10,
+    start: Start = "prior",
+    annealed: bool = True,
     seed: int = 0,
     compile: Mode = "auto",
     progress: bool = False,
@@ -54,7 +58,8 @@ def posterior_density_estimator(
 
     The chains begin at draws from the prior and are annealed to the posterior in the first half of the burn-in, where
     those of one datum are drawn anew by their weights whenever few of them carry these, and once at its end: a chain
-    that stays in a minor mode would make the estimate far too low. The paper does not say where its chains begin.
+    that stays in a minor mode would make the estimate far too low. The paper does not say where its chains begin; how
+    far the estimate hangs on that, ``start`` and ``annealed`` tell.
 
     Only for fewer than 5 latent dimensions. Where the posterior's tails are lighter than a Normal's, the terms have
     an infinite variance; where all chains miss a mode, nothing tells. Where one chain's mean carries the estimate (an
@@ -69,6 +74,8 @@ def posterior_density_estimator(
         burn_in: Transitions before the first sample; the step sizes adapt in them, and are fixed after. Its second
             half is what makes chains that were drawn anew independent of each other.
         num_leapfrog: Leapfrog steps of each transition.
+        start: Where chains begin: ``"prior"``, or ``"encoder"`` for draws from q(z|x).
+        annealed: Whether they are annealed from there; otherwise all transitions are the posterior's.
         seed: Of the noise; the global random state is left as it is.
         compile: Whether leapfrog steps run as a compiled program; see `annealed_importance_sampling`.
         progress: Whether to show a progress bar.
@@ -79,7 +86,7 @@ def posterior_density_estimator(
         the estimate is too high in expectation (leading term).
 
     Raises:
-        InputError: For five or more latent dimensions, discrete latents, or a number below its least.
+        InputError: For five or more latent dimensions, discrete latents, an unknown start, or a number below its least.
 
     Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, appendix D; Del Moral, Doucet and Jasra,
     "Sequential Monte Carlo samplers", 2006, section 3 (annealing with resampling).
@@ -94,6 +101,7 @@ def posterior_density_estimator(
     """
     given = {"num_samples": num_samples, "chains": chains, "burn_in": burn_in, "num_leapfrog": num_leapfrog}
     _check(vae, given)
+    check_among(_CALLER, {"start": start}, {"start": get_args(Start)})
     batch = evaluated(_CALLER, vae, data)
     means, acceptances = [], []
     draws = -(-num_samples // chains)
@@ -101,9 +109,10 @@ def posterior_density_estimator(
         for part, (similar, rest) in parts(batch.size, 2 * chains):
             latents = Latents(vae, batch.select(part).to(vae.device, vae.dtype), _CALLER)
             title = f"HMC, data {part.start + 1} to {part.stop} of {batch.size}" if progress else None
-            path = Tempered(latents)
+            path = Tempered(latents, start)
+            betas = [min(1.0, (2 * (i + 1) / burn_in) ** _POWER) if annealed else 1.0 for i in range(burn_in)]
             with path.expected((burn_in + draws) * similar, num_leapfrog, optional=rest):
-                u, acceptance = _posterior_samples(path, chains, draws, burn_in, num_leapfrog, title)
+                u, acceptance = _posterior_samples(path, chains, betas, draws, num_leapfrog, title)
             means.append(_log_mean_ratios(latents, u, chains))
             acceptances.append(acceptance)
     mean = LogMean.of(torch.cat(means, dim=1))
@@ -113,6 +122,8 @@ def posterior_density_estimator(
         None,
         method="posterior density",
         **given,
+        start=start,
+        annealed=annealed,
         seed=seed,
         acceptance=torch.cat(acceptances).double().cpu(),
         effective_sample_size=mean.effective_sample_size.cpu(),
@@ -136,19 +147,22 @@ def _check(vae: VAE, given: dict[str, int]) -> None:
 
 
 def _posterior_samples(
-    path: Tempered, chains: int, num_samples: int, burn_in: int, num_leapfrog: int, title: str | None
+    path: Tempered, chains: int, betas: Sequence[float], num_samples: int, num_leapfrog: int, title: str | None
 ) -> tuple[Tensor, Tensor]:
     """Samples of u from twice as many chains, shape ``(num_samples, 2C, B, *shape)``, and each datum's acceptance.
 
-    The step sizes adapt to the first C chains alone.
+    ``betas`` are those of the burn-in; where the first is 1 already, no chain is drawn anew. The step sizes adapt to
+    the first C chains alone.
     """
     u = path.draw(2 * chains)
-    ratio = path.latents.log_likelihood(u)  # raises where the data leave the likelihood's support; no move does
-    log_weights, before = torch.zeros_like(ratio), 0.0
+    path.latents.log_likelihood(u[:1])  # raises where the data leave the likelihood's support; no move does
+    with pyro.validation_enabled(False):
+        ratio = path.log_ratio(u, path.log_base(u))
+    log_weights, before, burn_in = torch.zeros_like(ratio), 0.0 if betas[0] < 1 else 1.0, len(betas)
     step = u.new_full((path.latents.batch.size,), FIRST_STEP)
     total, kept = torch.zeros_like(step), []
     for i in tracked(range(burn_in + num_samples), title):
-        beta = min(1.0, (2 * (i + 1) / burn_in) ** _POWER)
+        beta = betas[i] if i < burn_in else 1.0
         if beta > before:
             u, log_weights = _resampled(u, log_weights + (beta - before) * ratio, _LEAST if beta < 1 else 1.0)
             before = beta
