@@ -185,6 +185,17 @@ def test_the_published_curves_meet_every_claim(module, summary):
     assert "1000 training data: MCEM (train) within 3 nats of the published value (its axis is an assumption)" in missed
 
 
+def test_a_row_tells_the_ais_of_the_end(module, summary):
+    run = as_run(1000, "aevb", module("aevb").published()["figure 3"]["1000"]["aevb"])
+    run["made_by"] = {"command": "python"}
+    run["final"]["train"]["ais"]["value"] = -107.0
+    rows = [row["what"] for row in summary.against_published({"1000-aevb-0": run})]
+    assert rows[0] == "figure 3: 1,000 data, AEVB, train, 6e+07 samples, appendix D (AIS: -107.0)"
+    run["samples"] = 68_000_000  # beyond the mark
+    rows = [row["what"] for row in summary.against_published({"1000-aevb-0": run})]
+    assert rows[0].endswith("(AIS: -109.1)")
+
+
 def test_orderings_need_an_interval_and_runs_that_ended(module, summary):
     curves = module("aevb").published()["figure 3"]["1000"]
     runs = {name: as_run(1000, name, curves[name]) for name in ("aevb", "wake-sleep")}
