@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks import aevb
 from benchmarks.aevb import EVALUATION_SEED
-from benchmarks.aevb_figure3_summary import from_q
+from benchmarks.aevb_figure3_summary import FROM_Q
 from pyro_vae import VAE
 from pyro_vae.datasets import Data
 from pyro_vae.evaluation import Estimate, annealed_importance_sampling, elbo, log_marginal, posterior_density_estimator
@@ -93,7 +93,7 @@ class Judge:
                 found["importance"] = log_marginal(vae, self.x, sizes.importance_samples, **how)
             for chains in sizes.from_q if trains_posterior and final else ():
                 begun: dict[str, Any] = {"chains": chains, "start": "encoder", "annealed": False, **paper}
-                found[from_q(chains)] = posterior_density_estimator(vae, self.x, sizes.posterior_samples, **begun)
+                found[f"{FROM_Q}{chains}"] = posterior_density_estimator(vae, self.x, sizes.posterior_samples, **begun)
         return self._by_part(found, final)
 
     def ais(self, vae: VAE) -> float:

@@ -24,6 +24,7 @@ from pyro_vae.statistics import interval
 MARKS = (5_000_000, 10_000_000, 20_000_000, 30_000_000, 40_000_000, 50_000_000, 60_000_000, 68_000_000)
 PARTS = {"train": "first training data", "test": "first test data"}
 PAPERS, OURS = "appendix_d", "ais"
+FROM_Q = f"{PAPERS}_from_q_by_"  # before a number of chains that begin at q(z|x) and are not annealed
 WITHIN = 3.0  # nats of the published value
 ABOUT = 1.0  # nats that the paper's "about the same" is taken to mean
 LIMITS = {"1000": (-160, -100), "50000": (-170, -125)}
@@ -39,11 +40,6 @@ MCEM_NOTE = (
 )
 
 Group = dict[int, dict[str, Any]]
-
-
-def from_q(chains: int) -> str:
-    """Returns the name of the paper's estimator by so many chains that begin at q(z|x) and are not annealed."""
-    return f"{PAPERS}_from_q_by_{chains}"
 
 
 def grouped(runs: dict[str, Any]) -> dict[tuple[int, str], Group]:
@@ -143,9 +139,9 @@ def judged(groups: dict[tuple[int, str], Group]) -> dict[str, Any]:
                 "ais_standard_error": run["final"][part][OURS]["standard_error"],
                 "ais_bias": run["final"][part][OURS]["bias"],
                 "begun_at_q_minus_ais": {
-                    name.rpartition("_")[2]: said["value"] - run["final"][part][OURS]["value"]
+                    name.removeprefix(FROM_Q): said["value"] - run["final"][part][OURS]["value"]
                     for name, said in run["final"][part].items()
-                    if name.startswith(from_q(0)[:-1])
+                    if name.startswith(FROM_Q)
                 },
             }
             for part in PARTS
