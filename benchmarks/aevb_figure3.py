@@ -25,8 +25,8 @@ not an on-line algorithm". So it is here, unless ``--mcem-batch`` says otherwise
 samples evaluated the paper does not say; here a datum counts once for each gradient at it, in a leapfrog step as in an
 update, 15 times, where the other algorithms have one. That is an assumption, made with the published curves in view: of
 1,000 training data ours is ahead of these by 1.6 and 2.2 nats at 10 and 20 million samples, and by updates alone, 5
-times, it would be by 9 and 7. The curves keep the steps too, for who counts otherwise. Adagrad has no warm-up for it, as
-in that code; its stepsize is chosen by AIS.
+times, it would be by 9 and 7. The curves keep the steps too, for who counts otherwise. Adagrad has no warm-up for it,
+as in that code; its stepsize is chosen by AIS.
 
 Runs are in order of importance. Stopped, the same command goes on within the run.
 """
