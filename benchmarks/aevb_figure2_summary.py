@@ -25,6 +25,7 @@ WITHIN = 2.0  # nats of the published curve
 MARGIN = 1.0  # nats: what "no overfitting" allows at most
 STUDIED = (3, 20)  # N_z by which `benchmarks.aevb_figure2_study` chose the setting
 FREY_ABOVE = {2: 800.0, 10: 1000.0, 20: 1000.0}
+FALL = 5.0  # nats from the best point to the last one: beyond what one draw of z for each datum makes of a point
 LIMITS = {"mnist": (-165, -95), "frey": (400, 1650)}
 PARTS = {"running": "train", "test": "test"}  # ours, and the published one that it is compared with
 ROWS = {"running": "training (running mean)", "test": "test"}
@@ -120,7 +121,7 @@ def summarise(runs: dict[str, Any]) -> dict[str, Any]:
                 both = [groups.get((data_set, int(latents), name)) for name in ("aevb", other)]
                 found = {str(mark): paired(*both, mark) for mark in marks} if all(both) else {}  # type: ignore[arg-type]
                 panel[f"test_aevb_minus_{other.replace('-', '_')}"] = {k: v for k, v in found.items() if v}
-    return {**summary, "claims": claims(groups, MAIN if MAIN in marks else marks[-1])}
+    return {**summary, "claims": [*claims(groups, MAIN if MAIN in marks else marks[-1]), *later_falls(groups)]}
 
 
 def claims(groups: dict[tuple[str, int, str], Group], mark: int) -> list[dict[str, Any]]:
@@ -160,6 +161,26 @@ def claims(groups: dict[tuple[str, int, str], Group], mark: int) -> list[dict[st
     if many and few:
         text = f"MNIST: superfluous latents do not overfit: N_z = 200 minus 20 above -{MARGIN:g} by its interval (test)"
         add(text, paired(many, few, mark), not_inferior, many, few)
+    return found
+
+
+def later_falls(groups: dict[tuple[str, int, str], Group]) -> list[dict[str, Any]]:
+    """Returns for each long run of AEVB on Frey Face whether its test bound falls again, which the paper hides.
+
+    Its curves go on beyond the printed axis, which ends at 1e8 samples, and are lower there.
+    """
+    found = []
+    for (data_set, latents, algorithm), group in groups.items():
+        for seed, run in group.items():
+            samples, test = run["curve"]["samples"], run["curve"]["test"]
+            if (data_set, algorithm) != ("frey", "aevb") or samples[-1] < MARKS[-1]:
+                continue
+            best = max(range(len(test)), key=test.__getitem__)
+            claim = f"{aevb.DATA_TITLES[data_set]}, N_z = {latents}, seed {seed}: the test bound falls again from its "
+            claim += f"best, {test[best]:.1f} at {samples[best]:.2g} samples"
+            value = test[-1] - test[best]
+            said = {"claim": claim, "samples": samples[-1], "value": value, "half_width": math.nan}
+            found.append({**said, "holds": value < -FALL})
     return found
 
 

@@ -293,6 +293,23 @@ def test_the_longest_run_of_a_seed_counts(summary):
         assert summary.grouped(runs)["mnist", 20, "aevb"][0] is long
 
 
+@pytest.mark.parametrize(("last", "falls"), [(1280.0, True), (1299.0, False), (1310.0, False)])
+def test_a_later_fall_is_told_of_runs_that_are_long_enough(summary, last, falls):
+    short, long = (_run(20, "aevb", seed, 1250.0, "frey") for seed in (0, 1))
+    long["samples"] = 100_000_000
+    for name, value in {"samples": 31_622_800, "test": 1300.0, "train": 0.0, "running": 1400.0}.items():
+        long["curve"][name].append(value)
+    for name, value in {"samples": 100_000_000, "test": last, "train": 0.0, "running": 1500.0}.items():
+        long["curve"][name].append(value)
+    claims = [c for c in summary.summarise({"a": short, "b": long})["claims"] if "falls again" in c["claim"]]
+    best = f"{max(last, 1300.0):.1f} at {1e8 if last > 1300 else 3.2e7:.2g} samples"
+    assert [c["claim"] for c in claims] == [
+        f"Frey Face, N_z = 20, seed 1: the test bound falls again from its best, {best}"
+    ]
+    assert claims[0]["holds"] is falls
+    assert claims[0]["samples"] == 100_000_000
+
+
 # ---------------------------------------------------------------------- the scripts in miniature
 
 
