@@ -213,7 +213,7 @@ def against_published(runs: dict[str, Any]) -> list[dict[str, Any]]:
             if known is None or not found:
                 continue
             mean, seeds = over_seeds(found.values()), len(found)
-            where = f"{aevb.DATA_TITLES[data_set]}, N_z = {latents}, {aevb.TITLES[algorithm]}, {mark:.0e} samples"
+            where = f"{aevb.DATA_TITLES[data_set]}, N_z = {latents}, {aevb.TITLES[algorithm]}, {mark:.2g} samples"
             row = {"what": f"figure 2: {where}", "published": round(known, 1), "ours": round(mean["mean"], 1)}
             if seeds > 1:
                 row["error"] = {"value": round(mean["half_width"], 1), "of": f"95 % over {seeds} seeds"}
