@@ -196,6 +196,16 @@ def test_a_row_tells_the_ais_of_the_end(module, summary):
     assert rows[0].endswith("(AIS: -109.1)")
 
 
+@pytest.mark.parametrize(("off", "agreed"), [(0.9, True), (-1.1, False)])
+def test_a_note_blames_the_estimator_only_where_it_is_off(module, summary, off, agreed):
+    run = as_run(1000, "aevb", module("aevb").published()["figure 3"]["1000"]["aevb"])
+    run["made_by"] = {"command": "python"}
+    for said in run["final"].values():
+        said[f"{summary.FROM_Q}2"] = {"value": said["ais"]["value"] + off}
+    notes = {row["note"] for row in summary.against_published({"1000-aevb-0": run})}
+    assert notes == {summary.AGREED_NOTE if agreed else summary.NOTE}
+
+
 def test_orderings_need_an_interval_and_runs_that_ended(module, summary):
     curves = module("aevb").published()["figure 3"]["1000"]
     runs = {name: as_run(1000, name, curves[name]) for name in ("aevb", "wake-sleep")}
