@@ -1,24 +1,20 @@
-"""What figure 3's runs say: the table against the published curves, the paper's estimator judged, and the panels."""
+"""What figure 3's runs say: the table against the published curves, the paper's estimator judged, and the claims."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import aevb
+from benchmarks.aevb import Setting
 from benchmarks.runs import over_seeds
-from pyro_vae.statistics import interval
 
 # Samples at which the published curves were read off, and at which ours are compared with them.
 MARKS = (5_000_000, 10_000_000, 20_000_000, 30_000_000, 40_000_000, 50_000_000, 60_000_000, 68_000_000)
@@ -27,7 +23,6 @@ PAPERS, OURS = "appendix_d", "ais"
 FROM_Q = f"{PAPERS}_from_q_by_"  # before a number of chains that begin at q(z|x) and are not annealed
 WITHIN = 3.0  # nats of the published value
 ABOUT = 1.0  # nats that the paper's "about the same" is taken to mean
-LIMITS = {"1000": (-160, -100), "50000": (-170, -120)}
 
 NOTE = (
     "Appendix D's estimator is far too low for data whose chains end in a minor mode, which the difference from AIS "
@@ -36,8 +31,9 @@ NOTE = (
 )
 AGREED_NOTE = (
     f"At the end AIS and appendix D's estimator, wherever its chains began, agree to {ABOUT:g} nat: a distance is not "
-    "the estimator's. What makes it is not known."
+    "the estimator's."
 )
+UNKNOWN_NOTE = " What makes it is not known."
 MCEM_NOTE = (
     " What a step of Monte Carlo EM counts for on the axis is not in the paper either; that a datum counts once "
     "for each of 10 leapfrog steps and 5 updates was chosen with the published curves in view."
@@ -46,15 +42,43 @@ MCEM_NOTE = (
 Group = dict[int, dict[str, Any]]
 
 
-def grouped(runs: dict[str, Any]) -> dict[tuple[int, str], Group]:
-    """Returns the longest run of each seed, by N_train and algorithm, in the order of `aevb.TITLES`."""
-    groups: dict[tuple[int, str], Group] = {}
+@dataclass(frozen=True)
+class Contender:
+    """Whose curve one is.
+
+    Attributes:
+        size: N_train.
+        algorithm: One of `aevb.TITLES`.
+        apart: What a run was given in place of the protocol; empty for the protocol's own.
+    """
+
+    size: int
+    algorithm: str
+    apart: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{aevb.TITLES[self.algorithm]}, {self.apart}" if self.apart else aevb.TITLES[self.algorithm]
+
+
+def contender(run: dict[str, Any]) -> Contender:
+    """Returns whose curve a run is: a stepsize that was not chosen has no scores."""
+    usual = Setting().of(run["algorithm"]).encoder_log_variance
+    factor = run["setting"]["encoder_log_variance"]
+    apart = [] if run["scores"] else [f"stepsize {run['stepsize']:g}"]
+    apart += [] if factor == usual else ["whole log variances" if factor == 1 else f"log variances × {factor:g}"]
+    return Contender(run["training_data"], run["algorithm"], ", ".join(apart))
+
+
+def grouped(runs: dict[str, Any]) -> dict[Contender, Group]:
+    """Returns the longest run of each seed of each contender, in the order of `aevb.TITLES`."""
+    groups: dict[Contender, Group] = {}
     for run in runs.values():
-        group = groups.setdefault((run["training_data"], run["algorithm"]), {})
+        group = groups.setdefault(contender(run), {})
         if run["seed"] not in group or run["samples"] > group[run["seed"]]["samples"]:
             group[run["seed"]] = run
     order = list(aevb.TITLES)
-    return dict(sorted(groups.items(), key=lambda item: (item[0][0], order.index(item[0][1]))))
+    return dict(sorted(groups.items(), key=lambda item: (item[0].size, order.index(item[0].algorithm), item[0].apart)))
 
 
 def curve(run: dict[str, Any], part: str, estimator: str) -> list[list[float]]:
@@ -62,9 +86,9 @@ def curve(run: dict[str, Any], part: str, estimator: str) -> list[list[float]]:
     return [[point["samples"], point[part][estimator]["value"]] for point in run["curve"] if estimator in point[part]]
 
 
-def marks_of(groups: dict[tuple[int, str], Group], size: int) -> list[int]:
-    """Returns the marks that some run on so many training data reaches; where none does, the end of the shortest."""
-    ends = [run["curve"][-1]["samples"] for key, group in groups.items() if key[0] == size for run in group.values()]
+def marks_of(*groups: Group) -> list[int]:
+    """Returns the marks that some run reaches; where none does, the end of the shortest."""
+    ends = [run["curve"][-1]["samples"] for group in groups for run in group.values()]
     return [mark for mark in MARKS if mark <= max(ends) * (1 + 1e-4)] or [min(ends)]
 
 
@@ -89,23 +113,23 @@ def published_at(size: int, algorithm: str, part: str, mark: int) -> float | Non
 def summarise(runs: dict[str, Any]) -> dict[str, Any]:
     """Returns for each N_train and algorithm both estimates at the marks, their difference, and the paper's claims."""
     groups, summary = grouped(runs), {}
-    for (size, algorithm), group in groups.items():
+    for who, group in groups.items():
         row: dict[str, Any] = {"stepsize": next(iter(group.values()))["stepsize"], "at_samples": {}}
-        for mark in marks_of(groups, size):
-            entry = {part: at_mark(size, algorithm, group, part, mark) for part in PARTS}
+        for mark in marks_of(group):
+            entry = {part: at_mark(who, group, part, mark) for part in PARTS}
             if found := {part: said for part, said in entry.items() if said}:
                 row["at_samples"][str(mark)] = found
         row["final"] = {seed: run["final"] for seed, run in group.items()}
-        summary.setdefault(str(size), {})[algorithm] = row
+        summary.setdefault(str(who.size), {})[who.title] = row
     return {**summary, "appendix_d_minus_ais": judged(groups), "claims": claims(groups)}
 
 
-def at_mark(size: int, algorithm: str, group: Group, part: str, mark: int) -> dict[str, Any]:
-    """Returns what the runs of one algorithm are on one part at a mark; empty where none reaches it."""
+def at_mark(who: Contender, group: Group, part: str, mark: int) -> dict[str, Any]:
+    """Returns what the runs of one contender are on one part at a mark; empty where none reaches it."""
     papers, ours = (values(group, part, mark, estimator) for estimator in (PAPERS, OURS))
     if not papers:
         return {}
-    known, mean = published_at(size, algorithm, part, mark), over_seeds(papers.values())
+    known, mean = published_at(who.size, who.algorithm, part, mark), over_seeds(papers.values())
     return {
         PAPERS: mean,
         OURS: over_seeds(ours.values()),
@@ -117,21 +141,40 @@ def at_mark(size: int, algorithm: str, group: Group, part: str, mark: int) -> di
 def against_published(runs: dict[str, Any]) -> list[dict[str, Any]]:
     """Returns the rows of `benchmarks.published_table`: both estimators at the last mark of each curve."""
     rows, groups = [], grouped(runs)
-    for (size, algorithm), group in groups.items():
-        mark = marks_of({(size, algorithm): group}, size)[-1]
+    for who, group in groups.items():
+        mark = marks_of(group)[-1]
         for part in PARTS:
-            said = at_mark(size, algorithm, group, part, mark)
+            said = at_mark(who, group, part, mark)
             if not said or said["published"] is None:
                 continue
-            where = f"{size:,} data, {aevb.TITLES[algorithm]}, {part}, {mark:.2g} samples"
+            where = f"{who.size:,} data, {who.title}, {part}, {mark:.2g} samples"
             ends = [r["final"][part][OURS]["value"] for r in group.values() if math.isclose(r["samples"], mark)]
             ais = over_seeds(ends)["mean"] if ends else said[OURS]["mean"]  # at the end it is more exact
             row = {"what": f"figure 3: {where}, appendix D (AIS: {ais:.1f})", "unit": "nats"}
             row |= {"published": round(said["published"], 1), "ours": round(said[PAPERS]["mean"], 1)}
             command = group[max(group)]["made_by"]["command"]  # which gives the seeds before it too
-            note = (AGREED_NOTE if agreed(group, part) else NOTE) + (MCEM_NOTE if algorithm == "mcem" else "")
+            note = AGREED_NOTE if agreed(group, part) else NOTE
+            note += otherwise(groups, who, part) or ("" if note == NOTE or who.apart else UNKNOWN_NOTE)
+            note += MCEM_NOTE if who.algorithm == "mcem" else ""
             rows.append({**row, "source": aevb.SOURCE, "note": note, "command": command})
     return rows
+
+
+def otherwise(groups: dict[Contender, Group], who: Contender, part: str) -> str:
+    """Returns what distance from the published value a contender has where the protocol's choices are others.
+
+    At the last mark of the others' runs, of as many samples; of a contender that is apart itself nothing is said.
+    """
+    sentences = []
+    for other, group in groups.items():
+        if (other.size, other.algorithm) != (who.size, who.algorithm) or who.apart or not other.apart:
+            continue
+        mark = marks_of(group)[-1]
+        theirs, own = at_mark(other, group, part, mark), at_mark(who, groups[who], part, mark)
+        if theirs and own and own["published"] is not None:
+            distances = f"{theirs['difference']:+.1f} in place of {own['difference']:+.1f}"
+            sentences.append(f" With {other.apart} it is {distances} at {mark:.2g} samples.")
+    return "".join(sentences)
 
 
 def agreed(group: Group, part: str) -> bool:
@@ -144,10 +187,10 @@ def agreed(group: Group, part: str) -> bool:
     )
 
 
-def judged(groups: dict[tuple[int, str], Group]) -> dict[str, Any]:
+def judged(groups: dict[Contender, Group]) -> dict[str, Any]:
     """Returns the paper's estimator less AIS at the ends of the runs, where AIS is most exact."""
     return {
-        f"{size} data, {aevb.TITLES[algorithm]}, seed {seed}": {
+        f"{who.size} data, {who.title}, seed {seed}": {
             part: {
                 **run["final"][part]["appendix_d_minus_ais"],
                 "ais_standard_error": run["final"][part][OURS]["standard_error"],
@@ -160,22 +203,22 @@ def judged(groups: dict[tuple[int, str], Group]) -> dict[str, Any]:
             }
             for part in PARTS
         }
-        for (size, algorithm), group in groups.items()
+        for who, group in groups.items()
         for seed, run in group.items()
     }
 
 
-def claims(groups: dict[tuple[int, str], Group]) -> list[dict[str, Any]]:
-    """Returns what the paper's figure says, with what the runs say to it.
+def claims(groups: dict[Contender, Group]) -> list[dict[str, Any]]:
+    """Returns what the paper's figure says, with what the protocol's own runs say to it.
 
     Distances from published values are by the paper's estimator at the last mark that all algorithms reach; orderings
     by AIS at the ends of the runs, where these are the same number of samples: with the Student-t interval over seeds,
     or of one seed 1.96 standard errors over data, paired.
     """
     found: list[dict[str, Any]] = []
-    for size in sorted({key[0] for key in groups}):
-        mine = {algorithm: group for (n, algorithm), group in groups.items() if n == size}
-        marks = [m for m in marks_of(groups, size) if all(values(group, "test", m) for group in mine.values())]
+    for size in sorted({who.size for who in groups if not who.apart}):
+        mine = {who.algorithm: group for who, group in groups.items() if who.size == size and not who.apart}
+        marks = [m for m in marks_of(*mine.values()) if all(values(group, "test", m) for group in mine.values())]
         name = f"{size} training data"
         for algorithm, group in mine.items():
             for part in PARTS if marks else ():
@@ -254,11 +297,11 @@ def show(summary: dict[str, Any], console: Console) -> None:
         table.add_column("AIS", justify="right")
     sizes = [name for name in summary if name.isdigit()]
     for size in sizes:
-        for algorithm, row in summary[size].items():
+        for title, row in summary[size].items():
             for mark, entry in row["at_samples"].items():
                 cells = [text for part in PARTS for text in cells_of(entry.get(part))]
                 samples = f"{int(mark):,}"
-                table.add_row(size, aevb.TITLES[algorithm], f"{row['stepsize']:g}", samples, *cells)
+                table.add_row(size, title, f"{row['stepsize']:g}", samples, *cells)
     console.print(table)
     console.print(
         "appendix D minus AIS at the end, ± s.e. over data (median over data, share of data a nat low; s.e. and bias "
@@ -290,59 +333,3 @@ def cells_of(entry: dict[str, Any] | None) -> list[str]:
 def cell(value: dict[str, Any]) -> str:
     width = value["half_width"]
     return f"{value['mean']:.2f}" + ("" if math.isnan(width) else f" ± {width:.2f}")
-
-
-def draw(runs: dict[str, Any], path: Path) -> None:
-    """Draws a column of panels for each N_train: training above test, the published curves dashed behind ours."""
-    groups = grouped(runs)
-    sizes = sorted({size for size, _ in groups})
-    figure = Figure(figsize=(4.6 * len(sizes) + 0.6, 7.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(2, len(sizes), sharex="col", sharey="col", squeeze=False)
-    for row, (part, title) in zip(grid, PARTS.items(), strict=True):
-        for axes, size in zip(row, sizes, strict=True):
-            panel(axes, size, part, {key[1]: group for key, group in groups.items() if key[0] == size})
-            axes.set_title(f"{size:,} training data" if part == "train" else "", fontsize=11)
-        row[0].set_ylabel(f"{title}\nlog p(x), nats per datum")
-    for axes in grid[-1]:
-        axes.set_xlabel("training samples evaluated, millions")
-    names = [name for name in aevb.TITLES if any(key[1] == name for key in groups)]
-    handles = [Line2D([], [], color=aevb.COLOURS[name], lw=2, label=aevb.TITLES[name]) for name in names]
-    grey = "#666666"
-    styles = [
-        Line2D([], [], color=grey, lw=2, label="AIS"),
-        Line2D([], [], color=grey, lw=1.2, ls=":", marker=".", label="appendix D"),
-        Line2D([], [], color=grey, lw=1.6, ls="--", marker="o", ms=3.5, label="published (digitised)"),
-    ]
-    figure.legend(handles=[*handles, *styles], loc="outside upper center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=120)
-
-
-def panel(axes: Axes, size: int, part: str, groups: dict[str, Group]) -> None:
-    """Draws the curves of one N_train on one part, with the interval over seeds where there are several."""
-    reached = max(run["curve"][-1]["samples"] for group in groups.values() for run in group.values()) / 1e6
-    published = aevb.published()["figure 3"].get(str(size), {})
-    for algorithm, parts in published.items():
-        style = {"ls": "--", "lw": 1.6, "marker": "o", "ms": 3.5, "alpha": 0.65}
-        x, y = zip(*parts[part], strict=True)
-        axes.plot([each / 1e6 for each in x], y, color=aevb.COLOURS[algorithm], zorder=1, **style)
-    for algorithm, group in groups.items():
-        for estimator, look in (
-            (OURS, {"lw": 2.0, "zorder": 3}),
-            (PAPERS, {"lw": 1.2, "ls": ":", "marker": ".", "zorder": 4}),
-        ):
-            longest = max(group.values(), key=lambda run: run["curve"][-1]["samples"])
-            samples = [point[0] for point in curve(longest, part, estimator)]
-            at = [values(group, part, sample, estimator).values() for sample in samples]
-            over, x = [interval(list(here)) for here in at], [sample / 1e6 for sample in samples]
-            colour = aevb.COLOURS[algorithm]
-            axes.plot(x, [each.mean for each in over], color=colour, **look)
-            if estimator == OURS:
-                low, high = [each.low for each in over], [each.high for each in over]
-                axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0, zorder=2)
-    axes.set_xlim(0, 70 if published else 1.02 * reached)
-    if published:
-        axes.set_ylim(LIMITS[str(size)])
-    axes.grid(True, color="#e5e5e5", lw=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
