@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import aevb
-from benchmarks.runs import over_seeds
+from benchmarks.runs import command_of, over_seeds
 from pyro_vae.statistics import interval
 
 MARKS = tuple(round(10 ** (exponent / 2)) for exponent in range(12, 17))  # 1e6, 3.2e6, ..., 1e8 samples
@@ -217,7 +217,7 @@ def against_published(runs: dict[str, Any]) -> list[dict[str, Any]]:
             row = {"what": f"figure 2: {where}", "published": round(known, 1), "ours": round(mean["mean"], 1)}
             if seeds > 1:
                 row["error"] = {"value": round(mean["half_width"], 1), "of": f"95 % over {seeds} seeds"}
-            command = group[max(found)]["made_by"]["command"]  # which gives the seeds before it too
+            command = command_of({seed: group[seed] for seed in found})
             rows.append({**row, "unit": "nats", "source": aevb.SOURCE, "note": NOTES[data_set], "command": command})
     return rows
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from benchmarks import aevb
 from benchmarks.aevb import Setting
-from benchmarks.runs import over_seeds
+from benchmarks.runs import command_of, over_seeds
 
 # Samples at which the published curves were read off, and at which ours are compared with them.
 MARKS = (5_000_000, 10_000_000, 20_000_000, 30_000_000, 40_000_000, 50_000_000, 60_000_000, 68_000_000)
@@ -152,11 +152,10 @@ def against_published(runs: dict[str, Any]) -> list[dict[str, Any]]:
             ais = over_seeds(ends)["mean"] if ends else said[OURS]["mean"]  # at the end it is more exact
             row = {"what": f"figure 3: {where}, appendix D (AIS: {ais:.1f})", "unit": "nats"}
             row |= {"published": round(said["published"], 1), "ours": round(said[PAPERS]["mean"], 1)}
-            command = group[max(group)]["made_by"]["command"]  # which gives the seeds before it too
             note = AGREED_NOTE if agreed(group, part) else NOTE
             note += otherwise(groups, who, part) or ("" if note == NOTE or who.apart else UNKNOWN_NOTE)
             note += MCEM_NOTE if who.algorithm == "mcem" else ""
-            rows.append({**row, "source": aevb.SOURCE, "note": note, "command": command})
+            rows.append({**row, "source": aevb.SOURCE, "note": note, "command": command_of(group)})
     return rows
 
 

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.runs import over_seeds
+from benchmarks.runs import command_of, over_seeds
 
 PUBLISHED: dict[str, Any] = json.loads((Path(__file__).parent / "published" / "iwae.json").read_text(encoding="utf-8"))
 DATA_SETS = ("dynamic", "fixed")
@@ -80,7 +80,7 @@ def cell_of(data_set: str, layers: int, row: str, k: int, seeds: Seeds, look: di
         "sampling_error": over_data(mean_over(seeds, sorted(seeds))),
         "standard_error": math.hypot(*(run["nll"]["standard_error"] for run in seeds.values())) / len(seeds),
         "share_of_pareto_k_above_0.7": max(run["nll"]["share_of_pareto_k_above_0.7"] for run in seeds.values()),
-        "command": seeds[max(seeds)]["made_by"]["command"],  # which gives the seeds before it too
+        "command": command_of(seeds),
         "active_units": [round(float(unit), 1) for unit in units],
     }
     if told:

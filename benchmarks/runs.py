@@ -244,6 +244,15 @@ def over_seeds(values: Iterable[float]) -> dict[str, Any]:
     return {"mean": summary.mean, "half_width": summary.half_width, "seeds": values}
 
 
+def command_of(seeds: dict[int, dict[str, Any]]) -> str:
+    """Returns the commands that give the runs of these seeds again.
+
+    Of runs of one length the highest seed's is enough, which gives the seeds before it too.
+    """
+    by_length = {seeds[seed].get("samples"): seeds[seed]["made_by"]["command"] for seed in sorted(seeds)}
+    return " && ".join(dict.fromkeys(by_length.values()))
+
+
 def _command(name: str) -> str:
     words, rest = [], iter(sys.argv[1:])
     for word in rest:

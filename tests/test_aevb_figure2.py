@@ -293,6 +293,22 @@ def test_the_longest_run_of_a_seed_counts(summary):
         assert summary.grouped(runs)["mnist", 20, "aevb"][0] is long
 
 
+def test_rows_are_of_all_seeds_at_a_mark_and_name_their_commands(summary):
+    runs = {str(seed): _run(20, "aevb", seed, test) for seed, test in enumerate((-104.0, -103.0, -105.0))}
+    runs["kl"] = _run(20, "analytic-kl", 0, -100.0)
+    for name, value in {"samples": 100_000_000, "test": -99.0, "train": 0.0, "running": -110.0}.items():
+        runs["0"]["curve"][name].append(value)
+    runs["0"]["samples"] = 100_000_000
+    for key, run in runs.items():
+        run["made_by"] = {"command": key}
+    mark, end = (row for row in summary.against_published(runs) if "3.2e+07" not in row["what"])
+    assert mark["what"] == "figure 2: MNIST, N_z = 20, AEVB, 1e+07 samples"
+    assert (mark["published"], mark["ours"], mark["command"]) == (-104.8, -104.0, "0 && 2")
+    assert mark["error"] == {"value": 2.5, "of": "95 % over 3 seeds"}  # 4.303 / sqrt(3)
+    assert (end["published"], end["ours"], end["command"]) == (-100.2, -99.0, "0")
+    assert "error" not in end
+
+
 @pytest.mark.parametrize(("last", "falls"), [(1280.0, True), (1299.0, False), (1310.0, False)])
 def test_a_later_fall_is_told_of_runs_that_are_long_enough(summary, last, falls):
     short, long = (_run(20, "aevb", seed, 1250.0, "frey") for seed in (0, 1))

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks.curves import fit_with_curve, forget, logarithmic
-from benchmarks.runs import Runs
+from benchmarks.runs import Runs, command_of
 from pyro_vae import VAE, Conditional, Fixed, mlp
 from pyro_vae.inference import AEVB
 
@@ -64,6 +64,15 @@ def test_runs_in_progress_of_other_settings_are_not_continued(tmp_path):
     assert not (other.unfinished / "k.checkpoint").exists()
     other.complete(["k"], lambda key: {}, lambda found: {})
     assert json.loads((tmp_path / "some.json").read_text())["runs"]["k"]["processes"] == 1
+
+
+def test_a_row_names_the_commands_of_all_its_seeds():
+    def run(samples, command):
+        return {"samples": samples, "made_by": {"command": command}}
+
+    assert command_of({0: run(10, "a"), 1: run(10, "b")}) == "b"
+    assert command_of({1: run(10, "b"), 0: run(90, "long"), 2: run(10, "c")}) == "long && c"
+    assert command_of({0: {"made_by": {"command": "a"}}}) == "a"
 
 
 def test_nothing_is_put_aside_while_another_process_is_at_work(tmp_path):
