@@ -37,7 +37,7 @@ from benchmarks import aevb
 from benchmarks.aevb import Setting
 from benchmarks.aevb_figure2_summary import MARKS, against_published, draw, show, summarise
 from benchmarks.curves import fit_with_curve, logarithmic
-from benchmarks.runs import Runs, add_arguments
+from benchmarks.runs import Runs, add_arguments, at_least, positive, short
 from pyro_vae.datasets import Data
 
 SAMPLES = 10_000_000  # training samples evaluated; the paper's axes end at 2.5e8 (MNIST) and 1e8 (Frey Face)
@@ -168,7 +168,7 @@ def running_means(bounds: Sequence[float], steps: Iterable[int]) -> list[float]:
 def planned(given: argparse.Namespace) -> dict[str, Curve]:
     """Returns the runs by key, the most important first: one seed of everything before a second one of anything."""
     default = QUICK["samples"] if given.quick else SAMPLES
-    suffix = "" if given.samples == default else f"-{given.samples:.3g}".replace("e+0", "e")
+    suffix = "" if given.samples == default else f"-{short(given.samples)}"
     order = QUICK_ORDER if given.quick else ORDER
     curves = {}
     for seed in range(given.seeds or max(SEEDS.values())):
@@ -213,7 +213,7 @@ def settings_of(given: argparse.Namespace, setting: Setting) -> dict[str, Any]:
 
 def add_choices(parser: argparse.ArgumentParser) -> None:
     """Adds what chooses among the runs."""
-    parser.add_argument("--samples", type=float, help=f"training samples evaluated, {SAMPLES:.0e} by default")
+    parser.add_argument("--samples", type=positive, help=f"training samples evaluated, {SAMPLES:.0e} by default")
     parser.add_argument("--latents", default="", help="which N_z, separated by commas; all by default")
     parser.add_argument("--data-sets", default="mnist,frey", help="which, separated by commas")
     parser.add_argument("--algorithms", default=",".join(ALGORITHMS), help="which, separated by commas")
@@ -231,7 +231,7 @@ def check_choices(parser: argparse.ArgumentParser, given: argparse.Namespace) ->
     except ValueError:
         parser.error(f"--latents: numbers separated by commas, got {given.latents}.")
     default = QUICK["samples"] if given.quick else SAMPLES
-    given.samples = default if given.samples is None else round(given.samples)
+    given.samples = default if given.samples is None else max(1, round(given.samples))
     if given.quick and given.seeds is None:
         given.seeds = QUICK["seeds"]
 
@@ -241,7 +241,7 @@ def parse() -> argparse.Namespace:
     add_arguments(parser)
     add_choices(parser)
     parser.add_argument("--binarisation", choices=aevb.BINARISATIONS, default=SETTING.binarisation, help="of MNIST")
-    parser.add_argument("--warmup", type=int, default=SETTING.warmup, help="steps of Adagrad that move nothing")
+    parser.add_argument("--warmup", type=at_least(0), default=SETTING.warmup, help="steps of Adagrad that move nothing")
     given = parser.parse_args()
     check_choices(parser, given)
     if not planned(given):

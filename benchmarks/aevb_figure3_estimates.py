@@ -1,4 +1,4 @@
-"""Estimates of log p(x) by which figure 3's runs are judged: the paper's, annealed importance sampling, the bound."""
+"""Estimates of log p(x) by which figure 3's runs are judged, and by one of which the others are."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from benchmarks import aevb
 from benchmarks.aevb import EVALUATION_SEED
-from benchmarks.aevb_figure3_summary import FROM_Q
+from benchmarks.aevb_figure3_shared import shared_importance_sampling
+from benchmarks.aevb_figure3_summary import FROM_Q, PAPERS, REFERENCE
 from pyro_vae import VAE
 from pyro_vae.datasets import Data
 from pyro_vae.evaluation import Estimate, annealed_importance_sampling, elbo, log_marginal, posterior_density_estimator
 
 EVALUATED = 1_000  # of the training and of the test data; appendix E
-QUANTILES = (0.05, 0.5, 0.95)  # over data, of appendix D less AIS
+QUANTILES = (0.05, 0.5, 0.95)  # over data, of an estimator's error
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,12 @@ class Sizes:
         chains: That these come from.
         burn_in: Of each of these.
         leapfrog_steps: Of a transition, of appendix D's and of AIS's.
-        temperatures: Of AIS along the curve.
+        pilot_draws: Of shared importance sampling, in a round before the last.
+        draws: In the last round, along the curve.
+        final_draws: At its end.
+        temperatures: Of AIS, at the end.
         ais_chains: Likewise.
-        final_temperatures: Of AIS at its end.
-        final_chains: Likewise.
-        importance_samples: Of the bound by importance sampling.
+        importance_samples: Of the bound by importance sampling from q(z|x).
         from_q: At the end, chains of appendix D that begin at q(z|x) and are not annealed: these numbers by turns.
     """
 
@@ -44,15 +46,16 @@ class Sizes:
     chains: int = 10
     burn_in: int = 100
     leapfrog_steps: int = 4  # appendix E
-    temperatures: int = 200
+    pilot_draws: int = 2**16
+    draws: int = 2**17
+    final_draws: int = 2**20
+    temperatures: int = 1000
     ais_chains: int = 4
-    final_temperatures: int = 1000
-    final_chains: int = 4
     importance_samples: int = 500
     from_q: tuple[int, ...] = (2, 10)
 
 
-QUICK_SIZES = Sizes(20, 30, 5, 4, 1, 4, 2, 6, 2, 10, (2, 3))
+QUICK_SIZES = Sizes(20, 30, 5, 4, 1, 2**9, 2**10, 2**11, 6, 2, 10, (2, 3))
 
 
 class Judge:
@@ -68,7 +71,6 @@ class Judge:
     def __init__(self, data: Data, sizes: Sizes, device: str, compiled: bool) -> None:
         parts = {part: x[: sizes.data].to(device) for part, x in aevb.evaluated_data(data, sizes.data).items()}
         self.sizes, self.compiled = sizes, compiled
-        self.annealing: dict[str, Any] = {"num_leapfrog": sizes.leapfrog_steps, "schedule": "sigmoid"}
         self.x, self.splits = torch.cat(list(parts.values())), {part: len(x) for part, x in parts.items()}
 
     def __call__(self, vae: VAE, trains_posterior: bool, papers: bool = True, final: bool = False) -> dict[str, Any]:
@@ -78,16 +80,19 @@ class Judge:
             vae: The VAE.
             trains_posterior: Whether q(z|x) tells anything of it.
             papers: Whether to ask the paper's estimator, which takes longest.
-            final: Whether to make AIS more exact, and to see how far the paper's estimator hangs on its chains' start.
+            final: Whether to ask AIS too, and to see how far the paper's estimator hangs on its chains' start.
         """
         sizes, how = self.sizes, {"seed": EVALUATION_SEED, "compile": self.compiled}
-        path = (sizes.final_temperatures, sizes.final_chains) if final else (sizes.temperatures, sizes.ais_chains)
-        paper = {"burn_in": sizes.burn_in, "num_leapfrog": sizes.leapfrog_steps, **how}
+        moves: dict[str, Any] = {"num_leapfrog": sizes.leapfrog_steps, **how}
+        paper = {"burn_in": sizes.burn_in, **moves}
         with pyro.validation_enabled(False):  # which refuses grey levels
-            found = {"ais": annealed_importance_sampling(vae, self.x, *path, **self.annealing, **how)}
+            found = {REFERENCE: self._reference(vae, self.x, sizes.final_draws if final else sizes.draws)}
             if papers:
                 samples = sizes.posterior_samples
-                found["appendix_d"] = posterior_density_estimator(vae, self.x, samples, chains=sizes.chains, **paper)
+                found[PAPERS] = posterior_density_estimator(vae, self.x, samples, chains=sizes.chains, **paper)
+            if final:
+                path = (sizes.temperatures, sizes.ais_chains)
+                found["ais"] = annealed_importance_sampling(vae, self.x, *path, schedule="sigmoid", **moves)
             if trains_posterior:
                 found["bound"] = elbo(vae, self.x, 10, **how)
                 found["importance"] = log_marginal(vae, self.x, sizes.importance_samples, **how)
@@ -96,14 +101,13 @@ class Judge:
                 found[f"{FROM_Q}{chains}"] = posterior_density_estimator(vae, self.x, sizes.posterior_samples, **begun)
         return self._by_part(found, final)
 
-    def ais(self, vae: VAE) -> float:
-        """Returns log p(x) of the training data alone, by the AIS of the curve: what a stepsize is judged by."""
-        x = self.x[: self.splits["train"]]
-        path = (self.sizes.temperatures, self.sizes.ais_chains)
-        with pyro.validation_enabled(False):
-            return annealed_importance_sampling(
-                vae, x, *path, **self.annealing, seed=EVALUATION_SEED, compile=self.compiled
-            ).value
+    def training_data(self, vae: VAE) -> float:
+        """Returns log p(x) of the training data alone: what a stepsize is judged by."""
+        return self._reference(vae, self.x[: self.splits["train"]], self.sizes.draws).value
+
+    def _reference(self, vae: VAE, x: Tensor, draws: int) -> Estimate:
+        pilot = self.sizes.pilot_draws
+        return shared_importance_sampling(vae, x, draws, pilot_draws=pilot, seed=EVALUATION_SEED)
 
     def _by_part(self, found: dict[str, Estimate], pointwise: bool) -> dict[str, Any]:
         result, start = {}, 0
@@ -111,31 +115,39 @@ class Judge:
             rows = slice(start, start := start + size)
             result[part] = {name: described(estimate, rows) for name, estimate in found.items()}
             if pointwise:
-                result[part]["ais"]["pointwise"] = [round(v, 3) for v in found["ais"].pointwise[rows].tolist()]
-            if "appendix_d" in found:
-                apart = found["appendix_d"].pointwise[rows] - found["ais"].pointwise[rows]
-                result[part]["appendix_d_minus_ais"] = {
-                    "value": rounded(apart.mean()),
-                    "standard_error": rounded(apart.std() / math.sqrt(size)),
-                    "share_a_nat_low": rounded((apart < -1).double().mean()),
-                    **{f"quantile_{q:g}": rounded(apart.quantile(q)) for q in QUANTILES},
-                }
+                pointwise_values = found[REFERENCE].pointwise[rows].tolist()
+                result[part][REFERENCE]["pointwise"] = [round(value, 3) for value in pointwise_values]
+            for name, estimate in found.items():
+                if name != REFERENCE:
+                    result[part][name]["error"] = spread(estimate.pointwise[rows] - found[REFERENCE].pointwise[rows])
         return result
 
 
+def spread(error: Tensor) -> dict[str, float | None]:
+    """Returns the mean over data of an estimator's error, with its standard error over data, and its quantiles."""
+    return {
+        "value": rounded(error.mean()),
+        "standard_error": rounded(error.std() / math.sqrt(len(error))),
+        "share_a_nat_low": rounded((error < -1).double().mean()),
+        **{f"quantile_{q:g}": rounded(error.quantile(q)) for q in QUANTILES},
+    }
+
+
 def described(estimate: Estimate, rows: slice) -> dict[str, Any]:
-    """Returns an estimate on some of its data, for JSON; its error is that of data whose error is finite."""
+    """Returns an estimate on some of its data, for JSON; its standard error is that of data whose error is finite."""
     errors = estimate.diagnostics["pointwise_error"][rows]
     known = errors[errors.isfinite()]
-    said = {
+    said: dict[str, Any] = {
         "value": rounded(estimate.pointwise[rows].mean()),
-        "standard_error": rounded(known.square().sum().sqrt() / max(len(known), 1)),
+        "standard_error": rounded(known.square().sum().sqrt() / len(known)) if len(known) else None,
         "share_without_error": rounded(1 - torch.tensor(len(known) / len(errors))),
     }
     if "bias" in estimate.diagnostics:
         said["bias"] = rounded(estimate.diagnostics["bias"][rows].mean())
+    if "effective_sample_size" in estimate.diagnostics:
+        said["least_effective_sample_size"] = rounded(estimate.diagnostics["effective_sample_size"][rows].min())
     return said
 
 
-def rounded(value: Tensor) -> float:
-    return round(float(value), 4)
+def rounded(value: Tensor) -> float | None:
+    return round(float(value), 4) if math.isfinite(value) else None

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from benchmarks import aevb
-from benchmarks.aevb_figure3_summary import OURS, PAPERS, PARTS, Contender, Group, curve, grouped, values
+from benchmarks.aevb_figure3_summary import PAPERS, PARTS, REFERENCE, Contender, Group, curve, grouped, values
 from pyro_vae.statistics import interval
 
 LIMITS = {
@@ -38,7 +38,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     handles = [Line2D([], [], color=aevb.COLOURS[name], lw=2, label=aevb.TITLES[name]) for name in names]
     grey = "#666666"
     styles = [
-        Line2D([], [], color=grey, lw=2, label="AIS (thin: with what is said there)"),
+        Line2D([], [], color=grey, lw=2, label="importance sampling (thin: with what is said there)"),
         Line2D([], [], color=grey, lw=1.2, ls=":", marker=".", label="appendix D"),
         Line2D([], [], color=grey, lw=1.6, ls="--", marker="o", ms=3.5, label="published (digitised)"),
     ]
@@ -57,13 +57,13 @@ def panel(axes: Axes, size: int, part: str, groups: dict[Contender, Group]) -> N
     for who, group in groups.items():
         colour = aevb.COLOURS[who.algorithm]
         longest = max(group.values(), key=lambda run: run["curve"][-1]["samples"])
-        looks = {OURS: {"lw": 2.0, "zorder": 3}, PAPERS: {"lw": 1.2, "ls": ":", "marker": ".", "zorder": 4}}
-        for estimator, look in ({OURS: {"lw": 1.0, "zorder": 2}} if who.apart else looks).items():
+        looks = {REFERENCE: {"lw": 2.0, "zorder": 3}, PAPERS: {"lw": 1.2, "ls": ":", "marker": ".", "zorder": 4}}
+        for estimator, look in ({REFERENCE: {"lw": 1.0, "zorder": 2}} if who.apart else looks).items():
             samples = [point[0] for point in curve(longest, part, estimator)]
             at = [values(group, part, sample, estimator).values() for sample in samples]
             over, x = [interval(list(here)) for here in at], [sample / 1e6 for sample in samples]
             axes.plot(x, [each.mean for each in over], color=colour, **look)
-            if estimator == OURS:
+            if estimator == REFERENCE:
                 low, high = [each.low for each in over], [each.high for each in over]
                 axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0, zorder=2)
         if who.apart:

@@ -36,7 +36,7 @@ from torch import Tensor
 from benchmarks import aevb
 from benchmarks.aevb import EVALUATION_SEED, Setting
 from benchmarks.curves import fit_with_curve, logarithmic
-from benchmarks.runs import Runs, add_arguments
+from benchmarks.runs import Runs, add_arguments, at_least, positive
 from pyro_vae import VAE
 from pyro_vae.datasets import Data
 from pyro_vae.inference import AEVB
@@ -218,10 +218,10 @@ def settings_of(given: argparse.Namespace, setting: Setting) -> dict[str, Any]:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_arguments(parser)
-    parser.add_argument("--samples", type=float, help=f"training samples evaluated, {SAMPLES:.0e} by default")
+    parser.add_argument("--samples", type=positive, help=f"training samples evaluated, {SAMPLES:.0e} by default")
     parser.add_argument("--panels", default=",".join(PANELS), help="which, separated by commas")
     parser.add_argument("--binarisation", choices=aevb.BINARISATIONS, default=SETTING.binarisation, help="of MNIST")
-    parser.add_argument("--warmup", type=int, default=SETTING.warmup, help="steps of Adagrad that move nothing")
+    parser.add_argument("--warmup", type=at_least(0), default=SETTING.warmup, help="steps of Adagrad that move nothing")
     parser.set_defaults(seeds=1, threads=1)
     given = parser.parse_args()
     given.panels = given.panels.split(",")

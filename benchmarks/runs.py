@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import math
 import os
 import shlex
 import shutil
@@ -225,11 +226,40 @@ def device(name: str) -> str:
     return name
 
 
+def positive(text: str) -> float:
+    """Returns a positive number; for `argparse`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"a positive number, not {text}")
+    return value
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Returns what makes an integer of at least so much of a text; for `argparse`."""
+
+    def integer(text: str) -> int:
+        with suppress(ValueError):
+            if (value := int(text)) >= least:
+                return value
+        raise argparse.ArgumentTypeError(f"an integer of at least {least}, not {text}")
+
+    return integer
+
+
+def short(samples: int) -> str:
+    """Returns a number of samples as it stands in a key: ``"2e7"``, or all of its digits where it has many."""
+    text = f"{samples:.3g}".replace("e+0", "e").replace("e+", "e")
+    return text if float(text) == samples else str(samples)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what all benchmarks of several runs take."""
     parser.add_argument("--device", default="cpu", type=device, help="cpu or cuda")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seeds", type=int, default=3, help="0, 1, ...; runs that are there already are kept")
+    parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads())
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="0, 1, ...; runs that are there already are kept")
     parser.add_argument("--output", default=str(RESULTS), help="folder of the result")
     parser.add_argument("--restart", action="store_true", help="put the runs that are there aside")
     parser.add_argument(
