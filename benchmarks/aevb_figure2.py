@@ -230,6 +230,11 @@ def check_choices(parser: argparse.ArgumentParser, given: argparse.Namespace) ->
         given.latents = {int(word) for word in given.latents.split(",") if word}
     except ValueError:
         parser.error(f"--latents: numbers separated by commas, got {given.latents}.")
+    order = QUICK_ORDER if given.quick else ORDER
+    there = {latents for data_set in given.data_sets for latents in order[data_set]}
+    if unknown := sorted(given.latents - there):
+        said = f"{', '.join(map(str, unknown))}: not among {', '.join(map(str, sorted(there)))}"
+        parser.error(f"--latents: {said}, those of {' and '.join(given.data_sets)}{' with --quick' * given.quick}.")
     default = QUICK["samples"] if given.quick else SAMPLES
     given.samples = default if given.samples is None else max(1, round(given.samples))
     if given.quick and given.seeds is None:

@@ -177,8 +177,8 @@ def looks_of(choice: Choice) -> tuple[str, dict[str, Any]]:
 def main() -> None:
     """Does the runs that are missing, prints the table, writes the result and draws it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
-    parser.set_defaults(seeds=1, threads=1)
+    add_arguments(parser, seeds=False)
+    parser.set_defaults(threads=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     load: Callable[[str], Data] = cache(lambda binarisation: loaded("mnist", binarisation, given.quick))

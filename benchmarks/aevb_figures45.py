@@ -217,12 +217,12 @@ def settings_of(given: argparse.Namespace, setting: Setting) -> dict[str, Any]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add_arguments(parser)
+    add_arguments(parser, seeds=False)
     parser.add_argument("--samples", type=positive, help=f"training samples evaluated, {SAMPLES:.0e} by default")
     parser.add_argument("--panels", default=",".join(PANELS), help="which, separated by commas")
     parser.add_argument("--binarisation", choices=aevb.BINARISATIONS, default=SETTING.binarisation, help="of MNIST")
     parser.add_argument("--warmup", type=at_least(0), default=SETTING.warmup, help="steps of Adagrad that move nothing")
-    parser.set_defaults(seeds=1, threads=1)
+    parser.set_defaults(threads=1)
     given = parser.parse_args()
     given.panels = given.panels.split(",")
     if unknown := sorted(set(given.panels) - set(PANELS)):

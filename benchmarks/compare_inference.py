@@ -40,7 +40,7 @@ from torch import Tensor
 
 from benchmarks.compare_tables import draw, overlay, show, summarise
 from benchmarks.interleaved import Contender, Problem, by_turns, timed
-from benchmarks.runs import Runs, add_arguments
+from benchmarks.runs import Runs, add_arguments, at_least, positive
 from pyro_vae import Batch, datasets
 from pyro_vae.comparison import check
 from pyro_vae.datasets import Data
@@ -249,14 +249,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="mnist,frey", help="names of data sets, or files, separated by commas")
     parser.add_argument("--inference", default=",".join(INFERENCE), help="the first is what others are compared with")
     parser.add_argument(
-        "--epochs", type=int, help=f"default: {EPOCHS['mnist']} of MNIST, {EPOCHS['frey']} of Frey Face"
+        "--epochs", type=at_least(1), help=f"default: {EPOCHS['mnist']} of MNIST, {EPOCHS['frey']} of Frey Face"
     )
     parser.add_argument("--optimizer", default="Adam", help="of torch.optim")
-    parser.add_argument("--rate", type=float, default=RATE)
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="importance samples for each datum")
-    parser.add_argument("--log-p-data", type=int, default=LOG_P_DATA, help="test data that log p(x) is estimated on")
-    parser.add_argument("--temperatures", type=int, default=TEMPERATURES, help="of annealing, for mcem and the like")
-    parser.add_argument("--draws", type=int, default=GRADIENT_DRAWS, help="gradients whose variance is taken")
+    parser.add_argument("--rate", type=positive, default=RATE)
+    parser.add_argument("--samples", type=at_least(2), default=SAMPLES, help="importance samples for each datum")
+    parser.add_argument(
+        "--log-p-data", type=at_least(1), default=LOG_P_DATA, help="test data that log p(x) is estimated on"
+    )
+    parser.add_argument(
+        "--temperatures", type=at_least(2), default=TEMPERATURES, help="of annealing, for mcem and the like"
+    )
+    parser.add_argument("--draws", type=at_least(2), default=GRADIENT_DRAWS, help="gradients whose variance is taken")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="steps run uncompiled")
     parser.add_argument("--overlay", nargs=2, metavar="JSON", help="draws two results over each other, trains nothing")
     given = parser.parse_args(arguments)

@@ -97,7 +97,10 @@ def against_published(summary: list[dict[str, Any]], settings: dict[str, Any]) -
             if "minus_published" not in cell:
                 continue
             trusted = f"Monte Carlo {cell['standard_error']:.3f}, k-hat above 0.7: {share_above(cell)}"
-            error = {"value": cell["sampling_error"], "of": f"over {settings['test_data']:,} test data; {trusted}"}
+            error = {
+                "value": cell["sampling_error"],
+                "of": f"standard error over {settings['test_data']:,} test data; {trusted}",
+            }
             rows.append(
                 {
                     "what": f"-log p(x), {named(table)}, {TITLES[cell['row']]}, k = {cell['k']}",

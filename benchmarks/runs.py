@@ -255,11 +255,13 @@ def short(samples: int) -> str:
     return text if float(text) == samples else str(samples)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what all benchmarks of several runs take."""
+def add_arguments(parser: argparse.ArgumentParser, seeds: bool = True) -> None:
+    """Adds what all benchmarks of several runs take; ``--seeds`` where they are of several seeds."""
     parser.add_argument("--device", default="cpu", type=device, help="cpu or cuda")
     parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads())
-    parser.add_argument("--seeds", type=at_least(1), default=3, help="0, 1, ...; runs that are there already are kept")
+    if seeds:
+        text = "0, 1, ...; runs that are there already are kept"
+        parser.add_argument("--seeds", type=at_least(1), default=3, help=text)
     parser.add_argument("--output", default=str(RESULTS), help="folder of the result")
     parser.add_argument("--restart", action="store_true", help="put the runs that are there aside")
     parser.add_argument(

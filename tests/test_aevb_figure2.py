@@ -286,11 +286,23 @@ def test_an_interval_that_is_too_wide_tells_nothing(summary, mean, half_width, b
     assert summary.above_interval(mean, math.nan) is summary.not_inferior(mean, math.nan) is None
 
 
-def test_the_longest_run_of_a_seed_counts(summary):
-    long, short = _run(20, "aevb", 0, -100.0), _run(20, "aevb", 0, -104.0)
+def test_the_shortest_run_of_a_seed_that_reaches_a_mark_counts(summary):
+    """Of two runs of a seed the one as long as its rivals' is compared with these."""
+    long, short, rival = (
+        _run(20, name, 0, test) for name, test in (("aevb", -100.0), ("aevb", -104.0), ("wake-sleep", -107.0))
+    )
     long["samples"] = 100_000_000
-    for runs in ({"a": long, "b": short}, {"b": short, "a": long}):
-        assert summary.grouped(runs)["mnist", 20, "aevb"][0] is long
+    for name, value in {"samples": 100_000_000, "test": -99.0, "train": 0.0, "running": -110.0}.items():
+        long["curve"][name].append(value)
+    for runs in ({"a": long, "b": short, "c": rival}, {"b": short, "c": rival, "a": long}):
+        key = ("mnist", 20, "aevb")
+        assert summary.grouped(runs)[key][0] is summary.grouped(runs, 3.2e7)[key][0] is long
+        assert summary.grouped(runs, 1e7)[key][0] is short
+        found = summary.summarise(runs)["mnist"]["20"]
+        at = found["aevb"]["at_samples"]
+        assert [at[mark]["test"]["mean"] for mark in ("10000000", "100000000")] == [-104.0, -99.0]
+        assert found["test_aevb_minus_wake_sleep"]["10000000"]["seeds"] == [3.0]
+        assert "100000000" not in found["test_aevb_minus_wake_sleep"]
 
 
 def test_rows_are_of_all_seeds_at_a_mark_and_name_their_commands(summary):
@@ -300,12 +312,12 @@ def test_rows_are_of_all_seeds_at_a_mark_and_name_their_commands(summary):
         runs["0"]["curve"][name].append(value)
     runs["0"]["samples"] = 100_000_000
     for key, run in runs.items():
-        run["made_by"] = {"command": key}
+        run["made_by"] = {"command": "long" if key == "0" else key}
     mark, end = (row for row in summary.against_published(runs) if "3.2e+07" not in row["what"])
     assert mark["what"] == "figure 2: MNIST, N_z = 20, AEVB, 1e+07 samples"
-    assert (mark["published"], mark["ours"], mark["command"]) == (-104.8, -104.0, "0 && 2")
+    assert (mark["published"], mark["ours"], mark["command"]) == (-104.8, -104.0, "long && 2")
     assert mark["error"] == {"value": 2.5, "of": "95 % over 3 seeds"}  # 4.303 / sqrt(3)
-    assert (end["published"], end["ours"], end["command"]) == (-100.2, -99.0, "0")
+    assert (end["published"], end["ours"], end["command"]) == (-100.2, -99.0, "long")
     assert "error" not in end
 
 

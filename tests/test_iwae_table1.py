@@ -242,8 +242,10 @@ def test_rows_tell_how_they_were_made_and_how_far_to_trust_them(report):
     settings = {"fraction": 0.025, "published_epochs": 3280, "test_data": 2}
     few, many = report.against_published(report.summarise(dict(enumerate(runs)), {}), settings)
     assert [few["command"], many["command"]] == [f"python -m benchmarks.iwae_table1 --k {k}" for k in (5, 50)]
-    assert few["error"]["of"] == "over 2 test data; Monte Carlo 0.030, k-hat above 0.7: 25 %"
-    assert many["error"]["of"] == "over 2 test data; Monte Carlo 0.021, k-hat above 0.7: 25 %"  # 0.03 / sqrt(2)
+    assert few["error"]["of"] == "standard error over 2 test data; Monte Carlo 0.030, k-hat above 0.7: 25 %"
+    assert (
+        many["error"]["of"] == "standard error over 2 test data; Monte Carlo 0.021, k-hat above 0.7: 25 %"
+    )  # 0.03 / sqrt(2)
     assert few["note"] == "Ours after 2.5 % of the published 3,280 passes over the data."
 
 
