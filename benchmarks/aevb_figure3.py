@@ -38,7 +38,8 @@ is best early on, and the factor of q(z|x)'s log variances. Such runs stand besi
 lines in the picture, and say how much of a distance from the published curves such a choice makes; the claims are of
 the others alone.
 
-Runs are in order of importance. Stopped, the same command goes on within the run.
+A second seed and further ones are evaluated at their end alone. Runs are in order of importance. Stopped, the same
+command goes on within the run.
 """
 
 from __future__ import annotations
@@ -199,14 +200,20 @@ def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def looks(curve: Curve, quick: bool = False) -> list[int]:
-    """Returns the steps after which a run is evaluated, evenly in log samples, beside `marks`."""
+    """Returns the steps after which a first seed's run is evaluated, evenly in log samples, beside `marks`."""
+    if curve.seed:
+        return []
     first, each = (max(1, curve.steps // 4), 1) if quick else (max(1, FIRST // curve.samples_of_step), PER_DECADE)
     return logarithmic(min(first, curve.steps), curve.steps, each)
 
 
 def marks(curve: Curve) -> set[int]:
-    """Returns the steps after which a run is evaluated by the paper's estimator too: before `MARKS`, and at the end."""
-    return {curve.steps, *(max(1, mark // curve.samples_of_step) for mark in MARKS if mark < curve.samples)}
+    """Returns the steps after which a run is evaluated by the paper's estimator too: before `MARKS`, and at the end.
+
+    A second seed and further ones at the end alone: an evaluation takes minutes.
+    """
+    at = [mark // curve.samples_of_step for mark in MARKS if mark < curve.samples and not curve.seed]
+    return {curve.steps, *(max(1, steps) for steps in at)}
 
 
 def planned(given: argparse.Namespace) -> dict[str, Curve]:

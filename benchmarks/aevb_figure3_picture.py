@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     styles = [
         Line2D([], [], color=grey, lw=2, label="importance sampling (thin: with what is said there)"),
         Line2D([], [], color=grey, lw=1.2, ls=":", marker=".", label="appendix D"),
+        Line2D([], [], color=grey, lw=0, marker="o", ms=4, label="95 % over seeds"),
         Line2D([], [], color=grey, lw=1.6, ls="--", marker="o", ms=3.5, label="published (digitised)"),
     ]
     figure.legend(handles=[*handles, *styles], loc="outside upper center", ncols=3, frameon=False)
@@ -47,7 +49,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
 
 
 def panel(axes: Axes, size: int, part: str, groups: dict[Contender, Group]) -> None:
-    """Draws the curves of one N_train on one part, with the interval over seeds where there are several."""
+    """Draws the longest curves of one N_train on one part, with the interval over seeds at the end of several."""
     reached = max(run["curve"][-1]["samples"] for group in groups.values() for run in group.values()) / 1e6
     published = aevb.published()["figure 3"].get(str(size), {})
     for algorithm, parts in published.items():
@@ -59,16 +61,14 @@ def panel(axes: Axes, size: int, part: str, groups: dict[Contender, Group]) -> N
         longest = max(group.values(), key=lambda run: run["curve"][-1]["samples"])
         looks = {REFERENCE: {"lw": 2.0, "zorder": 3}, PAPERS: {"lw": 1.2, "ls": ":", "marker": ".", "zorder": 4}}
         for estimator, look in ({REFERENCE: {"lw": 1.0, "zorder": 2}} if who.apart else looks).items():
-            samples = [point[0] for point in curve(longest, part, estimator)]
-            at = [values(group, part, sample, estimator).values() for sample in samples]
-            over, x = [interval(list(here)) for here in at], [sample / 1e6 for sample in samples]
-            axes.plot(x, [each.mean for each in over], color=colour, **look)
-            if estimator == REFERENCE:
-                low, high = [each.low for each in over], [each.high for each in over]
-                axes.fill_between(x, low, high, color=colour, alpha=0.2, lw=0, zorder=2)
+            samples, height = zip(*curve(longest, part, estimator), strict=True)
+            axes.plot([sample / 1e6 for sample in samples], height, color=colour, **look)
+            end = interval(list(values(group, part, samples[-1], estimator).values()))
+            if estimator == REFERENCE and not math.isnan(end.half_width):
+                axes.errorbar(samples[-1] / 1e6, end.mean, end.half_width, color=colour, fmt="o", ms=4, capsize=4)
         if who.apart:
             beside = {"textcoords": "offset points", "xytext": (3, 3), "fontsize": 7}
-            axes.annotate(who.apart, (x[-1], over[-1].mean), color=colour, **beside)
+            axes.annotate(who.apart, (samples[-1] / 1e6, height[-1]), color=colour, **beside)
     axes.set_xlim(0, 70 if published else 1.02 * reached)
     if published:
         axes.set_ylim(LIMITS[str(size)][part])

@@ -112,6 +112,8 @@ def test_a_run_is_evaluated_at_the_published_points(figure):
     assert figure.marks(curve) == {n * 10_000 for n in (5, 10, 20, 30, 40, 50, 60)}
     assert looks[0] * 100 == figure.FIRST
     assert len([step for step in looks if 1_000 <= step < 10_000]) == figure.PER_DECADE
+    second = replace(curve, seed=1)
+    assert (figure.looks(second), figure.marks(second)) == ([], {600_000})
     mcem = figure.Curve(50_000, "mcem", 0, 20_100_000, 50_000, 15, figure.SETTING)
     assert (figure.looks(mcem)[-1], figure.marks(mcem)) == (27, {6, 13, 26, 27})  # 5, 10 and 20 million are between
 
