@@ -117,7 +117,9 @@ class Curve:
         return PAPERS_MCEM() if self.algorithm == "mcem" else aevb.ALGORITHMS[self.algorithm]()
 
 
-def run(curve: Curve, data: Data, given: argparse.Namespace, place: Path) -> dict[str, Any]:
+def run(
+    curve: Curve, data: Data, given: argparse.Namespace, place: Path, chosen: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Chooses the stepsize, trains and evaluates.
 
     Arguments:
@@ -125,15 +127,16 @@ def run(curve: Curve, data: Data, given: argparse.Namespace, place: Path) -> dic
         data: Which are trained on.
         given: Parsed arguments.
         place: Of the files of the run while it goes on.
+        chosen: The stepsize as `choose` returns it, where it is known.
     """
     judge = Judge(data, QUICK_SIZES if given.quick else Sizes(), given.device, not given.quick)
     stepsize = place.with_name(f"{place.name}.stepsize")
-    chosen = kept(stepsize, lambda: choose(curve, data, given, judge))
+    chosen = kept(stepsize, lambda: chosen or choose(curve, data, given, judge))
     vae, inference, marked = make_vae(data, given, curve.seed, curve.setting), curve.inference(), marks(curve)
     history, records = fit_with_curve(
         *(place, vae, data.train.to(given.device), inference),
         steps=curve.steps,
-        at=sorted({*looks(curve, given.quick), *marked}),
+        at=sorted({*looks(curve, given.quick), *marked} - {curve.steps}),  # where it is evaluated below
         evaluate=lambda step: judge(vae, inference.trains_posterior, papers=step in marked),
         seed=curve.seed,
         divergence="stop",
@@ -141,7 +144,8 @@ def run(curve: Curve, data: Data, given: argparse.Namespace, place: Path) -> dic
         progress=f"{curve.training_data} data, {aevb.TITLES[curve.algorithm]}, seed {curve.seed}",
         **{**aevb.training(data, curve.setting, chosen["stepsize"]), "batch_size": curve.batch_size},
     )
-    final = judge(vae, inference.trains_posterior, final=True)
+    final = judge(vae, inference.trains_posterior, final=True, checks=not curve.seed)
+    end = [{"step": history.steps, **final}] if history.stopped == "completed" else []
     stepsize.unlink()
     return {
         **asdict(curve),
@@ -151,14 +155,17 @@ def run(curve: Curve, data: Data, given: argparse.Namespace, place: Path) -> dic
         "training_seconds": round(float(history.seconds[-1]), 1),
         "wall_milliseconds_per_step": round(1000 * float(history.seconds[-1]) / history.steps, 3),
         "final": final,
-        "curve": [point(record, curve) for record in records],
+        "curve": [point(record["step"], record, curve) for record in (*records, *end)],
     }
 
 
-def point(record: dict[str, Any], curve: Curve) -> dict[str, Any]:
-    """Returns a record with the samples that its steps count for."""
-    parts = {part: record[part] for part in ("train", "test")}
-    return {"step": record["step"], "samples": record["step"] * curve.samples_of_step, **parts}
+def point(step: int, found: dict[str, Any], curve: Curve) -> dict[str, Any]:
+    """Returns a point of the curve, with the samples that its steps count for."""
+    parts = {
+        part: {name: {k: v for k, v in said.items() if k != "pointwise"} for name, said in found[part].items()}
+        for part in ("train", "test")
+    }
+    return {"step": step, "samples": step * curve.samples_of_step, **parts}
 
 
 def make_vae(data: Data, given: argparse.Namespace, seed: int, setting: Setting) -> VAE:
@@ -188,6 +195,15 @@ def choose(curve: Curve, data: Data, given: argparse.Namespace, judge: Judge) ->
     )
 
 
+def chosen_before(found: dict[str, Any], curve: Curve) -> dict[str, Any] | None:
+    """Returns the stepsize that another run has chosen for what this one is of, whatever its seed and length."""
+    mine = {name: asdict(curve)[name] for name in ("training_data", "algorithm", "batch_size", "setting")}
+    for other in found.values() if curve.stepsize is None else ():
+        if other["scores"] and {name: other[name] for name in mine} == mine:
+            return {name: other[name] for name in ("stepsize", "scores")}
+    return None
+
+
 def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Returns what a file holds, made where there is none yet."""
     if not file.exists():
@@ -208,12 +224,11 @@ def looks(curve: Curve, quick: bool = False) -> list[int]:
 
 
 def marks(curve: Curve) -> set[int]:
-    """Returns the steps after which a run is evaluated by the paper's estimator too: before `MARKS`, and at the end.
+    """Returns the steps after which a first seed's run is evaluated by the paper's estimator too: before `MARKS`.
 
-    A second seed and further ones at the end alone: an evaluation takes minutes.
+    At the end every run is; further seeds' there alone, for an evaluation takes minutes.
     """
-    at = [mark // curve.samples_of_step for mark in MARKS if mark < curve.samples and not curve.seed]
-    return {curve.steps, *(max(1, steps) for steps in at)}
+    return {max(1, mark // curve.samples_of_step) for mark in MARKS if mark < curve.samples and not curve.seed}
 
 
 def planned(given: argparse.Namespace) -> dict[str, Curve]:
@@ -297,7 +312,7 @@ def main() -> None:
 
     def one(key: str) -> dict[str, Any]:
         data = replace(largest, train=largest.train[: curves[key].training_data])
-        return run(curves[key], data, given, runs.unfinished / key)
+        return run(curves[key], data, given, runs.unfinished / key, chosen_before(runs.by_key, curves[key]))
 
     def about(found: dict[str, Any]) -> dict[str, Any]:
         rows = [] if given.quick else against_published(found)

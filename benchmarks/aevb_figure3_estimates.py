@@ -73,14 +73,17 @@ class Judge:
         self.sizes, self.compiled = sizes, compiled
         self.x, self.splits = torch.cat(list(parts.values())), {part: len(x) for part, x in parts.items()}
 
-    def __call__(self, vae: VAE, trains_posterior: bool, papers: bool = True, final: bool = False) -> dict[str, Any]:
+    def __call__(
+        self, vae: VAE, trains_posterior: bool, papers: bool = True, final: bool = False, checks: bool = False
+    ) -> dict[str, Any]:
         """Returns by part ``"train"`` or ``"test"`` what each estimator says.
 
         Arguments:
             vae: The VAE.
             trains_posterior: Whether q(z|x) tells anything of it.
             papers: Whether to ask the paper's estimator, which takes longest.
-            final: Whether to ask AIS too, and to see how far the paper's estimator hangs on its chains' start.
+            final: Whether to take more draws, and to keep what each datum has.
+            checks: Whether to ask AIS too, and to see how far the paper's estimator hangs on its chains' start.
         """
         sizes, how = self.sizes, {"seed": EVALUATION_SEED, "compile": self.compiled}
         moves: dict[str, Any] = {"num_leapfrog": sizes.leapfrog_steps, **how}
@@ -90,13 +93,13 @@ class Judge:
             if papers:
                 samples = sizes.posterior_samples
                 found[PAPERS] = posterior_density_estimator(vae, self.x, samples, chains=sizes.chains, **paper)
-            if final:
+            if checks:
                 path = (sizes.temperatures, sizes.ais_chains)
                 found["ais"] = annealed_importance_sampling(vae, self.x, *path, schedule="sigmoid", **moves)
             if trains_posterior:
                 found["bound"] = elbo(vae, self.x, 10, **how)
                 found["importance"] = log_marginal(vae, self.x, sizes.importance_samples, **how)
-            for chains in sizes.from_q if trains_posterior and final else ():
+            for chains in sizes.from_q if trains_posterior and checks else ():
                 begun: dict[str, Any] = {"chains": chains, "start": "encoder", "annealed": False, **paper}
                 found[f"{FROM_Q}{chains}"] = posterior_density_estimator(vae, self.x, sizes.posterior_samples, **begun)
         return self._by_part(found, final)
