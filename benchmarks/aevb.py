@@ -281,6 +281,9 @@ def value_at(curve: list[list[float]], samples: float) -> float | None:
         curve: Points ``[samples, value]``, in order.
         samples: Where.
     """
+    for at, value in curve:  # of which there may be one alone
+        if math.isclose(at, samples, rel_tol=1e-6):
+            return value
     for (left, low), (right, high) in pairwise(curve):
         if left * (1 - 1e-6) <= samples <= right * (1 + 1e-6):
             share = math.log(samples / left) / math.log(right / left)

@@ -2,7 +2,7 @@ r"""log p(x) of all data by importance sampling from one proposal, which few lat
 
 The decoder is evaluated once for each draw of z, and the draw weighed for every datum, which for Bernoulli pixels is a
 product of two matrices: log p(x|z) = x' l(z) - sum softplus l(z), with the decoder's logits l(z). So a million draws
-of z for each of 2,000 data take a minute. They come from
+of z for each of 2,000 data take a few minutes. They come from
 
 .. math:: r(z) = \epsilon\, p(z) + (1 - \epsilon)\, h(z)
 

@@ -95,14 +95,8 @@ def marks_of(*groups: Group) -> list[int]:
 
 def values(group: Group, part: str, mark: int, estimator: str = PAPERS) -> dict[int, float]:
     """Returns by seed what the runs are at a mark, where they reach it."""
-    found = {seed: value_at(curve(run, part, estimator), mark) for seed, run in group.items()}
+    found = {seed: aevb.value_at(curve(run, part, estimator), mark) for seed, run in group.items()}
     return {seed: value for seed, value in found.items() if value is not None}
-
-
-def value_at(points: list[list[float]], mark: int) -> float | None:
-    """Returns a curve's value at a number of samples, of a curve of one point too; None outside of it."""
-    exact = [value for samples, value in points if math.isclose(samples, mark, rel_tol=1e-6)]
-    return exact[0] if exact else aevb.value_at(points, mark)
 
 
 def published_at(size: int, algorithm: str, part: str, mark: int) -> float | None:

@@ -211,6 +211,7 @@ def test_values_between_points_are_linear_in_log_samples(aevb):
     assert aevb.value_at(curve, 1000.0) == pytest.approx(-3.0)
     assert [aevb.value_at(curve, at) for at in (100.0, 10_000.0, 20_000.0)] == [-5.0, -1.0, 0.0]
     assert aevb.value_at(curve, 99.0) is None
+    assert aevb.value_at(curve[:1], 100.0) == -5.0
     assert aevb.value_at(curve, 20_001.0) is None
 
 
