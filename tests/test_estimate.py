@@ -29,6 +29,18 @@ def test_an_estimate_carries_the_errors_of_its_mean() -> None:
         result.value = 0.0
 
 
+def test_an_estimate_says_where_its_weights_speak_against_its_error() -> None:
+    """By Pareto k-hat where there is one; else by the effective sample size, where an error is stated at all."""
+    values, errors = torch.tensor([-1.0, -3.0, -8.0, -2.0]), torch.tensor([0.3, 0.4, math.inf, math.nan])
+    sizes = torch.tensor([1.9, 2.0, 1.0, 1.0])
+    few = Estimate.of(values, errors, effective_sample_size=sizes)
+    assert repr(few).endswith("4 data, effective sample size < 2 for 1: not to be trusted there)")
+    assert repr(few.shifted(1.0)).endswith("4 data, effective sample size < 2 for 1: not to be trusted there)")
+    heavy = Estimate.of(values, errors, effective_sample_size=sizes, pareto_k=torch.tensor([0.1, 0.8, 0.7, 0.9]))
+    assert repr(heavy).endswith("4 data, k-hat > 0.7 for 2: not to be trusted there)")
+    assert repr(Estimate.of(values, errors, effective_sample_size=2 * sizes)).endswith("4 data)")
+
+
 def test_the_log_of_a_mean_is_that_of_its_weights() -> None:
     """Weights of any size; one that is 0 counts, and data whose weights are all 0 have probability 0."""
     w = torch.tensor([[1.0, 2.0, 0.0, 0.0], [3.0, 2.0, 4.0, 0.0]], dtype=torch.float64)

@@ -60,9 +60,10 @@ def annealed_importance_sampling(
 
     The weights are unbiased, :math:`E[w] = p(x)`, for any number of temperatures and chains and any quality of the
     transitions, so that the estimate is in expectation a lower bound. Two temperatures are importance sampling from
-    :math:`p_0`. Where a datum's effective sample size is near 1, its standard error and bias tell nothing: take more
-    temperatures. Chains that all miss a mode of the posterior are not noticed; `bidirectional_monte_carlo` bounds
-    what is missing, on simulated data. Where `log_marginal` has a small Pareto k-hat, it is as true and far cheaper.
+    :math:`p_0`. Where a datum's effective sample size is near 1, its standard error and bias tell nothing, as the
+    estimate's repr says: take more temperatures. Chains that all miss a mode of the posterior are not noticed;
+    `bidirectional_monte_carlo` bounds what is missing, on simulated data. Where `log_marginal` has a small Pareto
+    k-hat, it is as true and far cheaper.
 
     The step sizes, one for each datum and temperature, are those of a pilot run with noise of its own: step sizes
     that adapt to the chains themselves would bias the weights.

@@ -15,6 +15,9 @@ from pyro_vae.errors import InputError
 # Above this Pareto k-hat an importance-sampled log p(x), and its error, are not to be trusted.
 PARETO_LIMIT = 0.7
 
+# Below this effective sample size of the weights one of them carries the mean: its error and bias tell nothing.
+FEWEST_WEIGHTS = 2.0
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -68,12 +71,22 @@ class Estimate:
         )
 
     def __repr__(self) -> str:
-        untrusted = int((self.diagnostics["pareto_k"] > PARETO_LIMIT).sum()) if "pareto_k" in self.diagnostics else 0
-        warning = f", k-hat > {PARETO_LIMIT} for {untrusted}: not to be trusted there" if untrusted else ""
+        reason, untrusted = self._doubt()
+        warning = f", {reason} for {untrusted}: not to be trusted there" if untrusted else ""
         return (
             f"Estimate({self.value:.4f} ± {self.standard_error:.4f} (Monte Carlo) ± {self.sampling_error:.4f} (data), "
             f"{len(self.pointwise)} data{warning})"
         )
+
+    def _doubt(self) -> tuple[str, int]:
+        """What the weights say against the error, and of how many data; an error of inf or nan says so itself."""
+        if "pareto_k" in self.diagnostics:
+            return f"k-hat > {PARETO_LIMIT}", int((self.diagnostics["pareto_k"] > PARETO_LIMIT).sum())
+        if "effective_sample_size" not in self.diagnostics:
+            return "", 0
+        few = self.diagnostics["effective_sample_size"] < FEWEST_WEIGHTS
+        stated = self.diagnostics["pointwise_error"].isfinite()
+        return f"effective sample size < {FEWEST_WEIGHTS:g}", int((few & stated).sum())
 
     def __sub__(self, other: Estimate) -> Estimate:
         """Returns the paired difference of two estimates of the same data, whose draws are independent.

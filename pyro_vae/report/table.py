@@ -10,13 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pyro_vae.comparison import Comparison
-from pyro_vae.evaluation.estimate import PARETO_LIMIT
+from pyro_vae.evaluation.estimate import FEWEST_WEIGHTS, PARETO_LIMIT
 from pyro_vae.report.wording import enumerated, estimate, first_of, intervals, number, significant
 from pyro_vae.run import Run
 from pyro_vae.statistics import Interval
 
-# Below this effective sample size of the chains the error of an annealed log p(x) tells nothing.
-_FEWEST_CHAINS = 2.0
 _CROSS_ENTROPY = "cross-entropy bound (not a log-likelihood)"
 _ANNEALED = "annealed importance sampling"
 _ACTIVE = "Active: the posterior mean varies over the data (variance above 0.01)."
@@ -155,10 +153,10 @@ def annealing(comparison: Comparison) -> str:
     )
     bias = max(float(estimate.diagnostics["bias"].mean()) for estimate in estimates)
     text += f", too low by an estimated {bias:.2g} nats." if math.isfinite(bias) else "."
-    poor = max(int((e.diagnostics["effective_sample_size"] < _FEWEST_CHAINS).sum()) for e in estimates)
-    if poor and about["chains"] > _FEWEST_CHAINS:
+    poor = max(int((e.diagnostics["effective_sample_size"] < FEWEST_WEIGHTS).sum()) for e in estimates)
+    if poor and about["chains"] > FEWEST_WEIGHTS:
         text += (
-            f" Warning: effective sample size below {_FEWEST_CHAINS:g} of the {about['chains']} chains for {poor} of "
+            f" Warning: effective sample size below {FEWEST_WEIGHTS:g} of the {about['chains']} chains for {poor} of "
             f"{n} test data; their log p(x) is too low by more than it says; take more temperatures "
             "(evaluation.temperatures)."
         )
