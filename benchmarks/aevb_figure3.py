@@ -29,9 +29,9 @@ from where they were, one for each datum, as they do in the first author's code 
 not an on-line algorithm". So it is here, unless ``--mcem-batch`` says otherwise. What a step counts for on the axis of
 samples evaluated the paper does not say; here a datum counts once for each gradient at it, in a leapfrog step as in an
 update, 15 times, where the other algorithms have one. That is an assumption, made with the published curves in view: of
-1,000 training data ours is ahead of these by 2.0 and 2.3 nats at 10 and 20 million samples, and by updates alone, 5
-times, it would be by 9 and 7. The curves keep the steps too, for who counts otherwise. Adagrad has no warm-up for it,
-as in that code; its stepsize is chosen by ``shared``.
+1,000 training data ours is ahead of the training curve by 2.0 and 2.3 nats at 10 and 20 million samples, and by updates
+alone, 5 times, it would be by 9 and 7. The curves keep the steps too, for who counts otherwise. Adagrad has no warm-up
+for it, as in that code; its stepsize is chosen by ``shared``.
 
 Two choices can be given: the stepsize, in place of the one that is best early on, since the paper does not say which
 its curves have; and the factor of q(z|x)'s log variances, of which wake-sleep's is the code's and not the paper's. Such

@@ -45,6 +45,7 @@ from pyro_vae.moments import centre
 
 PANELS = ("mnist-2", "frey-2", "mnist-20", "mnist-10", "mnist-5")  # data set and N_z; the most important first
 SAMPLES = 10_000_000  # training samples evaluated
+SEED = 0
 FIRST, PER_DECADE = 100_000, 4
 MANIFOLD, DRAWS = 20, 10  # pictures on a side, of figure 4 and of figure 5
 SHAPES = {"mnist": (28, 28), "frey": (28, 20)}
@@ -96,7 +97,7 @@ def run(panel: str, data: Data, setting: Setting, given: argparse.Namespace, pla
     latents, batch = int(panel.split("-")[1]), min(aevb.BATCH, len(data.train))
     hidden = QUICK["hidden"] if given.quick else aevb.HIDDEN[data.name]
     make = partial(made, data, latents, hidden, setting, given.device)
-    choose = partial(aevb.choose_stepsize, make, AEVB, data, setting, seed=0, compile=not given.quick)
+    choose = partial(aevb.choose_stepsize, make, AEVB, data, setting, seed=SEED, compile=not given.quick)
     chosen = choose(samples=QUICK["choice"] if given.quick else aevb.CHOICE_SAMPLES)
     vae, steps = make(), -(-given.samples // batch)
     parts = {part: x.to(given.device) for part, x in aevb.evaluated_data(data).items()}
@@ -105,7 +106,7 @@ def run(panel: str, data: Data, setting: Setting, given: argparse.Namespace, pla
         steps=steps,
         at=logarithmic(max(1, min(FIRST // batch, steps // 10)), steps, PER_DECADE),
         evaluate=lambda step: {part: round(aevb.bound(vae, x), 4) for part, x in parts.items()},
-        seed=0,
+        seed=SEED,
         compile=not given.quick,
         progress=f"{aevb.DATA_TITLES[data.name]}, {latents} latents",
         **aevb.training(data, setting, chosen["stepsize"]),
@@ -115,6 +116,7 @@ def run(panel: str, data: Data, setting: Setting, given: argparse.Namespace, pla
     return {
         "data_set": data.name,
         "latents": latents,
+        "seed": SEED,
         "samples": records[-1]["samples"],
         **chosen,
         "execution": history.execution.split(" in ")[0],
@@ -127,7 +129,7 @@ def run(panel: str, data: Data, setting: Setting, given: argparse.Namespace, pla
 
 def made(data: Data, latents: int, hidden: int, setting: Setting, device: str) -> VAE:
     """Returns the paper's VAE on a device."""
-    return aevb.make_vae(data, latents, hidden, 0, setting).to(device)
+    return aevb.make_vae(data, latents, hidden, SEED, setting).to(device)
 
 
 def summarise(runs: dict[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from linear_gaussian import LinearGaussian
 WIDTHS = (0.6, 1.0, 1.6)
 PARTICLES = (1, 8, 64)
 DRAWS = 2000
+SEED = 0  # of the draws
 
 
 def algorithms() -> dict[str, Inference]:
@@ -76,7 +77,7 @@ def main() -> None:
     for width in WIDTHS:
         table.add_column(f"q {width} x the exact scale", justify="right")
         vae = model.vae(model.exact_encoder(width))
-        for label, groups in gradient_variance(vae, x, algorithms(), DRAWS, progress=True).items():
+        for label, groups in gradient_variance(vae, x, algorithms(), DRAWS, seed=SEED, progress=True).items():
             noise = groups["phi"]
             result.setdefault(label, {})[str(width)] = {
                 "variance": noise.variance.mean,
@@ -87,7 +88,8 @@ def main() -> None:
     for label, by_width in result.items():
         table.add_row(label, *(_cell(cell) for cell in by_width.values()))
     Console(width=140).print(table)
-    Console().print(record.write("gradient_noise", {"draws": DRAWS, "data": len(x), "phi": result}))
+    found = {"draws": DRAWS, "seed": SEED, "data": len(x), "phi": result}
+    Console().print(record.write("gradient_noise", found))
 
 
 def _cell(cell: dict[str, float]) -> str:

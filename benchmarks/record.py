@@ -7,6 +7,7 @@ import math
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from pyro_vae.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
+_BEGAN = time.perf_counter()
 
 
 def _git(*words: str) -> str | None:
@@ -49,13 +51,16 @@ def circumstances(device: str, command: str) -> dict[str, Any]:
 def write(name: str, result: dict[str, Any], device: str = "cpu") -> Path:
     """Writes ``results/<name>.json`` (``<name>_cuda.json`` on CUDA) and returns its path; nan and infinity become null.
 
+    With ``wall_seconds``, of this process up to here.
+
     Arguments:
         name: Of the benchmark's module.
         result: Ready for JSON.
         device: On which it ran.
     """
     command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-    content = {"environment": circumstances(device, command), **_plain(result)}
+    seconds = round(time.perf_counter() - _BEGAN, 1)
+    content = {"environment": circumstances(device, command), "wall_seconds": seconds, **_plain(result)}
     suffix = "" if device == "cpu" else f"_{torch.device(device).type}"
     path = RESULTS / f"{name}{suffix}.json"
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")

@@ -21,6 +21,14 @@ from pyro_vae.experiment import Experiment
 from pyro_vae.inference import AEVB
 from pyro_vae.modes import isolated
 
+SEEDS = {
+    "training": 0,
+    "simulated data": 1,
+    "importance sampling": 2,
+    "AIS from the prior": 3,
+    "AIS from the encoder": 4,
+}
+
 
 def main() -> None:
     """Prints the table and writes the result."""
@@ -33,7 +41,7 @@ def main() -> None:
     given = arguments.parse_args()
     experiment = Experiment.parse({"data": "digits", "inference": "aevb", "training": {"epochs": given.epochs}})
     data = experiment.load_data()
-    with isolated(0):
+    with isolated(SEEDS["training"]):
         vae = experiment.build(data)
     fit(
         vae,
@@ -41,19 +49,23 @@ def main() -> None:
         AEVB(),
         transform=data.transform,
         epochs=given.epochs,
-        seed=0,
+        seed=SEEDS["training"],
         optimizer=lambda p: torch.optim.Adam(p, lr=1e-3),
         progress=True,
     )
     vae.eval()
     annealing = (given.temperatures, given.chains)
-    sandwich = bidirectional_monte_carlo(vae, given.n, *annealing, seed=1, progress=True)
+    sandwich = bidirectional_monte_carlo(vae, given.n, *annealing, seed=SEEDS["simulated data"], progress=True)
     x = sandwich.data
     estimates = {
-        f"importance sampling, {given.samples} samples": log_marginal(vae, x, given.samples, seed=2, progress=True),
-        "AIS from the prior": annealed_importance_sampling(vae, x, *annealing, seed=3, progress=True),
+        f"importance sampling, {given.samples} samples": log_marginal(
+            vae, x, given.samples, seed=SEEDS["importance sampling"], progress=True
+        ),
+        "AIS from the prior": annealed_importance_sampling(
+            vae, x, *annealing, seed=SEEDS["AIS from the prior"], progress=True
+        ),
         "AIS from the encoder": annealed_importance_sampling(
-            vae, x, *annealing, start="encoder", seed=4, progress=True
+            vae, x, *annealing, start="encoder", seed=SEEDS["AIS from the encoder"], progress=True
         ),
         "bidirectional, lower": sandwich.lower,
         "bidirectional, upper": sandwich.upper,
@@ -77,6 +89,7 @@ def main() -> None:
         "temperatures": given.temperatures,
         "chains": given.chains,
         "samples": given.samples,
+        "seeds": SEEDS,
         "estimates": rows,
         "width": {"value": sandwich.width.value, "sampling_error": sandwich.width.sampling_error},
         "ais_minus_is": {"value": float(difference.mean()), "sampling_error": error},

@@ -124,20 +124,20 @@ def derive_posterior(prior: nn.Module, encoder: nn.Module, context_features: int
     """
     like = next((t for t in (*prior.parameters(), *prior.buffers()) if t.is_floating_point()), torch.empty(()))
     p = prior(*([like.new_zeros(1, context_features)] if context_features else []))
-    family, remedy = type(cells_of(p)).__name__, _remedy(p)
+    family, advice = type(cells_of(p)).__name__, remedy(p)
     if p.support.is_discrete:
-        raise InputError(f"VAE: no posterior follows from the discrete prior `{family}`; {remedy}.")
+        raise InputError(f"VAE: no posterior follows from the discrete prior `{family}`; {advice}.")
     try:
         transform = bijection_onto(support_of(p))
     except NotImplementedError:
         raise InputError(
-            f"VAE: no bijection onto the support {p.support} of the prior `{family}` is known; {remedy}."
+            f"VAE: no bijection onto the support {p.support} of the prior `{family}` is known; {advice}."
         ) from None
     on_the_line = _is_identity(transform)
     if on_the_line and not _vanishes_at_infinity(p):
         raise InputError(
             f"VAE: the density of the prior `{family}` does not integrate to 1 over the support that it declares "
-            f"({p.support}), so a Normal posterior would give an ELBO above log p(x); {remedy}."
+            f"({p.support}), so a Normal posterior would give an ELBO above log p(x); {advice}."
         )
     base = Conditional(dist.Normal, transform.inverse_shape(p.event_shape), given=encoder)
     return base if on_the_line else Pushforward(base, prior, context_features)
@@ -175,7 +175,7 @@ def _onto_support(
             return posterior
         raise InputError(
             f"VAE: the posterior `{type(cells_of(q)).__name__}` is over the real space, and no bijection takes it onto "
-            f"the support {p.support} of the prior `{type(cells_of(p)).__name__}`; {_remedy(p)}."
+            f"the support {p.support} of the prior `{type(cells_of(p)).__name__}`; {remedy(p)}."
         ) from None
     if not _is_identity(transform):
         fits = transform.inverse_shape(p.event_shape) == q.event_shape
@@ -184,16 +184,18 @@ def _onto_support(
         raise InputError(
             f"VAE: the density of the prior `{type(cells_of(p)).__name__}` does not integrate to 1 over the support "
             f"that it declares ({p.support}), so the posterior `{type(cells_of(q)).__name__}` would give an ELBO above "
-            f"log p(x); {_remedy(p)}."
+            f"log p(x); {remedy(p)}."
         )
     return posterior
 
 
-def _remedy(p: TorchDistribution) -> str:
-    """A posterior that fits a prior from which none follows: of the family that it names, else of its own.
+def remedy(p: TorchDistribution) -> str:
+    """Returns which posterior to pass for a prior from which none follows: of the family it names, else of its own.
 
     Of a mixture that is the family of its components.
     """
+    if isinstance(p, HierarchicalDistribution):
+        return "pass a posterior whose layers have the prior's supports"
     cells = cells_of(p)
     while isinstance(cells, dist.MixtureSameFamily):
         cells = cells_of(cells.component_distribution)

@@ -14,6 +14,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of, is_discrete
 from pyro_vae.hierarchy import blocks_of
 from pyro_vae.modes import evaluating, isolated
+from pyro_vae.posteriors import remedy
 
 
 @torch.no_grad()
@@ -117,7 +118,7 @@ def check_supports(prior: TorchDistribution, posterior: TorchDistribution, *modu
         posterior: The posterior.
         *modules: That returned them.
     """
-    derived = "" if is_discrete(prior.support) else ", or leave it out and it follows from the prior"
+    derived = "choose a posterior with the prior's support, or leave it out and it follows from the prior"
     with isolated(0), evaluating(nn.ModuleList(modules)):
         for name, drawn, other, support in (
             ("posterior", posterior, "prior", prior.support),
@@ -130,8 +131,8 @@ def check_supports(prior: TorchDistribution, posterior: TorchDistribution, *modu
                 continue
             if not inside:
                 raise InputError(
-                    f"VAE: the {name} has support {drawn.support}, with draws outside the {other}'s, {support}; choose "
-                    f"a posterior with the prior's support{derived}."
+                    f"VAE: the {name} has support {drawn.support}, with draws outside the {other}'s, {support}; "
+                    f"{remedy(prior) if is_discrete(prior.support) else derived}."
                 )
 
 

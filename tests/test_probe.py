@@ -124,7 +124,7 @@ def test_where_the_density_does_not_integrate_to_one_too() -> None:
 
 def test_only_where_a_posterior_follows_from_the_prior_it_may_be_left_out() -> None:
     for prior, ending in (
-        (dist.Bernoulli, "prior's support."),
+        (dist.Bernoulli, "pass posterior=Conditional(dist.Bernoulli, (2,), given=...)."),
         (dist.Gamma, "or leave it out and it follows from the prior."),
     ):
         with pytest.raises(InputError, match="draws outside the") as error:

@@ -144,10 +144,12 @@ def test_the_topics_are_the_committed_result():
             f"{row[key]['mean']:.0f} ± {row[key]['half_width']:.0f}"
             for key in ("predictive", "topics_above_one_percent")
         ]
-        assert re.search(rf"^\| {re.escape(label)}[^|]* \| {cells[0]} \| {cells[1]} \|$", README, re.M)
+        npmi = row["coherence_npmi"]
+        cells.append(f"{npmi['mean']:.2f} ± {npmi['half_width']:.2f}")
+        assert re.search(rf"^\| {re.escape(label)}[^|]* \| {cells[0]} \| {cells[1]} \| {cells[2]} \|$", README, re.M)
     for name, label in {"unigram": "unigram", "dirichlet-multinomial": "Dirichlet-multinomial without topics"}.items():
         value = result["without_topics"][name]["predictive"]["value"]
-        assert f"| {label}, closed form | {value:.0f} | - |" in README
+        assert f"| {label}, closed form | {value:.0f} | - | - |" in README
 
 
 def test_the_step_times_are_the_committed_result():
