@@ -3,16 +3,23 @@ r"""What travels through every call: data and what is known about them."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Union
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, default_collate
+
+from pyro_vae.errors import InputError
+from pyro_vae.tensors import TensorLike, as_tensor
+
+_FORMS = "a Tensor, an ndarray, a DataFrame, a Batch or a torch Dataset (for training, a DataLoader too)"
 
 
 class Batch(NamedTuple):
     r"""A minibatch: B data and, optionally, what is known about each of them.
 
-    A `Tensor` stands for ``Batch(x)`` wherever a batch is expected. Being a named tuple, it is a pytree.
+    A `Tensor`, an ndarray, a DataFrame or a torch `Dataset` stands for ``Batch(x)`` wherever a batch is expected, and
+    fields may be given as arrays; see `Batch.of`. Being a named tuple, it is a pytree.
 
     Attributes:
         x: Data, shape ``(B, *event_shape)`` of the likelihood.
@@ -38,20 +45,27 @@ class Batch(NamedTuple):
     weight: Tensor | None = None
 
     @classmethod
-    def of(cls, data: Tensor | Batch) -> Batch:
-        """Returns ``data`` as a `Batch`.
+    def of(cls, data: DataLike, caller: str = "Batch", name: str = "x") -> Batch:
+        """Returns ``data`` as a `Batch` of tensors; one that is that already is returned unchanged.
 
         Arguments:
-            data: A tensor of shape ``(B, *event_shape)``, or a batch, which is returned unchanged.
+            data: Shape ``(B, *event_shape)``: a tensor, an array, a data frame, or a data set (read once, as a
+                whole); or a batch, whose fields may be arrays.
+            caller: Who asks; begins the message of an error.
+            name: What the data are called there.
 
         Raises:
-            TypeError: Where ``data`` is neither.
+            InputError: For anything else, and for cells that are not numbers.
         """
-        if isinstance(data, Batch):
-            return data
         if isinstance(data, Tensor):
             return cls(data)
-        raise TypeError(f"Batch: expected a Tensor or a Batch, got `{type(data).__name__}`; pass Batch(x, ...).")
+        if isinstance(data, Batch):
+            if all(field is None or isinstance(field, Tensor) for field in data):
+                return data
+            return cls(*(_field(caller, *pair) for pair in zip(cls._fields, data, strict=True)))
+        if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+            return cls.of(_collated(data, caller), caller, name)
+        return cls(as_tensor(data, f"{caller}: `{name}`", _FORMS))
 
     @property
     def size(self) -> int:
@@ -76,3 +90,36 @@ class Batch(NamedTuple):
     def mean(self, values: Tensor) -> Tensor:
         """Returns the mean of per-datum ``values`` of shape ``(..., B)`` over the batch, weighted by ``weight``."""
         return (values if self.weight is None else values * self.weight).mean()
+
+
+DataLike = Union[TensorLike, Batch, "Dataset[Any]"]
+"""Data in any of the forms that `Batch.of` takes."""
+
+
+def x_of(item: Any) -> Any:
+    """Returns x of an item such as (x, label), as data sets yield them."""
+    return item[0] if isinstance(item, list | tuple) and not isinstance(item, Batch) and len(item) > 0 else item
+
+
+def _collated(dataset: Any, caller: str) -> Any:
+    """The x of all items of a data set."""
+    items = [x_of(dataset[i]) for i in range(len(dataset))]
+    try:
+        data = default_collate(items) if items else torch.empty(0)
+    except (TypeError, RuntimeError):  # of no known type, or of several shapes
+        data = None
+    if isinstance(data, Tensor | Batch):
+        return data
+    given = sorted({type(item).__name__ for item in items})
+    shapes = sorted({tuple(item.shape) for item in items if isinstance(item, Tensor)})
+    raise InputError(
+        f"{caller}: the items of a data set, or the first of each item, are tensors, arrays or numbers of one shape; "
+        "got "
+        + ", ".join(f"`{name}`" for name in given)
+        + (f" of shapes {', '.join(map(str, shapes[:3]))}" if len(shapes) > 1 else "")
+        + "; convert them in its __getitem__ or its transform (images: torchvision's ToTensor())."
+    )
+
+
+def _field(caller: str, name: str, values: Any) -> Any:
+    return None if values is None else as_tensor(values, f"{caller}: `{name}`")

@@ -13,7 +13,7 @@ import xarray
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.modes import evaluating, isolated
@@ -31,7 +31,7 @@ _DRAWS = ("chain", "draw", "datum")
 @torch.no_grad()
 def to_arviz(
     vaes: VAE | Sequence[VAE],
-    data: Tensor | Batch,
+    data: DataLike,
     *,
     num_samples: int = 100,
     seed: int = 0,
@@ -68,8 +68,8 @@ def to_arviz(
 
     Arguments:
         vaes: One VAE, or several of one structure.
-        data: Shape ``(N, *event_shape)``, or a `Batch`. The result is in memory: ``2 chains num_samples N`` times the
-            cells of a datum, of 4 bytes.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. The result is in memory: ``2 chains
+            num_samples N`` times the cells of a datum, of 4 bytes.
         num_samples: Draws for each datum.
         seed: Of the draws, which add the number of the chain to it; the global random state is left as it is.
         units: The transform of the data, such as ``data.units``: x then is in the data's own units, its cells have
@@ -122,7 +122,7 @@ def to_arviz(
     return _assemble(groups, {**described, **(attributes or {})}, columns)
 
 
-def _checked(vaes: Sequence[VAE], data: Tensor | Batch, num_samples: int) -> Batch:
+def _checked(vaes: Sequence[VAE], data: DataLike, num_samples: int) -> Batch:
     """The data as a batch that fits every VAE."""
     if not vaes:
         raise InputError("to_arviz: expected at least one VAE, got none.")

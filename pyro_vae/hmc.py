@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import identity_transform
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import Batch, DataLike
 from pyro_vae.engine.function import repeated, routine
 from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of
@@ -40,7 +40,7 @@ class Latents:
 
     Arguments:
         vae: The VAE.
-        data: Shape ``(B, *event_shape)``, or a `Batch`.
+        data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
         caller: Who asks; begins the message of an error.
 
     Raises:
@@ -49,7 +49,7 @@ class Latents:
     Reference: Kucukelbir et al., "Automatic differentiation variational inference", 2017, section 2.3.
     """
 
-    def __init__(self, vae: VAE, data: Tensor | Batch, caller: str = "HMC") -> None:
+    def __init__(self, vae: VAE, data: DataLike, caller: str = "HMC") -> None:
         self.vae, self.batch = vae, vae.check(data)
         with pyro.validation_enabled(False):  # positions that overflow are for the sampler to reject
             self.prior = vae.prior_given(self.batch)

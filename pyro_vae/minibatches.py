@@ -8,13 +8,12 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import Batch, x_of
 from pyro_vae.errors import InputError
 from pyro_vae.modes import isolated, stream_seed
 from pyro_vae.vae import VAE
@@ -194,7 +193,7 @@ class Streamed:
 
     def epoch(self) -> Iterator[tuple[Batch, Tensor | None]]:
         for item in self._items():
-            batch = as_batch(_first(item)).to(self.device, self.dtype)
+            batch = as_batch(x_of(item)).to(self.device, self.dtype)
             self.check(batch, "a minibatch of the training data")
             if self.transform is not None:
                 batch = batch._replace(x=self.transform(batch.x, self.generator))
@@ -223,41 +222,15 @@ def checksum(data: Batch) -> int:
 
 
 def as_batch(data: Any, name: str = "x") -> Batch:
-    """Returns data as a `Batch`: a tensor, an array, a data frame, a batch or a data set (read once, as a whole).
+    """Returns data as a `Batch`; see `Batch.of`.
 
     Raises:
-        InputError: For anything else, for cells that are not numbers, and for zero rows.
+        InputError: For data of no known form, for cells that are not numbers, and for zero rows.
     """
-    if isinstance(data, TorchDataset) and not isinstance(data, IterableDataset):
-        items = [_first(data[i]) for i in range(len(data))]  # type: ignore[arg-type]
-        data = default_collate(items) if items else torch.empty(0)
-    batch = data if isinstance(data, Batch) else Batch(_as_tensor(data, name))
+    batch = Batch.of(data, "fit", name)
     if batch.x.dim() == 0 or batch.size == 0:
         raise InputError(f"fit: the data have zero rows (shape {tuple(batch.x.shape)}); give at least one datum.")
     return batch
-
-
-def _first(item: Any) -> Any:
-    """x of an item such as (x, label), as data sets yield them."""
-    return item[0] if isinstance(item, list | tuple) and not isinstance(item, Batch) and len(item) > 0 else item
-
-
-def _as_tensor(data: Any, name: str) -> Tensor:
-    if isinstance(data, Tensor):
-        return data
-    values = data.to_numpy() if hasattr(data, "to_numpy") else data
-    if not isinstance(values, np.ndarray):
-        raise InputError(
-            f"fit: `{name}` is a Tensor, an ndarray, a DataFrame, a Batch or a torch Dataset (for training, a "
-            f"DataLoader too); got `{type(data).__name__}`."
-        )
-    if values.dtype.kind not in "fiub":
-        raise InputError(
-            f"fit: data must be numeric, got an array of dtype `{values.dtype}`; encode its cells as numbers."
-        )
-    if not values.flags.writeable or not values.dtype.isnative:
-        values = values.astype(values.dtype.newbyteorder("="))
-    return torch.from_numpy(np.ascontiguousarray(values))
 
 
 def _checked_weights(weights: Any, size: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 
 from pyro_vae.encoder_input import default_input
 from pyro_vae.errors import InputError
-from pyro_vae.hierarchy import Hierarchy, Reads
+from pyro_vae.hierarchy import Hierarchy, Reads, blocks_of
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.networks import spec_of
 from pyro_vae.parameter_prior import ParameterPrior
@@ -56,6 +56,21 @@ def part_to_spec(part: nn.Module) -> dict[str, Any]:
             f"`{type(part).__name__}` has head=None."
         )
     return {**spec, "network": network}
+
+
+def vae_to_spec(vae: VAE) -> dict[str, Any]:
+    """Returns what an experiment file says of a VAE; see `VAE.to_spec`."""
+    if len(vae.event_shape) != 1:
+        raise InputError(
+            f"to_spec: in an experiment file data are flat, and these have shape {tuple(vae.event_shape)}; "
+            f"declare the likelihood with event_shape ({vae.event_shape.numel()},)."
+        )
+    parts = parts_to_spec(vae)
+    latent: Any = list(vae.latent_shape) if len(vae.latent_shape) != 1 else vae.latent_shape[0]
+    own = {} if blocks_of(vae.prior) else {"latent": latent}
+    if vae.parameter_prior is not None:
+        own["parameter_prior"] = parameter_prior_to_spec(vae.parameter_prior)
+    return {**own, **parts}
 
 
 def parts_to_spec(vae: VAE) -> dict[str, dict[str, Any]]:

@@ -12,23 +12,23 @@ from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
-from pyro_vae.hierarchy import Reads, blocks_of
+from pyro_vae.hierarchy import Reads
 from pyro_vae.masking import masked
 from pyro_vae.moments import centre, representative
 from pyro_vae.param_store import Registered
 from pyro_vae.parameter_prior import ParameterPrior
 from pyro_vae.posteriors import derive_posterior, mirrored, onto_support
 from pyro_vae.probe import call_once, check_batch_shape, check_blocks, check_fields, check_supports, draw_two
-from pyro_vae.spec import parameter_prior_to_spec, parts_to_spec
+from pyro_vae.spec import vae_to_spec
 
 
 class Programs(NamedTuple):
     """A Pyro model and guide that leave the param store untouched; their parameters are the module's own."""
 
-    model: Callable[[Tensor | Batch], Tensor]
-    guide: Callable[[Tensor | Batch], Tensor]
+    model: Callable[[DataLike], Tensor]
+    guide: Callable[[DataLike], Tensor]
 
 
 class VAE(Registered):
@@ -116,14 +116,14 @@ class VAE(Registered):
 
     # ------------------------------------------------------------------ the Pyro programs
 
-    def model(self, data: Tensor | Batch) -> Tensor:
+    def model(self, data: DataLike) -> Tensor:
         """The generative program p(z) p(x|z), with ``x`` observed, for Pyro's own inference.
 
         Sites ``z`` and ``x`` lie in the plate ``data`` (dim -1), scaled by N/M where ``size`` is set; a parameter
         prior is the factor ``parameter_prior``.
 
         Arguments:
-            data: Shape ``(B, *event_shape)``, or a `Batch`.
+            data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
 
         Returns:
             The value of ``x``.
@@ -131,7 +131,7 @@ class VAE(Registered):
         self._register(self.theta)
         return self._generate(data)
 
-    def guide(self, data: Tensor | Batch) -> Tensor:
+    def guide(self, data: DataLike) -> Tensor:
         """The inference program q(z|x), for Pyro's own inference; arguments as for `model`."""
         self._register(self.phi)
         return self._infer(data)
@@ -141,7 +141,7 @@ class VAE(Registered):
         """`model` and `guide` without registration in the param store."""
         return Programs(self._generate, self._infer)
 
-    def _generate(self, data: Tensor | Batch) -> Tensor:
+    def _generate(self, data: DataLike) -> Tensor:
         batch = self.check(data)
         if self.parameter_prior is not None:
             pyro.factor("parameter_prior", self.log_parameter_prior())
@@ -151,7 +151,7 @@ class VAE(Registered):
             observed: Tensor = pyro.sample("x", x_given_z, obs=x)
         return observed
 
-    def _infer(self, data: Tensor | Batch) -> Tensor:
+    def _infer(self, data: DataLike) -> Tensor:
         batch = self.check(data)
         with self._plate(batch):
             z: Tensor = pyro.sample("z", self.encode(batch))
@@ -214,11 +214,11 @@ class VAE(Registered):
             given = self.likelihood.select(given, self.prior)
         return torch.cat([given, *(c.expand(*given.shape[:-1], -1) for c in covariates)], dim=-1)
 
-    def encode(self, data: Tensor | Batch) -> TorchDistribution:
+    def encode(self, data: DataLike) -> TorchDistribution:
         """Returns q(z|x), with ``batch_shape == (B,)``.
 
         Arguments:
-            data: Shape ``(B, *event_shape)``, or a `Batch`. Masked cells enter as 0.
+            data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes. Masked cells enter as 0.
         """
         return self.posterior(self.posterior_input(self.check(data)))
 
@@ -228,12 +228,12 @@ class VAE(Registered):
         given = _flatten(x, len(self.event_shape))
         return given if batch.context is None else torch.cat([given, batch.context], dim=-1)
 
-    def log_likelihood(self, z: Tensor, data: Tensor | Batch) -> Tensor:
+    def log_likelihood(self, z: Tensor, data: DataLike) -> Tensor:
         """Returns log p(x|z) over the observed cells, in nats.
 
         Arguments:
             z: Shape ``(..., B, *latent_shape)``.
-            data: Shape ``(B, *event_shape)``, or a `Batch`.
+            data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
 
         Returns:
             Shape ``(..., B)``.
@@ -241,19 +241,19 @@ class VAE(Registered):
         x_given_z, x = self._observed(z, self.check(data))
         return x_given_z.log_prob(x)
 
-    def log_joint(self, z: Tensor, data: Tensor | Batch) -> Tensor:
+    def log_joint(self, z: Tensor, data: DataLike) -> Tensor:
         """Returns log p(x, z) over the observed cells, in nats; arguments and shape as for `log_likelihood`."""
         batch = self.check(data)
         return self.prior_given(batch).log_prob(z) + self.log_likelihood(z, batch)
 
-    def log_weights(self, data: Tensor | Batch, num_particles: int = 1) -> Tensor:
+    def log_weights(self, data: DataLike, num_particles: int = 1) -> Tensor:
         r"""Returns :math:`\log w_k = \log p(x, z_k) - \log q(z_k|x)` for :math:`z_k \sim q(z|x)`.
 
         Never scaled by N/M or by weights: its mean over k is the ELBO of each datum, the log of the mean of w an
         importance estimate of log p(x). Gradients pass through z where q is reparameterizable.
 
         Arguments:
-            data: Shape ``(B, *event_shape)``, or a `Batch`.
+            data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
             num_particles: K.
 
         Returns:
@@ -267,29 +267,30 @@ class VAE(Registered):
     # ------------------------------------------------------------------ what a trained model is used for
 
     @torch.no_grad()
-    def generate(self, n: int, context: Tensor | None = None, offset: Tensor | None = None) -> Tensor:
+    def generate(self, n: int, context: Any = None, offset: Any = None) -> Tensor:
         """Returns n draws of x from the model, shape ``(n, *event_shape)``.
 
         Arguments:
             n: Number of draws.
-            context: Shape ``(n, C)``, where the model has one.
-            offset: Shape ``(n, 1)`` or ``(n, D)``, where a parameter of the likelihood takes one.
+            context: Tensor or array of shape ``(n, C)``, where the model has one.
+            offset: The same, of shape ``(n, 1)`` or ``(n, D)``, where a parameter of the likelihood takes one.
         """
-        given = (n, 0) if context is None else tuple(context.shape)
-        if given != (n, self.context_features):
+        given = Batch.of(Batch(torch.empty(n), context=context, offset=offset), "VAE").to(self.device, self.dtype)
+        shape = (n, 0) if given.context is None else tuple(given.context.shape)
+        if shape != (n, self.context_features):
             raise InputError(
-                f"VAE: generate needs a context of shape {(n, self.context_features)}, one row a draw; got {given}."
+                f"VAE: generate needs a context of shape {(n, self.context_features)}, one row a draw; got {shape}."
             )
-        p = self.prior_given(context)
+        p = self.prior_given(given)
         z = p.sample((n,)) if p.batch_shape == () else p.sample()
-        return self.decode(z, Batch(z, context=context, offset=offset)).sample()
+        return self.decode(z, given).sample()
 
     @torch.no_grad()
-    def reconstruct(self, data: Tensor | Batch, num_samples: int | None = None) -> Tensor:
+    def reconstruct(self, data: DataLike, num_samples: int | None = None) -> Tensor:
         """Returns what the model makes of the data after encoding them.
 
         Arguments:
-            data: Shape ``(B, *event_shape)``, or a `Batch`.
+            data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
             num_samples: None: the likelihood's mean (its mode where it has no mean) at the posterior's mean
                 (its mode on a sphere), shape ``(B, *event_shape)``. S: that many draws of x for z drawn from
                 q(z|x), shape ``(S, B, *event_shape)``.
@@ -314,14 +315,16 @@ class VAE(Registered):
 
     # ------------------------------------------------------------------ checks
 
-    def check(self, data: Tensor | Batch) -> Batch:
-        """Returns the data as a `Batch` of the model's floating-point type.
+    def check(self, data: DataLike) -> Batch:
+        """Returns the data as a `Batch` of the model's floating-point type; arrays on the model's device too.
 
         Raises:
             InputError: For a trailing shape that is not the likelihood's, an empty batch, or a context that the
                 model was not declared with.
         """
-        batch = Batch.of(data)
+        batch = Batch.of(data, "VAE")
+        if batch is not data and not isinstance(data, Tensor):
+            batch = batch.to(self.device, self.dtype)  # arrays lie on no device
         if batch.x.shape[1:] != self.event_shape or batch.x.dim() == 0 or batch.size == 0:
             raise InputError(
                 f"VAE: expected data of shape (B, {', '.join(map(str, self.event_shape))}) with B >= 1, got "
@@ -376,17 +379,7 @@ class VAE(Registered):
         Raises:
             InputError: Where a part or a network has no name in an experiment file, or data are not flat.
         """
-        if len(self.event_shape) != 1:
-            raise InputError(
-                f"to_spec: in an experiment file data are flat, and these have shape {tuple(self.event_shape)}; "
-                f"declare the likelihood with event_shape ({self.event_shape.numel()},)."
-            )
-        parts = parts_to_spec(self)
-        latent: Any = list(self.latent_shape) if len(self.latent_shape) != 1 else self.latent_shape[0]
-        own = {} if blocks_of(self.prior) else {"latent": latent}
-        if self.parameter_prior is not None:
-            own["parameter_prior"] = parameter_prior_to_spec(self.parameter_prior)
-        return {**own, **parts}
+        return vae_to_spec(self)
 
     def extra_repr(self) -> str:
         return f"latent_shape={tuple(self.latent_shape)}, event_shape={tuple(self.event_shape)}, size={self.size}"

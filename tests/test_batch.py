@@ -1,10 +1,14 @@
 """Batch: what travels through every call."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils.data import TensorDataset
 
 from pyro_vae import Batch
+from pyro_vae.errors import InputError
 
 
 @pytest.fixture
@@ -23,8 +27,20 @@ def test_of_takes_a_tensor_or_a_batch(batch):
     assert made.x is batch.x
     assert made[1:] == (None,) * 4
     assert made.size == 5
-    with pytest.raises(TypeError, match=r"expected a Tensor or a Batch, got `list`; pass Batch\(x"):
+    with pytest.raises(InputError, match=r"Batch: `x` is a Tensor, an ndarray, .*; got `list`"):
         Batch.of([1.0])
+
+
+def test_of_makes_tensors_of_arrays_frames_and_data_sets_in_any_field():
+    x = np.arange(6.0).reshape(3, 2)
+    for given in (x, pd.DataFrame(x), TensorDataset(torch.tensor(x))):
+        assert torch.equal(Batch.of(given).x, torch.tensor(x))
+    made = Batch.of(Batch(x, context=pd.DataFrame(x[:, :1]), mask=~np.isnan(x), weight=np.ones(3)))
+    assert torch.equal(made.context, torch.tensor(x[:, :1]))
+    assert (made.mask.dtype, made.weight.dtype, made.offset) == (torch.bool, torch.float64, None)
+    assert Batch.of(np.arange(3)).x.dtype == torch.int64
+    with pytest.raises(InputError, match=r"log_marginal: `context`: data must be numeric, got .* dtype `object`"):
+        Batch.of(Batch(x, context=np.array([["a"]], dtype=object)), "log_marginal")
 
 
 @pytest.mark.parametrize("index", [torch.tensor([4, 0, 4]), slice(1, 3)], ids=["positions", "slice"])

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -144,6 +145,16 @@ def test_data_that_do_not_fit_are_refused(name: str) -> None:
     if name not in SIMULATES:
         with pytest.raises(InputError, match=r"expected data of shape \(B, 5\)"):
             EVALUATIONS[name](vae_with_modes(), torch.zeros(4, 6), 0)
+
+
+@ALL
+def test_data_come_in_every_form_that_fit_takes(name: str) -> None:
+    if name in SIMULATES:
+        return
+    vae, evaluate = vae_with_modes(), EVALUATIONS[name]
+    expected, x = numbers(evaluate(vae, X.float(), 0)), X.float().numpy()
+    for data in (x, X.double().numpy(), pd.DataFrame(x), Batch(x, mask=~np.isnan(x))):  # type: ignore[arg-type]
+        torch.testing.assert_close(numbers(evaluate(vae, data, 0)), expected)
 
 
 @ALL

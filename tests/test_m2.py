@@ -289,6 +289,7 @@ def test_classify_takes_data_with_or_without_a_context() -> None:
     for data in (X, Batch(X), Batch(X, contexts(KNOWN["none"])), Batch(X, contexts(KNOWN["all"]))):
         torch.testing.assert_close(m2.classify(vae, data), expected, rtol=0, atol=1e-14)
     torch.testing.assert_close(m2.classify(vae, X.float()), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(m2.classify(vae, X.numpy()), expected, rtol=0, atol=1e-14)
     assert not m2.classify(vae, X).requires_grad
     torch.testing.assert_close(m2.classify(vae, X).sum(-1), torch.ones(6).double())
     mask = torch.ones_like(X, dtype=torch.bool)

@@ -493,6 +493,10 @@ class Endless(IterableDataset):
         yield from ROWS
 
 
+class Items(list, Dataset):
+    """A data set of these items."""
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -505,6 +509,11 @@ class Endless(IterableDataset):
         (np.array([["a", 1]], dtype=object), r"data must be numeric, got an array of dtype `object`"),
         (pd.DataFrame({"a": ["x", "y"]}), r"data must be numeric"),
         (ROWS.tolist(), r"is a Tensor, an ndarray.*got `list`"),
+        (
+            Items([object()]),
+            r"items of a data set.* are tensors, arrays or numbers of one shape; got `object`; convert",
+        ),
+        (Items([ROWS[0], ROWS[0, :5]]), r"items of a data set.*got `Tensor` of shapes \(5,\), \(6,\)"),
         (DataLoader(Endless()), r"IterableDataset has no length; give it a map-style data set"),
         (Endless(), r"IterableDataset has no length|map-style"),
         (

@@ -6,6 +6,7 @@ import io
 import math
 import pickle
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -135,6 +136,15 @@ def test_x_of_any_type_is_converted(make_vae, x, dtype):
     vae = make_vae()
     assert vae.check(x.to(dtype)).x.dtype == torch.float32
     assert torch.equal(vae.encode(x.to(dtype)).mean, vae.encode(x).mean)
+
+
+def test_its_methods_take_arrays(conditional_vae, x):
+    context = torch.eye(3)[torch.arange(len(x)) % 3]
+    batch, arrays = Batch(x, context), Batch(x.double().numpy(), pd.DataFrame(context.numpy()))
+    for method in (conditional_vae.reconstruct, lambda data: conditional_vae.encode(data).mean):
+        assert torch.equal(method(arrays), method(batch))
+    assert conditional_vae.generate(len(x), context.numpy()).shape == x.shape
+    assert conditional_vae.check(arrays).context.dtype == torch.float32
 
 
 def test_default_posterior_is_the_likelihoods_network_in_reverse():

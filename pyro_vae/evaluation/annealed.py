@@ -12,7 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import Batch, DataLike
 from pyro_vae.engine.function import enabled
 from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError, near_match
@@ -37,7 +37,7 @@ _DELTA = 4.0
 
 def annealed_importance_sampling(
     vae: VAE,
-    data: Tensor | Batch,
+    data: DataLike,
     temperatures: int = 1000,
     chains: int = 16,
     *,
@@ -70,7 +70,7 @@ def annealed_importance_sampling(
 
     Arguments:
         vae: The VAE; evaluated in evaluation mode, whatever its mode.
-        data: Shape ``(N, *event_shape)``, or a `Batch`. Any N: evaluated in bounded memory.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Any N: evaluated in bounded memory.
         temperatures: T, at least 2. The error falls with it, and the time grows.
         chains: C, independent chains for each datum; with one, the standard error is nan.
         start: :math:`p_0`: ``"prior"``, or ``"encoder"`` for q(z|x), which needs fewer temperatures where q is good

@@ -3,28 +3,29 @@ r"""The data that an evaluation is given."""
 from __future__ import annotations
 
 import pyro
-from torch import Tensor
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
+from pyro_vae.modes import isolated
 from pyro_vae.vae import VAE
 from pyro_vae.value_check import check_values
 
 
-def evaluated(caller: str, vae: VAE, data: Tensor | Batch, *, weighted: bool = False) -> Batch:
+def evaluated(caller: str, vae: VAE, data: DataLike, *, weighted: bool = False) -> Batch:
     """Returns the data as a `Batch`, after a look at every value.
 
     Arguments:
         caller: Who asks; begins the message of an error.
         vae: The VAE.
-        data: Shape ``(N, *event_shape)``, or a `Batch`.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes.
         weighted: Whether the caller heeds weights.
 
     Raises:
         InputError: For data that do not fit the VAE, are not finite or (while Pyro validates) outside the
             likelihood's support; and for weights that would be ignored.
     """
-    batch = vae.check(data)
+    with isolated(0, "data"):  # of data sets that draw
+        batch = vae.check(Batch.of(data, caller))
     if batch.weight is not None and not weighted:
         raise InputError(
             f"{caller}: takes no weights, and the batch has some; pass batch._replace(weight=None), and weigh the "

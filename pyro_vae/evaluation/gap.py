@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import Batch, DataLike
 from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated
@@ -65,7 +65,7 @@ class InferenceGap:
 @torch.no_grad()
 def inference_gap(
     vae: VAE,
-    data: Tensor | Batch,
+    data: DataLike,
     *,
     num_samples: int = 1000,
     steps: int = 300,
@@ -90,7 +90,7 @@ def inference_gap(
 
     Arguments:
         vae: The VAE; evaluated in evaluation mode and left as it is.
-        data: Shape ``(N, *event_shape)``, or a `Batch`. Any N, in bounded memory.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Any N, in bounded memory.
         num_samples: S, draws of z for each datum at which the gaps are evaluated.
         steps: Of each run of the optimisation.
         log_marginal: log p(x) of the same data, such as that of annealed importance sampling.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.inference import Inference
@@ -48,7 +48,7 @@ class GradientNoise:
 
 def gradient_variance(
     vae: VAE,
-    data: Tensor | Batch,
+    data: DataLike,
     algorithms: Mapping[str, Inference],
     num_draws: int = 100,
     *,

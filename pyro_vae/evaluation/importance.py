@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import Batch, DataLike
 from pyro_vae.engine.function import enabled, repeated, routine
 from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError
@@ -36,7 +36,7 @@ _LARGEST_BLOCK = 2**25 - 2**16
 @torch.no_grad()
 def log_marginal(
     vae: VAE,
-    data: Tensor | Batch,
+    data: DataLike,
     num_samples: int = 5000,
     *,
     seed: int = 0,
@@ -52,7 +52,7 @@ def log_marginal(
 
     Arguments:
         vae: The VAE; evaluated in evaluation mode, whatever its mode.
-        data: Shape ``(N, *event_shape)``, or a `Batch`. Any N: evaluated in bounded memory.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Any N: evaluated in bounded memory.
         num_samples: S, for each datum.
         seed: Of the draws; the global random state is left as it is.
         compile: Whether blocks of samples run as a compiled program, at the same noise the same to rounding (draws
@@ -97,7 +97,7 @@ def log_marginal(
 @torch.no_grad()
 def elbo(
     vae: VAE,
-    data: Tensor | Batch,
+    data: DataLike,
     num_samples: int = 10,
     *,
     seed: int = 0,
@@ -108,7 +108,7 @@ def elbo(
 
     Arguments:
         vae: The VAE; evaluated in evaluation mode, whatever its mode.
-        data: Shape ``(N, *event_shape)``, or a `Batch`.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes.
         num_samples: Draws of z for each datum; with one, the standard error is nan.
         seed: Of the draws; the global random state is left as it is.
         compile: See `log_marginal`.

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate
@@ -74,7 +74,7 @@ class AggregatePosterior:
 
 @torch.no_grad()
 def rate_distortion(
-    vae: VAE, data: Tensor | Batch, num_samples: int = 10, *, seed: int = 0, progress: bool = False
+    vae: VAE, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
 ) -> RateDistortion:
     r"""Returns the two parts of the ELBO, which is minus their sum.
 
@@ -86,7 +86,7 @@ def rate_distortion(
 
     Arguments:
         vae: The VAE; evaluated in evaluation mode, whatever its mode.
-        data: Shape ``(N, *event_shape)``, or a `Batch`. Any N, in bounded memory.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Any N, in bounded memory.
         num_samples: Draws of z for each datum; with one, the standard errors of what is sampled are nan.
         seed: Of the draws; the global random state is left as it is.
         progress: Whether to show a progress bar.
@@ -120,7 +120,7 @@ def rate_distortion(
 
 @torch.no_grad()
 def mutual_information(
-    vae: VAE, data: Tensor | Batch, num_samples: int = 10, *, seed: int = 0, progress: bool = False
+    vae: VAE, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
 ) -> Estimate:
     r"""Returns how much the latents tell of which datum they belong to.
 
@@ -133,7 +133,7 @@ def mutual_information(
 
     Arguments:
         vae: The VAE; evaluated in evaluation mode, whatever its mode.
-        data: Shape ``(N, *event_shape)``, or a `Batch`; memory is bounded, time grows with N^2.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes; memory is bounded, time grows with N^2.
         num_samples: Draws of z for each datum; with one, the standard error is nan.
         seed: Of the draws; the global random state is left as it is.
         progress: Whether to show a progress bar.
@@ -156,7 +156,7 @@ def mutual_information(
 
 @torch.no_grad()
 def aggregate_posterior(
-    vae: VAE, data: Tensor | Batch, num_samples: int = 10, *, seed: int = 0, progress: bool = False
+    vae: VAE, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
 ) -> AggregatePosterior:
     r"""Returns what the posteriors of all data together look like, and how far they are from the prior.
 
@@ -167,7 +167,7 @@ def aggregate_posterior(
 
     Arguments:
         vae: The VAE, without context; evaluated in evaluation mode, whatever its mode.
-        data: Shape ``(N, *event_shape)``, or a `Batch`; memory is bounded, time grows with N^2.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes; memory is bounded, time grows with N^2.
         num_samples: Draws of z for each datum; with one, the standard errors are nan.
         seed: Of the draws; the global random state is left as it is. The same as in `mutual_information` is the same
             draws.
@@ -216,7 +216,7 @@ def _blocks(total: int, largest: int) -> Iterator[int]:
 
 
 def _terms(
-    vae: VAE, data: Tensor | Batch, num_samples: int, seed: int, progress: bool
+    vae: VAE, data: DataLike, num_samples: int, seed: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """log q(z|x), log q(z) and log p(z) at draws from q(z|x), shape ``(S, part of the data)`` each, in float64."""
     batch = evaluated("aggregate_posterior", vae, data)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import DataLike
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.hierarchy import blocks_of
@@ -24,7 +24,7 @@ _CHUNK = 10_000
 
 
 @torch.no_grad()
-def posterior_means(vae: VAE, data: Tensor | Batch) -> Tensor:
+def posterior_means(vae: VAE, data: DataLike) -> Tensor:
     """Returns the mean of q(z|x) of each datum, shape ``(N, *latent_shape)``; see `pyro_vae.moments.centre`."""
     batch = evaluated("posterior_means", vae, data, weighted=True)
     with evaluating(vae):
@@ -35,12 +35,12 @@ def posterior_means(vae: VAE, data: Tensor | Batch) -> Tensor:
     return torch.cat(parts)
 
 
-def active_units(vae: VAE, data: Tensor | Batch, threshold: float = 0.01) -> Tensor:
+def active_units(vae: VAE, data: DataLike, threshold: float = 0.01) -> Tensor:
     r"""Returns which latent dimensions are active: :math:`\mathrm{Var}_x(E_{q(z|x)}[z_j])` above a threshold.
 
     Arguments:
         vae: The VAE.
-        data: At least two data, shape ``(N, *event_shape)``, or a `Batch`.
+        data: At least two data, shape ``(N, *event_shape)``, in any form that `Batch.of` takes.
         threshold: Of the variance over the data.
 
     Returns:
@@ -55,14 +55,14 @@ def active_units(vae: VAE, data: Tensor | Batch, threshold: float = 0.01) -> Ten
 
 
 @torch.no_grad()
-def kl_per_dimension(vae: VAE, data: Tensor | Batch, num_samples: int = 100, *, seed: int = 0) -> Tensor | None:
+def kl_per_dimension(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: int = 0) -> Tensor | None:
     r"""Returns the mean over data of :math:`\mathrm{KL}(q(z_j|x) \| p(z_j))` for each latent dimension, in nats.
 
     In closed form where there is one, else by Monte Carlo.
 
     Arguments:
         vae: The VAE.
-        data: Shape ``(N, *event_shape)``, or a `Batch`.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes.
         num_samples: Draws of z for each datum, where there is no closed form.
         seed: Of those draws.
 
@@ -124,7 +124,7 @@ class LatentKL:
 
 
 @torch.no_grad()
-def latent_kl(vae: VAE, data: Tensor | Batch, num_samples: int = 100, *, seed: int = 0) -> LatentKL:
+def latent_kl(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: int = 0) -> LatentKL:
     r"""Returns the KL of each latent, and whether it was had in closed form or by Monte Carlo.
 
     For the layers of a hierarchy :math:`E_q[\log q(z_l | z_{pa(l)}, x) - \log p(z_l | z_{pa(l)})]`: they sum to the KL
@@ -132,7 +132,7 @@ def latent_kl(vae: VAE, data: Tensor | Batch, num_samples: int = 100, *, seed: i
 
     Arguments:
         vae: The VAE.
-        data: Shape ``(N, *event_shape)``, or a `Batch`.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes.
         num_samples: Draws of z for each datum, where there is no closed form; at least 2.
         seed: Of those draws.
 

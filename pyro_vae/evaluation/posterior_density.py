@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import DataLike
 from pyro_vae.engine.function import enabled
 from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError
@@ -36,7 +36,7 @@ _LEAST = 0.5
 
 def posterior_density_estimator(
     vae: VAE,
-    data: Tensor | Batch,
+    data: DataLike,
     num_samples: int = 1000,
     *,
     chains: int = 50,
@@ -67,7 +67,7 @@ def posterior_density_estimator(
 
     Arguments:
         vae: The VAE; evaluated in evaluation mode, whatever its mode.
-        data: Shape ``(N, *event_shape)``, or a `Batch`. Any N: evaluated in bounded memory.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Any N: evaluated in bounded memory.
         num_samples: S, of each datum, for q and again for the mean; rounded up to a multiple of ``chains``.
         chains: C, chains that S samples come from, at least 2: the error is that between their means, which
             autocorrelation leaves true. The chains for q are as many again.

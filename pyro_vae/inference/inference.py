@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
 from pyro_vae.vae import VAE
 
@@ -92,12 +92,12 @@ class Inference(nn.Module):
     def _whole(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
         return self.loss(vae, batch), None
 
-    def losses(self, vae: VAE, data: Tensor | Batch) -> Iterator[Loss]:
+    def losses(self, vae: VAE, data: DataLike) -> Iterator[Loss]:
         """Yields the loss of each phase; the caller follows its gradient before it asks for the next.
 
         Arguments:
             vae: The VAE.
-            data: Shape ``(B, *event_shape)``, or a `Batch`.
+            data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
 
         Example:
             >>> import pyro.distributions as dist, torch

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import is_validation_enabled
 from torch import Tensor
 
-from pyro_vae.batch import Batch
+from pyro_vae.batch import Batch, DataLike
 from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
 from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
@@ -107,17 +107,17 @@ class M2(Inference):
         return logits
 
     @torch.no_grad()
-    def classify(self, vae: VAE, data: Tensor | Batch) -> Tensor:
+    def classify(self, vae: VAE, data: DataLike) -> Tensor:
         """Returns q(y|x), shape ``(N, C)``.
 
         Arguments:
             vae: That was trained by this algorithm.
-            data: Shape ``(N, *event_shape)``, or a `Batch`, whose context is not looked at.
+            data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes, whose context is not looked at.
 
         Raises:
             InputError: Before it was trained, and for data of another shape.
         """
-        batch = Batch.of(data).to(vae.device, vae.dtype)
+        batch = Batch.of(data, "M2").to(vae.device, vae.dtype)
         anything = batch.x.new_zeros(len(batch.x), vae.context_features)
         return self._log_q(vae, vae.check(batch._replace(context=anything))).exp()
 
