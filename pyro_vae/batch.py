@@ -2,7 +2,7 @@ r"""What travels through every call: data and what is known about them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Union
 
 import torch
@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     weight: Tensor | None = None
 
     @classmethod
-    def of(cls, data: DataLike, caller: str = "Batch", name: str = "x") -> Batch:
+    def of(cls, data: DataLike, caller: str = "Batch", name: str = "x", columns: Sequence[str] | None = None) -> Batch:
         """Returns ``data`` as a `Batch` of tensors; one that is that already is returned unchanged.
 
         Arguments:
@@ -53,19 +53,21 @@ class Batch(NamedTuple):
                 whole); or a batch, whose fields may be arrays.
             caller: Who asks; begins the message of an error.
             name: What the data are called there.
+            columns: Names of the cells of a datum, in whose order the columns of a data frame are put.
 
         Raises:
-            InputError: For anything else, and for cells that are not numbers.
+            InputError: For anything else, for cells that are not numbers, and for a data frame with other columns.
         """
         if isinstance(data, Tensor):
             return cls(data)
         if isinstance(data, Batch):
             if all(field is None or isinstance(field, Tensor) for field in data):
                 return data
-            return cls(*(_field(caller, *pair) for pair in zip(cls._fields, data, strict=True)))
+            rest = (_field(caller, *pair) for pair in zip(cls._fields[1:], data[1:], strict=True))
+            return cls(cls.of(data.x, caller, name, columns).x, *rest)
         if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-            return cls.of(_collated(data, caller), caller, name)
-        return cls(as_tensor(data, f"{caller}: `{name}`", _FORMS))
+            return cls.of(_collated(data, caller), caller, name, columns)
+        return cls(as_tensor(data, f"{caller}: `{name}`", _FORMS, columns))
 
     @property
     def size(self) -> int:

@@ -251,6 +251,7 @@ class Reads(nn.Module):
         if not layers or not all(isinstance(name, str) for name in layers):
             raise InputError(f'Reads: expected names of layers, such as "z1"; got {layers!r}.')
         self.likelihood, self.layers = likelihood, layers
+        self.column_names = getattr(likelihood, "column_names", None)
 
     def forward(self, context: Tensor, offset: Tensor | None = None) -> TorchDistribution:
         """Returns p(x|z) given the layers that it reads (and the covariates), as `VAE.decode` selects them."""

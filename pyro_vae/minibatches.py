@@ -15,6 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pyro_vae.batch import Batch, x_of
 from pyro_vae.errors import InputError
+from pyro_vae.given import batch_for
 from pyro_vae.modes import isolated, stream_seed
 from pyro_vae.vae import VAE
 from pyro_vae.value_check import ValueCheck
@@ -97,7 +98,7 @@ def minibatches(
         order = torch.Generator().manual_seed(generator.initial_seed())
         return Streamed(vae, DataLoader(data, batch_size, shuffle=True, generator=order), generator, transform, check)
     with isolated(seed, "data"):  # of data sets that draw
-        batch = as_batch(data)
+        batch = as_batch(vae, data)
     return Resident(vae, batch, batch_size, generator, transform, weights, check)
 
 
@@ -164,7 +165,7 @@ class Streamed:
         transform: Transform | None,
         check: ValueCheck,
     ) -> None:
-        self.loader, self.device, self.dtype, self.check = loader, vae.device, vae.dtype, check
+        self.loader, self.vae, self.check = loader, vae, check
         try:
             self.steps, self.size = len(loader), len(loader.dataset)  # type: ignore[arg-type]
         except TypeError:
@@ -193,7 +194,7 @@ class Streamed:
 
     def epoch(self) -> Iterator[tuple[Batch, Tensor | None]]:
         for item in self._items():
-            batch = as_batch(x_of(item)).to(self.device, self.dtype)
+            batch = as_batch(self.vae, x_of(item)).to(self.vae.device, self.vae.dtype)
             self.check(batch, "a minibatch of the training data")
             if self.transform is not None:
                 batch = batch._replace(x=self.transform(batch.x, self.generator))
@@ -221,13 +222,13 @@ def checksum(data: Batch) -> int:
     return zlib.crc32(b"".join(field.cpu().contiguous().numpy().tobytes() for field in fields))
 
 
-def as_batch(data: Any, name: str = "x") -> Batch:
-    """Returns data as a `Batch`; see `Batch.of`.
+def as_batch(vae: VAE, data: Any, name: str = "x") -> Batch:
+    """Returns data as a `Batch`; see `batch_for`.
 
     Raises:
         InputError: For data of no known form, for cells that are not numbers, and for zero rows.
     """
-    batch = Batch.of(data, "fit", name)
+    batch = batch_for(vae, data, "fit", name)
     if batch.x.dim() == 0 or batch.size == 0:
         raise InputError(f"fit: the data have zero rows (shape {tuple(batch.x.shape)}); give at least one datum.")
     return batch

@@ -81,6 +81,7 @@ class Mixed(Trunk):
 
     Attributes:
         columns: The declarations, by name (``"0"``, ``"1"``, ... where they have none).
+        column_names: Their names, by which a data frame's columns are put in order; None where they have none.
         event_shape: ``(D,)``.
 
     Raises:
@@ -106,6 +107,7 @@ class Mixed(Trunk):
         if not named:
             raise InputError('Mixed: expected at least one column, such as {"age": dist.Normal}, got none.')
         self.columns = {name: each if isinstance(each, Column) else Column(each) for name, each in named.items()}
+        self.column_names = tuple(self.columns) if isinstance(columns, Mapping) else None
         self.event_shape = torch.Size((len(self.columns),))
         self._members = _alike(self.columns)
         self.groups = nn.ModuleList(self._group(list(names)) for names in self._members)

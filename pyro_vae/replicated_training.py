@@ -144,7 +144,7 @@ def fit_replicates(
 
 def _held_out(vae: VAE, validation: Any, seed: int, check_support: bool) -> Batch:
     with isolated(seed, "data"):
-        held_out = as_batch(validation, "validation").to(vae.device, vae.dtype)
+        held_out = as_batch(vae, validation, "validation").to(vae.device, vae.dtype)
     check_values(vae, held_out, check_support, "validation data")
     return held_out
 

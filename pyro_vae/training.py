@@ -225,7 +225,7 @@ def fit(
     held_out = None
     if validation is not None:
         with isolated(seed, "data"):
-            held_out = as_batch(validation, "validation")
+            held_out = as_batch(vae, validation, "validation")
         held_out = held_out.to(vae.device, vae.dtype)
         check_values(vae, held_out, check_support, "validation data")
     total = steps if steps is not None else (epochs or 0) * source.steps

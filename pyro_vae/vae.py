@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
+from pyro_vae.given import batch_for
 from pyro_vae.hierarchy import Reads
 from pyro_vae.masking import masked
 from pyro_vae.moments import centre, representative
@@ -322,7 +323,7 @@ class VAE(Registered):
             InputError: For a trailing shape that is not the likelihood's, an empty batch, or a context that the
                 model was not declared with.
         """
-        batch = Batch.of(data, "VAE")
+        batch = batch_for(self, data)
         if batch is not data and not isinstance(data, Tensor):
             batch = batch.to(self.device, self.dtype)  # arrays lie on no device
         if batch.x.shape[1:] != self.event_shape or batch.x.dim() == 0 or batch.size == 0:

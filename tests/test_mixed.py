@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Network, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Learned, Network, Reads, fit, mlp
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation import elbo
 from pyro_vae.experiment.mixed import ColumnSpec, MixedSpec
 from pyro_vae.inference import AEVB
 from pyro_vae.mixed import Column, Mixed
@@ -254,3 +257,47 @@ def test_the_shorthand_for_levels():
     for wrong in ({"Categorical": 1}, {"Normal": 3}, {"Categorical": "x"}):
         with pytest.raises(ValueError, match="expected a family such as"):
             ColumnSpec.model_validate(wrong)
+
+
+# ---------------------------------------------------------------------- data frames
+
+
+def vae_of(likelihood, cells):
+    prior = Hierarchy(z2=Conditional(dist.Normal, (1,)), z1=Conditional(dist.Normal, (2,), given=mlp(1, 3)))
+    return VAE(prior.double(), likelihood, Conditional(dist.Normal, (3,), given=mlp(cells, 4)).double())
+
+
+@pytest.mark.parametrize("reads", [(), ("z1",)], ids=str)
+def test_the_columns_of_a_data_frame_are_found_by_their_names(reads):
+    columns = {"age": dist.Normal, "visits": dist.Poisson, "smoker": dist.Bernoulli}
+    vae = vae_of(Reads(mixed(columns), *reads) if reads else mixed(columns, latent=3), 3)
+    frame = pd.DataFrame({"age": [0.5, -1.0], "visits": [3.0, 40.0], "smoker": [1.0, 0.0]})
+    other = frame[["smoker", "age", "visits"]]
+    expected = elbo(vae, torch.tensor(frame.to_numpy()), 5).pointwise
+    for given in (frame, other, Batch(other)):
+        assert torch.equal(elbo(vae, given, 5).pointwise, expected)
+    options = {"optimizer": lambda p: torch.optim.SGD(p, lr=1e-3), "steps": 1, "compile": False}
+    states = []
+    for given in (frame, other):
+        own = copy.deepcopy(vae)
+        states.append((own, fit(own, given, AEVB(), validation=given, **options).validation_bound))
+    assert states[0][1] == states[1][1]
+    assert all(torch.equal(a, b) for a, b in zip(*(own.parameters() for own, _ in states), strict=True))
+    message = r"`validation` has the columns `age`, `bmi`, `smoker`, and the likelihood `age`, `visits`, `smoker`"
+    with pytest.raises(InputError, match=message):
+        fit(vae, frame, AEVB(), validation=frame.rename(columns={"visits": "bmi"}), **options)
+    with pytest.raises(InputError, match=r"VAE: `x` has the columns `age`, `smoker`, and the likelihood"):
+        vae.reconstruct(frame[["age", "smoker"]])
+
+
+def test_columns_without_names_are_taken_in_their_order():
+    vae = vae_of(mixed([dist.Normal, dist.Poisson], latent=3), 2)
+    frame = pd.DataFrame({"b": [0.5], "a": [3.0]})
+    assert torch.equal(vae.check(frame).x, torch.tensor([[0.5, 3.0]], dtype=torch.float64))
+
+
+def test_a_data_frame_is_refused_where_the_model_has_units_of_its_own():
+    vae = vae_of(mixed([dist.Normal], latent=3), 1)
+    vae.units = object()
+    with pytest.raises(InputError, match=r"elbo: .*pass vae\.units\.to_model_units\(frame\)"):
+        elbo(vae, pd.DataFrame({"a": [1.0]}))

@@ -6,6 +6,7 @@ import pyro
 
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
+from pyro_vae.given import batch_for
 from pyro_vae.modes import isolated
 from pyro_vae.vae import VAE
 from pyro_vae.value_check import check_values
@@ -25,7 +26,7 @@ def evaluated(caller: str, vae: VAE, data: DataLike, *, weighted: bool = False) 
             likelihood's support; and for weights that would be ignored.
     """
     with isolated(0, "data"):  # of data sets that draw
-        batch = vae.check(Batch.of(data, caller))
+        batch = vae.check(batch_for(vae, data, caller))
     if batch.weight is not None and not weighted:
         raise InputError(
             f"{caller}: takes no weights, and the batch has some; pass batch._replace(weight=None), and weigh the "

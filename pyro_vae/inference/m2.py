@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
+from pyro_vae.given import batch_for
 from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
 from pyro_vae.inference.needs import PATHWISE, labels_as_context
 from pyro_vae.modes import isolated
@@ -117,7 +118,7 @@ class M2(Inference):
         Raises:
             InputError: Before it was trained, and for data of another shape.
         """
-        batch = Batch.of(data, "M2").to(vae.device, vae.dtype)
+        batch = batch_for(vae, data, "M2").to(vae.device, vae.dtype)
         anything = batch.x.new_zeros(len(batch.x), vae.context_features)
         return self._log_q(vae, vae.check(batch._replace(context=anything))).exp()
 

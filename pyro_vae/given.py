@@ -1,0 +1,39 @@
+r"""Data as they are given, made ready for one VAE."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from pyro_vae.batch import Batch, DataLike
+from pyro_vae.errors import InputError
+from pyro_vae.tensors import is_frame
+
+if TYPE_CHECKING:
+    from pyro_vae.vae import VAE
+
+
+def batch_for(vae: VAE, data: DataLike, caller: str = "VAE", name: str = "x") -> Batch:
+    """Returns data as a `Batch` of tensors, the columns of a data frame in the order of the likelihood's.
+
+    A likelihood tells the names of its columns by an attribute ``column_names``, as `Mixed` does.
+
+    Arguments:
+        vae: For which they are.
+        data: Shape ``(B, *event_shape)``, model units, in any form that `Batch.of` takes.
+        caller: Who asks; begins the message of an error.
+        name: What the data are called there.
+
+    Raises:
+        InputError: As `Batch.of`; and for a data frame where the VAE comes from a run folder, with units.
+    """
+    x = data.x if isinstance(data, Batch) else data
+    if isinstance(x, Tensor):
+        return Batch.of(data, caller, name)
+    if vae.units is not None and is_frame(x):
+        raise InputError(
+            f"{caller}: the VAE comes from a run folder, and the data frame may be in other units than the model's; "
+            "pass vae.units.to_model_units(frame)."
+        )
+    return Batch.of(data, caller, name, getattr(vae.likelihood, "column_names", None))
