@@ -14,6 +14,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.engine import Ledger
 from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError, NonFiniteError
+from pyro_vae.fit_arguments import Counts, check_running, checked_algorithm, whole
 from pyro_vae.history import History
 from pyro_vae.inference import Inference
 from pyro_vae.interrupts import deferrable
@@ -24,7 +25,6 @@ from pyro_vae.replicated_minibatches import sources
 from pyro_vae.replicated_run import Run
 from pyro_vae.replicated_stepping import Replicate, Stream
 from pyro_vae.stepping import OptimizerFactory, Stepper
-from pyro_vae.training import _check_arguments
 from pyro_vae.vae import VAE
 from pyro_vae.validation import Watch
 from pyro_vae.value_check import check_values
@@ -111,26 +111,26 @@ def fit_replicates(
         >>> [history.steps for history in histories]
         [5, 5, 5]
     """
-    counts = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
-    counts |= {"validation_every": validation_every, "early_stopping": early_stopping}
+    counts = Counts.of(epochs, steps, batch_size, validation_every, early_stopping)
+    check_running(schedule, clip_norm, transform, divergence, compile)
     _check_vaes(vaes)
     own_seeds = _checked_seeds(len(vaes), seeds, common_noise)
     algorithms, factories = _algorithms(inference, len(vaes)), _factories(optimizer, len(vaes))
     for vae, algorithm, factory in zip(vaes, algorithms, factories, strict=True):
-        _check_arguments(algorithm, factory, counts, keep, divergence, validation is not None, compile)
+        checked_algorithm(algorithm, factory, counts, keep, validation is not None)
         algorithm.to(vae.device).check(vae)
     unknown = algorithms[0].takes_unknown_labels
-    made = sources(vaes, x, batch_size, own_seeds, common_noise, transform, weights, check_support, unknown)
+    made = sources(vaes, x, counts.batch_size, own_seeds, common_noise, transform, weights, check_support, unknown)
     if any(vae.size is not None and vae.size != made[0].size for vae in vaes):
         raise InputError(f"fit: a VAE was declared with another `size` than that of the data, {made[0].size}.")
     held_out = None if validation is None else _held_out(vaes[0], validation, own_seeds[0], check_support)
-    total = steps if steps is not None else (epochs or 0) * made[0].steps
+    total = counts.total(made[0].steps)
     replicates = []
     for r, (vae, algorithm, factory) in enumerate(zip(vaes, algorithms, factories, strict=True)):
         run = Stepper(vae, algorithm, factory, schedule, clip_norm, check_support)
-        every = validation_every or made[0].steps
+        every = counts.validation_every or made[0].steps
         mode: Literal["auto", False] = "auto" if compile else False
-        watch = Watch(vae, algorithm, held_out, every, early_stopping, keep, check_support, mode)
+        watch = Watch(vae, algorithm, held_out, every, counts.early_stopping, keep, check_support, mode)
         ledger = Ledger(run.optimizer, [list(moved.values()) for _, moved in run.phases], vae.device, run.kept)
         replicates.append(Replicate(r, own_seeds[r], run, watch, ledger, Stream(own_seeds[r], vae.device)))
     with _environment(replicates), steps_bar(progress, total) as bar:
@@ -179,13 +179,15 @@ def _history(replicate: Replicate, run: Run) -> History:
 
 def _checked_seeds(count: int, seeds: int | Sequence[int], common: bool) -> list[int]:
     """One seed of each replicate."""
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
-        return [seeds if common else seeds + r for r in range(count)]
-    if not isinstance(seeds, Sequence) or not all(isinstance(s, int) for s in seeds) or len(seeds) != count:
+    first = whole(seeds)
+    if first is not None:
+        return [first if common else first + r for r in range(count)]
+    own = [seed for seed in map(whole, seeds) if seed is not None] if isinstance(seeds, Sequence) else []
+    if not isinstance(seeds, Sequence) or len(own) != len(seeds) or len(own) != count:
         raise InputError(f"fit: `seeds` is an integer, or one for each of the {count} VAEs; got `{seeds!r}`.")
-    if common and len(set(seeds)) > 1:
+    if common and len(set(own)) > 1:
         raise InputError(f"fit: with common_noise=True all VAEs have one seed, an integer; got `{seeds!r}`.")
-    return list(seeds)
+    return own
 
 
 def _algorithms(inference: Inference | Sequence[Inference], count: int) -> list[Inference]:
@@ -201,14 +203,13 @@ def _algorithms(inference: Inference | Sequence[Inference], count: int) -> list[
 
 
 def _factories(optimizer: OptimizerFactory | Sequence[OptimizerFactory], count: int) -> list[OptimizerFactory]:
-    if not isinstance(optimizer, Sequence):
-        return [optimizer] * count
-    if len(optimizer) != count:
+    own: list[Any] = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer] * count
+    if len(own) != count:
         raise InputError(
             f"fit: `optimizer` makes the optimizer of a VAE, or is a list of {count} such functions, one for each VAE; "
-            f"got {len(optimizer)} of them."
+            f"got {len(own)} of them."
         )
-    return list(optimizer)
+    return own
 
 
 def _check_vaes(vaes: Sequence[VAE]) -> None:

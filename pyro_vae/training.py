@@ -3,7 +3,7 @@ r"""The training loop: one function for every inference algorithm."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -13,6 +13,7 @@ from pyro_vae.checkpoint import Checkpoint
 from pyro_vae.engine import enabled
 from pyro_vae.engine.price import Mode
 from pyro_vae.errors import InputError, NonFiniteError
+from pyro_vae.fit_arguments import Counts, check_running, checked_algorithm, checked_seed
 from pyro_vae.history import History
 from pyro_vae.inference import Inference
 from pyro_vae.interrupts import deferrable
@@ -209,17 +210,13 @@ def fit(
                 compile=compile,
                 progress=progress,
             )
-    if not isinstance(inference, Inference) or not callable(optimizer) or not isinstance(seed, int):
-        raise InputError(
-            "fit: `inference` is an algorithm such as AEVB(), and `optimizer` a function such as "
-            f"lambda p: torch.optim.Adam(p, lr=1e-3), one of each (and one `seed`) for one VAE; got `{inference!r}`, "
-            f"`{type(optimizer).__name__}` and `{seed!r}`."
-        )
-    counts = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
-    counts |= {"validation_every": validation_every, "early_stopping": early_stopping}
-    _check_arguments(inference, optimizer, counts, keep, divergence, validation is not None, compile)
+    counts = Counts.of(epochs, steps, batch_size, validation_every, early_stopping)
+    inference, optimizer = checked_algorithm(inference, optimizer, counts, keep, validation is not None)
+    check_running(schedule, clip_norm, transform, divergence, compile)
+    seed = checked_seed(seed)
     inference.to(vae.device).check(vae)
-    source = minibatches(vae, x, batch_size, seed, transform, weights, check_support, inference.takes_unknown_labels)
+    unknown = inference.takes_unknown_labels
+    source = minibatches(vae, x, counts.batch_size, seed, transform, weights, check_support, unknown)
     if vae.size is not None and vae.size != source.size:
         raise InputError(f"fit: the VAE was declared with size={vae.size}, but there are {source.size} data.")
     held_out = None
@@ -228,9 +225,10 @@ def fit(
             held_out = as_batch(vae, validation, "validation")
         held_out = held_out.to(vae.device, vae.dtype)
         check_values(vae, held_out, check_support, "validation data")
-    total = steps if steps is not None else (epochs or 0) * source.steps
+    total = counts.total(source.steps)
     run = Stepper(vae, inference, optimizer, schedule, clip_norm, check_support)
-    watch = Watch(vae, inference, held_out, validation_every or source.steps, early_stopping, keep, check_support)
+    every = counts.validation_every or source.steps
+    watch = Watch(vae, inference, held_out, every, counts.early_stopping, keep, check_support)
     watch.compile = "auto" if compile else False
     run.own_batches = isinstance(source, Resident) and transform is None
     loop = Loop(run, watch, source, total, callback=callback, callback_steps=callback_steps)
@@ -272,32 +270,3 @@ def fit(
         run.execution,
         run.compile_seconds + terms.seconds,
     )
-
-
-def _check_arguments(
-    inference: Inference,
-    optimizer: OptimizerFactory,
-    counts: Mapping[str, int | None],
-    keep: str,
-    divergence: str,
-    has_validation: bool,
-    compile: Mode,
-) -> None:
-    """Raises an `InputError` for arguments of `fit` that cannot be used, whatever the data."""
-    for name, value in counts.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise InputError(f"fit: `{name}` is a positive integer, got `{value!r}`.")
-    if (counts["epochs"] is None) == (counts["steps"] is None):
-        raise InputError("fit: give exactly one of `epochs` and `steps`.")
-    if not has_validation and (counts["early_stopping"] is not None or keep == "best"):
-        raise InputError('fit: `early_stopping` and keep="best" need `validation` data.')
-    if compile not in ("auto", True, False):
-        raise InputError(f'fit: `compile` is "auto", True or False, got `{compile!r}`.')
-    for name, given, choices in (("keep", keep, ("best", "last")), ("divergence", divergence, ("raise", "stop"))):
-        if given not in choices:
-            raise InputError(f'fit: `{name}` is "{choices[0]}" or "{choices[1]}", got `{given!r}`.')
-    if not inference.trains_posterior and (counts["early_stopping"] is not None or keep == "best"):
-        raise InputError(
-            f"fit: `{inference.name}` trains no posterior, so that the ELBO of validation data tells nothing of the "
-            'model; use keep="last" without early_stopping.'
-        )

@@ -14,12 +14,14 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
+from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_vae import Batch, Conditional, Fixed, Learned, fit, mlp
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.evaluation import elbo
 from pyro_vae.inference import AEVB, AnalyticKL, Inference, Loss, Phase, WakeSleep
+from pyro_vae.schedules import cosine
 
 # Row i holds i in binary, so that every datum can be told from its x.
 ROWS = ((torch.arange(12)[:, None] >> torch.arange(6)) & 1).float()
@@ -559,6 +561,20 @@ def test_grey_levels_pass_without_the_check_of_the_support(make_vae):
         ({"steps": 0}, r"`steps` is a positive integer, got `0`"),
         ({"epochs": 1.5}, r"`epochs` is a positive integer, got `1.5`"),
         ({"batch_size": 0}, r"`batch_size` is a positive integer, got `0`"),
+        ({"batch_size": True}, r"`batch_size` is a positive integer, got `True`"),
+        ({"batch_size": None}, r"`batch_size` is a positive integer, got `None`"),
+        ({"seed": None}, r"fit: `seed` is an integer, one for one VAE; got `None`"),
+        ({"seed": [1, 2]}, r"fit: `seed` is an integer, one for one VAE; got `\[1, 2\]`"),
+        ({"clip_norm": -1.0}, r"`clip_norm` is a positive number, or None for no clipping; got `-1.0`"),
+        ({"clip_norm": 0.0}, r"`clip_norm` is a positive number.*got `0.0`"),
+        ({"clip_norm": math.nan}, r"`clip_norm` is a positive number.*got `nan`"),
+        ({"clip_norm": "1"}, r"`clip_norm` is a positive number.*got `'1'`"),
+        ({"schedule": "cosine"}, r"`schedule` is a function from the step.*schedules.cosine\(1000\); got `'cosine'`"),
+        ({"schedule": StepLR}, r"`schedule` is a function .*; `StepLR` fails at step 0: .*missing"),
+        ({"schedule": cosine}, r"`schedule` is a function .*; `cosine` fails at step 0: .*total of 0"),
+        ({"schedule": lambda step: -1.0}, r"`schedule` .* finite and not negative; at step 0 `<lambda>` says `-1.0`"),
+        ({"transform": lambda x: x}, r"`transform` is a function of x and a torch.Generator.*; got `<lambda>`"),
+        ({"transform": "binarise"}, r"`transform` is a function of x and a torch.Generator.*; got `'binarise'`"),
         ({"early_stopping": 3}, r'`early_stopping` and keep="best" need `validation` data'),
         ({"keep": "best"}, r'`early_stopping` and keep="best" need `validation` data'),
         ({"keep": "first"}, r'`keep` is "best" or "last", got `\'first\'`'),
@@ -678,7 +694,26 @@ def test_what_a_phase_must_return_is_said(make_vae, returned):
         run(make_vae(), inference=Wrong())
 
 
-@pytest.mark.parametrize(("option", "value"), [("inference", AEVB), ("optimizer", "Adam")])
-def test_classes_and_names_in_place_of_instances_are_refused(make_vae, option, value):
-    with pytest.raises(InputError, match="`inference` is an algorithm such as AEVB"):
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        (
+            "inference",
+            AEVB,
+            r"`inference` is an algorithm such as AEVB\(\).*; got the class `AEVB`, which",
+        ),
+        ("inference", "aevb", r"`inference` is an algorithm such as AEVB\(\).*; got `'aevb'`"),
+        ("optimizer", "Adam", r"`optimizer` is a function .*lambda p: .*; got `'Adam'`"),
+    ],
+)
+def test_what_cannot_be_called_or_was_not_is_named(make_vae, option, value, message):
+    with pytest.raises(InputError, match=message):
         run(make_vae(), **{option: value})
+    with pytest.raises(InputError, match=r"`inference`|" + message):
+        run([make_vae(), make_vae()], **{option: value})
+
+
+def test_integers_of_any_kind_are_counts_and_seeds(make_vae):
+    vae = make_vae()
+    options = {"steps": np.int64(3), "batch_size": np.int32(5), "seed": np.int64(2)}
+    assert same(trained(vae, **options), trained(vae, steps=3, batch_size=5, seed=2))
