@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
+from pyro_vae.finite import check_finite
 from pyro_vae.given import batch_for
 from pyro_vae.hierarchy import Reads
 from pyro_vae.masking import masked
@@ -221,7 +222,12 @@ class VAE(Registered):
         Arguments:
             data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes. Masked cells enter as 0.
         """
-        return self.posterior(self.posterior_input(self.check(data)))
+        batch = self.check(data)
+        try:
+            return self.posterior(self.posterior_input(batch))
+        except ValueError:  # which Pyro's validation raises for parameters that are not finite
+            check_finite(batch, "VAE")
+            raise
 
     def posterior_input(self, batch: Batch) -> Tensor:
         """Returns what the posterior receives: x with masked cells 0, flattened, and the context behind it."""
@@ -291,12 +297,13 @@ class VAE(Registered):
         """Returns what the model makes of the data after encoding them.
 
         Arguments:
-            data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
+            data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes; observed cells must be finite.
             num_samples: None: the likelihood's mean (its mode where it has no mean) at the posterior's mean
                 (its mode on a sphere), shape ``(B, *event_shape)``. S: that many draws of x for z drawn from
                 q(z|x), shape ``(S, B, *event_shape)``.
         """
         batch = self.check(data)
+        check_finite(batch, "reconstruct")
         q = self.encode(batch)
         if num_samples is not None:
             return self.decode(q.sample((num_samples,)), batch).sample()

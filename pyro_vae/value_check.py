@@ -8,20 +8,10 @@ from torch import Tensor
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of
+from pyro_vae.finite import Place as Place
+from pyro_vae.finite import check_finite, refuse
 from pyro_vae.modes import evaluating, isolated
 from pyro_vae.vae import VAE
-
-
-class Place:
-    """Says where a value stands in data that are held in memory: counted from 0."""
-
-    def row(self, row: int) -> str:
-        """Returns what to call a datum."""
-        return f"row {row} (from 0)"
-
-    def cell(self, row: int, column: int | tuple[int, ...], value: float) -> str:
-        """Returns what to call a value of a cell, in model units."""
-        return f"the value {value:g} in row {row}, column {column} (from 0)"
 
 
 class ValueCheck:
@@ -55,8 +45,7 @@ class ValueCheck:
         self._check_context(batch, name)
         x = batch.x.to(self.vae.dtype)
         observed = torch.ones_like(x, dtype=torch.bool) if batch.mask is None else batch.mask
-        bad = observed & ~x.isfinite()
-        self._refuse(name, x, bad, "is not finite; remove it, or hide it with Batch(x, mask=...)")
+        check_finite(batch._replace(x=x), name, self.place)
         if not self.supports:
             return
         inside = torch.zeros_like(observed)
@@ -73,13 +62,11 @@ class ValueCheck:
         if hasattr(support, "check_cells") and bool(bad.any()):
             column = int(bad.nonzero()[0, -1])
             support, family = support.supports[column], f"likelihood of column `{support.names[column]}`"
-        self._refuse(
-            name,
-            x,
-            bad,
-            f"lies outside the support {support} of the {family}; choose a likelihood for "
-            "such values, or bring them into its support (grey levels: binarise them)",
+        complaint = (
+            f"lies outside the support {support} of the {family}; choose a likelihood for such values, or bring them "
+            "into its support (grey levels: binarise them)"
         )
+        refuse(name, x, bad, complaint, self.place)
 
     def _check_context(self, batch: Batch, name: str) -> None:
         if batch.context is None:
@@ -106,12 +93,6 @@ class ValueCheck:
                 f"{name}: the context of {self.place.row(row)} is {context[row].tolist()}; expected a one-hot label, "
                 "or nan in every place where it is not known."
             )
-
-    def _refuse(self, name: str, x: Tensor, bad: Tensor, complaint: str) -> None:
-        if bool(bad.any()):
-            row, *rest = (int(i) for i in bad.expand_as(x).nonzero()[0])
-            column = rest[0] if len(rest) == 1 else tuple(rest)
-            raise InputError(f"{name}: {self.place.cell(row, column, x[(row, *rest)].item())} {complaint}.")
 
 
 def check_values(

@@ -177,6 +177,29 @@ def test_reconstruction_is_the_mode_where_there_is_no_mean(make_vae):
     assert torch.equal(vae.reconstruct(x), vae.decode(vae.encode(x).mean).base_dist.logits.argmax(-1))
 
 
+def test_a_cell_that_is_not_finite_is_named(make_vae, x):
+    vae, x = make_vae(), x.clone()
+    x[3, 2] = math.nan
+    with (
+        pyro.validation_enabled(False),
+        pytest.raises(InputError, match=r"reconstruct: the value nan in row 3, column 2"),
+    ):
+        vae.reconstruct(x)
+    for method in (vae.encode, vae.log_weights, vae.guide):
+        with pytest.raises(InputError, match=r"VAE: the value nan in row 3, column 2 .* hide it with Batch\(x, mask="):
+            method(x)
+    hidden = Batch(x, mask=~x.isnan())
+    assert bool(vae.reconstruct(hidden).isfinite().all())
+    assert torch.equal(vae.reconstruct(hidden), vae.reconstruct(x.nan_to_num(0.0)))
+
+
+def test_what_the_posterior_refuses_at_finite_data_is_raised_as_it_is(make_vae, x):
+    vae = make_vae()
+    torch.nn.init.constant_(vae.posterior.head.bias, math.nan)
+    with pytest.raises(ValueError, match="Expected parameter loc"):
+        vae.encode(x)
+
+
 def test_reconstruction_draws_differ_from_x_and_from_each_other(make_vae, x):
     vae = make_vae()
     draws = vae.reconstruct(x, num_samples=4000)
