@@ -34,7 +34,8 @@ class Conditional(nn.Module):
     `DiscretizedLogisticMixture` does.
 
     Arguments:
-        family: A class of `pyro.distributions`, with ``arg_constraints`` and ``support``.
+        family: A class of `pyro.distributions`, with ``arg_constraints`` and ``support``; one of `torch.distributions`
+            stands for Pyro's of the same name.
         event_shape: Shape of one draw, such as ``(784,)`` or ``(1, 28, 28)``.
         given: Network from a context of shape ``(..., C)`` to features ``(..., F)``.
         head: ``"linear"`` puts one ``Linear(F, n)`` behind ``given``; None means that ``given`` emits the n

@@ -10,12 +10,14 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch.distributions import Distribution, Independent, transform_to
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
 from pyro_vae.continuous_bernoulli import ContinuousBernoulli
 from pyro_vae.discretized_logistic import DiscretizedLogisticMixture
+from pyro_vae.errors import InputError
 from pyro_vae.multinomial import DirichletMultinomial, Multinomial
 from pyro_vae.simplex import LogisticNormal
 from pyro_vae.von_mises_fisher import SphericalUniform, VonMisesFisher
@@ -52,8 +54,20 @@ FAMILIES: dict[str, type[TorchDistribution]] = _exported()
 """Every family by name: what `pyro.distributions` exports, and our own."""
 
 
-def family_in_place_of(family: type[TorchDistribution]) -> type[TorchDistribution]:
-    """Returns our own family where it replaces one of Pyro's, else the family itself."""
+def family_in_place_of(family: type[Distribution]) -> type[TorchDistribution]:
+    """Returns Pyro's family where it is made of one of torch's, and our own where it replaces one of Pyro's.
+
+    Raises:
+        InputError: For a family of torch's that is none of Pyro's.
+    """
+    if not issubclass(family, TorchDistributionMixin):
+        of_pyro = getattr(dist, family.__name__, None)
+        if not (inspect.isclass(of_pyro) and issubclass(of_pyro, family)):
+            raise InputError(
+                f"Conditional: `{family.__name__}` is no class of pyro.distributions; make it one by a subclass, "
+                f"class {family.__name__}({family.__name__}, pyro.distributions.TorchDistributionMixin)."
+            )
+        family = of_pyro
     for own in OWN:
         if own.__name__ == family.__name__ and family in own.__bases__:
             return own

@@ -391,6 +391,20 @@ def test_a_transform_without_a_name_has_no_spec():
 NETWORK = {"given": nn.Linear(4, 8)}
 
 
+class OfTorch(torch.distributions.Normal):
+    """No class of Pyro's."""
+
+
+def test_a_family_of_torch_stands_for_that_of_pyro():
+    for name in ("Normal", "Multinomial", "LogNormal"):
+        constants = {"total_count": Fixed(3)} if name == "Multinomial" else {}
+        given, of_pyro = (
+            Conditional(getattr(package, name), (4,), **constants) for package in (torch.distributions, dist)
+        )
+        assert given.family is of_pyro.family
+        assert isinstance(given(), type(of_pyro()))
+
+
 @pytest.mark.parametrize(
     ("family", "event_shape", "arguments", "message"),
     [
@@ -429,6 +443,7 @@ NETWORK = {"given": nn.Linear(4, 8)}
         (dist.Normal, 3, {}, r"a shape is a tuple of positive integers, such as \(20,\); got `3`"),
         (dist.Normal, (0,), {}, r"a shape is a tuple of positive integers"),
         (dist.Normal(0.0, 1.0), (3,), {}, r"`family` must be a class of pyro.distributions, got `Normal\("),
+        (OfTorch, (3,), {}, r"`OfTorch` is no class of pyro.distributions; make it one by a subclass, .*Mixin\)"),
         (nn.Linear, (3,), {}, r"`family` must be a class of pyro.distributions, got `<class"),
         (dist.Normal, (3,), {"given": nn.Identity()}, r"output size of `Identity` is unknown; pass features="),
         (dist.Normal, (3,), {**NETWORK, "head": "mlp"}, r'`head` must be "linear" or None, got `\'mlp\'`'),
