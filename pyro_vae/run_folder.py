@@ -26,6 +26,7 @@ from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment import Experiment
 from pyro_vae.experiment.named import InferenceSpec
 from pyro_vae.inference import Inference
+from pyro_vae.modes import isolated
 from pyro_vae.vae import VAE
 
 # Draws in the netCDF files: at most so many data, and so many draws for each.
@@ -183,6 +184,8 @@ def load(
 ) -> VAE:
     """Returns a trained VAE from a run folder, with the transform of its data as ``vae.units``.
 
+    The global random states are left as they are found.
+
     Arguments:
         run_folder: What `pyro-vae compare` wrote.
         algorithm: Label of the algorithm; default: the first.
@@ -202,7 +205,8 @@ def load(
         units, size = DataTransform.from_record(record), int(record["n"]["train"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'result.json'}: damaged ({error}); run the comparison again.") from None
-    vae = experiment.assemble(units.dim, units.image_shape, size, units.context_features)
+    with isolated(0):  # what is drawn for the parameters is overwritten
+        vae = experiment.assemble(units.dim, units.image_shape, size, units.context_features)
     _restore(vae, folder / _WEIGHTS.format(spec.label, seed))
     vae.units, vae.algorithm = units, spec.name
     return vae.eval()

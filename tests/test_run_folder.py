@@ -94,6 +94,13 @@ def test_a_loaded_vae_is_the_trained_one(run, algorithm, seed):
     assert vae.units.columns == COLUMNS
 
 
+def test_loading_leaves_the_random_streams_alone(run):
+    state = torch.get_rng_state()
+    pyro_vae.load(run[1])
+    pyro_vae.load_inference(run[1])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_defaults_are_the_first(run):
     _, folder = run
     state, named = pyro_vae.load(folder).state_dict(), pyro_vae.load(folder, "aevb", 0).state_dict()
