@@ -70,7 +70,7 @@ def vae_to_spec(vae: VAE) -> dict[str, Any]:
     own = {} if blocks_of(vae.prior) else {"latent": latent}
     if vae.parameter_prior is not None:
         own["parameter_prior"] = parameter_prior_to_spec(vae.parameter_prior)
-    return {**own, **parts}
+    return {"cells": vae.event_shape.numel(), "covariates": vae.context_features, **own, **parts}
 
 
 def parts_to_spec(vae: VAE) -> dict[str, dict[str, Any]]:

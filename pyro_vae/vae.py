@@ -382,7 +382,7 @@ class VAE(Registered):
     def to_spec(self) -> dict[str, Any]:
         """Returns the declaration in the words of the experiment file, each part with its network.
 
-        ``Experiment.parse(vae.to_spec())`` builds a VAE of the same structure, for data of the same number of cells.
+        ``Experiment.parse({**spec, "data": ...}).build()`` makes such a VAE, for data of as many cells and covariates.
 
         Raises:
             InputError: Where a part or a network has no name in an experiment file, or data are not flat.

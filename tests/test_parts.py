@@ -114,6 +114,17 @@ def test_what_is_built_says_what_builds_it(text):
     assert bool(weights[0].isfinite().all())
 
 
+def test_what_is_said_is_built_for_data_of_the_same_size_alone():
+    spec = assembled(parsed("{}"), context_features=2).to_spec()
+    assert (spec["cells"], spec["covariates"]) == (4, 2)
+    experiment = Experiment.parse(spec)
+    assert experiment.assemble(4, None, 20, 2).event_shape == (4,)
+    with pytest.raises(InputError, match=r"cells: the experiment is for data with 4 cells, and these have 64; name"):
+        experiment.build()  # for digits, the default
+    with pytest.raises(InputError, match=r"covariates: the experiment is for data with 2 covariates, and these have 0"):
+        experiment.assemble(4, None, 20)
+
+
 def test_a_network_beside_the_key_is_the_parts_own():
     vae = assembled(
         parsed("{likelihood: {mixture: , network: {gated: [6]}}, posterior: {flow: maf, network: {mlp: [7]}}}")

@@ -12,6 +12,7 @@ import torch
 from pydantic import (
     BeforeValidator,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -30,7 +31,7 @@ from pyro_vae.experiment.mixed import MixedSpec
 from pyro_vae.experiment.named import InferenceSpec, OptimizerSpec, ScheduleSpec, Strict
 from pyro_vae.experiment.network import NetworkSpec, code_allowed
 from pyro_vae.experiment.part import AnyPart, HierarchySpec
-from pyro_vae.experiment.place import Place
+from pyro_vae.experiment.place import Place, check_declared
 from pyro_vae.experiment.yaml_file import read_yaml, write_yaml
 from pyro_vae.hierarchy import Reads, blocks_of
 from pyro_vae.parameter_prior import ParameterPrior
@@ -141,6 +142,8 @@ class Experiment(Strict):
     """
 
     data: DataSpec = DataSpec(name="digits")
+    cells: PositiveInt | None = None
+    covariates: NonNegativeInt | None = None
     latent: Annotated[Any, WithJsonSchema(_LATENT)] = 8
     prior: AnyPart = DistributionSpec.model_validate({"family": "Normal", "loc": 0, "scale": 1})
     likelihood: AnyPart = DistributionSpec(family="Bernoulli")
@@ -325,7 +328,7 @@ class Experiment(Strict):
             data: What `load_data` returns; loaded where left out.
 
         Raises:
-            InputError: Where the parts do not fit each other or the data.
+            InputError: Where the parts do not fit each other or the data, or data are of other ``cells``.
         """
         data = self.load_data() if data is None else data
         return (
@@ -336,6 +339,8 @@ class Experiment(Strict):
 
     def assemble(self, dim: int, image_shape: tuple[int, ...] | None, size: int, context_features: int = 0) -> VAE:
         """Returns a new VAE for ``size`` data of ``dim`` cells each, with ``context_features`` covariates."""
+        for name, declared, found in (("cells", self.cells, dim), ("covariates", self.covariates, context_features)):
+            check_declared(name, declared, found)
         latent = (self.latent,) if isinstance(self.latent, int) else tuple(self.latent)
         data = _explained("likelihood", lambda: self.likelihood.data_of(dim))
         place = Place("prior", (), context_features, None, dim, context_features, image_shape, data)
@@ -346,12 +351,7 @@ class Experiment(Strict):
         posterior = _explained("posterior", lambda: self._posterior(place, prior, shape))
         parameter_prior = None if self.parameter_prior is None else self.parameter_prior.build_prior()
         return VAE(
-            prior,
-            likelihood,
-            posterior,
-            size=size,
-            parameter_prior=parameter_prior,
-            context_features=context_features,
+            prior, likelihood, posterior, size=size, parameter_prior=parameter_prior, context_features=context_features
         )
 
     def _likelihood(self, place: Place, prior: nn.Module, latents: int) -> nn.Module:

@@ -17,6 +17,21 @@ from pyro_vae.experiment.named import Strict
 from pyro_vae.experiment.network import NetworkSpec
 
 
+def check_declared(name: str, declared: int | None, found: int) -> None:
+    """Raises an `InputError` where an experiment says for data of which size it is, and these have another.
+
+    Arguments:
+        name: Of the size: ``"cells"`` or ``"covariates"``.
+        declared: What the experiment says; None: nothing.
+        found: What the data have.
+    """
+    if declared not in (None, found):
+        raise InputError(
+            f"{name}: the experiment is for data with {declared} {name}, and these have {found}; name its data, such "
+            f"as data: people.csv, or leave `{name}` out."
+        )
+
+
 @dataclass(frozen=True)
 class Place:
     """The surroundings of a part.
