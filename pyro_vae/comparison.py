@@ -167,6 +167,11 @@ def check(experiment: Experiment, data: Data) -> None:
         raise InputError("data: a comparison needs at least two test data; give `split` a test fraction.")
     with isolated(0):
         vae = experiment.build(data).to(device)
+    if experiment.data.offset is not None and not getattr(vae.likelihood, "takes_offset", False):
+        raise InputError(
+            f"data: `offset: {experiment.data.offset}` is given, and no parameter of the likelihood takes it; say of "
+            "one that it does, such as likelihood: {family: Poisson, rate: {network: {offset: true}}}."
+        )
     algorithms = [spec.build() for spec in experiment.inference]
     for algorithm in algorithms:
         algorithm.check(vae)

@@ -84,7 +84,7 @@ class Conditional(nn.Module):
             raise InputError(
                 f"Conditional: no parameter of `{family.__name__}` is a `Network`, so given= would never be used."
             )
-        self._takes_offset = any(isinstance(s, Network) and s.offset for s in self.sources.values())
+        self.takes_offset = any(isinstance(s, Network) and s.offset for s in self.sources.values())
         if given is not None and head is not None:
             like = next(given.parameters(), torch.empty(()))
             width = _out_features(given) if features is None else features
@@ -107,7 +107,7 @@ class Conditional(nn.Module):
             raise InputError(
                 f"Conditional: `{self.family.__name__}` has a network, which needs a context; call it with one."
             )
-        if offset is not None and not self._takes_offset:
+        if offset is not None and not self.takes_offset:
             raise InputError(
                 f"Conditional: the batch has an offset, but no parameter of `{self.family.__name__}` is declared "
                 "Network(offset=True), so it would be ignored."

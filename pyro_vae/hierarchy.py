@@ -252,6 +252,7 @@ class Reads(nn.Module):
             raise InputError(f'Reads: expected names of layers, such as "z1"; got {layers!r}.')
         self.likelihood, self.layers = likelihood, layers
         self.column_names = getattr(likelihood, "column_names", None)
+        self.takes_offset = getattr(likelihood, "takes_offset", False)
 
     def forward(self, context: Tensor, offset: Tensor | None = None) -> TorchDistribution:
         """Returns p(x|z) given the layers that it reads (and the covariates), as `VAE.decode` selects them."""

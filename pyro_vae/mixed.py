@@ -108,6 +108,7 @@ class Mixed(Trunk):
             raise InputError('Mixed: expected at least one column, such as {"age": dist.Normal}, got none.')
         self.columns = {name: each if isinstance(each, Column) else Column(each) for name, each in named.items()}
         self.column_names = tuple(self.columns) if isinstance(columns, Mapping) else None
+        self.takes_offset = any(column.takes_offset for column in self.columns.values())
         self.event_shape = torch.Size((len(self.columns),))
         self._members = _alike(self.columns)
         self.groups = nn.ModuleList(self._group(list(names)) for names in self._members)
@@ -127,7 +128,7 @@ class Mixed(Trunk):
         Returns:
             A distribution with ``batch_shape == context.shape[:-1]`` and events of shape ``(D,)``.
         """
-        if offset is not None and not any(self.columns[names[0]].takes_offset for names in self._members):
+        if offset is not None and not self.takes_offset:
             raise InputError(
                 "Mixed: the batch has an offset, but no parameter of any column is declared Network(offset=True), so "
                 "it would be ignored."

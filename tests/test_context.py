@@ -210,6 +210,14 @@ def test_offsets_that_cannot_be_are_named(table, tmp_path):
         load("digits", offset="words")
 
 
+@pytest.mark.parametrize("likelihood", ["Poisson", {"mixture": {"family": "Poisson"}}], ids=str)
+def test_an_offset_that_no_parameter_takes_is_refused_in_the_words_of_the_file(tmp_path, likelihood):
+    np.save(tmp_path / "counts.npy", np.random.default_rng(0).poisson(3.0, (40, 4)) + 1.0)
+    content = {**QUICK, "data": {"name": str(tmp_path / "counts.npy"), "offset": "total"}, "likelihood": likelihood}
+    with pytest.raises(InputError, match=r"data: `offset: total` .*rate: \{network: \{offset: true\}\}"):
+        compare(Experiment.parse(content))
+
+
 # ---------------------------------------------------------------------- end to end
 
 
@@ -273,7 +281,7 @@ def test_an_offset_and_covariates_run_end_to_end(table, tmp_path):
     }
     assert trained.score(vae, rows, 20).log_p.notna().all()
     without = Experiment.parse({**QUICK, "data": data, "likelihood": "Poisson"})
-    with pytest.raises(InputError, match="offset=True"):
+    with pytest.raises(InputError, match=r"no parameter of the likelihood takes it"):
         check(without, without.load_data())
 
 
