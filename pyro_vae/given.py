@@ -37,3 +37,10 @@ def batch_for(vae: VAE, data: DataLike, caller: str = "VAE", name: str = "x") ->
             "pass vae.units.to_model_units(frame)."
         )
     return Batch.of(data, caller, name, getattr(vae.likelihood, "column_names", None))
+
+
+def batch_on(vae: VAE, data: DataLike) -> Batch:
+    """Returns what `batch_for` does; what was given as arrays, on the VAE's device and in its floating-point type."""
+    batch = batch_for(vae, data)
+    as_given = batch is data or isinstance(data, Tensor)
+    return batch if as_given else batch.to(vae.device, vae.dtype)

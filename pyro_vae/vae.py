@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
 from pyro_vae.finite import check_finite
-from pyro_vae.given import batch_for
+from pyro_vae.given import batch_on
 from pyro_vae.hierarchy import Reads
 from pyro_vae.masking import masked
 from pyro_vae.moments import centre, representative
@@ -225,8 +225,9 @@ class VAE(Registered):
         batch = self.check(data)
         try:
             return self.posterior(self.posterior_input(batch))
-        except ValueError:  # which Pyro's validation raises for parameters that are not finite
-            check_finite(batch, "VAE")
+        except ValueError as error:
+            if not isinstance(error, InputError):  # of Pyro's validation, for parameters that are not finite
+                check_finite(batch, "VAE")
             raise
 
     def posterior_input(self, batch: Batch) -> Tensor:
@@ -330,9 +331,7 @@ class VAE(Registered):
             InputError: For a trailing shape that is not the likelihood's, an empty batch, or a context that the
                 model was not declared with.
         """
-        batch = batch_for(self, data)
-        if batch is not data and not isinstance(data, Tensor):
-            batch = batch.to(self.device, self.dtype)  # arrays lie on no device
+        batch = batch_on(self, data)
         if batch.x.shape[1:] != self.event_shape or batch.x.dim() == 0 or batch.size == 0:
             raise InputError(
                 f"VAE: expected data of shape (B, {', '.join(map(str, self.event_shape))}) with B >= 1, got "
