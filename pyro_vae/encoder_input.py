@@ -25,13 +25,15 @@ _NARROW = 32
 def default_input(support: Constraint | None) -> str:
     r"""Returns how data with a support reach an encoder unless the file says otherwise.
 
-    Counts as log(1 + x); whole numbers between bounds more than 32 apart on [0, 1], since the tanh of a grey level of
-    255 is saturated (in a smaller range it slows training down); a table with a family for each column column by
-    column; anything else as it is.
+    Counts as log(1 + x); positive numbers on a logarithmic scale; whole numbers between bounds more than 32 apart on
+    [0, 1], since the tanh of a grey level of 255 is saturated (in a smaller range it slows training down); a table
+    with a family for each column column by column; anything else as it is.
 
     Example:
         >>> default_input(constraints.nonnegative_integer), default_input(constraints.real)
         ('log1p', 'raw')
+        >>> default_input(constraints.positive)
+        'log'
         >>> default_input(constraints.integer_interval(0, 255)), default_input(constraints.boolean)
         ('unit', 'raw')
     """
@@ -39,6 +41,8 @@ def default_input(support: Constraint | None) -> str:
         return "columns"
     if is_count(support):
         return "log1p"
+    if is_positive(support):
+        return "log"
     bounds = bounds_of(support)
     wide = bounds is not None and bool((torch.as_tensor(bounds[1] - bounds[0]) > _NARROW).any())
     return "unit" if wide else "raw"
@@ -50,6 +54,13 @@ def is_count(support: Constraint | None) -> bool:
     if isinstance(base, CountVector | type(constraints.multinomial)):
         return True
     unbounded = isinstance(base, type(constraints.nonnegative_integer))
+    return unbounded and bool((torch.as_tensor(base.lower_bound) >= 0).all())
+
+
+def is_positive(support: Constraint | None) -> bool:
+    """Whether a support holds the numbers above 0, or above a bound that is not below 0, without an upper bound."""
+    base: Any = None if support is None else base_support(support)
+    unbounded = isinstance(base, constraints.greater_than | constraints.greater_than_eq)
     return unbounded and bool((torch.as_tensor(base.lower_bound) >= 0).all())
 
 
@@ -67,6 +78,13 @@ def _of_one_datum(bound: float | Tensor) -> float | Tensor:
     cells = torch.as_tensor(bound)
     cells = cells.reshape(-1, cells.shape[-1])[0] if cells.dim() > 1 else cells
     return float(cells.flatten()[0]) if bool((cells == cells.flatten()[0]).all()) else cells
+
+
+def fit_inputs(vae: nn.Module, train: Tensor) -> None:
+    """Takes the scales of what encoders inside a module are shown from training rows, ``(N, D)``; see `LogScale`."""
+    for module in vae.modules():
+        if isinstance(module, Preprocess):
+            module.fit(train)
 
 
 @dataclass(frozen=True)
@@ -108,8 +126,8 @@ class EncoderInput:
         """Returns how many features take the place of the cells."""
         return Preprocess.width(self.columns) if kind == "columns" and self.columns else cells
 
-    def before(self, network: nn.Module, kind: str, context_features: int) -> nn.Module:
-        """Returns the network behind a kind of preprocessing.
+    def before(self, network: nn.Module, kind: str, context_features: int, cells: int) -> nn.Module:
+        """Returns the network behind a kind of preprocessing of so many cells.
 
         Raises:
             InputError: Where the data are not of that kind.
@@ -126,6 +144,8 @@ class EncoderInput:
             return Preprocess("unit", network, context_features, bounds=bounds)
         if kind == "columns":
             return Preprocess("columns", network, context_features, columns=self._table())
+        if kind == "log":
+            return Preprocess("log", network, context_features, cells=cells)
         return Preprocess(kind, network, context_features)
 
     def _table(self) -> tuple[Cell, ...]:
@@ -138,6 +158,8 @@ def _cell(support: Constraint, levels: bool) -> Cell:
     """How one column reaches the encoder."""
     if is_count(support):
         return "log1p"
+    if is_positive(support):
+        return "log"
     base, bounds = base_support(support), bounds_of(support)
     if levels and isinstance(base, constraints.integer_interval):
         return int(torch.as_tensor(base.upper_bound)) + 1

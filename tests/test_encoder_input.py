@@ -31,6 +31,9 @@ KINDS = [
     ("Bernoulli", "raw"),
     ("Normal", "raw"),
     ("Beta", "raw"),
+    ("LogNormal", "log"),
+    ("Gamma", "log"),
+    ({"mixture": {"family": "LogNormal", "components": 2}}, "log"),
     ("ContinuousBernoulli", "raw"),
     ("OneHotCategorical", "raw"),
     ("Poisson", "log1p"),
@@ -241,6 +244,41 @@ def test_where_pseudo_inputs_live_can_be_said():
             InputError, match=r"`prior.vamp.pseudo_inputs`: expected `real`, `unit`, `positive` or a pair"
         ):
             Experiment.parse({"prior": {"vamp": {"pseudo_inputs": wrong}}})
+
+
+POSITIVE = {"mixed": {"income": "LogNormal", "age": "Normal"}}
+
+
+@pytest.mark.parametrize("scale", [2e-4, 2e4])
+def test_a_positive_column_of_any_unit_leaves_the_encoder_its_sight(tmp_path, scale):
+    with isolated(0):
+        age = torch.randn(200)
+        income = scale * (0.3 * age + 0.1 * torch.randn(200)).exp()
+    rows = zip(income.tolist(), age.tolist(), strict=True)
+    path = tmp_path / "people.csv"
+    path.write_text("income,age\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    experiment = Experiment.parse({"data": str(path), "latent": 1, "likelihood": POSITIVE})
+    data = experiment.load_data()
+    with isolated(0):
+        vae = experiment.build(data)
+    adam = lambda parameters: torch.optim.Adam(parameters, lr=1e-3)  # noqa: E731
+    fit(vae, data.train, AEVB(), optimizer=adam, epochs=20, seed=0)
+    other = data.train.clone()
+    other[:, 1] = 0.0  # what is seen of the income alone
+    assert vae.encode(data.train).mean.unique().numel() == len(data.train)
+    assert vae.encode(other).mean.unique().numel() > 0.95 * len(data.train)
+
+
+@pytest.mark.parametrize("likelihood", ["LogNormal", {"mixed": {f"x{i}": "Gamma" for i in range(6)}}], ids=str)
+def test_weights_from_before_positive_numbers_had_a_scale_work_as_they_were_trained(likelihood):
+    vae = built(likelihood)
+    before = {name: value for name, value in vae.state_dict().items() if ".logs." not in name}
+    assert len(before) == len(vae.state_dict()) - 3
+    x = 5 * torch.rand(4, 6)
+    vae.load_state_dict(before)
+    raw = built(likelihood, networks={"encoder": {"mlp": [200], "input": "raw"}})
+    raw.load_state_dict({name.replace("given.network.", "given."): value for name, value in before.items()})
+    assert torch.equal(vae.encode(x).mean, raw.encode(x).mean)
 
 
 def test_counts_train_faster_on_a_logarithmic_scale():

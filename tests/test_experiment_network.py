@@ -195,7 +195,7 @@ def test_the_kind_and_its_options_reach_the_network():
         ({"conv": [3], "blocks": 2}, "`blocks` are those of `residual` and `residual_conv`; `conv` has none"),
         ({"residual": [3], "blocks": 0}, "greater than 0"),
         ({"mlp": [3], "arguments": {"width": 3}}, "`arguments` are those of `module`; `mlp` has none"),
-        ({"mlp": [3], "input": "log"}, "'log1p', 'normalise', 'unit', 'columns' or 'raw'"),
+        ({"mlp": [3], "input": "logs"}, "'log1p', 'log', 'normalise', 'unit', 'columns' or 'raw'"),
     ],
     ids=str,
 )
@@ -224,7 +224,9 @@ def test_the_schema_offers_every_key():
     schema = json.loads(json.dumps(Experiment.model_json_schema()))
     properties = schema["$defs"]["NetworkSpec"]["properties"]
     assert set(properties) == set(NetworkSpec.model_fields)
-    assert {"enum": ["log1p", "normalise", "unit", "columns", "raw"], "type": "string"} in properties["input"]["anyOf"]
+    assert {"enum": ["log1p", "log", "normalise", "unit", "columns", "raw"], "type": "string"} in properties["input"][
+        "anyOf"
+    ]
 
 
 # ---------------------------------------------------------------------- permission

@@ -42,6 +42,7 @@ DENSE = {
     "residual, 3 blocks": lambda: residual_mlp(6, 8, blocks=3, activation=nn.GELU),
     "log1p": lambda: Preprocess("log1p", gated_mlp(6, 5), context_features=2),
     "normalise": lambda: Preprocess("normalise", mlp(6, 5), context_features=2),
+    "log": lambda: Preprocess("log", mlp(6, 5), context_features=2, cells=4),
 }
 ENCODERS = {
     "conv": lambda shape, channels: conv_encoder(shape, *channels),
@@ -266,6 +267,21 @@ def test_columns_each_have_their_own_function():
     assert module(x.reshape(2, 1, 5)).shape == (2, 1, 7)
 
 
+def test_positive_numbers_have_one_scale_whatever_their_unit():
+    x = torch.randn(500, 2).mul(torch.tensor([0.1, 2.0])).exp()
+    for unit in (1e-6, 1.0, 1e6):
+        module = Preprocess("columns", nn.Identity(), columns=("raw", "log", "log"))
+        rows = torch.cat([torch.zeros(500, 1), unit * x], 1)
+        rows[:5, 1] = torch.nan
+        features = module.fit(rows)(torch.cat([torch.full((500, 1), 7.0), unit * x], 1))
+        assert (features[:, 0] == 7).all()
+        torch.testing.assert_close(features[:, 1:].mean(0), torch.zeros(2), atol=0.1, rtol=0)
+        assert (features[:, 1:].std(0) > 0.7).all()
+        far = module(torch.tensor([[0.0, 0.0, 0.0], [0.0, 1e9 * unit, 1e9 * unit]]))
+        assert (far.abs() < 8).all()
+        assert (far[0, 1:] < features[:, 1:].amin(0)).all()
+
+
 def test_codes_are_one_hot_and_between_them_a_mixture_with_gradients():
     module = Preprocess("columns", nn.Identity(), columns=(4,))
     assert torch.equal(module(torch.arange(4.0).unsqueeze(-1)), torch.eye(4))
@@ -354,11 +370,12 @@ def test_spec_leaves_defaults_out(network, spec):
         (lambda: Preprocess("log1", mlp(6)), r"Preprocess: unknown kind `log1`; did you mean `log1p`"),
         (lambda: Preprocess("unit", mlp(6)), r"Preprocess: `unit` needs `bounds`"),
         (lambda: Preprocess("columns", mlp(6)), r"Preprocess: `columns` needs `columns`"),
+        (lambda: Preprocess("log", mlp(6)), r"Preprocess: `log` needs `cells`"),
         (lambda: Preprocess("log1p", mlp(6), bounds=(0, 1)), r"`log1p` has no `bounds`; `bounds` are for `unit`"),
         (lambda: Preprocess("unit", mlp(6), bounds=(0, 1), columns=("raw",)), r"`unit` has no `columns`"),
         (lambda: Preprocess("columns", mlp(6), columns=("raw", 1)), r"a column is `raw`, .*got `1`"),
         (lambda: Preprocess("columns", mlp(6), columns=((2.0, 2.0),)), r"a pair of bounds, got `\(2.0, 2.0\)`"),
-        (lambda: Preprocess("columns", mlp(6), columns=("log",)), r"a column is .*got `'log'`"),
+        (lambda: Preprocess("columns", mlp(6), columns=("logs",)), r"a column is .*got `'logs'`"),
         (lambda: mlp(6, 5, activation=nn.PReLU).to_spec(), r"activation `PReLU` has no name .*use one of elu"),
         (lambda: conv_encoder((1, 8, 8), 3, activation=lambda: nn.ELU(2.0)).to_spec(), r"`<lambda>` has no name"),
         (lambda: spec_of(nn.Linear(3, 4)), r"cannot say `Linear`; give it a method `to_spec`"),

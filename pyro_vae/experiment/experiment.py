@@ -23,6 +23,7 @@ from pydantic import (
 from torch import nn
 
 from pyro_vae import datasets
+from pyro_vae.encoder_input import fit_inputs
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.data import DataSpec, Seed
 from pyro_vae.experiment.distribution import DistributionSpec
@@ -331,11 +332,10 @@ class Experiment(Strict):
             InputError: Where the parts do not fit each other or the data, or data are of other ``cells``.
         """
         data = self.load_data() if data is None else data
-        return (
-            self.resolved()
-            .completed(data)
-            .assemble(data.train.shape[1], data.image_shape, len(data.train), data.context_features)
-        )
+        complete = self.resolved().completed(data)
+        vae = complete.assemble(data.train.shape[1], data.image_shape, len(data.train), data.context_features)
+        fit_inputs(vae, data.train)
+        return vae
 
     def assemble(self, dim: int, image_shape: tuple[int, ...] | None, size: int, context_features: int = 0) -> VAE:
         """Returns a new VAE for ``size`` data of ``dim`` cells each, with ``context_features`` covariates."""

@@ -55,9 +55,9 @@ class NetworkSpec(Strict):
         activation: A name in `pyro_vae.networks.ACTIVATIONS`.
         blocks: Residual blocks for each width or convolution; 1 where left out.
         input: What an encoder's data go through first, ``raw`` or a kind of `pyro_vae.networks.Preprocess`; where it is
-            left out it follows from the likelihood: ``log1p`` for counts, ``unit`` for whole numbers between bounds of
-            more than two values, ``columns`` for a table with a family for each column, else (and for a network of the
-            user's own) ``raw``.
+            left out it follows from the likelihood: ``log1p`` for counts, ``log`` for positive numbers, ``unit`` for
+            whole numbers between bounds of more than two values, ``columns`` for a table with a family for each column,
+            else (and for a network of the user's own) ``raw``.
 
     Example:
         >>> spec = NetworkSpec.model_validate({"gated": [300, 300]})
@@ -74,7 +74,7 @@ class NetworkSpec(Strict):
     arguments: dict[str, Any] | None = None
     activation: str | None = None
     blocks: PositiveInt | None = None
-    input: Literal["log1p", "normalise", "unit", "columns", "raw"] | None = None
+    input: Literal["log1p", "log", "normalise", "unit", "columns", "raw"] | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> NetworkSpec:
@@ -138,7 +138,7 @@ class NetworkSpec(Strict):
         kind = data.kind(self.input, own=self.module is not None)
         width = data.width(kind, in_features)
         network = self._encoder(width, None if kind == "columns" else image_shape, context_features)
-        return data.before(network, kind, context_features)
+        return data.before(network, kind, context_features, in_features)
 
     def _encoder(self, in_features: int, image_shape: Sequence[int] | None, context_features: int) -> nn.Module:
         width = in_features + context_features

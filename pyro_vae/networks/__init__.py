@@ -8,6 +8,7 @@ the data beside it, without which log weights per datum would not be independent
 from pyro_vae.networks.activation import ACTIVATIONS, Activation
 from pyro_vae.networks.convolution import ConvDecoder, ConvEncoder, conv_decoder, conv_encoder
 from pyro_vae.networks.gated import GatedMLP, gated_mlp
+from pyro_vae.networks.log_scale import LogScale
 from pyro_vae.networks.mlp import MLP, mlp
 from pyro_vae.networks.preprocess import PREPROCESSING, Preprocess
 from pyro_vae.networks.residual import ResidualMLP, residual_conv_decoder, residual_conv_encoder, residual_mlp
@@ -21,6 +22,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "GatedMLP",
+    "LogScale",
     "Preprocess",
     "ResidualMLP",
     "conv_decoder",

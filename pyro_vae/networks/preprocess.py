@@ -9,18 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.errors import InputError, near_match
+from pyro_vae.networks.log_scale import LogScale, log1p
 from pyro_vae.networks.sizes import check_count
 from pyro_vae.networks.specification import spec_of
 
 # A number, or one for each cell.
 Bounds = tuple[float | Tensor, float | Tensor]
-# Of one column: "raw", "log1p", the number of levels of a code, or the bounds of a whole number.
+# Of one column: "raw", "log1p", "log", the number of levels of a code, or the bounds of a whole number.
 Cell = str | int | tuple[float, float]
-
-
-def log1p(x: Tensor) -> Tensor:
-    r"""Returns :math:`\mathrm{sign}(x) \log(1 + |x|)`: log(1 + x) of counts, and finite for every x."""
-    return x.sign() * x.abs().log1p()
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -45,29 +41,31 @@ def one_hot(x: Tensor, levels: int) -> Tensor:
 
 
 PREPROCESSING: dict[str, Callable[[Tensor], Tensor]] = {"log1p": log1p, "normalise": normalise}
-KINDS = (*PREPROCESSING, "unit", "columns")
+KINDS = (*PREPROCESSING, "log", "unit", "columns")
 
 
 class Preprocess(nn.Module):
     r"""A network that receives a fixed function of the data; the context behind them reaches it as it is.
 
-    ``log1p`` brings counts of several orders of magnitude to one scale; ``normalise`` makes bags of words of
-    documents of all lengths comparable; ``unit`` takes whole numbers between bounds, such as grey levels, to [0, 1];
+    ``log1p`` brings counts of several orders of magnitude to one scale; ``log`` does so with positive numbers in any
+    unit, on the scale of the training rows that `fit` is given; ``normalise`` makes bags of words of documents of all
+    lengths comparable; ``unit`` takes whole numbers between bounds, such as grey levels, to [0, 1];
     ``columns`` has a function for each column of a table. Only what the encoder sees changes, never the data of the
     likelihood. Hidden cells of a `Batch` hold 0 when they arrive here, and are 0 for ``log1p`` and ``normalise``; for
-    ``unit`` and a column of levels they are what a 0 is.
+    ``log``, ``unit`` and a column of levels they are what a 0 is.
 
     Arguments:
-        kind: ``"log1p"``, ``"normalise"``, ``"unit"`` or ``"columns"``.
+        kind: ``"log1p"``, ``"log"``, ``"normalise"``, ``"unit"`` or ``"columns"``.
         network: From ``(..., D + context_features)`` to features; for ``columns``, what takes the place of the D cells
             has `width` features.
         context_features: How many of the last features of the input are context.
         bounds: For ``unit``: the smallest and the largest value, numbers or tensors of shape ``(D,)``.
-        columns: For ``columns``, one of these for each of the D cells: ``"raw"``, ``"log1p"``, a number K of levels
-            whose codes 0, ..., K - 1 become one-hot, or a pair of bounds as for ``unit``.
+        columns: For ``columns``, one of these for each of the D cells: ``"raw"``, ``"log1p"``, ``"log"``, a number K of
+            levels whose codes 0, ..., K - 1 become one-hot, or a pair of bounds as for ``unit``.
+        cells: For ``log``: D.
 
     Raises:
-        InputError: For an unknown kind, and for bounds or columns that the kind lacks or does not have.
+        InputError: For an unknown kind, and for bounds, columns or cells that the kind lacks or does not have.
 
     Reference:
         Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018, for log(1 + x).
@@ -95,12 +93,14 @@ class Preprocess(nn.Module):
         *,
         bounds: Bounds | None = None,
         columns: Sequence[Cell] | None = None,
+        cells: int | None = None,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
             raise InputError(f"Preprocess: unknown kind `{kind}`; {near_match(str(kind), KINDS)}")
         check_count("Preprocess", "context_features", context_features, 0)
-        for name, value, owner in (("bounds", bounds, "unit"), ("columns", columns, "columns")):
+        given = (("bounds", bounds, "unit"), ("columns", columns, "columns"), ("cells", cells, "log"))
+        for name, value, owner in given:
             if (value is None) == (kind == owner):
                 said = "needs" if value is None else "has no"
                 raise InputError(f"Preprocess: `{kind}` {said} `{name}`; `{name}` are for `{owner}`.")
@@ -108,6 +108,10 @@ class Preprocess(nn.Module):
         for end, bound in zip(("low", "high"), () if bounds is None else bounds, strict=False):
             self.register_buffer(end, torch.as_tensor(bound).to(torch.get_default_dtype()), persistent=False)
         self.columns = None if columns is None else tuple(map(_checked, columns))
+        if cells is not None:
+            check_count("Preprocess", "cells", cells, 1)
+        logs = len(self._log_columns()) if cells is None else cells
+        self.logs = LogScale(logs) if logs else None
         for size in ("in_features", "out_features"):
             if hasattr(network, size):
                 setattr(self, size, getattr(network, size))
@@ -118,6 +122,19 @@ class Preprocess(nn.Module):
     def width(columns: Sequence[Cell]) -> int:
         """Returns how many features take the place of such columns."""
         return sum(cell if isinstance(cell, int) else 1 for cell in columns)
+
+    def fit(self, x: Tensor) -> Preprocess:
+        """Takes the scale of what goes in as ``log`` from training rows; see `LogScale`.
+
+        Arguments:
+            x: Shape ``(N, D)``, without the context; nan where a cell is hidden.
+
+        Returns:
+            Self.
+        """
+        if self.logs is not None:
+            self.logs.fit(x if self.columns is None else x[:, self._log_columns()])
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns what the network makes of ``(..., D + context_features)``."""
@@ -130,8 +147,23 @@ class Preprocess(nn.Module):
         if self.kind == "unit":
             return unit(x, self.low, self.high)
         if self.columns is None:
-            return PREPROCESSING[self.kind](x)
-        return torch.cat([_of_cell(cell, x[..., i : i + 1]) for i, cell in enumerate(self.columns)], dim=-1)
+            whole = self.logs if self.kind == "log" else PREPROCESSING.get(self.kind)
+            return x if whole is None else whole(x)
+        features = [_of_cell(cell, x[..., i : i + 1]) for i, cell in enumerate(self.columns)]
+        if self.logs is not None:
+            index = self._log_columns()
+            for i, feature in zip(index, self.logs(x[..., index]).split(1, dim=-1), strict=True):
+                features[i] = feature
+        return torch.cat(features, dim=-1)
+
+    def _log_columns(self) -> list[int]:
+        return [i for i, cell in enumerate(self.columns or ()) if cell == "log"]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Weights without a scale were trained before positive numbers had one, on the numbers themselves."""
+        if self.logs is not None and not any(name.startswith(f"{prefix}logs.") for name in state_dict):
+            self.logs = None
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         return f"{self.kind}, context_features={self.context_features}"
@@ -147,9 +179,10 @@ class Preprocess(nn.Module):
 def _checked(cell: Cell) -> Cell:
     levels = isinstance(cell, int) and not isinstance(cell, bool) and cell > 1
     pair = isinstance(cell, tuple) and len(cell) == 2 and cell[0] < cell[1]
-    if not (levels or pair or (isinstance(cell, str) and cell in ("raw", "log1p"))):
+    if not (levels or pair or (isinstance(cell, str) and cell in ("raw", "log1p", "log"))):
         raise InputError(
-            f"Preprocess: a column is `raw`, `log1p`, a number of levels from 2 or a pair of bounds, got `{cell!r}`."
+            "Preprocess: a column is `raw`, `log1p`, `log`, a number of levels from 2 or a pair of bounds, got "
+            f"`{cell!r}`."
         )
     return cell
 
