@@ -193,8 +193,8 @@ def load(
         allow_code: Whether networks of the user's own, which the folder names, may be imported: their code then runs.
 
     Returns:
-        The VAE in evaluation mode, on the CPU. ``vae.units.to_model_units`` maps data in their own units to the
-        model's, ``to_own_units`` back, and ``log_jacobian`` is what log p(x) in own units adds.
+        The VAE in evaluation mode, on the CPU. `pyro_vae.trained.read_rows` makes a batch of data in their own units,
+        ``vae.units.log_jacobian_of`` the batch is what log p(x) in own units adds, and ``to_own_units`` maps back.
 
     Raises:
         InputError: Where the folder, the algorithm or the seed is not there, or a file in it is damaged.

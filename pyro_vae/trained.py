@@ -2,7 +2,6 @@ r"""What a trained VAE from a run folder says of new data, in the data's own uni
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pandas as pd
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from pyro_vae import datasets
 from pyro_vae.batch import Batch
+from pyro_vae.datasets.rows import Context
+from pyro_vae.datasets.table import Source
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import annealed_importance_sampling, log_marginal
 from pyro_vae.inference import Inference, algorithm
@@ -25,10 +26,10 @@ _TEMPERATURES, _CHAINS = 500, 16
 
 
 class _InFile(Place):
-    """Says where a value stands in a file, and what it is there.
+    """Says where a value stands in a file or a table, and what it is there.
 
     Arguments:
-        rows: The file's rows.
+        rows: The rows of the file.
         units: Of the model.
     """
 
@@ -45,24 +46,25 @@ class _InFile(Place):
         return f"`{self.own[row, column].item():g}` in {self.row(row)}, column {name}"
 
 
-def _read(vae: VAE, path: str | os.PathLike[str], seed: int, context: str | os.PathLike[str] | None) -> datasets.Rows:
-    """A file's rows, whose values the model can take."""
-    rows = datasets.read_whole(path, vae.units, torch.Generator().manual_seed(seed), context)
+def _read(vae: VAE, source: Source, seed: int, context: Context | None) -> datasets.Rows:
+    """Rows whose values the model can take."""
+    rows = datasets.read_whole(source, vae.units, torch.Generator().manual_seed(seed), context)
     place = _InFile(rows, vae.units)
-    check_values(vae, rows.batch, not vae.units.cross_entropy, f"`{path}`", place=place)
+    check_values(vae, rows.batch, not vae.units.cross_entropy, f"`{rows.title}`", place=place)
     return rows
 
 
-def read_rows(
-    vae: VAE, path: str | os.PathLike[str], seed: int = 0, context: str | os.PathLike[str] | None = None
-) -> Batch:
-    """Returns a file's rows in model units, with context, mask and offset, binarised where the training data were.
+def read_rows(vae: VAE, source: Source, seed: int = 0, context: Context | None = None) -> Batch:
+    """Returns rows in model units, with context, mask and offset, binarised where the training data were.
+
+    ``vae.units.log_jacobian_of`` of the batch is what log p(x) of each row adds in the rows' own units.
 
     Arguments:
         vae: From `pyro_vae.load`.
-        path: A ``.csv``, ``.parquet``, ``.npy`` or ``.npz`` file in the training data's own units.
+        source: A DataFrame, an array, a tensor, or a ``.csv``, ``.parquet``, ``.npy`` or ``.npz`` file, in the training
+            data's own units; the columns of a table are taken by their names.
         seed: Of the binarisation.
-        context: ``"label=3"``, or the path of a table, in place of the file's own context columns.
+        context: ``"label=3"``, the path of a table, or a DataFrame, in place of the rows' own context columns.
 
     Returns:
         ``x`` of shape ``(N, D)``.
@@ -70,7 +72,7 @@ def read_rows(
     Raises:
         InputError: For a file, a column or a cell that cannot be used.
     """
-    return _read(vae, path, seed, context).batch
+    return _read(vae, source, seed, context).batch
 
 
 def score(
@@ -105,7 +107,7 @@ def score(
     return pd.DataFrame(
         {
             "row": range(1, batch.size + 1),
-            "log_p": estimate.shifted(vae.units.log_jacobian_of(batch.mask)).pointwise.numpy(),
+            "log_p": estimate.shifted(vae.units.log_jacobian_of(batch)).pointwise.numpy(),
             "standard_error": estimate.diagnostics["pointwise_error"].numpy(),
             reliability: estimate.diagnostics[reliability].numpy(),
         }
@@ -143,7 +145,7 @@ def _algorithm(vae: VAE) -> Inference:
     return algorithm("aevb" if vae.algorithm is None else vae.algorithm)()
 
 
-def sample(vae: VAE, n: int, *, context: str | os.PathLike[str] | None = None, seed: int = 0) -> pd.DataFrame:
+def sample(vae: VAE, n: int, *, context: Context | None = None, seed: int = 0) -> pd.DataFrame:
     """Returns n draws of x from the model, in the data's own units and columns (``x0 ...`` where they have no names).
 
     Columns of words hold words. Where the model has a context, its columns stand behind, as they were given, so that
@@ -153,8 +155,8 @@ def sample(vae: VAE, n: int, *, context: str | os.PathLike[str] | None = None, s
     Arguments:
         vae: From `pyro_vae.load`.
         n: Number of draws.
-        context: ``"label=3"`` or ``"age=40,sex=f"``; or the path of a table with the context columns, whose rows are
-            taken in turn. Needed where the model has a context.
+        context: ``"label=3"`` or ``"age=40,sex=f"``; or a DataFrame, or the path of a table, with the context columns,
+            whose rows are taken in turn. Needed where the model has a context.
         seed: Of the draws.
 
     Raises:
@@ -177,10 +179,8 @@ def sample(vae: VAE, n: int, *, context: str | os.PathLike[str] | None = None, s
 
 
 @torch.no_grad()
-def impute(
-    vae: VAE, path: str | os.PathLike[str], *, context: str | os.PathLike[str] | None = None, seed: int = 0
-) -> pd.DataFrame:
-    r"""Returns a file's rows with their missing cells filled, in own units; observed cells are kept.
+def impute(vae: VAE, source: Source, *, context: Context | None = None, seed: int = 0) -> pd.DataFrame:
+    r"""Returns rows with their missing cells filled, in own units; observed cells are kept.
 
     Columns are those that the model knows, its context and offset too, in the file's order.
 
@@ -190,7 +190,7 @@ def impute(
 
     Arguments:
         vae: From `pyro_vae.load`; its data were read with ``missing: mask``.
-        path: As for `read_rows`.
+        source: As for `read_rows`.
         context: As for `read_rows`.
         seed: Of the binarisation.
 
@@ -205,7 +205,7 @@ def impute(
         )
     if vae.units.missing != "mask":
         raise InputError("impute: this model knows no missing cells; train it with `data: {name: ..., missing: mask}`.")
-    rows = _read(vae, path, seed, context)
+    rows = _read(vae, source, seed, context)
     with evaluating(vae), pyro.validation_enabled(False):  # the rows were checked just now
         expected = vae.reconstruct(rows.batch.to(vae.device, vae.dtype)).flatten(1).cpu()
     return rows.table(vae.units, torch.where(rows.own.isnan(), vae.units.to_own_units(expected), rows.own))

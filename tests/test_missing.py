@@ -13,6 +13,7 @@ import torch
 from scipy.stats import norm
 from torch import nn
 from torch.distributions import MultivariateNormal, constraints
+from typer.testing import CliRunner
 from z_test import FAILURE_RATE
 
 import pyro_vae
@@ -276,6 +277,42 @@ def test_new_rows_have_words_gaps_and_context(run, tmp_path):
         )
     with pytest.raises(DataError, match=r"missing cell in data row 1 .*column `sex`"):
         trained.read_rows(vae, write(tmp_path / "s.csv", "visits,height,smoker,region,grade,sex\n1,170,yes,north,4,\n"))
+
+
+@pytest.mark.parametrize("given", [None, "sex=m", pd.DataFrame({"sex": ["f"]})], ids=["own", "said", "frame"])
+def test_a_data_frame_has_the_numbers_that_the_command_has_of_its_file(run, tmp_path, given):
+    """Missing cells and the context are in the batch, and each row's Jacobian is that of its observed cells."""
+    folder, frame, _ = run
+    vae = pyro_vae.load(folder / "run")
+    named = f"sex={given.sex[0]}" if isinstance(given, pd.DataFrame) else given
+    out = tmp_path / "scores.csv"
+    command = ["score", str(folder / "run"), str(folder / "people.csv"), "--num-samples", "20", "--out", str(out)]
+    result = CliRunner().invoke(cli.app, command + ([] if named is None else ["--context", named]))
+    assert result.exit_code == 0, result.output
+    rows = trained.read_rows(vae, frame.sample(frac=1, axis=1, random_state=0), context=given)
+    estimate = pyro_vae.evaluation.log_marginal(vae, rows, 20).shifted(vae.units.log_jacobian_of(rows))
+    assert estimate.pointwise.tolist() == pytest.approx(pd.read_csv(out).log_p.tolist(), abs=1e-9)
+    pd.testing.assert_frame_equal(trained.impute(vae, frame), trained.impute(vae, folder / "people.csv"))
+
+
+def test_a_data_frame_is_read_by_its_names(run):
+    folder, frame, _ = run
+    vae = pyro_vae.load(folder / "run")
+    misnamed, without = frame.rename(columns={"height": "heigth"}), frame.drop(columns="visits")
+    text = frame.astype({"height": object})
+    text.loc[3, "height"] = "171,5"
+    for given, message in (
+        (misnamed, r"lacks the columns `height` \(did you mean `heigth`"),
+        (without, "lacks the columns `visits`"),
+        (text, "`171,5` in data row 4 .*column `height`"),
+    ):
+        for call in (vae.units.to_model_units, lambda rows: trained.read_rows(vae, rows)):
+            with pytest.raises(DataError, match=message):
+                call(given)
+    with pytest.raises(DataError, match=r"dtype `.*`; pass real numbers"):
+        vae.units.to_model_units(text[list(vae.units.columns)].to_numpy())
+    bare = frame[list(vae.units.columns)].set_axis(range(5), axis=1)  # columns without names: by position
+    torch.testing.assert_close(vae.units.to_model_units(bare), vae.units.to_model_units(frame), equal_nan=True)
 
 
 def test_a_value_that_the_likelihood_cannot_have_is_named_by_its_place_in_the_file(run, tmp_path):

@@ -18,26 +18,29 @@ from pyro_vae.datasets.conditioning import row_totals
 from pyro_vae.datasets.context import TOTAL
 from pyro_vae.datasets.data import observed
 from pyro_vae.datasets.errors import DataError, suggestion
-from pyro_vae.datasets.table import Wanted, read_file, read_frame
+from pyro_vae.datasets.table import Source, Wanted, read_frame, read_rows_of, title_of
 from pyro_vae.datasets.units import DataTransform
 
-FilePath = str | os.PathLike[str]
+# One row in words, the path of a table, or a table.
+Context = str | os.PathLike[str] | pd.DataFrame
 
 
 class Rows(NamedTuple):
-    r"""A file's rows, as a model receives them and as they stand.
+    r"""Rows in own units, as a model receives them and as they stand.
 
     Attributes:
         batch: in model units, with context, mask and offset.
         own: (N, D) float64 in own units, NaN where missing.
         beside: the columns that condition the model, context and offset, in own units; N rows.
-        order: names of the file's columns, in its order; empty where they have none.
+        order: names of all columns, in their order; empty where they have none.
+        title: what an error calls them.
     """
 
     batch: Batch
     own: Tensor
     beside: pd.DataFrame
     order: tuple[str, ...] = ()
+    title: str = "rows"
 
     def table(self, units: DataTransform, x: Tensor) -> pd.DataFrame:
         r"""Return other values of the modelled cells, (N, D) in own units, with what stands beside them.
@@ -67,37 +70,38 @@ class Given(NamedTuple):
 
 
 def read_rows(
-    path: FilePath, units: DataTransform, generator: torch.Generator, context: FilePath | None = None
+    source: Source, units: DataTransform, generator: torch.Generator, context: Context | None = None
 ) -> Batch:
-    r"""Read a file's rows as a batch in model units, with context, mask and offset as in training.
+    r"""Read rows as a batch in model units, with context, mask and offset as in training.
 
     A row without any observed cell is accepted: its log p is 0, and its imputation that of the model.
 
     Args:
-        path: a `.csv`, `.parquet`, `.npy` or `.npz` file in the training data's own units.
+        source: a `.csv`, `.parquet`, `.npy` or `.npz` file, a data frame, an array or a tensor, in the training data's
+            own units.
         units: of the training data.
         generator: of the binarisation.
-        context: in place of the file's own context columns; see `read_context`.
+        context: in place of the rows' own context columns; see `read_context`.
 
     Raises:
         DataError: for a file, a column or a cell that cannot be used.
     """
-    return read_whole(path, units, generator, context).batch
+    return read_whole(source, units, generator, context).batch
 
 
 def read_whole(
-    path: FilePath, units: DataTransform, generator: torch.Generator, context: FilePath | None = None
+    source: Source, units: DataTransform, generator: torch.Generator, context: Context | None = None
 ) -> Rows:
-    r"""Read a file's rows as `read_rows` does, and as they stand."""
-    by_name = {column.name: column.levels for column in units.context}
-    by_name |= dict(zip(units.columns or (), units.levels or (), strict=False))
+    r"""Read rows as `read_rows` does, and as they stand."""
+    by_name = {column.name: column.levels for column in units.context} | units.known_levels
     others = [] if context is not None else [column.name for column in units.context]
     if units.offset is not None and units.offset.source != TOTAL:
         others.append(units.offset.source)
     levels = {name: each for name, each in by_name.items() if each is not None}
-    raw = read_file(path, Wanted(units.columns, tuple(dict.fromkeys(others)), units.missing == "mask", levels=levels))
+    wanted = Wanted(units.columns, tuple(dict.fromkeys(others)), units.missing == "mask", levels=levels)
+    raw = read_rows_of(source, wanted)
     if "all" not in raw.arrays:
-        raise DataError(f"`{path}`: holds several sets, and one array is wanted; save the rows as the array `x`")
+        raise DataError(f"`{raw.title}`: holds several sets, and one array is wanted; save the rows as the array `x`")
     own = torch.from_numpy(raw.arrays["all"].astype(np.float64))
     x = units.binarise(units.to_model_units(own), generator)
     x, mask = observed(x) if units.missing == "mask" else (x, None)
@@ -108,24 +112,25 @@ def read_whole(
         offset = units.offset.of(raw.title, size)
     beside = own_columns(raw.others)
     if context is None:
-        return Rows(Batch(x, units.encode_context(raw.others), mask, offset), own, beside, raw.order)
+        batch = Batch(x, units.encode_context(raw.others), mask, offset)
+        return Rows(batch, own, beside, raw.order, raw.title)
     given = read_given(context, units)
     if len(given.columns) not in (1, len(x)):
         raise DataError(
-            f"`{context}`: holds {len(given.columns)} rows of context for the {len(x)} rows of `{path}`; give one, or "
-            "as many"
+            f"`{title_of(context)}`: holds {len(given.columns)} rows of context for the {len(x)} rows of "
+            f"`{raw.title}`; give one, or as many"
         )
     given = given.in_turn(len(x))
     beside = given.columns.join(beside[[name for name in beside.columns if name not in given.columns]])
-    return Rows(Batch(x, given.covariates, mask, offset), own, beside, raw.order)
+    return Rows(Batch(x, given.covariates, mask, offset), own, beside, raw.order, raw.title)
 
 
-def read_context(context: FilePath, units: DataTransform) -> Tensor:
+def read_context(context: Context, units: DataTransform) -> Tensor:
     r"""Read covariates in the context columns' own units.
 
     Args:
-        context: `label=3` or `age=40,sex=f`, one row; or the path of a `.csv` or `.parquet` file with the context
-            columns.
+        context: `label=3` or `age=40,sex=f`, one row; or the path of a `.csv` or `.parquet` file, or a data frame,
+            with the context columns.
         units: of the training data.
 
     Returns:
@@ -142,30 +147,38 @@ def read_context(context: FilePath, units: DataTransform) -> Tensor:
     return read_given(context, units).covariates
 
 
-def read_given(context: FilePath, units: DataTransform) -> Given:
+def read_given(context: Context, units: DataTransform) -> Given:
     r"""Read covariates as `read_context` does, and as they were given."""
-    names = [column.name for column in units.context]
+    title, names = title_of(context), [column.name for column in units.context]
     if not names:
-        raise DataError(f"`{context}`: got a context, but the model of `{units.name}` has none; leave it out")
-    if "=" in str(context) and not Path(context).is_file():
-        pairs = [pair.partition("=") for pair in str(context).split(",")]
-        frame = pd.DataFrame({name.strip(): [value.strip()] for name, _, value in pairs})
+        raise DataError(f"`{title}`: got a context, but the model of `{units.name}` has none; leave it out")
+    if isinstance(context, pd.DataFrame):
+        frame = context.rename(columns=str)
+    elif "=" in title and not Path(context).is_file():
+        frame = _pairs(title, names)
     else:
         frame = read_frame(context)
-    for name in frame.columns:
-        if name not in names and "=" in str(context):
-            raise DataError(f"`{context}`: there is no context `{name}`{suggestion(name, names)}; it is {_said(names)}")
     for name in names:
         if name not in frame.columns:
-            raise DataError(f"`{context}`: lacks the context `{name}`; the model needs {_said(names)}")
+            raise DataError(f"`{title}`: lacks the context `{name}`; the model needs {_said(names)}")
     cells = {
-        column.name: read_cells(str(context), column.name, frame[column.name], levels=column.levels, modelled=False)
+        column.name: read_cells(title, column.name, frame[column.name], levels=column.levels, modelled=False)
         for column in units.context
     }
     encoded = units.encode_context(cells)
     if encoded is None:
         raise DataError(f"`{units.name}`: has no context")
     return Given(encoded, own_columns(cells))
+
+
+def _pairs(text: str, names: list[str]) -> pd.DataFrame:
+    """The one row of `age=40,sex=f`."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    frame = pd.DataFrame({name.strip(): [value.strip()] for name, _, value in pairs})
+    for name in frame.columns:
+        if name not in names:
+            raise DataError(f"`{text}`: there is no context `{name}`{suggestion(name, names)}; it is {_said(names)}")
+    return frame
 
 
 def own_columns(cells: Mapping[str, Cells]) -> pd.DataFrame:

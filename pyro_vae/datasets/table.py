@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from pyro_vae.datasets.files import READ_ERRORS, checksum
 from pyro_vae.datasets.raw import RawData, check_finite
 
 FORMATS = (".csv", ".parquet", ".npy", ".npz")
+# Rows in the training data's own units: a file, or what is held in memory.
+Source = str | os.PathLike[str] | pd.DataFrame | Tensor | NDArray[Any]
 _PARTS = ("train", "valid", "test")
 
 
@@ -101,7 +103,8 @@ def read_file(path: str | os.PathLike[str], wanted: Wanted = Wanted()) -> RawDat
     path, suffix = _checked(path, FORMATS)
     files = {path.name: checksum(path)}
     if suffix in (".csv", ".parquet"):
-        raw = _table(path, _csv(path) if suffix == ".csv" else _parquet(path), files, wanted)
+        frame = _csv(path) if suffix == ".csv" else _parquet(path)
+        raw = replace(_table(str(path), frame, wanted), name=path.stem, files=files)
     else:
         if by_name := [*wanted.others, *(columns or () if wanted.exhaustive else ())]:
             raise DataError(
@@ -125,6 +128,51 @@ def read_file(path: str | os.PathLike[str], wanted: Wanted = Wanted()) -> RawDat
         if columns is not None and len(columns) != raw.dim:
             raise DataError(f"`{path}`: got {raw.dim} columns; expected the {len(columns)} of the training data")
     return check_finite(raw)
+
+
+def read_rows_of(source: Source, wanted: Wanted) -> RawData:
+    r"""Read a user's rows, in a file or in memory, as `read_file` does: the same columns, the same errors."""
+    if isinstance(source, str | os.PathLike):
+        return read_file(source, wanted)
+    if isinstance(source, pd.DataFrame):
+        return from_frame(source, wanted, title_of(source))
+    array = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
+    if wanted.others:
+        raise DataError(
+            f"`{title_of(source)}`: column `{wanted.others[0]}` is asked for by name, and an array has no names; pass "
+            "a DataFrame"
+        )
+    _check_array(title_of(source), "rows", array)
+    raw = RawData("array", {"all": _plain(array).reshape(len(array), -1)}, {}, path="array", missing=wanted.missing)
+    if wanted.columns is not None and len(wanted.columns) != raw.dim:
+        raise DataError(f"`array`: got {raw.dim} columns; expected the {len(wanted.columns)} of the training data")
+    return check_finite(raw)
+
+
+def from_frame(frame: pd.DataFrame, wanted: Wanted, title: str) -> RawData:
+    r"""Read a data frame as a file; columns without names, which pandas numbers from 0, are taken in their order.
+
+    Args:
+        frame: rows in the training data's own units.
+        wanted: what is asked of it.
+        title: what an error calls it.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    names = list(wanted.columns or ())
+    if names and not wanted.others and frame.columns.tolist() == [*range(len(names))]:
+        frame = frame.set_axis(names, axis=1)
+    if len(repeated := frame.columns[frame.columns.duplicated()]):
+        raise DataError(f"`{title}`: the column name `{repeated[0]}` occurs twice; give each column its own name")
+    return check_finite(_table(title, frame, wanted))
+
+
+def title_of(source: Source) -> str:
+    r"""Return what an error calls a user's rows: the path of a file, else what they are."""
+    if isinstance(source, str | os.PathLike):
+        return str(source)
+    return "DataFrame" if isinstance(source, pd.DataFrame) else "array"
 
 
 def read_frame(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -211,35 +259,35 @@ def _parquet(path: Path) -> pd.DataFrame:
         raise _damaged(path, error) from error
 
 
-def _select(path: Path, frame: pd.DataFrame, columns: Sequence[str], why: str = "") -> pd.DataFrame:
+def _select(title: str, frame: pd.DataFrame, columns: Sequence[str], why: str = "") -> pd.DataFrame:
     frame = frame.rename(columns=str)
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         have = ", ".join(f"`{name}`" for name in frame.columns)
         raise DataError(
-            f"`{path}`: lacks the columns {', '.join(f'`{name}`' for name in missing)}"
+            f"`{title}`: lacks the columns {', '.join(f'`{name}`' for name in missing)}"
             f"{why}{suggestion(missing[0], list(frame.columns))}; it has {have[:300]}: name the columns as in the "
             "training data"
         )
     return frame[list(columns)]
 
 
-def _table(path: Path, frame: pd.DataFrame, files: dict[str, str], wanted: Wanted) -> RawData:
+def _table(title: str, frame: pd.DataFrame, wanted: Wanted) -> RawData:
     """The table's modelled columns as one array, and the others beside it."""
     frame = frame.rename(columns=str)
-    others = _select(path, frame, wanted.others, " of `context` or `offset`")
+    others = _select(title, frame, wanted.others, " of `context` or `offset`")
     if wanted.columns is None:
         modelled = frame.drop(columns=list(wanted.others))
     else:
-        modelled = _select(path, frame, wanted.columns)
+        modelled = _select(title, frame, wanted.columns)
     names = tuple(str(name) for name in modelled.columns)
     if wanted.exhaustive:
-        _check_exhaustive(path, frame, wanted)
+        _check_exhaustive(title, frame, wanted)
     if not names:
-        raise DataError(f"`{path}`: no column is left to be modelled; leave one out of `context` and `offset`")
+        raise DataError(f"`{title}`: no column is left to be modelled; leave one out of `context` and `offset`")
     cells = {
         name: read_cells(
-            str(path),
+            title,
             name,
             modelled[name],
             missing=wanted.missing,
@@ -249,16 +297,16 @@ def _table(path: Path, frame: pd.DataFrame, files: dict[str, str], wanted: Wante
         for name in names
     }
     beside = {
-        name: read_cells(str(path), name, others[name], words=True, levels=wanted.levels.get(name), modelled=False)
+        name: read_cells(title, name, others[name], words=True, levels=wanted.levels.get(name), modelled=False)
         for name in wanted.others
     }
     levels = tuple(column.levels for column in cells.values())
     return RawData(
-        path.stem,
+        title,
         {"all": np.stack([column.values for column in cells.values()], axis=1)},
-        files,
+        {},
         columns=names,
-        path=str(path),
+        path=title,
         missing=wanted.missing,
         levels=levels if any(level is not None for level in levels) else None,
         others=beside,
@@ -266,17 +314,17 @@ def _table(path: Path, frame: pd.DataFrame, files: dict[str, str], wanted: Wante
     )
 
 
-def _check_exhaustive(path: Path, frame: pd.DataFrame, wanted: Wanted) -> None:
+def _check_exhaustive(title: str, frame: pd.DataFrame, wanted: Wanted) -> None:
     """Refuses columns without a likelihood, and columns that have one and condition the model too."""
     names = list(wanted.columns or ())
     if both := [name for name in names if name in wanted.others]:
         raise DataError(
-            f"`{path}`: column `{both[0]}` has a likelihood and is in `context` or `offset` too; a column is modelled "
+            f"`{title}`: column `{both[0]}` has a likelihood and is in `context` or `offset` too; a column is modelled "
             "or conditions the model"
         )
     if left := [name for name in frame.columns if name not in names and name not in wanted.others]:
         raise DataError(
-            f"`{path}`: column `{left[0]}` has no likelihood{suggestion(left[0], names)}; give it one in `mixed`, "
+            f"`{title}`: column `{left[0]}` has no likelihood{suggestion(left[0], names)}; give it one in `mixed`, "
             "name it in `context`, or drop it"
         )
 
@@ -299,14 +347,18 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise _damaged(path, error) from error
     chosen = _choose_arrays(path, arrays) if path.suffix.lower() == ".npz" else {"all": next(iter(arrays.values()))}
     for name, array in chosen.items():
-        if array.dtype.kind not in "biuf":
-            raise DataError(f"`{path}`: array `{name}` is of dtype `{array.dtype}`; save real numbers")
-        if array.ndim < 2:
-            raise DataError(
-                f"`{path}`: array `{name}` has shape {array.shape}; expected rows of columns, N x D, or N "
-                "images: reshape a single column to (N, 1)"
-            )
+        _check_array(str(path), name, array)
     return {name: _plain(array) for name, array in chosen.items()}
+
+
+def _check_array(title: str, name: str, array: NDArray[Any]) -> None:
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"`{title}`: array `{name}` is of dtype `{array.dtype}`; save real numbers")
+    if array.ndim < 2:
+        raise DataError(
+            f"`{title}`: array `{name}` has shape {array.shape}; expected rows of columns, N x D, or N images: reshape "
+            "a single column to (N, 1)"
+        )
 
 
 def _plain(array: NDArray[Any]) -> NDArray[Any]:

@@ -13,11 +13,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from pyro_vae.batch import Batch
 from pyro_vae.datasets.binarisation import bernoulli_draw, threshold
-from pyro_vae.datasets.columns import Cells, Levels, decoded, read_cells
+from pyro_vae.datasets.columns import Cells, Levels, decoded
 from pyro_vae.datasets.context import ContextColumn, Offset
 from pyro_vae.datasets.errors import DataError
 from pyro_vae.datasets.raw import Binarisation, Missing, RawData, Scaling
+from pyro_vae.datasets.table import Wanted, from_frame
 
 # Entries that a record may lack.
 _LATER = ("missing", "levels", "context", "offset")
@@ -89,15 +91,17 @@ class DataTransform:
     def to_model_units(self, x: Tensor | ArrayLike | pd.DataFrame) -> Tensor:
         r"""Centre and scale; binarise nothing (`binarise` does).
 
+        Where cells are missing, or columns condition the model, `pyro_vae.trained.read_rows` makes a batch of them.
+
         Args:
-            x: (..., D), own units, any dtype, a tensor, array or data frame (with words where columns have levels);
-                computed in float64. Missing cells (NaN) stay NaN.
+            x: (..., D), own units, any dtype, a tensor, array or data frame (its columns by their names, with words
+                where they have levels); computed in float64. Missing cells (NaN) stay NaN.
 
         Returns:
             float32 of the same shape, model units.
 
         Raises:
-            DataError: if the last dimension is not D.
+            DataError: if the last dimension is not D, or a data frame's column or cell cannot be used.
         """
         x = self._own_numbers(x) if isinstance(x, pd.DataFrame) else as_tensor(x)
         self._check(x)
@@ -146,15 +150,16 @@ class DataTransform:
         levels = self.levels or (None,) * self.dim
         return pd.DataFrame({name: decoded(own[:, i], levels[i]) for i, name in enumerate(self.cell_names)})
 
-    def log_jacobian_of(self, mask: Tensor | None) -> Tensor | float:
+    def log_jacobian_of(self, rows: Batch | Tensor | None) -> Tensor | float:
         r"""Return what log p of the observed cells adds in own units, in nats.
 
         Args:
-            mask: (N, D), true where a cell is observed; None where all are.
+            rows: a batch in model units; or its mask, (N, D), true where a cell is observed, None where all are.
 
         Returns:
             (N,) float64, of each row; or `log_jacobian` where all rows have the same.
         """
+        mask = rows.mask if isinstance(rows, Batch) else rows
         if mask is None or self.scale is None or self.log_jacobian == 0:
             return self.log_jacobian
         return -(mask.reshape(len(mask), -1).double().cpu() * self.scale.log()).sum(-1)
@@ -239,18 +244,16 @@ class DataTransform:
             offset=None if offset is None else Offset(**offset),
         )
 
+    @property
+    def known_levels(self) -> dict[str, Levels]:
+        r"""What the codes of columns with levels mean, by the columns' names."""
+        pairs = zip(self.columns or (), self.levels or (), strict=False)
+        return {name: levels for name, levels in pairs if levels is not None}
+
     def _own_numbers(self, frame: pd.DataFrame) -> Tensor:
-        """The numbers and codes of a data frame; by the columns' names where it has them, else by position."""
-        frame = frame.rename(columns=str)
-        if self.columns is not None and set(self.columns) <= set(frame.columns):
-            frame = frame[list(self.columns)]
-        if self.levels is None or frame.shape[1] != self.dim:
-            return as_tensor(frame)
-        cells = [
-            read_cells(self.name, name, frame[name], missing=self.missing == "mask", levels=levels)
-            for name, levels in zip(frame.columns, self.levels, strict=True)
-        ]
-        return torch.from_numpy(np.stack([column.values for column in cells], axis=1))
+        """The numbers and codes of a data frame."""
+        wanted = Wanted(self.columns, (), self.missing == "mask", levels=self.known_levels)
+        return torch.from_numpy(from_frame(frame, wanted, self.name).arrays["all"])
 
     def _check(self, x: Tensor) -> None:
         if x.ndim == 0 or x.shape[-1] != self.dim:
@@ -261,8 +264,17 @@ class DataTransform:
 
 
 def as_tensor(x: Tensor | ArrayLike) -> Tensor:
-    r"""Return an array-like as a tensor."""
-    return x if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
+    r"""Return an array-like as a tensor.
+
+    Raises:
+        DataError: if it does not hold numbers.
+    """
+    if isinstance(x, Tensor):
+        return x
+    array = np.array(x)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"got an array of dtype `{array.dtype}`; pass real numbers, or words in a DataFrame")
+    return torch.from_numpy(array)
 
 
 def fit_transform(
