@@ -174,8 +174,9 @@ def score(
 ) -> None:
     """Print log p(x) of each row (nats, own units), its error and how far to trust it: the lowest are outliers."""
     vae = load(run, algorithm, seed, allow_code=allow_code)
-    rows = trained.read_rows(vae, data, draw_seed, context)
-    _write(trained.score(vae, rows, num_samples, seed=draw_seed, progress=True), out)
+    rows = trained.read(vae, data, draw_seed, context)
+    scores = trained.score(vae, rows.batch, num_samples, seed=draw_seed, progress=True)
+    _write(rows.identified(scores), out, scores.columns.tolist())
 
 
 @app.command()
@@ -191,7 +192,9 @@ def encode(
 ) -> None:
     """Print the mean and the standard deviation of q(z|x) of each row."""
     vae = load(run, algorithm, seed, allow_code=allow_code)
-    _write(trained.encode(vae, trained.read_rows(vae, data, draw_seed, context)), out)
+    rows = trained.read(vae, data, draw_seed, context)
+    codes = trained.encode(vae, rows.batch)
+    _write(rows.identified(codes), out, codes.columns.tolist())
 
 
 @app.command()
@@ -282,7 +285,7 @@ def _assign(content: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _write(table: pd.DataFrame, out: Path | None, cells: Sequence[str] | None = None) -> None:
-    """Writes a table; to a .npy file, whose columns have no names, the modelled cells alone where they are told."""
+    """Writes a table; to a .npy file, whose columns have no names, those of `cells` alone where they are told."""
     if out is None:
         sys.stdout.write(table.to_csv(index=False))
     elif out.suffix == ".npy":

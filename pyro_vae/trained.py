@@ -46,8 +46,8 @@ class _InFile(Place):
         return f"`{self.own[row, column].item():g}` in {self.row(row)}, column {name}"
 
 
-def _read(vae: VAE, source: Source, seed: int, context: Context | None) -> datasets.Rows:
-    """Rows whose values the model can take."""
+def read(vae: VAE, source: Source, seed: int = 0, context: Context | None = None) -> datasets.Rows:
+    """Returns rows as `read_rows` does, with their own numbers and the columns that the model does not know."""
     rows = datasets.read_whole(source, vae.units, torch.Generator().manual_seed(seed), context)
     place = _InFile(rows, vae.units)
     check_values(vae, rows.batch, not vae.units.cross_entropy, f"`{rows.title}`", place=place)
@@ -72,7 +72,7 @@ def read_rows(vae: VAE, source: Source, seed: int = 0, context: Context | None =
     Raises:
         InputError: For a file, a column or a cell that cannot be used.
     """
-    return _read(vae, source, seed, context).batch
+    return read(vae, source, seed, context).batch
 
 
 def score(
@@ -182,7 +182,7 @@ def sample(vae: VAE, n: int, *, context: Context | None = None, seed: int = 0) -
 def impute(vae: VAE, source: Source, *, context: Context | None = None, seed: int = 0) -> pd.DataFrame:
     r"""Returns rows with their missing cells filled, in own units; observed cells are kept.
 
-    Columns are those that the model knows, its context and offset too, in the file's order.
+    All columns are there, in the file's order; those that the model does not know, such as identifiers, as they stand.
 
     .. math:: \hat x_j = E[x_j | z = E_q[z | x_\mathrm{observed}]]
 
@@ -205,7 +205,7 @@ def impute(vae: VAE, source: Source, *, context: Context | None = None, seed: in
         )
     if vae.units.missing != "mask":
         raise InputError("impute: this model knows no missing cells; train it with `data: {name: ..., missing: mask}`.")
-    rows = _read(vae, source, seed, context)
+    rows = read(vae, source, seed, context)
     with evaluating(vae), pyro.validation_enabled(False):  # the rows were checked just now
         expected = vae.reconstruct(rows.batch.to(vae.device, vae.dtype)).flatten(1).cpu()
     return rows.table(vae.units, torch.where(rows.own.isnan(), vae.units.to_own_units(expected), rows.own))

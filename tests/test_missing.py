@@ -364,14 +364,31 @@ def test_impute_keeps_what_is_observed_and_fills_the_rest(run, monkeypatch, caps
     as_women = trained.impute(vae, folder / "people.csv", context="sex=f")
     assert list(as_women.columns) == names
     assert set(as_women.sex) == {"f"}
-    without = write(folder / "without.csv", "grade,height,smoker,region,visits,id\n4,,no,east,1,77\n")
+    without = write(folder / "without.csv", "id,grade,height,smoker,region,visits,of\n007,4,,no,east,1,NA\n")
     filled = trained.impute(vae, without, context="sex=m")
-    assert list(filled.columns) == ["grade", "height", "smoker", "region", "visits", "sex"]
+    assert list(filled.columns) == ["id", "grade", "height", "smoker", "region", "visits", "of", "sex"]
+    assert (filled.id[0], filled.of[0]) == ("007", "NA")  # what is not modelled, as it stands
+    kept = trained.impute(vae, frame.assign(id=[f"p{i}" for i in range(len(frame))])[["id", *frame.columns]])
+    assert (list(kept.columns), kept.id[11]) == (["id", *frame.columns], "p11")
     prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
     digits = VAE(prior, Conditional(dist.Bernoulli, (64,), given=mlp(2, 4)))
     digits.units = load("digits").units
     with pytest.raises(InputError, match="knows no missing cells"):
         trained.impute(digits, folder / "people.csv")
+
+
+def test_scores_and_codes_stand_behind_what_is_not_modelled(run, tmp_path):
+    folder, frame, _ = run
+    path = tmp_path / "named.csv"
+    frame.assign(name=[f"0{i}" for i in range(len(frame))], z0="x").to_csv(path, index=False)
+    for command, first in (("score", ["name", "z0", "row", "log_p"]), ("encode", ["name", "z0", "z1", "z0_sd"])):
+        for out in ("out.csv", "out.npy"):
+            arguments = [command, str(folder / "run"), str(path), "--out", str(tmp_path / out)]
+            assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+        written = pd.read_csv(tmp_path / "out.csv", dtype={"name": str})
+        assert list(written.columns)[:4] == first
+        assert written.name[7] == "07"
+        assert np.load(tmp_path / "out.npy").shape == (len(frame), 4)  # without names, the numbers alone
 
 
 # ---------------------------------------------------------------------- families by name and by content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from pyro_vae.errors import InputError, nearest
 
@@ -29,6 +30,14 @@ def check_choice(argument: str, given: object, allowed: Sequence[str]) -> None:
             f"`{argument}`: got `{given}`{suggestion(str(given), allowed)}; pass one of {words}, "
             "or leave it out for the default of the likelihood's support"
         )
+
+
+def damaged(path: Path, error: BaseException) -> DataError:
+    r"""Return the error of a file that cannot be read as its name says."""
+    return DataError(
+        f"`{path}` cannot be read as `{path.suffix.lower()}` ({first_line(error)}): it may be truncated or "
+        "damaged; write or copy it again"
+    )
 
 
 def first_line(error: BaseException) -> str:

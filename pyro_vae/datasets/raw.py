@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_vae.datasets.columns import Cells, Levels
@@ -36,6 +37,7 @@ class RawData:
         levels: for each column what its codes mean, None for a column of numbers; None where no column has levels.
         others: a table's columns that are not modelled, by name.
         order: names of all of a table's columns, in the file's order.
+        rest: the columns that are neither modelled nor in `others`, as they stand; N rows.
     """
 
     name: str
@@ -51,6 +53,7 @@ class RawData:
     levels: tuple[Levels | None, ...] | None = None
     others: Mapping[str, Cells] = field(default_factory=dict)
     order: tuple[str, ...] = ()
+    rest: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @property
     def title(self) -> str:

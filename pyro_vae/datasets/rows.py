@@ -34,6 +34,7 @@ class Rows(NamedTuple):
         beside: the columns that condition the model, context and offset, in own units; N rows.
         order: names of all columns, in their order; empty where they have none.
         title: what an error calls them.
+        rest: the columns that the model does not know, such as identifiers, as they stand; N rows.
     """
 
     batch: Batch
@@ -41,15 +42,20 @@ class Rows(NamedTuple):
     beside: pd.DataFrame
     order: tuple[str, ...] = ()
     title: str = "rows"
+    rest: pd.DataFrame = pd.DataFrame()
 
     def table(self, units: DataTransform, x: Tensor) -> pd.DataFrame:
         r"""Return other values of the modelled cells, (N, D) in own units, with what stands beside them.
 
         Columns are in the file's order; those that the file lacks come last.
         """
-        frame = pd.concat([units.named(x), self.beside], axis=1)
+        frame = self.identified(pd.concat([units.named(x), self.beside], axis=1))
         known = [name for name in self.order if name in frame.columns]
         return frame[known + [name for name in frame.columns if name not in set(known)]]
+
+    def identified(self, table: pd.DataFrame) -> pd.DataFrame:
+        r"""Return a table of N rows behind the columns that the model does not know, but those of a name of its own."""
+        return pd.concat([self.rest.drop(columns=table.columns, errors="ignore"), table], axis=1)
 
 
 class Given(NamedTuple):
@@ -113,7 +119,7 @@ def read_whole(
     beside = own_columns(raw.others)
     if context is None:
         batch = Batch(x, units.encode_context(raw.others), mask, offset)
-        return Rows(batch, own, beside, raw.order, raw.title)
+        return Rows(batch, own, beside, raw.order, raw.title, raw.rest)
     given = read_given(context, units)
     if len(given.columns) not in (1, len(x)):
         raise DataError(
@@ -122,7 +128,7 @@ def read_whole(
         )
     given = given.in_turn(len(x))
     beside = given.columns.join(beside[[name for name in beside.columns if name not in given.columns]])
-    return Rows(Batch(x, given.covariates, mask, offset), own, beside, raw.order, raw.title)
+    return Rows(Batch(x, given.covariates, mask, offset), own, beside, raw.order, raw.title, raw.rest)
 
 
 def read_context(context: Context, units: DataTransform) -> Tensor:

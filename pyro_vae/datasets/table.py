@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.datasets.columns import Levels, read_cells
-from pyro_vae.datasets.errors import DataError, first_line, suggestion
+from pyro_vae.datasets.csv_file import read_csv
+from pyro_vae.datasets.errors import DataError, damaged, suggestion
 from pyro_vae.datasets.files import READ_ERRORS, checksum
 from pyro_vae.datasets.raw import RawData, check_finite
 
@@ -96,6 +96,11 @@ class Wanted:
     exhaustive: bool = False
     levels: Mapping[str, Levels] = field(default_factory=dict)
 
+    @property
+    def known(self) -> frozenset[str] | None:
+        r"""Names of all columns that are asked for; None where these are all of the table's."""
+        return None if self.columns is None or self.exhaustive else frozenset((*self.columns, *self.others))
+
 
 def read_file(path: str | os.PathLike[str], wanted: Wanted = Wanted()) -> RawData:
     r"""Read a user's file as it is; see `read_table` for formats and errors."""
@@ -103,7 +108,7 @@ def read_file(path: str | os.PathLike[str], wanted: Wanted = Wanted()) -> RawDat
     path, suffix = _checked(path, FORMATS)
     files = {path.name: checksum(path)}
     if suffix in (".csv", ".parquet"):
-        frame = _csv(path) if suffix == ".csv" else _parquet(path)
+        frame = read_csv(path, wanted.known) if suffix == ".csv" else _parquet(path)
         raw = replace(_table(str(path), frame, wanted), name=path.stem, files=files)
     else:
         if by_name := [*wanted.others, *(columns or () if wanted.exhaustive else ())]:
@@ -178,7 +183,7 @@ def title_of(source: Source) -> str:
 def read_frame(path: str | os.PathLike[str]) -> pd.DataFrame:
     r"""Read a `.csv` or `.parquet` file as it is."""
     path, suffix = _checked(path, (".csv", ".parquet"))
-    return (_csv(path) if suffix == ".csv" else _parquet(path)).rename(columns=str)
+    return (read_csv(path) if suffix == ".csv" else _parquet(path)).rename(columns=str)
 
 
 def _checked(path: str | os.PathLike[str], formats: Sequence[str]) -> tuple[Path, str]:
@@ -195,56 +200,6 @@ def _checked(path: str | os.PathLike[str], formats: Sequence[str]) -> tuple[Path
     return path, suffix
 
 
-def _damaged(path: Path, error: BaseException) -> DataError:
-    return DataError(
-        f"`{path}` cannot be read as `{path.suffix.lower()}` ({first_line(error)}): it may be truncated or "
-        "damaged; write or copy it again"
-    )
-
-
-def _csv(path: Path) -> pd.DataFrame:
-    try:
-        with warnings.catch_warnings():
-            # pandas drops surplus cells with a warning alone.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            options: dict[str, Any] = {"skipinitialspace": True, "encoding": "utf-8-sig"}
-            head = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **options)
-            names = [str(name) for name in head.iloc[0]]
-            _check_header(path, names)
-            return pd.read_csv(
-                path,
-                index_col=False,
-                low_memory=False,
-                skip_blank_lines=len(names) > 1,
-                **options,
-            )
-    except pd.errors.EmptyDataError as error:
-        raise DataError(
-            f"`{path}`: holds zero rows; a first line of column names and at least one row are needed"
-        ) from error
-    except DataError:
-        raise
-    except (*READ_ERRORS, pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        raise _damaged(path, error) from error
-
-
-def _check_header(path: Path, names: list[str]) -> None:
-    if "" in names:
-        raise DataError(
-            f"`{path}`: column {names.index('') + 1} has no name in the first line; name it, or leave an "
-            "index out when writing the file (`index=False` in pandas)"
-        )
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    numbers = pd.to_numeric(pd.Series(names), errors="coerce").notna().all()
-    if numbers and names != [str(index) for index in range(len(names))]:
-        raise DataError(
-            f"`{path}`: its first line holds numbers (`{','.join(names)[:60]}`); expected the columns' "
-            "names: add a first line of names"
-        )
-    if repeated is not None:
-        raise DataError(f"`{path}`: the column name `{repeated}` occurs twice; give each column its own name")
-
-
 def _parquet(path: Path) -> pd.DataFrame:
     try:
         import pyarrow  # noqa: F401
@@ -256,7 +211,7 @@ def _parquet(path: Path) -> pd.DataFrame:
     try:
         return pd.read_parquet(path, engine="pyarrow")
     except READ_ERRORS as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def _select(title: str, frame: pd.DataFrame, columns: Sequence[str], why: str = "") -> pd.DataFrame:
@@ -311,6 +266,7 @@ def _table(title: str, frame: pd.DataFrame, wanted: Wanted) -> RawData:
         levels=levels if any(level is not None for level in levels) else None,
         others=beside,
         order=tuple(frame.columns),
+        rest=frame.drop(columns=[*names, *wanted.others]).reset_index(drop=True),
     )
 
 
@@ -344,7 +300,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
                 f"`{path}`: holds Python objects or is no numpy file, and unpickling may run any code; save "
                 "a plain array of numbers with `numpy.save`"
             ) from error
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     chosen = _choose_arrays(path, arrays) if path.suffix.lower() == ".npz" else {"all": next(iter(arrays.values()))}
     for name, array in chosen.items():
         _check_array(str(path), name, array)
