@@ -250,6 +250,18 @@ class Conditional(nn.Module):
             built = built.expand(wanted)
         return built.to_event(len(independent)) if independent else built
 
+    def _misfit(self) -> str | None:
+        """Which constant has another number of values than the event has cells."""
+        cells = self.event_shape[: len(self.event_shape) - self.family_event_dim]
+        known = constraints_of(self.family, self.event_shape)
+        for buffer, value in self.named_buffers(recurse=False):
+            constraint = known.get(name := buffer.removeprefix("fixed_"), constraints.dependent)
+            shape = value.shape[: value.dim() - (0 if constraints.is_dependent(constraint) else constraint.event_dim)]
+            fits = all(size in (1, cell) for size, cell in zip(reversed(shape), reversed(cells), strict=False))
+            if len(shape) > len(cells) or not fits:
+                return f"`{name}` has {shape.numel()} values; give one, or one for each of the {cells.numel()} cells."
+        return None
+
     @torch.no_grad()
     def _probe(self) -> None:
         """Builds the distribution once, at unconstrained zero, and checks its shapes."""
@@ -259,7 +271,7 @@ class Conditional(nn.Module):
             with pyro.validation_enabled(True):
                 built = self._build(self._parameters_from(raw, None), () if raw is None else (1,))
         except (ValueError, TypeError, RuntimeError, NotImplementedError, IndexError, AssertionError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = self._misfit() or " ".join(str(error).split()) or type(error).__name__
             raise InputError(
                 f"Conditional: `{self.family.__name__}` cannot be built for event_shape "
                 f"{tuple(self.event_shape)}: {reason}"

@@ -54,6 +54,27 @@ FAMILIES: dict[str, type[TorchDistribution]] = _exported()
 """Every family by name: what `pyro.distributions` exports, and our own."""
 
 
+# What other libraries and textbooks call them.
+OTHER_NAMES = {
+    "Gaussian": "Normal",
+    "MultivariateGaussian": "MultivariateNormal",
+    "Multinoulli": "Categorical",
+    "NegBinomial": "NegativeBinomial",
+    "Student": "StudentT",
+    "T": "StudentT",
+}
+
+
+def usual_name(name: str) -> str:
+    """Returns what a family is called here, where others call it otherwise; else the name itself.
+
+    Example:
+        >>> usual_name("gaussian")
+        'Normal'
+    """
+    return {other.lower(): family for other, family in OTHER_NAMES.items()}.get(name.lower(), name)
+
+
 def family_in_place_of(family: type[Distribution]) -> type[TorchDistribution]:
     """Returns Pyro's family where it is made of one of torch's, and our own where it replaces one of Pyro's.
 

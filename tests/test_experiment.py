@@ -82,11 +82,16 @@ def test_a_transform_by_name():
         ("training: {optimizer: Adm}", "`training.optimizer`: unknown optimizer `Adm`; did you mean `Adam`"),
         ("training: {optimizer: {Adam: {lrr: 1}}}", "no argument `lrr`; did you mean `lr`"),
         ("training: {optimizer: {Adam: {lr: -1}}}", "Invalid learning rate"),
+        (
+            "training: {optimizer: {Adam: {lr: fast}}}",
+            "`lr`: expected a number such as 0.001, got `fast`",
+        ),
         ("training: {optimizer: {Adam: {}, SGD: {}}}", "one name with its arguments"),
         ("training: {schedule: cosin}", "unknown schedule `cosin`; did you mean `cosine`"),
         ("training: {epochs: 1, steps: 1}", "exactly one of `epochs` and `steps`"),
         ("training: {batch_size: 0}", r"`training.batch_size`: .*greater than 0 \(got 0\)"),
         ("likelihood: {family: Bernouli}", "unknown family `Bernouli`; did you mean `Bernoulli`"),
+        ("likelihood: Gaussian", "unknown family `Gaussian`; did you mean `Normal`"),
         ("likelihood: {family: Normal, sclae: 1}", "no parameter `sclae`; did you mean `scale`"),
         ("likelihood: {family: Normal, scale: learnd}", "got `learnd`; did you mean `learned`"),
         ("likelihood: {family: Normal, scale: true}", "expected a number"),
@@ -108,6 +113,10 @@ def test_a_transform_by_name():
         ("evaluation: {num_samples: 1}", "greater than or equal to 2"),
         ("data: digits\ndata: mnist", "line 2, column 1: the key `data` is given twice|given twice"),
         ("data: [", "experiment.yaml, line"),
+        ("data:\n\tname: digits", "experiment.yaml, line 2, column 1: .*; indent with spaces, not with tabs"),
+        ("", "experiment.yaml: is empty; say at least on what to train: `data: digits`"),
+        ("# data: digits\n", "is empty"),
+        ("{}", "is empty"),
         ("- aevb", "expected a mapping"),
     ],
 )
@@ -127,6 +136,10 @@ def test_each_mistake_has_its_line(read):
     ("changes", "message"),
     [
         ({"likelihood": {"family": "Normal", "scale": -1}}, "likelihood: .*violates the constraint"),
+        (
+            {"latent": 4, "prior": {"family": "Normal", "loc": [0, 0]}},
+            "prior: .*`loc` has 2 values; give .* 4 c",
+        ),
         ({"likelihood": {"family": "Categorical"}}, "likelihood: .*declare it"),
         ({"prior": {"family": "VonMises"}}, "does not integrate to 1"),
         ({"prior": {"family": "Bernoulli"}}, "no posterior follows from the discrete prior"),

@@ -319,7 +319,7 @@ def test_the_schema_accepts_what_is_read(text, tmp_path):
         "likelihood: {mixed: {a: Norml}}",
         "latent: 0",
         "latent: []",
-        "networks: {encoder: {mlp: [3], input: log}}",
+        "networks: {encoder: {mlp: [3], input: logs}}",
     ],
 )
 def test_the_schema_refuses_what_is_not_read(text):

@@ -14,6 +14,7 @@ from rich.text import Text
 from pyro_vae.classification.entry import ROLES, Entry
 from pyro_vae.classification.verdict import classifications, counts, exported
 from pyro_vae.errors import InputError, near_match
+from pyro_vae.families import usual_name
 from pyro_vae.sources import Fixed
 
 _LATENT, _HIDDEN = 2, 100
@@ -28,7 +29,7 @@ def entry_of(name: str) -> Entry:
     """
     known = exported()
     if name not in known:
-        raise InputError(f"families: unknown family `{name}`; {near_match(name, known)}")
+        raise InputError(f"families: unknown family `{name}`; {near_match(usual_name(name), known)}")
     return classifications()[name]
 
 

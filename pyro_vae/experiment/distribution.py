@@ -18,7 +18,7 @@ from pyro_vae.conditional import Conditional
 from pyro_vae.encoder_input import EncoderInput
 from pyro_vae.errors import near_match, nearest
 from pyro_vae.experiment.place import Part, Place
-from pyro_vae.families import FAMILIES
+from pyro_vae.families import FAMILIES, usual_name
 from pyro_vae.modes import isolated
 from pyro_vae.sources import TRANSFORMS, Fixed, Learned, Network, Source
 
@@ -42,7 +42,7 @@ class DistributionSpec(Part):
     @model_validator(mode="after")
     def _known(self) -> DistributionSpec:
         if self.family not in FAMILIES:
-            raise ValueError(f"unknown family `{self.family}`; {near_match(self.family, FAMILIES)}")
+            raise ValueError(f"unknown family `{self.family}`; {near_match(usual_name(self.family), FAMILIES)}")
         signature = parameters_of(self.family)
         for name in self.model_extra or {}:
             if name not in signature:

@@ -21,6 +21,10 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 class Named(Strict):
     """A name from a registry, alone or as the one key of a mapping to its arguments."""
 
@@ -60,8 +64,17 @@ class Named(Strict):
         try:
             self.try_out()
         except (InputError, ValueError, TypeError) as error:
-            raise ValueError(f"{self.kind} `{self.name}`: {' '.join(str(error).split())}") from None
+            reason = self._misfit() or " ".join(str(error).split())
+            raise ValueError(f"{self.kind} `{self.name}`: {reason}") from None
         return self
+
+    def _misfit(self) -> str | None:
+        """Which argument whose default is a number is given something else."""
+        for name, parameter in inspect.signature(self.registry[self.name]).parameters.items():
+            given, default = self.arguments.get(name, parameter.default), parameter.default
+            if _is_number(default) and not _is_number(given):
+                return f"`{name}`: expected a number such as {default:g}, got `{given}`"
+        return None
 
     @model_serializer
     def _write(self) -> Any:

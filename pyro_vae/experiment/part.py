@@ -26,7 +26,7 @@ from pyro_vae.experiment.named import Strict
 from pyro_vae.experiment.place import Part, Place
 from pyro_vae.experiment.structured import FlowSpec, MixtureSpec, VampSpec
 from pyro_vae.experiment.tagged import Tagged
-from pyro_vae.families import FAMILIES
+from pyro_vae.families import FAMILIES, usual_name
 from pyro_vae.hierarchy import CONTEXT, Hierarchy
 
 
@@ -160,7 +160,7 @@ def _known(value: Any) -> Any:
                 raise ValueError(f"`{key}` is no key here; did you mean `{near}`?")
     name = value.get("family") if isinstance(value, dict) else value
     if isinstance(name, str) and name not in FAMILIES and not (name in _PARTS and name is value):
-        near = nearest(name, [*FAMILIES, *_PARTS])
+        near = nearest(usual_name(name), [*FAMILIES, *_PARTS])
         if near is None:
             raise ValueError(
                 f"unknown family `{name}`; expected one of `pyro.distributions`, such as `Normal`, or one of {parts}"

@@ -46,7 +46,9 @@ def parse_yaml(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
-        raise InputError(f"{source}{place}: {error.problem or error.context}.") from None
+        problem = error.problem or error.context or ""
+        advice = "; indent with spaces, not with tabs" if "'\\t'" in problem else ""
+        raise InputError(f"{source}{place}: {problem}{advice}.") from None
     except yaml.YAMLError as error:
         raise InputError(f"{source}: {' '.join(str(error).split())}.") from None
 
@@ -64,8 +66,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not a text file in UTF-8.") from None
     content = parse_yaml(text, str(path))
-    if content is None:
-        return {}
+    if content is None or content == {}:
+        raise InputError(f"{path}: is empty; say at least on what to train: `data: digits`, or `data: my_table.csv`.")
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping such as `data: digits`, got {type(content).__name__}.")
     return content
