@@ -40,7 +40,23 @@ _Context = Annotated[
         help='What the model is given: "label=3", or a table with the context columns (default: the rows\' own).'
     ),
 ]
-_Out = Annotated[Path | None, typer.Option(help="A .csv or .npy file; default: CSV on standard output.")]
+
+
+def _writable(out: Path | None) -> Path | None:
+    """Refuses, before any work is done, a file that could not be written."""
+    if out is not None and out.suffix not in (".csv", ".npy"):
+        raise InputError(f"--out: `{out}` must end in .csv or .npy.")
+    if out is not None and out.is_dir():
+        raise InputError(f"--out: `{out}` is a folder; name a file in it.")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"--out: there is no folder `{out.parent}`; make it, or choose another.")
+    return out
+
+
+_Out = Annotated[
+    Path | None,
+    typer.Option(callback=_writable, help="A .csv or .npy file; default: CSV on standard output."),
+]
 _DrawSeed = Annotated[int, typer.Option(help="Seed of the draws.")]
 
 
@@ -294,7 +310,5 @@ def _write(table: pd.DataFrame, out: Path | None, cells: Sequence[str] | None = 
         if words:
             raise InputError(f"--out: column `{words[0]}` holds words, which a .npy file cannot; write a .csv file.")
         np.save(out, table.to_numpy(dtype=np.float64))
-    elif out.suffix == ".csv":
-        table.to_csv(out, index=False)
     else:
-        raise InputError(f"--out: `{out}` must end in .csv or .npy.")
+        table.to_csv(out, index=False)

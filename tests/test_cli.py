@@ -193,6 +193,9 @@ def test_a_run_that_diverges_is_judged_at_its_last_good_parameters_and_says_so(c
         (["sample", "RUN", "--out", "x.txt"], "must end in .csv or .npy"),
         (["sample", "RUN", "--algorithm", "aevbb"], "did you mean `aevb`"),
         (["score", "RUN", "absent.csv"], "absent.csv"),
+        # Before anything is read.
+        (["score", "nowhere", "absent.csv", "--out", "x.txt"], "--out: `x.txt` must end in .csv or .npy"),
+        (["encode", "nowhere", "absent.csv", "--out", "no/x.csv"], "--out: there is no folder `no`; make it"),
     ],
 )
 def test_a_trained_model_refuses(command, run, arguments, message):
