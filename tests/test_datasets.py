@@ -386,8 +386,35 @@ def test_csv_as_pandas_and_spreadsheets_write_it(tmp_path: Path) -> None:
     (tmp_path / "bom.csv").write_bytes("\ufeffa, b\r\n1, 2\r\n".encode())
     assert read_table(tmp_path / "bom.csv")[1] == ("a", "b")
     (tmp_path / "latin.csv").write_bytes(b"\xff\xfe\x00\x01\x02")
-    with pytest.raises(DataError, match=r"latin\.csv` cannot be read"):
+    with pytest.raises(DataError, match=r"latin\.csv` is not in UTF-8 .*encoding='utf-16'"):
         read_table(tmp_path / "latin.csv")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a;b\n1,5;2\n", r"separated by ';', not by commas; .*read_csv\(path, sep=';', decimal=','\)\.to_csv\("),
+        (b"a;b\n1.5;2\n", r"separated by ';', .*read_csv\(path, sep=';'\)"),
+        (b"a\tb\n1\t2\n", r"separated by '\\t', .*sep='\\t'\)"),
+        (b"\xe2ge,b\n1,2\n", r"is not in UTF-8 \(byte 0xe2\); .*read_csv\(path, encoding='latin-1'\)"),
+        (b"\xe2ge;b\n1,5;2\n", r"encoding='latin-1', sep=';', decimal=','\)"),
+        ("a,b\n1,2\n".encode("utf-16"), r"encoding='utf-16'\)"),
+        (b"a,b\n1,5,2,5\n", "as many cells as its first line has names .*decimal points, not commas"),
+        (b'a,b\n"1,5",2\n', "`1,5` in data row 1 .*column `a`; .*has a decimal comma"),
+        (b"a,b\n1,2\n3,4\n-,6\n", "`-` in data row 3 .*column `a`; .*most of the column are; write the number alone"),
+        (b"a,b\nx,2\ny,4\n1,6\n", "`x` in data row 1 .*make them levels"),
+    ],
+    ids=repr,
+)
+def test_another_dialect_is_called_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_table(tmp_path / "t.csv")
+
+
+def test_a_column_whose_name_has_a_separator_in_it_is_no_dialect(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("p(x|z)\n1\n2\n")
+    assert read_table(tmp_path / "t.csv")[1] == ("p(x|z)",)
 
 
 def test_read_table_selects_the_training_columns(numbers: tuple[Path, pd.DataFrame]) -> None:

@@ -449,3 +449,14 @@ def test_auto_chooses_by_content(tmp_path):
     with pytest.raises(InputError, match="`name` holds 200 different words"):
         experiment.resolved()
     assert datasets.describe(tmp_path / "auto.csv")[0].distinct == 2
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [("23.4 kg", "`23.4 kg` .*most of the column are; write the number alone"), ("23,4", "`23,4` .*decimal comma")],
+)
+def test_a_word_in_a_column_of_numbers_makes_it_no_column_of_levels(tmp_path, odd, message):
+    path = tmp_path / "t.csv"
+    path.write_text("weight,age\n" + f'"{odd}",1\n' + "".join(f"{60 + i / 10},{i}.5\n" for i in range(70)))
+    with pytest.raises(InputError, match=message):
+        Experiment.parse({"data": str(path), "likelihood": {"mixed": "auto"}}).load_data()

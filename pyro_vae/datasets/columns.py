@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,12 +75,39 @@ def read_cells(
         return Cells(values)
     if not words:
         row = int(word.argmax())
-        raise DataError(
-            f"`{title}`: found `{series.iloc[row]}` in {_place(row, name)}; every cell must be a finite number: encode "
-            f"words as numbers, or make them levels by a likelihood of each column (`mixed: {{{name}: Categorical}}`)"
+        advice = not_a_number(str(series.iloc[row]), int((~word & ~empty).sum()), int(word.sum())) or (
+            f"encode words as numbers, or make them levels by a likelihood of each column (`mixed: {{{name}: "
+            "Categorical}`)"
         )
+        given = f"found `{series.iloc[row]}` in {_place(row, name)}"
+        raise DataError(f"`{title}`: {given}; every cell must be a finite number: {advice}")
     found: Levels = tuple(sorted({str(cell) for cell in series[~empty]}))
     return Cells(_codes(title, name, series, values, empty, found), found)
+
+
+def is_number(cell: Level) -> bool:
+    r"""Tell whether a cell reads as a number."""
+    return bool(pd.notna(pd.to_numeric(pd.Series([str(cell)]), errors="coerce")).all())
+
+
+def has_decimal_comma(cell: str) -> bool:
+    r"""Tell whether a cell is a number with a comma in place of the decimal point."""
+    return re.fullmatch(r"\s*[-+]?\d+(\.\d{3})*,\d+\s*", cell) is not None
+
+
+def not_a_number(cell: str, numbers: int, words: int) -> str | None:
+    r"""Return what to do with a cell that is to be a number and is none; None where its column is one of words.
+
+    Args:
+        cell: the cell.
+        numbers: how many of the column's cells are numbers.
+        words: how many are not.
+    """
+    if has_decimal_comma(cell):
+        return "this one has a decimal comma; write a point (in pandas, read_csv(path, decimal=',') reads such cells)"
+    if numbers <= words:
+        return None
+    return "most of the column are; write the number alone, without a unit, or leave the cell empty (`missing: mask`)"
 
 
 def with_levels(cells: Cells) -> Cells:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pyro_vae.datasets.errors import DataError, damaged
+from pyro_vae.datasets.columns import has_decimal_comma
+from pyro_vae.datasets.errors import DataError, damaged, first_line
 from pyro_vae.datasets.files import READ_ERRORS
+
+# Between cells, in place of the comma.
+_SEPARATORS = (";", "\t", "|")
 
 
 def read_csv(path: Path, known: Collection[str] | None = None) -> pd.DataFrame:
@@ -27,6 +32,7 @@ def read_csv(path: Path, known: Collection[str] | None = None) -> pd.DataFrame:
         with warnings.catch_warnings():
             # pandas drops surplus cells with a warning alone.
             warnings.simplefilter("error", pd.errors.ParserWarning)
+            _check_separator(path)
             options: dict[str, Any] = {"skipinitialspace": True, "encoding": "utf-8-sig"}
             head = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **options)
             names = [str(name) for name in head.iloc[0]]
@@ -44,8 +50,53 @@ def read_csv(path: Path, known: Collection[str] | None = None) -> pd.DataFrame:
         ) from error
     except DataError:
         raise
-    except (*READ_ERRORS, pd.errors.ParserError, pd.errors.ParserWarning) as error:
+    except UnicodeDecodeError as error:
+        encoding = _encoding(path)
+        raise DataError(
+            f"`{path}` is not in UTF-8 (byte {error.object[error.start]:#x}); "
+            + _rewritten({"encoding": encoding, **_dialect(path, encoding, "replace")})
+        ) from error
+    except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
+        raise DataError(
+            f"`{path}` cannot be read as rows of as many cells as its first line has names ({first_line(error)}): "
+            "write decimal points, not commas, and quotes around a cell that has a comma; copy a damaged file again"
+        ) from error
+    except READ_ERRORS as error:
         raise damaged(path, error) from error
+
+
+def _check_separator(path: Path) -> None:
+    if dialect := _dialect(path, "utf-8-sig"):
+        raise DataError(
+            f"`{path}`: its first line and its rows look separated by {dialect['sep']!r}, not by commas; "
+            + _rewritten(dialect)
+        )
+
+
+def _dialect(path: Path, encoding: str, errors: str = "strict") -> dict[str, str]:
+    """The options for pandas of a file that is separated by something else than commas; none of one that is not."""
+    with path.open(encoding=encoding, errors=errors) as lines:
+        head, *rows = [line.rstrip("\n") for line in islice(lines, 20)] or [""]
+    separator = next((each for each in _SEPARATORS if each in head and all(each in row for row in rows if row)), None)
+    if separator is None or "," in head:
+        return {}
+    comma = any(has_decimal_comma(cell) for row in rows for cell in row.split(separator))
+    return {"sep": separator, **({"decimal": ","} if comma else {})}
+
+
+def _encoding(path: Path) -> str:
+    """What a file that is not in UTF-8 is likely to be in."""
+    with path.open("rb") as stream:
+        return "utf-16" if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
+
+
+def _rewritten(dialect: Mapping[str, str]) -> str:
+    """What to do with a file of another dialect, whose options for pandas these are."""
+    options = ", ".join(f"{name}={value!r}" for name, value in dialect.items())
+    return (
+        "write it with commas between cells, decimal points, and in UTF-8: in pandas, "
+        f"read_csv(path, {options}).to_csv(path, index=False)"
+    )
 
 
 def _check_header(path: Path, names: list[str]) -> None:

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.datasets import Content
+from pyro_vae.datasets.columns import is_number, not_a_number
 from pyro_vae.encoder_input import EncoderInput
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.distribution import DistributionSpec
@@ -218,6 +219,10 @@ def chosen(content: Content) -> ColumnSpec:
     """
     whole = content.whole and content.low >= 0
     if content.distinct > _MOST_LEVELS and content.levels is not None:
+        words = [str(level) for level in content.levels if not is_number(level)]
+        advice = not_a_number(words[0], content.distinct - len(words), len(words)) if words else None
+        if advice is not None:
+            raise InputError(f"mixed: column `{content.name}` holds `{words[0]}` and is to be of numbers: {advice}.")
         raise InputError(
             f"mixed: column `{content.name}` holds {content.distinct} different words, which are no levels; "
             f"drop it, or declare {{{content.name}: {{Categorical: {content.distinct}}}}}."
