@@ -3,7 +3,6 @@ r"""The arguments of `fit` that cannot be used whatever the data, refused before
 from __future__ import annotations
 
 import inspect
-import math
 import operator
 from numbers import Real
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import torch
 
 from pyro_vae.errors import InputError
 from pyro_vae.inference import Inference
+from pyro_vae.schedules import SCHEDULE
 from pyro_vae.stepping import OptimizerFactory
 
 
@@ -103,8 +103,8 @@ def check_running(schedule: Any, clip_norm: Any, transform: Any, divergence: str
     _check_choice("divergence", divergence, ("raise", "stop"))
     if compile not in ("auto", True, False):
         raise InputError(f'fit: `compile` is "auto", True or False, got `{compile!r}`.')
-    if schedule is not None:
-        _check_schedule(schedule)
+    if schedule is not None and not callable(schedule):
+        raise InputError(f"{SCHEDULE}; got `{_said(schedule)}`.")
     if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
         raise InputError(f"fit: `clip_norm` is a positive number, or None for no clipping; got `{clip_norm!r}`.")
     if transform is not None and not _takes(transform, torch.empty(0), torch.Generator()):
@@ -117,24 +117,6 @@ def check_running(schedule: Any, clip_norm: Any, transform: Any, divergence: str
 def _check_choice(name: str, given: str, choices: tuple[str, str]) -> None:
     if given not in choices:
         raise InputError(f'fit: `{name}` is "{choices[0]}" or "{choices[1]}", got `{given!r}`.')
-
-
-def _check_schedule(schedule: Any) -> None:
-    """Asks the schedule for its first factor."""
-    wanted = (
-        "fit: `schedule` is a function from the step, counted from 0, to the factor of the learning rates, such as "
-        "pyro_vae.schedules.cosine(1000)"
-    )
-    if not callable(schedule):
-        raise InputError(f"{wanted}; got `{_said(schedule)}`.")
-    try:
-        factor = schedule(0)
-    except Exception as error:
-        raise InputError(f"{wanted}; `{_said(schedule)}` fails at step 0: {' '.join(str(error).split())}") from error
-    if isinstance(factor, torch.Tensor) and factor.numel() == 1:
-        factor = factor.item()
-    if not _is_number(factor) or not 0 <= factor < math.inf:
-        raise InputError(f"{wanted}, finite and not negative; at step 0 `{_said(schedule)}` says `{factor!r}`.")
 
 
 def _takes(function: Any, *arguments: Any) -> bool:

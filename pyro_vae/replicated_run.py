@@ -20,6 +20,7 @@ from pyro_vae.interrupts import uninterrupted
 from pyro_vae.minibatches import Minibatches
 from pyro_vae.replicated_minibatches import Minibatch, epoch
 from pyro_vae.replicated_stepping import Replicate, ReplicatedPlan, kinds_of
+from pyro_vae.schedules import factor_of
 
 # Steps of a kind that are timed before it is decided whether to compile them.
 _TIMED = 3
@@ -157,7 +158,7 @@ class Run:
         run = self.replicates[0].stepper
         if run.schedule is None:
             return
-        factor = float(run.schedule(self.step))
+        factor = factor_of(run.schedule, self.step)
         for replicate in self.replicates:
             for group, rate in zip(replicate.stepper.optimizer.param_groups, replicate.stepper.rates, strict=True):
                 group["lr"] = rate * factor

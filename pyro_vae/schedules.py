@@ -9,6 +9,37 @@ from pyro_vae.errors import InputError
 
 Schedule = Callable[[int], float]
 
+SCHEDULE = (
+    "fit: `schedule` is a function from the step, counted from 0, to the factor of the learning rates, such as "
+    "pyro_vae.schedules.cosine(1000)"
+)
+
+
+def factor_of(schedule: Schedule, step: int) -> float:
+    """Returns the factor of the learning rates at a step.
+
+    Arguments:
+        schedule: Any function, such as those below make; a factor of nan ends a run as diverged.
+        step: Counted from 0.
+
+    Raises:
+        InputError: Where it fails at step 0 or says there what is no factor: it is no schedule then.
+    """
+    if step:
+        return float(schedule(step))
+    name = getattr(schedule, "__name__", type(schedule).__name__)
+    try:
+        factor = schedule(0)
+    except Exception as error:
+        raise InputError(f"{SCHEDULE}; `{name}` fails at step 0: {' '.join(str(error).split())}") from error
+    try:
+        number = float(factor)
+    except (TypeError, ValueError):
+        number = -math.inf
+    if number < 0 or number == math.inf:
+        raise InputError(f"{SCHEDULE}, finite and not negative; at step 0 `{name}` says `{factor!r}`.")
+    return number
+
 
 def constant(total: int, *, warmup: int = 0) -> Schedule:
     """Returns a factor of 1, after ``warmup`` steps of linear rise."""

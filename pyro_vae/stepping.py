@@ -18,6 +18,7 @@ from pyro_vae.engine.price import Busy, Mode
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.interrupts import uninterrupted
+from pyro_vae.schedules import factor_of
 from pyro_vae.vae import VAE
 
 # Compiled steps are taken in stretches, with one look at their end whether all was finite: at most so many, which take
@@ -96,7 +97,7 @@ class Stepper:
 
     def take(self, batch: Batch, rows: Tensor | None) -> None:
         """Takes one step: every phase's loss, gradient and update. A compiled one may wait for `settle`."""
-        factor = None if self.schedule is None else float(self.schedule(self.step))
+        factor = None if self.schedule is None else factor_of(self.schedule, self.step)
         self.inference.visit(rows)
         if not self.waiting or not _alike(batch, self.waiting[0].batch):
             self.settle()
