@@ -3,7 +3,7 @@ r"""Figure 3 of "Auto-encoding variational Bayes": log p(x) by AEVB, wake-sleep 
     python -m benchmarks.aevb_figure3                         # hours; start it twice for two cores
     python -m benchmarks.aevb_figure3 --training-data 1000 --algorithms aevb,mcem
     python -m benchmarks.aevb_figure3 --samples 68e6          # the end of the paper's axis
-    python -m benchmarks.aevb_figure3 --algorithms wake-sleep --encoder-log-variance 1 --samples 2e7
+    python -m benchmarks.aevb_figure3 --algorithms wake-sleep --encoder-log-variance 1 --samples 4e7
     python -m benchmarks.aevb_figure3 --algorithms aevb --stepsize 0.02 --samples 2e7
 
 MNIST with 1,000 and with 50,000 training data, 3 latents, 100 hidden units. log p(x) of the first 1,000 training and
