@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
 from benchmarks import aevb
 from benchmarks.aevb_figure3_summary import PAPERS, PARTS, REFERENCE, Contender, Group, curve, grouped, values
@@ -67,8 +68,9 @@ def panel(axes: Axes, size: int, part: str, groups: dict[Contender, Group]) -> N
             if estimator == REFERENCE and not math.isnan(end.half_width):
                 axes.errorbar(samples[-1] / 1e6, end.mean, end.half_width, color=colour, fmt="o", ms=4, capsize=4)
         if who.apart:
-            beside = {"textcoords": "offset points", "xytext": (3, 3), "fontsize": 7}
-            axes.annotate(who.apart, (samples[-1] / 1e6, height[-1]), color=colour, **beside)
+            beside = {"textcoords": "offset points", "xytext": (3, 3), "fontsize": 7, "zorder": 9}
+            halo = [withStroke(linewidth=3, foreground="white")]
+            axes.annotate(who.apart, (samples[-1] / 1e6, height[-1]), color=colour, path_effects=halo, **beside)
     axes.set_xlim(0, 70 if published else 1.02 * reached)
     if published:
         axes.set_ylim(LIMITS[str(size)][part])
