@@ -105,7 +105,8 @@ def check_running(schedule: Any, clip_norm: Any, transform: Any, divergence: str
         raise InputError(f'fit: `compile` is "auto", True or False, got `{compile!r}`.')
     if schedule is not None and not callable(schedule):
         raise InputError(f"{SCHEDULE}; got `{_said(schedule)}`.")
-    if clip_norm is not None and not (_is_number(clip_norm) and clip_norm > 0):
+    positive = isinstance(clip_norm, Real) and clip_norm is not True and float(clip_norm) > 0
+    if clip_norm is not None and not positive:
         raise InputError(f"fit: `clip_norm` is a positive number, or None for no clipping; got `{clip_norm!r}`.")
     if transform is not None and not _takes(transform, torch.empty(0), torch.Generator()):
         raise InputError(
@@ -130,10 +131,6 @@ def _takes(function: Any, *arguments: Any) -> bool:
     except ValueError:  # it has no signature
         return True
     return True
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _said(value: Any) -> str:
