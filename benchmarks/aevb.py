@@ -48,7 +48,7 @@ from pyro_vae import VAE, Conditional, Fixed, Network, fit, mlp
 from pyro_vae.datasets import Data, load
 from pyro_vae.evaluation import elbo
 from pyro_vae.inference import AEVB, MCEM, AnalyticKL, Inference, WakeSleep
-from pyro_vae.modes import isolated
+from pyro_vae.runtime.random_streams import isolated
 
 BATCH = 100  # M; section 2.3
 STEPSIZES = (0.01, 0.02, 0.1)  # of Adagrad; section 5

@@ -53,8 +53,8 @@ from pyro_vae.evaluation import (
     log_marginal,
 )
 from pyro_vae.experiment import Experiment
-from pyro_vae.modes import isolated
-from pyro_vae.progress import tracked
+from pyro_vae.runtime.progress import tracked
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.statistics import finite_or_none
 
 NAME = "compare_inference"

@@ -61,8 +61,8 @@ from pyro_vae import VAE, Conditional, Fixed, Network, fit
 from pyro_vae.datasets import load, newsgroups_halves
 from pyro_vae.evaluation import log_marginal
 from pyro_vae.inference import BetaVAE
-from pyro_vae.modes import isolated
 from pyro_vae.networks import Preprocess, mlp
+from pyro_vae.runtime.random_streams import isolated
 
 TOPICS, HIDDEN = 50, 300
 CONCENTRATION = 0.1

@@ -57,7 +57,7 @@ from pyro_vae import VAE, Conditional, Fixed, Hierarchy, Reads, mlp
 from pyro_vae.datasets import Data, load
 from pyro_vae.evaluation import Estimate, active_units, log_marginal
 from pyro_vae.inference import AEVB, IWAE, RWS, STL, DReG, Inference
-from pyro_vae.modes import isolated
+from pyro_vae.runtime.random_streams import isolated
 
 PIXELS = 784
 LATENT = {1: (50,), 2: (100, 50)}  # units of the stochastic layers, the one next to the data first; section 5

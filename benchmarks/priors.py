@@ -39,8 +39,8 @@ from pyro_vae import VAE, Conditional, Fixed, Flow, Learned, Mixture, Network, V
 from pyro_vae.datasets import Data, load
 from pyro_vae.evaluation import Estimate, elbo, log_marginal
 from pyro_vae.inference import BetaVAE
-from pyro_vae.modes import isolated
 from pyro_vae.networks import gated_mlp
+from pyro_vae.runtime.random_streams import isolated
 
 PIXELS, HIDDEN, LATENT = 784, (300, 300), 40
 COMPONENTS = 500  # of the mixture, and pseudo-inputs of the VampPrior

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pyro_vae.environment import environment
+from pyro_vae.runtime.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 _BEGAN = time.perf_counter()

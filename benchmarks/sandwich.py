@@ -19,7 +19,7 @@ from pyro_vae import fit
 from pyro_vae.evaluation import Estimate, annealed_importance_sampling, bidirectional_monte_carlo, log_marginal
 from pyro_vae.experiment import Experiment
 from pyro_vae.inference import AEVB
-from pyro_vae.modes import isolated
+from pyro_vae.runtime.random_streams import isolated
 
 SEEDS = {
     "training": 0,

@@ -16,7 +16,7 @@ from pyro_vae import VAE, Batch, Conditional, Fixed, conv_decoder, conv_encoder,
 from pyro_vae.inference import AEVB, IWAE, Inference
 from pyro_vae.loop import Loop
 from pyro_vae.minibatches import minibatches
-from pyro_vae.progress import steps_bar
+from pyro_vae.runtime.progress import steps_bar
 from pyro_vae.stepping import Stepper
 from pyro_vae.validation import Watch
 

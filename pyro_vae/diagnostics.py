@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.pareto import pareto_k
-from pyro_vae.modes import evaluating, isolated
+from pyro_vae.runtime.random_streams import evaluating, isolated
 from pyro_vae.vae import VAE
 
 # The variables of a group: their dimensions and their values.

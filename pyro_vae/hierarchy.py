@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.modes import evaluating, isolated
+from pyro_vae.runtime.random_streams import evaluating, isolated
 
 CONTEXT = "context"
 

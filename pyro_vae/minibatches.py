@@ -16,7 +16,7 @@ from torch.utils.data import Dataset as TorchDataset
 from pyro_vae.batch import Batch, x_of
 from pyro_vae.errors import InputError
 from pyro_vae.given import batch_for
-from pyro_vae.modes import isolated, stream_seed
+from pyro_vae.runtime.random_streams import isolated, stream_seed
 from pyro_vae.vae import VAE
 from pyro_vae.value_check import ValueCheck
 

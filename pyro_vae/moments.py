@@ -12,7 +12,7 @@ from torch.distributions import Normal, TransformedDistribution
 
 from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of
-from pyro_vae.modes import isolated
+from pyro_vae.runtime.random_streams import isolated
 
 # Nodes of the Gauss-Hermite quadrature, and draws where it does not apply, in chunks that bound the memory.
 _NODES, _CHUNKS, _CHUNK = 32, 40, 25

@@ -16,8 +16,8 @@ from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of
 from pyro_vae.hierarchy import HierarchicalDistribution
-from pyro_vae.modes import evaluating, isolated
 from pyro_vae.networks import MLP, mlp
+from pyro_vae.runtime.random_streams import evaluating, isolated
 from pyro_vae.simplex import bijection_onto
 
 

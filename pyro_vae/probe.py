@@ -13,8 +13,8 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of, is_discrete
 from pyro_vae.hierarchy import blocks_of
-from pyro_vae.modes import evaluating, isolated
 from pyro_vae.posteriors import remedy
+from pyro_vae.runtime.random_streams import evaluating, isolated
 
 
 @torch.no_grad()

@@ -16,10 +16,10 @@ from pyro_vae.engine import CaptureError, CompilationError
 from pyro_vae.engine.price import CAPTURE, MOST, Busy, Mode
 from pyro_vae.engine.replicates import Stack
 from pyro_vae.errors import NonFiniteError
-from pyro_vae.interrupts import uninterrupted
 from pyro_vae.minibatches import Minibatches
 from pyro_vae.replicated_minibatches import Minibatch, epoch
 from pyro_vae.replicated_stepping import Replicate, ReplicatedPlan, kinds_of
+from pyro_vae.runtime.interrupts import uninterrupted
 from pyro_vae.schedules import factor_of
 
 # Steps of a kind that are timed before it is decided whether to compile them.

@@ -21,8 +21,8 @@ from pyro_vae.engine.price import price
 from pyro_vae.engine.replicates import ReplicatedStep, Stack, check_rules
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.inference import Inference
-from pyro_vae.modes import isolated
 from pyro_vae.replicated_minibatches import Minibatch
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.stepping import Stepper
 from pyro_vae.vae import VAE
 from pyro_vae.validation import Watch

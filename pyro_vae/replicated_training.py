@@ -17,13 +17,13 @@ from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.fit_arguments import Counts, check_running, checked_algorithm, whole
 from pyro_vae.history import History
 from pyro_vae.inference import Inference
-from pyro_vae.interrupts import deferrable
 from pyro_vae.minibatches import Transform, as_batch
-from pyro_vae.modes import isolated, switched
-from pyro_vae.progress import steps_bar
 from pyro_vae.replicated_minibatches import sources
 from pyro_vae.replicated_run import Run
 from pyro_vae.replicated_stepping import Replicate, Stream
+from pyro_vae.runtime.interrupts import deferrable
+from pyro_vae.runtime.progress import steps_bar
+from pyro_vae.runtime.random_streams import isolated, switched
 from pyro_vae.stepping import OptimizerFactory, Stepper
 from pyro_vae.vae import VAE
 from pyro_vae.validation import Watch

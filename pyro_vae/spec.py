@@ -10,10 +10,10 @@ from torch import nn
 from pyro_vae.encoder_input import default_input
 from pyro_vae.errors import InputError
 from pyro_vae.hierarchy import Hierarchy, Reads, blocks_of
-from pyro_vae.modes import evaluating, isolated
 from pyro_vae.networks import spec_of
 from pyro_vae.parameter_prior import ParameterPrior
 from pyro_vae.posteriors import Pushforward
+from pyro_vae.runtime.random_streams import evaluating, isolated
 
 if TYPE_CHECKING:
     from pyro_vae.vae import VAE

@@ -17,7 +17,7 @@ from pyro_vae.engine import Ledger, Lifted
 from pyro_vae.engine.price import Busy, Mode
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference, Loss, Phase
-from pyro_vae.interrupts import uninterrupted
+from pyro_vae.runtime.interrupts import uninterrupted
 from pyro_vae.schedules import factor_of
 from pyro_vae.vae import VAE
 

@@ -16,8 +16,8 @@ from pyro_vae.datasets.table import Source
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import annealed_importance_sampling, log_marginal
 from pyro_vae.inference import Inference, algorithm
-from pyro_vae.modes import evaluating, isolated
 from pyro_vae.moments import centre, spread
+from pyro_vae.runtime.random_streams import evaluating, isolated
 from pyro_vae.vae import VAE
 from pyro_vae.value_check import Place, check_values
 

@@ -16,12 +16,12 @@ from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.fit_arguments import Counts, check_running, checked_algorithm, checked_seed
 from pyro_vae.history import History
 from pyro_vae.inference import Inference
-from pyro_vae.interrupts import deferrable
 from pyro_vae.loop import Callback, Loop
 from pyro_vae.minibatches import Resident, Transform, as_batch, minibatches
-from pyro_vae.modes import isolated, switched
-from pyro_vae.precision import Precision, networks_in
-from pyro_vae.progress import steps_bar
+from pyro_vae.runtime.interrupts import deferrable
+from pyro_vae.runtime.precision import Precision, networks_in
+from pyro_vae.runtime.progress import steps_bar
+from pyro_vae.runtime.random_streams import isolated, switched
 from pyro_vae.stepping import OptimizerFactory, Stepper
 from pyro_vae.vae import VAE
 from pyro_vae.validation import Watch

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pyro_vae.conditional import _out_features
 from pyro_vae.errors import InputError
-from pyro_vae.precision import network_output
+from pyro_vae.runtime.precision import network_output
 
 
 class PassThrough(nn.Module):

@@ -10,7 +10,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of
 from pyro_vae.finite import Place as Place
 from pyro_vae.finite import check_finite, refuse
-from pyro_vae.modes import evaluating, isolated
+from pyro_vae.runtime.random_streams import evaluating, isolated
 from pyro_vae.vae import VAE
 
 

@@ -21,7 +21,7 @@ from z_test import assert_mean
 from pyro_vae import Batch, fit
 from pyro_vae.datasets import load
 from pyro_vae.inference import AEVB, AnalyticKL
-from pyro_vae.modes import isolated
+from pyro_vae.runtime.random_streams import isolated
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("PYRO_VAE_DATA", ROOT / "nowhere"))

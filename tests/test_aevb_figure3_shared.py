@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import softplus
 
 from pyro_vae import VAE, Conditional, Fixed, mlp
-from pyro_vae.modes import isolated
+from pyro_vae.runtime.random_streams import isolated
 
 ROOT = Path(__file__).parents[1]
 

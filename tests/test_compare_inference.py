@@ -22,7 +22,7 @@ from rich.console import Console
 from pyro_vae import fit
 from pyro_vae.engine import interpreted
 from pyro_vae.experiment import Experiment
-from pyro_vae.modes import isolated
+from pyro_vae.runtime.random_streams import isolated
 
 ROOT = Path(__file__).parents[1]
 # What depends on when and where a run was made; nothing else does.

@@ -36,7 +36,7 @@ def test_every_algorithm_under_every_seed(comparison):
 
 
 def test_runs_of_a_seed_start_alike_and_seeds_differ():
-    from pyro_vae.modes import isolated
+    from pyro_vae.runtime.random_streams import isolated
 
     experiment = Experiment.parse(QUICK)
     data = experiment.load_data()

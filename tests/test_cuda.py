@@ -36,7 +36,7 @@ from pyro_vae.evaluation import elbo, log_marginal
 from pyro_vae.experiment import Experiment
 from pyro_vae.inference import ALGORITHMS
 from pyro_vae.minibatches import minibatches
-from pyro_vae.progress import StepsBar
+from pyro_vae.runtime.progress import StepsBar
 from pyro_vae.stepping import Stepper
 
 pytestmark = [

@@ -13,7 +13,7 @@ from pyro_vae import Conditional, Fixed, Learned
 from pyro_vae.classification import classifications
 from pyro_vae.classification.quadrature import quadrature
 from pyro_vae.classification.trials import total_mass
-from pyro_vae.modes import isolated
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.sources import Network
 
 USABLE = {name: entry for name, entry in classifications().items() if entry.usable}

@@ -12,7 +12,7 @@ from pyro_vae.experiment import Experiment, parse_yaml, spelled_out
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.experiment.mixed import ColumnSpec, MixedSpec
 from pyro_vae.experiment.structured import FlowSpec, MixtureSpec, VampSpec
-from pyro_vae.modes import isolated
+from pyro_vae.runtime.random_streams import isolated
 
 CELLS = 4
 LAYERS = "z2: {size: 2, family: Normal, loc: 0, scale: 1}, z1: {size: 3, mixture: {components: 2}, network: {mlp: [5]}}"

@@ -12,7 +12,7 @@ from pyro_vae.engine import Lifted, interpreted
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import elbo
 from pyro_vae.inference import AEVB
-from pyro_vae.precision import network_output, networks_in
+from pyro_vae.runtime.precision import network_output, networks_in
 
 X = (torch.rand(200, 784, generator=torch.Generator().manual_seed(1)) < 0.3).float()
 

@@ -18,7 +18,7 @@ from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 from pyro_vae import fit
 from pyro_vae.engine import interpreted
 from pyro_vae.errors import InputError
-from pyro_vae.modes import isolated
+from pyro_vae.runtime.random_streams import isolated
 
 ROOT = Path(__file__).parents[1]
 

@@ -9,7 +9,7 @@ import torch
 from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp, stepping
 from pyro_vae.engine import Lifted, Step, Stretch, interpreted
 from pyro_vae.inference import AEVB, IWAE
-from pyro_vae.progress import StepsBar
+from pyro_vae.runtime.progress import StepsBar
 
 
 class Recorded:

@@ -29,7 +29,7 @@ from pyro_vae.classification.trials import (
     unmoved,
 )
 from pyro_vae.families import ALIASES, FAMILIES, constraints_of, family_in_place_of, is_discrete, parameters_of
-from pyro_vae.modes import isolated
+from pyro_vae.runtime.random_streams import isolated
 
 _MODULE = "your own nn.Module"
 # Up to how many families of one support are named as neighbours.

@@ -22,7 +22,7 @@ from pyro_vae.engine.capture import Capture, capture, tensors_of
 from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.engine.price import CAPTURE, MOST, WARM, Busy, Mode, price
 from pyro_vae.errors import InputError
-from pyro_vae.precision import numerics
+from pyro_vae.runtime.precision import numerics
 
 # Uncompiled calls of a kind that are timed before it is decided about, and of how many the median is taken.
 _TIMED, _REMEMBERED = 3, 9

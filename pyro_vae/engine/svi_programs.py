@@ -19,7 +19,7 @@ from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.pyro_optimizer import MergedOptimizer
 from pyro_vae.engine.stand_ins import Observation, StandIns, contiguous, total
 from pyro_vae.engine.step import Step
-from pyro_vae.interrupts import uninterrupted
+from pyro_vae.runtime.interrupts import uninterrupted
 
 # The name under which stand-ins enter a capture.
 _NAME = "program"

@@ -7,7 +7,7 @@ import pyro
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
 from pyro_vae.given import batch_for
-from pyro_vae.modes import isolated
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae import VAE
 from pyro_vae.value_check import check_values
 

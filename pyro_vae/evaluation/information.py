@@ -15,9 +15,9 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.kl import analytic_kl
-from pyro_vae.modes import evaluating, isolated
 from pyro_vae.moments import centre, spread
-from pyro_vae.progress import tracked
+from pyro_vae.runtime.progress import tracked
+from pyro_vae.runtime.random_streams import evaluating, isolated
 from pyro_vae.vae import VAE
 
 # How many particles (samples x data) are decoded at once, and how many pairs of a particle and a datum compared.

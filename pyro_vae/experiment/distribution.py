@@ -19,7 +19,7 @@ from pyro_vae.encoder_input import EncoderInput
 from pyro_vae.errors import near_match, nearest
 from pyro_vae.experiment.place import Part, Place
 from pyro_vae.families import FAMILIES, usual_name
-from pyro_vae.modes import isolated
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.sources import TRANSFORMS, Fixed, Learned, Network, Source
 
 

@@ -37,7 +37,7 @@ from pyro_vae.experiment.yaml_file import read_yaml, write_yaml
 from pyro_vae.hierarchy import Reads, blocks_of
 from pyro_vae.parameter_prior import ParameterPrior
 from pyro_vae.posteriors import is_real, unconstrained_shape
-from pyro_vae.precision import Precision
+from pyro_vae.runtime.precision import Precision
 from pyro_vae.vae import VAE
 
 

@@ -13,8 +13,8 @@ from pyro_vae.errors import InputError
 from pyro_vae.families import cells_of
 from pyro_vae.inference.inference import Inference, Loss, Phase
 from pyro_vae.inference.needs import PATHWISE
-from pyro_vae.modes import evaluating
 from pyro_vae.moments import centre
+from pyro_vae.runtime.random_streams import evaluating
 from pyro_vae.vae import VAE
 
 

@@ -17,8 +17,8 @@ from pyro_vae.errors import InputError
 from pyro_vae.given import batch_for
 from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
 from pyro_vae.inference.needs import PATHWISE, labels_as_context
-from pyro_vae.modes import isolated
 from pyro_vae.networks import mlp
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae import VAE
 
 
