@@ -39,8 +39,8 @@ from benchmarks.curves import fit_with_curve, logarithmic
 from benchmarks.runs import Runs, add_arguments, at_least, positive
 from pyro_vae import VAE
 from pyro_vae.datasets import Data
+from pyro_vae.distributions.moments import centre
 from pyro_vae.inference import AEVB
-from pyro_vae.moments import centre
 from pyro_vae.runtime.random_streams import evaluating, isolated
 
 PANELS = ("mnist-2", "frey-2", "mnist-20", "mnist-10", "mnist-5")  # data set and N_z; the most important first

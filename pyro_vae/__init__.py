@@ -4,7 +4,8 @@ from pyro_vae.batch import Batch
 from pyro_vae.comparison import compare
 from pyro_vae.conditional import Conditional
 from pyro_vae.diagnostics import to_arviz
-from pyro_vae.discretized_logistic import DiscretizedLogisticMixture
+from pyro_vae.distributions.discretized_logistic import DiscretizedLogisticMixture
+from pyro_vae.distributions.von_mises_fisher import SphericalUniform, VonMisesFisher
 from pyro_vae.engine import CompiledSVI
 from pyro_vae.evaluation import Estimate
 from pyro_vae.experiment import Experiment
@@ -27,7 +28,6 @@ from pyro_vae.sources import Fixed, Learned, Network
 from pyro_vae.training import fit
 from pyro_vae.vae import VAE
 from pyro_vae.vamp_prior import VampPrior
-from pyro_vae.von_mises_fisher import SphericalUniform, VonMisesFisher
 
 __all__ = [
     "VAE",

@@ -12,8 +12,14 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.distributions.transforms import Transform
 
+from pyro_vae.distributions.registry import (
+    constraints_of,
+    declared_sizes,
+    event_dim_of,
+    family_in_place_of,
+    implied_constants,
+)
 from pyro_vae.errors import InputError
-from pyro_vae.families import constraints_of, declared_sizes, event_dim_of, family_in_place_of, implied_constants
 from pyro_vae.parameters import as_shape, constant, initial, is_number, resolve, shape_for, transform_for
 from pyro_vae.runtime.precision import network_output
 from pyro_vae.sources import Fixed, Learned, Network, Source

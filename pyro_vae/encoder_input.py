@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.columns import ColumnSupport
 from pyro_vae.datasets.support import base_support
+from pyro_vae.distributions.columns import ColumnSupport
+from pyro_vae.distributions.multinomial import CountVector
 from pyro_vae.errors import InputError
-from pyro_vae.multinomial import CountVector
 from pyro_vae.networks import Preprocess
 from pyro_vae.networks.preprocess import Bounds, Cell
 

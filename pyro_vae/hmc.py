@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.distributions.transforms import identity_transform
 
 from pyro_vae.batch import Batch, DataLike
+from pyro_vae.distributions.registry import cells_of
+from pyro_vae.distributions.simplex import bijection_onto
 from pyro_vae.engine.function import repeated, routine
 from pyro_vae.errors import InputError
-from pyro_vae.families import cells_of
 from pyro_vae.posteriors import support_of
-from pyro_vae.simplex import bijection_onto
 from pyro_vae.vae import VAE
 
 LogDensity = Callable[[Tensor], Tensor]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, TransformedDistribution
 
 from pyro_vae.conditional import Conditional
+from pyro_vae.distributions.registry import cells_of
 from pyro_vae.errors import InputError
-from pyro_vae.families import cells_of
 from pyro_vae.parameters import as_shape
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.sources import Fixed, Learned, Network, Source

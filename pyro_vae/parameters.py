@@ -13,8 +13,15 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform, identity_transform
 
+from pyro_vae.distributions.registry import (
+    ALIASES,
+    constraints_of,
+    implied_constants,
+    is_discrete,
+    parameters_of,
+    transform_onto,
+)
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.families import ALIASES, constraints_of, implied_constants, is_discrete, parameters_of, transform_onto
 from pyro_vae.sources import Fixed, Learned, Network, Source
 
 _SQUARE = (

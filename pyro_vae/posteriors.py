@@ -13,12 +13,12 @@ from torch.distributions.constraints import Constraint, MixtureSameFamilyConstra
 from torch.distributions.transforms import Transform, identity_transform
 
 from pyro_vae.conditional import Conditional
+from pyro_vae.distributions.registry import cells_of
+from pyro_vae.distributions.simplex import bijection_onto
 from pyro_vae.errors import InputError
-from pyro_vae.families import cells_of
 from pyro_vae.hierarchy import HierarchicalDistribution
 from pyro_vae.networks import MLP, mlp
 from pyro_vae.runtime.random_streams import evaluating, isolated
-from pyro_vae.simplex import bijection_onto
 
 
 class Pushed(dist.TransformedDistribution):

@@ -10,8 +10,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
+from pyro_vae.distributions.registry import cells_of, is_discrete
 from pyro_vae.errors import InputError
-from pyro_vae.families import cells_of, is_discrete
 from pyro_vae.hierarchy import blocks_of
 from pyro_vae.posteriors import remedy
 from pyro_vae.runtime.random_streams import evaluating, isolated

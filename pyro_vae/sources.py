@@ -12,8 +12,8 @@ from torch.distributions import transforms
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
+from pyro_vae.distributions.registry import transform_onto
 from pyro_vae.errors import InputError
-from pyro_vae.families import transform_onto
 
 TRANSFORMS: dict[str, type[Transform]] = {
     "exp": transforms.ExpTransform,

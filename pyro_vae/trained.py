@@ -13,10 +13,10 @@ from pyro_vae import datasets
 from pyro_vae.batch import Batch
 from pyro_vae.datasets.rows import Context
 from pyro_vae.datasets.table import Source
+from pyro_vae.distributions.moments import centre, spread
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import annealed_importance_sampling, log_marginal
 from pyro_vae.inference import Inference, algorithm
-from pyro_vae.moments import centre, spread
 from pyro_vae.runtime.random_streams import evaluating, isolated
 from pyro_vae.vae import VAE
 from pyro_vae.value_check import Place, check_values

@@ -13,12 +13,12 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch, DataLike
+from pyro_vae.distributions.masking import masked
+from pyro_vae.distributions.moments import centre, representative
 from pyro_vae.errors import InputError
 from pyro_vae.finite import check_finite
 from pyro_vae.given import batch_on
 from pyro_vae.hierarchy import Reads
-from pyro_vae.masking import masked
-from pyro_vae.moments import centre, representative
 from pyro_vae.param_store import Registered
 from pyro_vae.parameter_prior import ParameterPrior
 from pyro_vae.posteriors import derive_posterior, mirrored, onto_support

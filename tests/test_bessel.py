@@ -4,7 +4,7 @@ import mpmath
 import pytest
 import torch
 
-from pyro_vae.bessel import bessel_ratio, log_bessel
+from pyro_vae.distributions.bessel import bessel_ratio, log_bessel
 
 ARGUMENTS = (0.0, 1e-8, 1e-3, 0.1, 0.7, 1.0, 3.0, 10.0, 24.0, 100.0, 1e3, 1e4, 1e6)
 ORDERS = (0.0, 0.5, 1.0, 1.5, 9.0, 15.5, 16.0, 24.0, 49.5, 499.0)

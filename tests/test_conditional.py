@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributions import transforms
 
 from pyro_vae import Conditional, Fixed, Learned, Network, conv_decoder, mlp
-from pyro_vae.discretized_logistic import DiscretizedLogisticMixture
+from pyro_vae.distributions.discretized_logistic import DiscretizedLogisticMixture
 from pyro_vae.errors import InputError
 from pyro_vae.experiment.distribution import DistributionSpec
 

@@ -7,7 +7,7 @@ import torch
 from z_test import assert_mean
 
 from pyro_vae import Conditional, mlp
-from pyro_vae.continuous_bernoulli import ContinuousBernoulli
+from pyro_vae.distributions.continuous_bernoulli import ContinuousBernoulli
 
 # Both sides of the series' boundaries at 0.1 (log partition), 0.05 (mean) and 1e-6 (cdf), and the extremes.
 MAGNITUDES = [0.0, 1e-9, 9.9e-7, 1.1e-6, 1e-4, 1e-2, 0.049, 0.051, 0.099, 0.101, 1.0, 5.0, 15.0, 20.0, 50.0]

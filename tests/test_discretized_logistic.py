@@ -9,7 +9,7 @@ import torch
 from z_test import assert_mean
 
 from pyro_vae import VAE, Conditional, Fixed, Learned, fit, mlp
-from pyro_vae.discretized_logistic import DiscretizedLogisticMixture
+from pyro_vae.distributions.discretized_logistic import DiscretizedLogisticMixture
 from pyro_vae.errors import InputError
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.inference import AEVB

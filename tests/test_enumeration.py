@@ -15,7 +15,7 @@ from torch import Tensor
 from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Network, fit, mlp
-from pyro_vae.enumeration import latent_values
+from pyro_vae.distributions.enumeration import latent_values
 from pyro_vae.errors import InputError
 from pyro_vae.inference import ALGORITHMS, IWAE, RWS, Enumeration, Inference, ScoreFunction, WakeSleep, algorithm
 from pyro_vae.inference.needs import reparameterizable

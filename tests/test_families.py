@@ -17,9 +17,9 @@ from pyro_vae.classification import (
     python_example,
     yaml_example,
 )
+from pyro_vae.distributions.registry import FAMILIES
 from pyro_vae.errors import InputError
 from pyro_vae.experiment.distribution import DistributionSpec
-from pyro_vae.families import FAMILIES
 
 USABLE = [name for name, entry in classifications().items() if entry.usable]
 

@@ -12,9 +12,9 @@ from torch.distributions import kl_divergence
 from z_test import assert_mean
 
 from pyro_vae import VAE, Conditional, Fixed, fit, mlp
+from pyro_vae.distributions.kl import analytic_kl, factors, kl, kl_of_dimensions
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, AnalyticKL
-from pyro_vae.kl import analytic_kl, factors, kl, kl_of_dimensions
 
 
 def test_analytic_kl_of_diagonal_normals_is_kl_divergence_and_equation_10() -> None:

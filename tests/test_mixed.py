@@ -15,12 +15,12 @@ import torch
 from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Learned, Network, Reads, fit, mlp
+from pyro_vae.distributions.moments import centre
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import elbo
 from pyro_vae.experiment.mixed import ColumnSpec, MixedSpec
 from pyro_vae.inference import AEVB
 from pyro_vae.mixed import Column, Mixed
-from pyro_vae.moments import centre
 from pyro_vae.value_check import check_values
 
 LEVELS = Column(dist.Categorical, logits=Network((4,)))

@@ -9,9 +9,9 @@ import torch
 from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Experiment, Fixed, Network, fit, mlp
+from pyro_vae.distributions.multinomial import DirichletMultinomial, Multinomial
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB
-from pyro_vae.multinomial import DirichletMultinomial, Multinomial
 from pyro_vae.value_check import check_values
 
 ADAM = partial(torch.optim.Adam, lr=0.02)

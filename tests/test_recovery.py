@@ -23,7 +23,7 @@ from torch.distributions import MultivariateNormal, biject_to
 from z_test import FAILURE_RATE, assert_mean
 
 from pyro_vae import VAE, Conditional, Fixed, Flow, Learned, Mixture, fit, mlp
-from pyro_vae.enumeration import latent_values
+from pyro_vae.distributions.enumeration import latent_values
 from pyro_vae.evaluation import log_marginal
 from pyro_vae.inference import IWAE, RWS, AnalyticKL, Enumeration, Inference
 from pyro_vae.posteriors import support_of

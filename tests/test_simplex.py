@@ -17,11 +17,11 @@ from torch.distributions.transforms import IndependentTransform, StickBreakingTr
 from z_test import assert_mean
 
 from pyro_vae import VAE, Conditional, Fixed, Learned, fit, mlp
+from pyro_vae.distributions.kl import analytic_kl
+from pyro_vae.distributions.simplex import LogisticNormal, StickBreaking, bijection_onto
 from pyro_vae.hmc import Latents
 from pyro_vae.inference import AEVB, ALGORITHMS
-from pyro_vae.kl import analytic_kl
 from pyro_vae.posteriors import unconstrained_shape
-from pyro_vae.simplex import LogisticNormal, StickBreaking, bijection_onto
 
 CELLS, SCALE = 50, 3.0
 T, TORCH = StickBreaking(), StickBreakingTransform()

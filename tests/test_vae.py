@@ -17,8 +17,8 @@ from torch import nn
 from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Learned, Mixture, Network, VampPrior, mlp
+from pyro_vae.distributions.moments import centre, spread
 from pyro_vae.errors import InputError
-from pyro_vae.moments import centre, spread
 from pyro_vae.parameter_prior import ParameterPrior
 
 

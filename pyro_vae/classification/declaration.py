@@ -16,8 +16,7 @@ from torch import nn
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.conditional import Conditional
-from pyro_vae.errors import InputError
-from pyro_vae.families import (
+from pyro_vae.distributions.registry import (
     ALIASES,
     constraints_of,
     event_dim_of,
@@ -26,6 +25,7 @@ from pyro_vae.families import (
     parameters_of,
     transform_onto,
 )
+from pyro_vae.errors import InputError
 from pyro_vae.sources import Fixed, Learned, Network, Source
 
 # The number of components, categories or factors that the trials use, unlike any size of their events.

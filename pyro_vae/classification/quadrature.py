@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.families import is_discrete
+from pyro_vae.distributions.registry import is_discrete
 
 # Nodes along each dimension, and the range of t in u = sinh(pi/2 sinh t), where u spans the unconstrained space.
 _NODES = {1: (4001, 3.9), 2: (301, 3.0), 3: (71, 2.2)}

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from pyro_vae.classification.entry import ROLES, Entry
 from pyro_vae.classification.verdict import classifications, counts, exported
+from pyro_vae.distributions.registry import usual_name
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.families import usual_name
 from pyro_vae.sources import Fixed
 
 _LATENT, _HIDDEN = 2, 100

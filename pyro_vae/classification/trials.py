@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_vae.classification.declaration import FAILURES, Declaration, Failure
 from pyro_vae.classification.quadrature import Quadrature, follows, quadrature
 from pyro_vae.conditional import Conditional
-from pyro_vae.families import is_discrete
+from pyro_vae.distributions.registry import is_discrete
 from pyro_vae.posteriors import derive_posterior
 
 # How far a total mass may be from 1, and the spread of the unconstrained parameters at which it is taken.

@@ -28,7 +28,14 @@ from pyro_vae.classification.trials import (
     try_own_posterior,
     unmoved,
 )
-from pyro_vae.families import ALIASES, FAMILIES, constraints_of, family_in_place_of, is_discrete, parameters_of
+from pyro_vae.distributions.registry import (
+    ALIASES,
+    FAMILIES,
+    constraints_of,
+    family_in_place_of,
+    is_discrete,
+    parameters_of,
+)
 from pyro_vae.runtime.random_streams import isolated
 
 _MODULE = "your own nn.Module"

@@ -11,11 +11,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.batch import Batch, DataLike
+from pyro_vae.distributions.kl import analytic_kl
+from pyro_vae.distributions.moments import centre, spread
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate
-from pyro_vae.kl import analytic_kl
-from pyro_vae.moments import centre, spread
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import evaluating, isolated
 from pyro_vae.vae import VAE

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from pyro_vae.batch import DataLike
+from pyro_vae.distributions.kl import analytic_kl, factors
+from pyro_vae.distributions.moments import centre
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.hierarchy import blocks_of
-from pyro_vae.kl import analytic_kl, factors
-from pyro_vae.moments import centre
 from pyro_vae.runtime.random_streams import evaluating, isolated
 from pyro_vae.statistics import finite_or_none
 from pyro_vae.vae import VAE
@@ -25,7 +25,7 @@ _CHUNK = 10_000
 
 @torch.no_grad()
 def posterior_means(vae: VAE, data: DataLike) -> Tensor:
-    """Returns the mean of q(z|x) of each datum, shape ``(N, *latent_shape)``; see `pyro_vae.moments.centre`."""
+    """Returns the mean of q(z|x) of each datum, shape ``(N, *latent_shape)``; see `pyro_vae.distributions.moments.centre`."""
     batch = evaluated("posterior_means", vae, data, weighted=True)
     with evaluating(vae):
         parts = [

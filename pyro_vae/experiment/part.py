@@ -19,6 +19,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 from torch import nn
 
+from pyro_vae.distributions.registry import FAMILIES, usual_name
 from pyro_vae.errors import InputError, nearest
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.experiment.mixed import MixedSpec
@@ -26,7 +27,6 @@ from pyro_vae.experiment.named import Strict
 from pyro_vae.experiment.place import Part, Place
 from pyro_vae.experiment.structured import FlowSpec, MixtureSpec, VampSpec
 from pyro_vae.experiment.tagged import Tagged
-from pyro_vae.families import FAMILIES, usual_name
 from pyro_vae.hierarchy import CONTEXT, Hierarchy
 
 

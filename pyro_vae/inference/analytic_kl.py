@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pyro_vae.batch import Batch
+from pyro_vae.distributions.kl import analytic_kl
 from pyro_vae.inference.inference import Inference, Loss, check_count
 from pyro_vae.inference.needs import PATHWISE, closed_form_kl
-from pyro_vae.kl import analytic_kl
 from pyro_vae.vae import VAE
 
 

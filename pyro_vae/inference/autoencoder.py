@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.distributions import TransformedDistribution
 
 from pyro_vae.batch import Batch
+from pyro_vae.distributions.moments import centre
+from pyro_vae.distributions.registry import cells_of
 from pyro_vae.errors import InputError
-from pyro_vae.families import cells_of
 from pyro_vae.inference.inference import Inference, Loss, Phase
 from pyro_vae.inference.needs import PATHWISE
-from pyro_vae.moments import centre
 from pyro_vae.runtime.random_streams import evaluating
 from pyro_vae.vae import VAE
 

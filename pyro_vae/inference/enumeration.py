@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pyro_vae.batch import Batch
-from pyro_vae.enumeration import latent_values
+from pyro_vae.distributions.enumeration import latent_values
 from pyro_vae.inference.inference import Inference, Loss
 from pyro_vae.inference.needs import enumerable_latents
 from pyro_vae.vae import VAE

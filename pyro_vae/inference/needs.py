@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from pyro.distributions import TorchDistribution
 
-from pyro_vae.enumeration import latent_values
+from pyro_vae.distributions.enumeration import latent_values
+from pyro_vae.distributions.kl import analytic_kl, kl_of_dimensions
 from pyro_vae.errors import InputError
 from pyro_vae.hmc import Latents
-from pyro_vae.kl import analytic_kl, kl_of_dimensions
 from pyro_vae.posteriors import Pushed
 from pyro_vae.runtime.random_streams import evaluating, isolated
 from pyro_vae.vae import VAE

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_vae.distributions.registry import cells_of
 from pyro_vae.errors import InputError
-from pyro_vae.families import cells_of
 
 # More joint values than these are not summed over.
 MOST_VALUES = 4096

@@ -10,8 +10,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal, TransformedDistribution
 
+from pyro_vae.distributions.registry import cells_of
 from pyro_vae.errors import InputError
-from pyro_vae.families import cells_of
 from pyro_vae.runtime.random_streams import isolated
 
 # Nodes of the Gauss-Hermite quadrature, and draws where it does not apply, in chunks that bound the memory.

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributions import Beta, Transform, constraints, register_kl, transform_to
 
-from pyro_vae.bessel import bessel_ratio, log_bessel
+from pyro_vae.distributions.bessel import bessel_ratio, log_bessel
 
 # Nodes of the quadrature behind the derivative of a draw; its integrand is followed down to about e^-36.
 _NODES = 64

@@ -15,12 +15,12 @@ from torch.distributions import Distribution, Independent, transform_to
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
-from pyro_vae.continuous_bernoulli import ContinuousBernoulli
-from pyro_vae.discretized_logistic import DiscretizedLogisticMixture
+from pyro_vae.distributions.continuous_bernoulli import ContinuousBernoulli
+from pyro_vae.distributions.discretized_logistic import DiscretizedLogisticMixture
+from pyro_vae.distributions.multinomial import DirichletMultinomial, Multinomial
+from pyro_vae.distributions.simplex import LogisticNormal
+from pyro_vae.distributions.von_mises_fisher import SphericalUniform, VonMisesFisher
 from pyro_vae.errors import InputError
-from pyro_vae.multinomial import DirichletMultinomial, Multinomial
-from pyro_vae.simplex import LogisticNormal
-from pyro_vae.von_mises_fisher import SphericalUniform, VonMisesFisher
 
 # Parametrisations of one quantity: the one that is named is used, else the first.
 ALIASES = (

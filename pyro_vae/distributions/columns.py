@@ -10,8 +10,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.masking import filled
-from pyro_vae.moments import centre, spread
+from pyro_vae.distributions.masking import filled
+from pyro_vae.distributions.moments import centre, spread
 
 
 class ColumnSupport(Constraint):

@@ -21,8 +21,8 @@ from torch.distributions import (
     register_kl,
 )
 
+from pyro_vae.distributions.registry import cells_of
 from pyro_vae.errors import InputError
-from pyro_vae.families import cells_of
 from pyro_vae.posteriors import Pushed
 
 
