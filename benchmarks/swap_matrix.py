@@ -34,7 +34,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.experiment import parse_yaml
 from pyro_vae.inference import AEVB, Inference, ScoreFunction
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.value_check import check_values
+from pyro_vae.vae.data_check import check_values
 
 N, CELLS, LATENT, STEPS, HIDDEN = 40, 6, 4, 20, 16
 SEED = 0

@@ -2,18 +2,13 @@
 
 from pyro_vae.batch import Batch
 from pyro_vae.comparison import compare
-from pyro_vae.conditional import Conditional
 from pyro_vae.diagnostics import to_arviz
 from pyro_vae.distributions.discretized_logistic import DiscretizedLogisticMixture
 from pyro_vae.distributions.von_mises_fisher import SphericalUniform, VonMisesFisher
 from pyro_vae.engine import CompiledSVI
 from pyro_vae.evaluation import Estimate
 from pyro_vae.experiment import Experiment
-from pyro_vae.flow import Flow
-from pyro_vae.hierarchy import Hierarchy, Reads
 from pyro_vae.history import History
-from pyro_vae.mixed import Column, Mixed
-from pyro_vae.mixture import Mixture
 from pyro_vae.networks import (
     conv_decoder,
     conv_encoder,
@@ -24,10 +19,15 @@ from pyro_vae.networks import (
     residual_mlp,
 )
 from pyro_vae.run_folder import load, load_inference
-from pyro_vae.sources import Fixed, Learned, Network
 from pyro_vae.training import fit
-from pyro_vae.vae import VAE
-from pyro_vae.vamp_prior import VampPrior
+from pyro_vae.vae.conditional import Conditional
+from pyro_vae.vae.flow import Flow
+from pyro_vae.vae.hierarchy import Hierarchy, Reads
+from pyro_vae.vae.mixed import Column, Mixed
+from pyro_vae.vae.mixture import Mixture
+from pyro_vae.vae.sources import Fixed, Learned, Network
+from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.vamp_prior import VampPrior
 
 __all__ = [
     "VAE",

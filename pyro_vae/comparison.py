@@ -20,7 +20,7 @@ from pyro_vae.run import METRICS, Run, trained_runs
 from pyro_vae.runtime.environment import environment, versions
 from pyro_vae.runtime.random_streams import evaluating, isolated
 from pyro_vae.statistics import Interval, finite_or_none, interval
-from pyro_vae.value_check import check_values
+from pyro_vae.vae.data_check import check_values
 
 
 @dataclass

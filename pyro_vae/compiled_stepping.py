@@ -17,7 +17,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.engine import CaptureError, CompilationError, Ledger, Step, Stretch, tensors_of
 from pyro_vae.engine.price import CAPTURE, MOST, WARM, Busy, Mode, price
 from pyro_vae.inference import Inference, Loss, Phase
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 # What is in an optimizer's group and does not tell kinds of steps apart: learning rates are read at each.
 _NO_OPTIONS = {"params", "lr", "initial_lr"}

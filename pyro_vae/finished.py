@@ -14,7 +14,7 @@ import torch
 from pyro_vae.errors import InputError
 from pyro_vae.history import History
 from pyro_vae.inference import Inference
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 def keep(path: Path, vaes: Sequence[VAE], algorithms: Sequence[Inference], histories: Sequence[History]) -> None:

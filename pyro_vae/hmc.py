@@ -17,8 +17,8 @@ from pyro_vae.distributions.registry import cells_of
 from pyro_vae.distributions.simplex import bijection_onto
 from pyro_vae.engine.function import repeated, routine
 from pyro_vae.errors import InputError
-from pyro_vae.posteriors import support_of
-from pyro_vae.vae import VAE
+from pyro_vae.vae.derived_posterior import support_of
+from pyro_vae.vae.vae import VAE
 
 LogDensity = Callable[[Tensor], Tensor]
 Start = Literal["prior", "encoder"]

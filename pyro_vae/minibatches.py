@@ -15,10 +15,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from pyro_vae.batch import Batch, x_of
 from pyro_vae.errors import InputError
-from pyro_vae.given import batch_for
 from pyro_vae.runtime.random_streams import isolated, stream_seed
-from pyro_vae.vae import VAE
-from pyro_vae.value_check import ValueCheck
+from pyro_vae.vae.data_check import ValueCheck
+from pyro_vae.vae.inputs import batch_for
+from pyro_vae.vae.vae import VAE
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 

@@ -23,7 +23,7 @@ from pyro_vae.evaluation import (
 )
 from pyro_vae.inference import Inference
 from pyro_vae.statistics import Interval, finite_or_none
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 # Data simulated for the calibration, and gradients drawn of each algorithm.
 _SIMULATED, _GRADIENTS = 1000, 50

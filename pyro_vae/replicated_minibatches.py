@@ -14,7 +14,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.minibatches import Minibatches, Resident, Transform, minibatches
 from pyro_vae.runtime.random_streams import stream_seed
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 @dataclass

@@ -24,7 +24,7 @@ from pyro_vae.inference import Inference
 from pyro_vae.replicated_minibatches import Minibatch
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.stepping import Stepper
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import Watch
 
 

@@ -25,9 +25,9 @@ from pyro_vae.runtime.interrupts import deferrable
 from pyro_vae.runtime.progress import steps_bar
 from pyro_vae.runtime.random_streams import isolated, switched
 from pyro_vae.stepping import OptimizerFactory, Stepper
-from pyro_vae.vae import VAE
+from pyro_vae.vae.data_check import check_values
+from pyro_vae.vae.vae import VAE
 from pyro_vae.validation import Watch
-from pyro_vae.value_check import check_values
 
 
 def fit_replicates(

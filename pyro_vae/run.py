@@ -30,7 +30,7 @@ from pyro_vae.inference import Inference
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.statistics import finite_or_none
 from pyro_vae.training import fit
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 @dataclass

@@ -27,7 +27,7 @@ from pyro_vae.experiment import Experiment
 from pyro_vae.experiment.named import InferenceSpec
 from pyro_vae.inference import Inference
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 # Draws in the netCDF files: at most so many data, and so many draws for each.
 _DATA, _DRAWS = 100, 100

@@ -9,14 +9,14 @@ from torch import nn
 
 from pyro_vae.encoder_input import default_input
 from pyro_vae.errors import InputError
-from pyro_vae.hierarchy import Hierarchy, Reads, blocks_of
 from pyro_vae.networks import spec_of
-from pyro_vae.parameter_prior import ParameterPrior
-from pyro_vae.posteriors import Pushforward
 from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.vae.derived_posterior import Pushforward
+from pyro_vae.vae.hierarchy import Hierarchy, Reads, blocks_of
+from pyro_vae.vae.parameter_prior import ParameterPrior
 
 if TYPE_CHECKING:
-    from pyro_vae.vae import VAE
+    from pyro_vae.vae.vae import VAE
 
 # Networks that emit the parameters of a likelihood themselves, without a linear layer on top.
 _HEADLESS = frozenset({"conv", "residual_conv", "module"})

@@ -19,7 +19,7 @@ from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.runtime.interrupts import uninterrupted
 from pyro_vae.schedules import factor_of
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 # Compiled steps are taken in stretches, with one look at their end whether all was finite: at most so many, which take
 # so long, and whose minibatches are so large. Ctrl-C waits for the end of a stretch.

@@ -18,8 +18,8 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation import annealed_importance_sampling, log_marginal
 from pyro_vae.inference import Inference, algorithm
 from pyro_vae.runtime.random_streams import evaluating, isolated
-from pyro_vae.vae import VAE
-from pyro_vae.value_check import Place, check_values
+from pyro_vae.vae.data_check import Place, check_values
+from pyro_vae.vae.vae import VAE
 
 # Of annealed importance sampling.
 _TEMPERATURES, _CHAINS = 500, 16

@@ -16,7 +16,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.evaluation import elbo
 from pyro_vae.inference import Inference
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 @dataclass

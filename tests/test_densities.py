@@ -10,11 +10,11 @@ from scipy import stats
 from z_test import FAILURE_RATE
 
 from pyro_vae import Conditional, Fixed, Learned
-from pyro_vae.classification import classifications
-from pyro_vae.classification.quadrature import quadrature
-from pyro_vae.classification.trials import total_mass
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.sources import Network
+from pyro_vae.vae.families import classifications
+from pyro_vae.vae.families.quadrature import quadrature
+from pyro_vae.vae.families.trials import total_mass
+from pyro_vae.vae.sources import Network
 
 USABLE = {name: entry for name, entry in classifications().items() if entry.usable}
 SPREADS = (0.0, 0.5)  # of the unconstrained parameters, about zero

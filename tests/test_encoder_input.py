@@ -15,8 +15,8 @@ from pyro_vae.encoder_input import default_input
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB
 from pyro_vae.networks import Preprocess
-from pyro_vae.posteriors import Pushforward
 from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.vae.derived_posterior import Pushforward
 
 TABLE = {
     "age": "Normal",

@@ -7,7 +7,10 @@ import yaml
 from pyro.distributions import TorchDistribution, constraints
 
 from pyro_vae import Conditional, cli, mlp
-from pyro_vae.classification import (
+from pyro_vae.distributions.registry import FAMILIES
+from pyro_vae.errors import InputError
+from pyro_vae.experiment.distribution import DistributionSpec
+from pyro_vae.vae.families import (
     ROLES,
     classifications,
     classify,
@@ -17,9 +20,6 @@ from pyro_vae.classification import (
     python_example,
     yaml_example,
 )
-from pyro_vae.distributions.registry import FAMILIES
-from pyro_vae.errors import InputError
-from pyro_vae.experiment.distribution import DistributionSpec
 
 USABLE = [name for name, entry in classifications().items() if entry.usable]
 

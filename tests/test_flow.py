@@ -17,8 +17,8 @@ from z_test import assert_mean
 
 from pyro_vae import VAE, Conditional, Fixed, Flow, fit, mlp
 from pyro_vae.errors import InputError
-from pyro_vae.flow import FlowDistribution
 from pyro_vae.inference import AEVB, IWAE, RWS, STL, DReG, WakeSleep
+from pyro_vae.vae.flow import FlowDistribution
 
 KINDS = [("maf", 1), ("nsf", 1), ("maf", 2), ("nsf", 2), ("realnvp", 2)]
 EVERY = pytest.mark.parametrize(("kind", "latent"), KINDS, ids=lambda value: str(value))
@@ -312,7 +312,7 @@ def state():
     return found | {"inverse": repr(transforms.ExpTransform().inv)}
 import pyro_vae
 before, streams = state(), torch.get_rng_state()
-pyro_vae.flow._zuko_flows()
+pyro_vae.vae.flow._zuko_flows()
 assert torch.equal(streams, torch.get_rng_state())
 after = state()
 changed = [n for n in before if after.get(n) != before[n]]  # what it adds, a method, harms nobody

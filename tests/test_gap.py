@@ -21,8 +21,8 @@ from pyro_vae import VAE, Batch, Conditional, Learned, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import Estimate, gap
 from pyro_vae.evaluation.gap import InferenceGap, inference_gap
-from pyro_vae.posteriors import Pushforward
 from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.vae.derived_posterior import Pushforward
 
 DIAGONAL, OBLIQUE = LinearGaussian.random(5, 2), LinearGaussian.random(5, 2, diagonal=False)
 N = 20

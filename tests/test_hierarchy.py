@@ -18,8 +18,8 @@ from z_test import assert_mean
 from pyro_vae import VAE, Batch, Conditional, Fixed, Flow, Hierarchy, Learned, Mixture, Reads, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import active_units, latent_kl, log_marginal
-from pyro_vae.hierarchy import HierarchicalDistribution
 from pyro_vae.inference import ALGORITHMS, IWAE, STL
+from pyro_vae.vae.hierarchy import HierarchicalDistribution
 
 X = (torch.rand(12, 6, generator=torch.Generator().manual_seed(1)) < 0.4).double()
 

@@ -17,7 +17,7 @@ from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, ALGORITHMS, Inference, Loss, algorithm
 from pyro_vae.inference.inference import check_choice, check_count, check_number, surrogate
-from pyro_vae.parameter_prior import ParameterPrior
+from pyro_vae.vae.parameter_prior import ParameterPrior
 
 MODEL = LinearGaussian.random(5, 2)
 X = MODEL.sample(8)

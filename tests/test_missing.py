@@ -23,8 +23,8 @@ from pyro_vae.datasets import DataError, DataTransform, load
 from pyro_vae.errors import InputError
 from pyro_vae.experiment import Experiment
 from pyro_vae.inference import AnalyticKL
-from pyro_vae.mixed import Column, Mixed
 from pyro_vae.run_folder import new_folder, write_run
+from pyro_vae.vae.mixed import Column, Mixed
 
 
 def write(path, text):

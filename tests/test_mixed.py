@@ -20,8 +20,8 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation import elbo
 from pyro_vae.experiment.mixed import ColumnSpec, MixedSpec
 from pyro_vae.inference import AEVB
-from pyro_vae.mixed import Column, Mixed
-from pyro_vae.value_check import check_values
+from pyro_vae.vae.data_check import check_values
+from pyro_vae.vae.mixed import Column, Mixed
 
 LEVELS = Column(dist.Categorical, logits=Network((4,)))
 COLUMNS = {

@@ -18,7 +18,7 @@ from z_test import FAILURE_RATE, assert_mean
 from pyro_vae import VAE, Conditional, Fixed, Learned, Mixture, Network, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, STL
-from pyro_vae.mixture import MixtureDistribution
+from pyro_vae.vae.mixture import MixtureDistribution
 
 
 def learned(family: type = dist.Normal, latent: int = 2, components: int = 3, **sources: object) -> Mixture:

@@ -12,7 +12,7 @@ from pyro_vae import VAE, Batch, Conditional, Experiment, Fixed, Network, fit, m
 from pyro_vae.distributions.multinomial import DirichletMultinomial, Multinomial
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB
-from pyro_vae.value_check import check_values
+from pyro_vae.vae.data_check import check_values
 
 ADAM = partial(torch.optim.Adam, lr=0.02)
 families = pytest.mark.parametrize("family", [dist.Multinomial, dist.DirichletMultinomial])

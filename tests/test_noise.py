@@ -11,9 +11,9 @@ from scipy.stats import kstest
 from torch.nn import functional
 from z_test import FAILURE_RATE, assert_mean
 
-from pyro_vae.classification import classifications, python_example
 from pyro_vae.engine import CaptureError, Draw, Lifted, capture
 from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.vae.families import classifications, python_example
 
 N = 200_000
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -11,7 +11,7 @@ from torch import nn
 
 from pyro_vae import VAE, Conditional, Fixed, Flow, Hierarchy, Learned, Mixture, mlp
 from pyro_vae.errors import InputError
-from pyro_vae.hierarchy import Reads
+from pyro_vae.vae.hierarchy import Reads
 
 ONE_NETWORK = {
     "mlp": lambda width: mlp(width, 5),

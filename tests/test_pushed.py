@@ -16,7 +16,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation import log_marginal
 from pyro_vae.inference import ALGORITHMS, RWS, STL, DReG, ScoreFunction
 from pyro_vae.inference.weights import fixed_log_prob, path_log_prob
-from pyro_vae.posteriors import Pushed, Pushforward
+from pyro_vae.vae.derived_posterior import Pushed, Pushforward
 
 
 def dirichlet_vae() -> VAE:
@@ -122,7 +122,7 @@ def test_pushed_and_plain_transformed_posteriors_have_the_same_gradient(inferenc
         return list(torch.autograd.grad(loss.value, list(vae.phi.values())))
 
     pushed = gradient()
-    monkeypatch.setattr("pyro_vae.posteriors.Pushed", dist.TransformedDistribution)
+    monkeypatch.setattr("pyro_vae.vae.derived_posterior.Pushed", dist.TransformedDistribution)
     for one, other in zip(pushed, gradient(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 

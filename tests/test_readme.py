@@ -117,7 +117,7 @@ def test_the_swap_matrix_is_the_committed_result():
 
 
 def test_the_families_are_those_of_the_classification():
-    from pyro_vae.classification import counts
+    from pyro_vae.vae.families import counts
 
     text = "{families} distributions of Pyro's and this package's: {usable} can be used, {prior} of them as prior, "
     text += "{likelihood} as likelihood, {posterior} as posterior"

@@ -19,7 +19,7 @@ from z_test import assert_mean
 from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Learned, Mixture, Network, VampPrior, mlp
 from pyro_vae.distributions.moments import centre, spread
 from pyro_vae.errors import InputError
-from pyro_vae.parameter_prior import ParameterPrior
+from pyro_vae.vae.parameter_prior import ParameterPrior
 
 
 def fixed(family, event_shape, **values):

@@ -17,13 +17,13 @@ from torch.distributions import kl_divergence, transform_to
 from z_test import FAILURE_RATE, assert_mean
 
 from pyro_vae import VAE, Conditional, Experiment, Fixed, Learned, Network, fit, mlp
-from pyro_vae.classification.quadrature import quadrature
 from pyro_vae.distributions.kl import analytic_kl
 from pyro_vae.distributions.von_mises_fisher import Direction, SphericalUniform, VonMisesFisher, unit_vector
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import annealed_importance_sampling, log_marginal
 from pyro_vae.inference import AEVB, IWAE, MCEM, STL, AnalyticKL, DReG
-from pyro_vae.mixture import Mixture
+from pyro_vae.vae.families.quadrature import quadrature
+from pyro_vae.vae.mixture import Mixture
 
 DIMENSIONS = (2, 3, 5, 20, 50)
 CONCENTRATIONS = (0.0, 0.3, 4.0, 60.0, 1e4)

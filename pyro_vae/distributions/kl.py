@@ -23,7 +23,7 @@ from torch.distributions import (
 
 from pyro_vae.distributions.registry import cells_of
 from pyro_vae.errors import InputError
-from pyro_vae.posteriors import Pushed
+from pyro_vae.vae.derived_posterior import Pushed
 
 
 def analytic_kl(q: Distribution, p: Distribution) -> Tensor:

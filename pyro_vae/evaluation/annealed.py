@@ -21,7 +21,7 @@ from pyro_vae.evaluation.estimate import Estimate, LogMean
 from pyro_vae.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, Start, Tempered, adapted, jittered
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import evaluating, isolated
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 Schedule = Literal["linear", "sigmoid"]
 

@@ -15,7 +15,7 @@ from pyro_vae.evaluation.annealed import Annealing, Path, Schedule, Sweep, check
 from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.hmc import Latents, Start
 from pyro_vae.runtime.random_streams import evaluating, isolated
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 # Transitions by which the chains of a pair part from its one exact z.
 _PARTING = 50

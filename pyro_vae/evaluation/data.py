@@ -6,10 +6,10 @@ import pyro
 
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
-from pyro_vae.given import batch_for
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae import VAE
-from pyro_vae.value_check import check_values
+from pyro_vae.vae.data_check import check_values
+from pyro_vae.vae.inputs import batch_for
+from pyro_vae.vae.vae import VAE
 
 
 def evaluated(caller: str, vae: VAE, data: DataLike, *, weighted: bool = False) -> Batch:

@@ -17,7 +17,7 @@ from pyro_vae.inference import Inference
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import evaluating, isolated, switched
 from pyro_vae.statistics import Interval
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 # Share of the squared norm below which a variance is rounding.
 _ROUNDING = 1e-12

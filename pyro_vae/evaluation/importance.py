@@ -20,7 +20,7 @@ from pyro_vae.evaluation.estimate import Estimate, LogMean
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import evaluating, isolated
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 # How many rows of x (samples x data) are decoded at once. On a CPU few, so that what the decoder makes of them stays in
 # the cache (1,000 to 2,500 rows of 784 cells are best); elsewhere many, so that the launches of kernels are hidden.

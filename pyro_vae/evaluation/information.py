@@ -18,7 +18,7 @@ from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import evaluating, isolated
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 # How many particles (samples x data) are decoded at once, and how many pairs of a particle and a datum compared.
 _ROWS, _PAIRS = 20_000, 200_000

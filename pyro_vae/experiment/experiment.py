@@ -34,11 +34,11 @@ from pyro_vae.experiment.network import NetworkSpec, code_allowed
 from pyro_vae.experiment.part import AnyPart, HierarchySpec
 from pyro_vae.experiment.place import Place, check_declared
 from pyro_vae.experiment.yaml_file import read_yaml, write_yaml
-from pyro_vae.hierarchy import Reads, blocks_of
-from pyro_vae.parameter_prior import ParameterPrior
-from pyro_vae.posteriors import is_real, unconstrained_shape
 from pyro_vae.runtime.precision import Precision
-from pyro_vae.vae import VAE
+from pyro_vae.vae.derived_posterior import is_real, unconstrained_shape
+from pyro_vae.vae.hierarchy import Reads, blocks_of
+from pyro_vae.vae.parameter_prior import ParameterPrior
+from pyro_vae.vae.vae import VAE
 
 
 class Networks(Strict):
@@ -110,7 +110,7 @@ class Evaluation(Strict):
 
 
 class ParameterPriorSpec(DistributionSpec):
-    """A prior over the generative parameters, with fixed numbers; see `pyro_vae.parameter_prior.ParameterPrior`."""
+    """A prior over the generative parameters, with fixed numbers; see `pyro_vae.vae.parameter_prior.ParameterPrior`."""
 
     biases: bool = False
 

@@ -19,7 +19,7 @@ from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.experiment.place import Part, Place
 from pyro_vae.experiment.tagged import Tagged
-from pyro_vae.mixed import Column, Mixed
+from pyro_vae.vae.mixed import Column, Mixed
 
 # Families whose one parameter has an entry for each level.
 _OF_LEVELS = ("Categorical",)

@@ -27,7 +27,7 @@ from pyro_vae.experiment.named import Strict
 from pyro_vae.experiment.place import Part, Place
 from pyro_vae.experiment.structured import FlowSpec, MixtureSpec, VampSpec
 from pyro_vae.experiment.tagged import Tagged
-from pyro_vae.hierarchy import CONTEXT, Hierarchy
+from pyro_vae.vae.hierarchy import CONTEXT, Hierarchy
 
 
 class LayerSpec(Strict):

@@ -19,10 +19,10 @@ from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.distribution import DistributionSpec, parameters_of, read_source
 from pyro_vae.experiment.place import Place
 from pyro_vae.experiment.tagged import Tagged
-from pyro_vae.flow import FLOWS, Flow
-from pyro_vae.mixture import Mixture
-from pyro_vae.sources import Source
-from pyro_vae.vamp_prior import VampPrior
+from pyro_vae.vae.flow import FLOWS, Flow
+from pyro_vae.vae.mixture import Mixture
+from pyro_vae.vae.sources import Source
+from pyro_vae.vae.vamp_prior import VampPrior
 
 # Where pseudo-inputs may live, by the names that a file has for them.
 _REGIONS = {"real": constraints.real, "unit": constraints.unit_interval, "positive": constraints.positive}

@@ -9,7 +9,7 @@ from pyro.infer import Trace_ELBO
 from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, check_count
 from pyro_vae.inference.needs import PATHWISE
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 class AEVB(Inference):

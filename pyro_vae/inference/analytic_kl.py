@@ -8,7 +8,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.distributions.kl import analytic_kl
 from pyro_vae.inference.inference import Inference, Loss, check_count
 from pyro_vae.inference.needs import PATHWISE, closed_form_kl
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 class AnalyticKL(Inference):

@@ -15,7 +15,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.inference.inference import Inference, Loss, Phase
 from pyro_vae.inference.needs import PATHWISE
 from pyro_vae.runtime.random_streams import evaluating
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 class Autoencoder(Inference):

@@ -12,7 +12,7 @@ from pyro_vae.distributions.kl import kl
 from pyro_vae.errors import InputError
 from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
 from pyro_vae.inference.needs import PATHWISE
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 class BetaVAE(Inference):

@@ -8,8 +8,8 @@ from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, check_count, surrogate
 from pyro_vae.inference.needs import PATHWISE
 from pyro_vae.inference.weights import log_mean_exp, path_log_prob, root_of
-from pyro_vae.posteriors import Pushed
-from pyro_vae.vae import VAE
+from pyro_vae.vae.derived_posterior import Pushed
+from pyro_vae.vae.vae import VAE
 
 
 class DReG(Inference):

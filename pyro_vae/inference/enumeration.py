@@ -8,7 +8,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.distributions.enumeration import latent_values
 from pyro_vae.inference.inference import Inference, Loss
 from pyro_vae.inference.needs import enumerable_latents
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 class Enumeration(Inference):

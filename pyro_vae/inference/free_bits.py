@@ -11,7 +11,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.distributions.kl import kl_of_dimensions
 from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
 from pyro_vae.inference.needs import PATHWISE, independent_latents
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 class FreeBits(Inference):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 class Loss(NamedTuple):

@@ -8,7 +8,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, check_count
 from pyro_vae.inference.needs import PATHWISE
 from pyro_vae.inference.weights import log_mean_exp
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 class IWAE(Inference):

@@ -12,14 +12,14 @@ from pyro.distributions import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae.batch import Batch, DataLike
-from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
-from pyro_vae.given import batch_for
 from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
 from pyro_vae.inference.needs import PATHWISE, labels_as_context
 from pyro_vae.networks import mlp
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae import VAE
+from pyro_vae.vae.conditional import Conditional
+from pyro_vae.vae.inputs import batch_for
+from pyro_vae.vae.vae import VAE
 
 
 class M2(Inference):

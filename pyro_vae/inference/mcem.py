@@ -14,7 +14,7 @@ from pyro_vae.hmc import Latents, Tempered, adapted, jittered
 from pyro_vae.inference.inference import Inference, Loss, Phase, check_count, check_number
 from pyro_vae.inference.needs import differentiable_likelihood, movable_latents, unshared
 from pyro_vae.runtime.random_streams import evaluating
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 # Change of the log step size for each unit by which a transition's mean acceptance misses the target.
 _RATE = 0.2

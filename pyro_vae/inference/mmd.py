@@ -12,7 +12,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.distributions.kl import kl
 from pyro_vae.inference.inference import Inference, Loss, check_choice, check_count, check_number
 from pyro_vae.inference.needs import PATHWISE
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 KERNELS = ("imq", "rbf")
 # Draws from the prior that tell the scale of the kernel.

@@ -11,7 +11,7 @@ from pyro_vae.inference.inference import Inference, Loss, check_count, check_num
 from pyro_vae.inference.needs import unshared
 from pyro_vae.inference.wake_sleep import sleep_loss
 from pyro_vae.inference.weights import fixed_log_prob, log_mean_exp
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 class RWS(Inference):

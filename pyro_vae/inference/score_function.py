@@ -11,7 +11,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.inference.inference import Inference, Loss, check_choice, check_count, surrogate
 from pyro_vae.inference.weights import fixed_log_prob
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 BASELINES = ("none", "running", "leave-one-out")
 # Share of the running baseline that a step keeps.

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from pyro_vae.batch import Batch
 from pyro_vae.inference.inference import Inference, Loss, Phase
 from pyro_vae.inference.needs import unshared
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 
 class WakeSleep(Inference):

@@ -16,7 +16,7 @@ from pyro_vae.distributions.moments import centre
 from pyro_vae.errors import InputError
 from pyro_vae.run import Run
 from pyro_vae.runtime.random_streams import evaluating, isolated
-from pyro_vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 # Points of a latent grid along a side.
 _POINTS = 15

@@ -10,13 +10,13 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Conditional
 from pyro_vae.distributions.columns import Columns
 from pyro_vae.distributions.registry import cells_of, event_dim_of
 from pyro_vae.errors import InputError
-from pyro_vae.parameters import resolve
-from pyro_vae.sources import Learned, Network, Source
-from pyro_vae.trunk import Trunk
+from pyro_vae.vae.conditional import Conditional
+from pyro_vae.vae.parameters import resolve
+from pyro_vae.vae.sources import Learned, Network, Source
+from pyro_vae.vae.trunk import Trunk
 
 
 class Column:

@@ -11,11 +11,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from pyro_vae.classification.entry import ROLES, Entry
-from pyro_vae.classification.verdict import classifications, counts, exported
 from pyro_vae.distributions.registry import usual_name
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.sources import Fixed
+from pyro_vae.vae.families.classify import classifications, counts, exported
+from pyro_vae.vae.families.verdict import ROLES, Entry
+from pyro_vae.vae.sources import Fixed
 
 _LATENT, _HIDDEN = 2, 100
 _POSTERIOR = {"derived": "follows from the support", "own": "the family itself, amortised"}

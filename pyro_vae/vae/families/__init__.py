@@ -1,8 +1,8 @@
 """What every distribution of Pyro can be in a VAE, found out by trying."""
 
-from pyro_vae.classification.entry import ROLES, Entry, Parameter
-from pyro_vae.classification.table import entry_of, families_table, family_page, python_example, yaml_example
-from pyro_vae.classification.verdict import classifications, classify, counts, exported
+from pyro_vae.vae.families.classify import classifications, classify, counts, exported
+from pyro_vae.vae.families.table import entry_of, families_table, family_page, python_example, yaml_example
+from pyro_vae.vae.families.verdict import ROLES, Entry, Parameter
 
 __all__ = [
     "ROLES",

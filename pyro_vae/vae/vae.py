@@ -16,14 +16,21 @@ from pyro_vae.batch import Batch, DataLike
 from pyro_vae.distributions.masking import masked
 from pyro_vae.distributions.moments import centre, representative
 from pyro_vae.errors import InputError
-from pyro_vae.finite import check_finite
-from pyro_vae.given import batch_on
-from pyro_vae.hierarchy import Reads
-from pyro_vae.param_store import Registered
-from pyro_vae.parameter_prior import ParameterPrior
-from pyro_vae.posteriors import derive_posterior, mirrored, onto_support
-from pyro_vae.probe import call_once, check_batch_shape, check_blocks, check_fields, check_supports, draw_two
 from pyro_vae.spec import vae_to_spec
+from pyro_vae.vae.declaration_check import (
+    call_once,
+    check_batch_shape,
+    check_blocks,
+    check_fields,
+    check_supports,
+    draw_two,
+)
+from pyro_vae.vae.derived_posterior import derive_posterior, mirrored, onto_support
+from pyro_vae.vae.finite import check_finite
+from pyro_vae.vae.hierarchy import Reads
+from pyro_vae.vae.inputs import batch_on
+from pyro_vae.vae.param_store import Registered
+from pyro_vae.vae.parameter_prior import ParameterPrior
 
 
 class Programs(NamedTuple):

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.classification.declaration import Declaration
 from pyro_vae.errors import InputError
-from pyro_vae.sources import Fixed
+from pyro_vae.vae.families.declaration import Declaration
+from pyro_vae.vae.sources import Fixed
 
 ROLES = ("prior", "likelihood", "posterior")
 

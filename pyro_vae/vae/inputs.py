@@ -11,7 +11,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.tensors import is_frame
 
 if TYPE_CHECKING:
-    from pyro_vae.vae import VAE
+    from pyro_vae.vae.vae import VAE
 
 
 def batch_for(vae: VAE, data: DataLike, caller: str = "VAE", name: str = "x") -> Batch:

@@ -13,13 +13,13 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, TransformedDistribution
 
-from pyro_vae.conditional import Conditional
 from pyro_vae.distributions.registry import cells_of
 from pyro_vae.errors import InputError
-from pyro_vae.parameters import as_shape
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.sources import Fixed, Learned, Network, Source
-from pyro_vae.trunk import Trunk
+from pyro_vae.vae.conditional import Conditional
+from pyro_vae.vae.parameters import as_shape
+from pyro_vae.vae.sources import Fixed, Learned, Network, Source
+from pyro_vae.vae.trunk import Trunk
 
 # Of the initial values of the components' parameters, in unconstrained space: equal components would stay equal.
 _NOISE = 1.0

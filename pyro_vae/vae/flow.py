@@ -14,11 +14,11 @@ from torch.distributions import Distribution
 from torch.distributions import transforms as torch_transforms
 from torch.distributions.transforms import Transform
 
-from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.parameters import as_shape
-from pyro_vae.sources import Fixed
-from pyro_vae.trunk import Trunk
+from pyro_vae.vae.conditional import Conditional
+from pyro_vae.vae.parameters import as_shape
+from pyro_vae.vae.sources import Fixed
+from pyro_vae.vae.trunk import Trunk
 
 FLOWS = {"maf": "MAF", "nsf": "NSF", "realnvp": "RealNVP"}
 # Factor on the last layers of the hyper-networks at the start, which makes the flow near to the identity.

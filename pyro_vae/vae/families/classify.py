@@ -15,9 +15,17 @@ from pyro.distributions import constraints
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.classification.declaration import Declaration, Failure, Free, declare, object_arguments
-from pyro_vae.classification.entry import ROLES, Entry, Parameter, words
-from pyro_vae.classification.trials import (
+from pyro_vae.distributions.registry import (
+    ALIASES,
+    FAMILIES,
+    constraints_of,
+    family_in_place_of,
+    is_discrete,
+    parameters_of,
+)
+from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.vae.families.declaration import Declaration, Failure, Free, declare, object_arguments
+from pyro_vae.vae.families.trials import (
     networkable,
     normalisation,
     outcome,
@@ -28,15 +36,7 @@ from pyro_vae.classification.trials import (
     try_own_posterior,
     unmoved,
 )
-from pyro_vae.distributions.registry import (
-    ALIASES,
-    FAMILIES,
-    constraints_of,
-    family_in_place_of,
-    is_discrete,
-    parameters_of,
-)
-from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.vae.families.verdict import ROLES, Entry, Parameter, words
 
 _MODULE = "your own nn.Module"
 # Up to how many families of one support are named as neighbours.

@@ -15,7 +15,6 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import nn
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.conditional import Conditional
 from pyro_vae.distributions.registry import (
     ALIASES,
     constraints_of,
@@ -26,7 +25,8 @@ from pyro_vae.distributions.registry import (
     transform_onto,
 )
 from pyro_vae.errors import InputError
-from pyro_vae.sources import Fixed, Learned, Network, Source
+from pyro_vae.vae.conditional import Conditional
+from pyro_vae.vae.sources import Fixed, Learned, Network, Source
 
 # The number of components, categories or factors that the trials use, unlike any size of their events.
 COMPONENTS = 4

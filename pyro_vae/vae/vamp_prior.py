@@ -12,7 +12,7 @@ from torch.distributions import transform_to
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.errors import InputError
-from pyro_vae.mixture import MixtureDistribution
+from pyro_vae.vae.mixture import MixtureDistribution
 
 # Farthest pseudo-inputs from 0 at the start, before they are mapped onto an interval.
 _FARTHEST = 7.0

@@ -20,9 +20,9 @@ from pyro_vae.distributions.registry import (
     implied_constants,
 )
 from pyro_vae.errors import InputError
-from pyro_vae.parameters import as_shape, constant, initial, is_number, resolve, shape_for, transform_for
 from pyro_vae.runtime.precision import network_output
-from pyro_vae.sources import Fixed, Learned, Network, Source
+from pyro_vae.vae.parameters import as_shape, constant, initial, is_number, resolve, shape_for, transform_for
+from pyro_vae.vae.sources import Fixed, Learned, Network, Source
 
 
 class Conditional(nn.Module):
@@ -35,7 +35,7 @@ class Conditional(nn.Module):
     the first of those. Positive parameters are the exp of an unconstrained value, which overflows in float32
     above 88; ``Network(transform=constraints.softplus_positive)`` grows linearly instead.
 
-    What each family can be, and with which sources, is found out by `pyro_vae.classification.classify`. A family
+    What each family can be, and with which sources, is found out by `pyro_vae.vae.families.classify`. A family
     of one's own may declare the sizes of its parameters by a static method ``parameter_shapes(**constants)``, as
     `DiscretizedLogisticMixture` does.
 

@@ -11,9 +11,9 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.conditional import Conditional
 from pyro_vae.errors import InputError
-from pyro_vae.vamp_prior import VampPrior
+from pyro_vae.vae.conditional import Conditional
+from pyro_vae.vae.vamp_prior import VampPrior
 
 _instances = itertools.count()
 

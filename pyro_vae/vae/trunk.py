@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pyro_vae.conditional import _out_features
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.precision import network_output
+from pyro_vae.vae.conditional import _out_features
 
 
 class PassThrough(nn.Module):

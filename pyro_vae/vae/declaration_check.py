@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.registry import cells_of, is_discrete
 from pyro_vae.errors import InputError
-from pyro_vae.hierarchy import blocks_of
-from pyro_vae.posteriors import remedy
 from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.vae.derived_posterior import remedy
+from pyro_vae.vae.hierarchy import blocks_of
 
 
 @torch.no_grad()

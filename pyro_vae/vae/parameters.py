@@ -22,7 +22,7 @@ from pyro_vae.distributions.registry import (
     transform_onto,
 )
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.sources import Fixed, Learned, Network, Source
+from pyro_vae.vae.sources import Fixed, Learned, Network, Source
 
 _SQUARE = (
     constraints.lower_cholesky,

@@ -8,10 +8,10 @@ from torch import Tensor
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.registry import cells_of
 from pyro_vae.errors import InputError
-from pyro_vae.finite import Place as Place
-from pyro_vae.finite import check_finite, refuse
 from pyro_vae.runtime.random_streams import evaluating, isolated
-from pyro_vae.vae import VAE
+from pyro_vae.vae.finite import Place as Place
+from pyro_vae.vae.finite import check_finite, refuse
+from pyro_vae.vae.vae import VAE
 
 
 class ValueCheck:

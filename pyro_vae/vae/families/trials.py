@@ -11,11 +11,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.classification.declaration import FAILURES, Declaration, Failure
-from pyro_vae.classification.quadrature import Quadrature, follows, quadrature
-from pyro_vae.conditional import Conditional
 from pyro_vae.distributions.registry import is_discrete
-from pyro_vae.posteriors import derive_posterior
+from pyro_vae.vae.conditional import Conditional
+from pyro_vae.vae.derived_posterior import derive_posterior
+from pyro_vae.vae.families.declaration import FAILURES, Declaration, Failure
+from pyro_vae.vae.families.quadrature import Quadrature, follows, quadrature
 
 # How far a total mass may be from 1, and the spread of the unconstrained parameters at which it is taken.
 _TOLERANCE, _SPREAD = 1e-3, 0.3

@@ -12,13 +12,13 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 from torch.distributions.transforms import Transform, identity_transform
 
-from pyro_vae.conditional import Conditional
 from pyro_vae.distributions.registry import cells_of
 from pyro_vae.distributions.simplex import bijection_onto
 from pyro_vae.errors import InputError
-from pyro_vae.hierarchy import HierarchicalDistribution
 from pyro_vae.networks import MLP, mlp
 from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.vae.conditional import Conditional
+from pyro_vae.vae.hierarchy import HierarchicalDistribution
 
 
 class Pushed(dist.TransformedDistribution):
