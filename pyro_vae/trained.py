@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pyro_vae import datasets
 from pyro_vae.batch import Batch
-from pyro_vae.datasets.rows import Context
-from pyro_vae.datasets.table import Source
+from pyro_vae.datasets.new_rows import Context
+from pyro_vae.datasets.user_file import Source
 from pyro_vae.distributions.moments import centre, spread
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import annealed_importance_sampling, log_marginal

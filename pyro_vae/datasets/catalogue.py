@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pyro_vae.datasets.files import CatalogueFile, Download, fetch
 from pyro_vae.datasets.newsgroups import read_newsgroups
-from pyro_vae.datasets.raw import RawData
+from pyro_vae.datasets.raw_data import RawData
 
 Folder = str | os.PathLike[str] | None
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.datasets.binarisation import generator_for
-from pyro_vae.datasets.columns import Cells
+from pyro_vae.datasets.cells import Cells
 from pyro_vae.datasets.context import LABEL, LABELS, TOTAL, ContextColumn, Offset, fit_context
+from pyro_vae.datasets.data_transform import DataTransform
 from pyro_vae.datasets.errors import DataError, suggestion
-from pyro_vae.datasets.raw import RawData
-from pyro_vae.datasets.units import DataTransform
+from pyro_vae.datasets.raw_data import RawData
 
 Parts = Mapping[str, tuple[str, Tensor | None]]
 

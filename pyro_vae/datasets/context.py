@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vae.datasets.columns import Cells, Levels, with_levels
+from pyro_vae.datasets.cells import Cells, Levels, with_levels
 from pyro_vae.datasets.errors import DataError, check_choice
 
 Encoding = Literal["standardise", "one-hot", "none"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from pyro_vae.datasets.columns import has_decimal_comma
+from pyro_vae.datasets.cells import has_decimal_comma
 from pyro_vae.datasets.errors import DataError, damaged, first_line
 from pyro_vae.datasets.files import READ_ERRORS
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.datasets.binarisation import bernoulli_draw
+from pyro_vae.datasets.data_transform import DataTransform
 from pyro_vae.datasets.errors import DataError
-from pyro_vae.datasets.raw import Binarisation, Scaling
-from pyro_vae.datasets.units import DataTransform
+from pyro_vae.datasets.raw_data import Binarisation, Scaling
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,16 +15,16 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.datasets.catalogue import SETS
-from pyro_vae.datasets.columns import Cells, with_levels
+from pyro_vae.datasets.cells import Cells, with_levels
 from pyro_vae.datasets.conditioning import condition, hide_labels
 from pyro_vae.datasets.context import TOTAL, Asked, asked_for
 from pyro_vae.datasets.data import Data
 from pyro_vae.datasets.errors import DataError, check_choice, suggestion
 from pyro_vae.datasets.preparation import Preparation
-from pyro_vae.datasets.raw import Binarisation, Missing, RawData, Scaling
+from pyro_vae.datasets.raw_data import Binarisation, Missing, RawData, Scaling
 from pyro_vae.datasets.split import partition
 from pyro_vae.datasets.support import Support, base_support, choose, has_levels, number_of_levels, support_kind
-from pyro_vae.datasets.table import FORMATS, Wanted, read_file
+from pyro_vae.datasets.user_file import FORMATS, Wanted, read_file
 
 
 def names() -> tuple[str, ...]:

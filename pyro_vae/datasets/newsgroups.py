@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.datasets.files import CatalogueFile, Download, fetch
-from pyro_vae.datasets.raw import RawData
+from pyro_vae.datasets.raw_data import RawData
 
 _MIRROR = (
     "https://raw.githubusercontent.com/MIND-Lab/OCTIS/8f9a0ac5a12e3b72ecd77dcba4f181c77e4595f1/"

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.datasets.binarisation import bernoulli_draw, generator_for, threshold
+from pyro_vae.datasets.data_transform import fit_transform
 from pyro_vae.datasets.errors import DataError
-from pyro_vae.datasets.raw import Binarisation, RawData, Scaling
+from pyro_vae.datasets.raw_data import Binarisation, RawData, Scaling
 from pyro_vae.datasets.support import Kind, Support, is_discrete, outside
-from pyro_vae.datasets.units import fit_transform
 
 
 class Preparation:

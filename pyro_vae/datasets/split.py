@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.datasets.binarisation import generator_for
 from pyro_vae.datasets.errors import DataError
-from pyro_vae.datasets.raw import RawData
+from pyro_vae.datasets.raw_data import RawData
 
 DEFAULT_SPLIT = (0.8, 0.1, 0.1)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.datasets.raw import Binarisation, RawData, Scaling
+from pyro_vae.datasets.raw_data import Binarisation, RawData, Scaling
 
 Kind = Literal["binary", "unit", "real", "other", "columns"]
 

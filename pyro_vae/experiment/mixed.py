@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.datasets import Content
-from pyro_vae.datasets.columns import is_number, not_a_number
+from pyro_vae.datasets.cells import is_number, not_a_number
 from pyro_vae.distributions.registry import FAMILIES, is_discrete
 from pyro_vae.encoder_input import EncoderInput
 from pyro_vae.errors import InputError, near_match

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vae.datasets.columns import Levels, read_cells
+from pyro_vae.datasets.cells import Levels, read_cells
 from pyro_vae.datasets.csv_file import read_csv
 from pyro_vae.datasets.errors import DataError, damaged, suggestion
 from pyro_vae.datasets.files import READ_ERRORS, checksum
-from pyro_vae.datasets.raw import RawData, check_finite
+from pyro_vae.datasets.raw_data import RawData, check_finite
 
 FORMATS = (".csv", ".parquet", ".npy", ".npz")
 # Rows in the training data's own units: a file, or what is held in memory.

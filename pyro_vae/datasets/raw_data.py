@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyro_vae.datasets.columns import Cells, Levels
+from pyro_vae.datasets.cells import Cells, Levels
 from pyro_vae.datasets.errors import DataError
 
 Binarisation = Literal["none", "static", "dynamic", "threshold"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vae.datasets.columns import Levels
+from pyro_vae.datasets.cells import Levels
 from pyro_vae.datasets.context import TOTAL, Asked, asked_for
-from pyro_vae.datasets.table import Wanted, read_file
+from pyro_vae.datasets.user_file import Wanted, read_file
 
 
 @dataclass(frozen=True)

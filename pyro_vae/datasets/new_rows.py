@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.datasets.columns import Cells, decoded, read_cells
+from pyro_vae.datasets.cells import Cells, decoded, read_cells
 from pyro_vae.datasets.conditioning import row_totals
 from pyro_vae.datasets.context import TOTAL
 from pyro_vae.datasets.data import observed
+from pyro_vae.datasets.data_transform import DataTransform
 from pyro_vae.datasets.errors import DataError, suggestion
-from pyro_vae.datasets.table import Source, Wanted, read_frame, read_rows_of, title_of
-from pyro_vae.datasets.units import DataTransform
+from pyro_vae.datasets.user_file import Source, Wanted, read_frame, read_rows_of, title_of
 
 # One row in words, the path of a table, or a table.
 Context = str | os.PathLike[str] | pd.DataFrame

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.datasets.binarisation import bernoulli_draw, threshold
-from pyro_vae.datasets.columns import Cells, Levels, decoded
+from pyro_vae.datasets.cells import Cells, Levels, decoded
 from pyro_vae.datasets.context import ContextColumn, Offset
 from pyro_vae.datasets.errors import DataError
-from pyro_vae.datasets.raw import Binarisation, Missing, RawData, Scaling
-from pyro_vae.datasets.table import Wanted, from_frame
+from pyro_vae.datasets.raw_data import Binarisation, Missing, RawData, Scaling
+from pyro_vae.datasets.user_file import Wanted, from_frame
 
 # Entries that a record may lack.
 _LATER = ("missing", "levels", "context", "offset")
