@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.engine import CaptureError, CompilationError, Ledger, Step, Stretch, tensors_of
-from pyro_vae.engine.price import CAPTURE, MOST, WARM, Busy, Mode, price
+from pyro_vae.engine.compilation.cost import CAPTURE, MOST, WARM, Busy, Mode, price
 from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.vae.vae import VAE
 

@@ -15,7 +15,7 @@ from torch.distributions.transforms import identity_transform
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.distributions.registry import cells_of
 from pyro_vae.distributions.simplex import bijection_onto
-from pyro_vae.engine.function import repeated, routine
+from pyro_vae.engine.compilation.routine import repeated, routine
 from pyro_vae.errors import InputError
 from pyro_vae.vae.derived_posterior import support_of
 from pyro_vae.vae.vae import VAE
@@ -129,7 +129,7 @@ class Tempered:
     r"""The densities :math:`p_0(u)^{1-\beta} p(x, u)^\beta` of the latents of a batch, and transitions between them.
 
     At :math:`\beta = 1` they are the exact posterior's, whatever :math:`p_0`. Within an
-    `pyro_vae.engine.function.enabled` block a leapfrog step is one compiled program.
+    `pyro_vae.engine.compilation.routine.enabled` block a leapfrog step is one compiled program.
 
     Arguments:
         latents: Of the batch.
@@ -219,7 +219,7 @@ class Tempered:
         Arguments:
             transitions: Their number.
             num_leapfrog: Leapfrog steps of each.
-            optional: See `pyro_vae.engine.function.repeated`.
+            optional: See `pyro_vae.engine.compilation.routine.repeated`.
         """
         return repeated(transitions * (num_leapfrog + 1), optional)
 

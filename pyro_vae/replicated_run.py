@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.engine import CaptureError, CompilationError
-from pyro_vae.engine.price import CAPTURE, MOST, Busy, Mode
-from pyro_vae.engine.replicates import Stack
+from pyro_vae.engine.compilation.cost import CAPTURE, MOST, Busy, Mode
+from pyro_vae.engine.step.replicated_step import Stack
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.minibatches import Minibatches
 from pyro_vae.replicated_minibatches import Minibatch, epoch

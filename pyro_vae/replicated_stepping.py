@@ -15,10 +15,10 @@ from torch import Tensor
 from pyro_vae.batch import Batch
 from pyro_vae.compiled_stepping import Plan
 from pyro_vae.engine import CaptureError, Ledger, Step
-from pyro_vae.engine.alike import alike
-from pyro_vae.engine.capture import tensors_of
-from pyro_vae.engine.price import price
-from pyro_vae.engine.replicates import ReplicatedStep, Stack, check_rules
+from pyro_vae.engine.capture.capture import tensors_of
+from pyro_vae.engine.compilation.cost import price
+from pyro_vae.engine.step.replicated_step import ReplicatedStep, Stack, check_rules
+from pyro_vae.engine.step.same_program import alike
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.inference import Inference
 from pyro_vae.replicated_minibatches import Minibatch

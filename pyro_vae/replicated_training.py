@@ -12,7 +12,7 @@ import numpy as np
 
 from pyro_vae.batch import Batch
 from pyro_vae.engine import Ledger
-from pyro_vae.engine.price import Mode
+from pyro_vae.engine.compilation.cost import Mode
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.fit_arguments import Counts, check_running, checked_algorithm, whole
 from pyro_vae.history import History

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_vae.batch import Batch
 from pyro_vae.compiled_stepping import CompiledSteps, Plan
 from pyro_vae.engine import Ledger, Lifted
-from pyro_vae.engine.price import Busy, Mode
+from pyro_vae.engine.compilation.cost import Busy, Mode
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.runtime.interrupts import uninterrupted

@@ -11,7 +11,7 @@ import numpy as np
 
 from pyro_vae.checkpoint import Checkpoint
 from pyro_vae.engine import enabled
-from pyro_vae.engine.price import Mode
+from pyro_vae.engine.compilation.cost import Mode
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.fit_arguments import Counts, check_running, checked_algorithm, checked_seed
 from pyro_vae.history import History

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pyro_vae import VAE, Conditional, Fixed, Learned, mlp
-from pyro_vae.engine.alike import alike
+from pyro_vae.engine.step.same_program import alike
 from pyro_vae.inference import IWAE, BetaVAE
 
 

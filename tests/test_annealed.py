@@ -15,7 +15,8 @@ from torch import Tensor
 from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, mlp
-from pyro_vae.engine import CaptureError, function, interpreted
+from pyro_vae.engine import CaptureError, interpreted
+from pyro_vae.engine.compilation import routine as function
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import Estimate, annealed
 from pyro_vae.evaluation.annealed import Annealing, LogMean, annealed_importance_sampling

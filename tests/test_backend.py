@@ -18,9 +18,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._filelock import FileLock
 
 from pyro_vae import fit
-from pyro_vae.engine import CompilationError, Ledger, Step, backend, capture, interpreted
-from pyro_vae.engine.compiler_cache import remove_unfinished
-from pyro_vae.engine.graph import fingerprint, lift_constants
+from pyro_vae.engine import CompilationError, Ledger, Step, interpreted
+from pyro_vae.engine.capture import capture
+from pyro_vae.engine.capture.graph import fingerprint, lift_constants
+from pyro_vae.engine.compilation import backend
+from pyro_vae.engine.compilation.compiler_cache import remove_unfinished
 from pyro_vae.inference import AEVB
 
 X = torch.ones(3)

@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, mlp
-from pyro_vae.engine import CaptureError, Lifted, capture
+from pyro_vae.engine import CaptureError, Lifted
+from pyro_vae.engine.capture import capture
 from pyro_vae.inference import AEVB, ScoreFunction
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}

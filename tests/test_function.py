@@ -15,9 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.engine import CaptureError, backend, function, interpreted
-from pyro_vae.engine.function import Routine, enabled, repeated, routine
-from pyro_vae.engine.price import CAPTURE, WARM
+from pyro_vae.engine import CaptureError, interpreted
+from pyro_vae.engine.compilation import backend
+from pyro_vae.engine.compilation import routine as function
+from pyro_vae.engine.compilation.cost import CAPTURE, WARM
+from pyro_vae.engine.compilation.routine import Routine, enabled, repeated, routine
 from pyro_vae.errors import InputError
 
 X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))

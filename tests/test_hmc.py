@@ -14,7 +14,7 @@ from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, mlp
 from pyro_vae.engine import interpreted
-from pyro_vae.engine.function import Terms, enabled
+from pyro_vae.engine.compilation.routine import Terms, enabled
 from pyro_vae.errors import InputError
 from pyro_vae.hmc import Latents, Start, Tempered, adapted, hmc_transition, jittered
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from z_test import FAILURE_RATE, assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, VampPrior, mlp
-from pyro_vae.engine import Lifted, function, interpreted
+from pyro_vae.engine import Lifted, interpreted
+from pyro_vae.engine.compilation import routine as function
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import Estimate, elbo, importance, log_marginal
 

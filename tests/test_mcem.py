@@ -14,7 +14,7 @@ from z_test import assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp
 from pyro_vae.engine import interpreted
-from pyro_vae.engine.function import enabled
+from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError
 from pyro_vae.hmc import Latents, hmc_transition, jittered
 from pyro_vae.inference import MCEM

@@ -11,8 +11,9 @@ from test_capture import assert_captured
 from torch import nn
 from torch.distributions.utils import vec_to_tril_matrix
 
-from pyro_vae.engine import CaptureError, Ledger, Step, capture, interpreted
-from pyro_vae.engine.function import enabled, routine
+from pyro_vae.engine import CaptureError, Ledger, Step, interpreted
+from pyro_vae.engine.capture import capture
+from pyro_vae.engine.compilation.routine import enabled, routine
 
 NET = nn.Linear(3, 4).double()
 ROWS = torch.tensor([True, False, True, True, False])

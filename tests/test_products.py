@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.engine import products
-from pyro_vae.engine.products import product, use_faster_products
+from pyro_vae.engine.compilation import products
+from pyro_vae.engine.compilation.products import product, use_faster_products
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="a build of torch without oneDNN")
 A, B = (torch.rand(*shape, generator=torch.Generator().manual_seed(0)) - 0.5 for shape in ((100, 300), (300, 200)))

@@ -83,7 +83,7 @@ def test_betas_with_warm_up_clipping_and_a_schedule():
 
 @pytest.mark.slow
 def test_a_short_last_batch_and_replicates_that_go_through_the_program_in_parts(monkeypatch):
-    monkeypatch.setattr("pyro_vae.engine.replicates._MOST_AT_A_TIME", 2)
+    monkeypatch.setattr("pyro_vae.engine.step.replicated_step._MOST_AT_A_TIME", 2)
     assert_same(*both("aevb", [AEVB() for _ in range(4)], [sgd(lr=lr / 20) for lr in (1, 2, 3, 4)], batch_size=4))
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pyro_vae.engine import Ledger, Step, interpreted
-from pyro_vae.engine.rules import RULES, rule_for
+from pyro_vae.engine.step.optimizer_rules import RULES, rule_for
 
 STEPS = 100
 X = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

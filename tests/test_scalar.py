@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from pyro_vae.engine.backend import compile_graph
-from pyro_vae.engine.graph import traced
-from pyro_vae.engine.scalar import computed_once
+from pyro_vae.engine.capture.graph import traced
+from pyro_vae.engine.compilation.backend import compile_graph
+from pyro_vae.engine.compilation.computed_once import computed_once
 
 
 def test_it_is_the_value_compiled_and_uncompiled_alone_and_in_replicates() -> None:

@@ -13,7 +13,8 @@ from svi_runs import adam, assert_same, fresh, run, run_losses
 from torch import nn
 
 from pyro_vae import CompiledSVI
-from pyro_vae.engine import Lifted, Step, svi_programs
+from pyro_vae.engine import Lifted, Step
+from pyro_vae.engine.svi import programs as svi_programs
 
 _fresh = pytest.fixture(autouse=True)(fresh)
 

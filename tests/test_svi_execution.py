@@ -11,8 +11,9 @@ from pyro_programs import regression, regression_data
 from svi_runs import adam, assert_same, branches, free, fresh, location, run, steps
 
 from pyro_vae import CompiledSVI
-from pyro_vae.engine import Step, svi_programs
-from pyro_vae.engine.price import MOST
+from pyro_vae.engine import Step
+from pyro_vae.engine.compilation.cost import MOST
+from pyro_vae.engine.svi import programs as svi_programs
 
 _fresh = pytest.fixture(autouse=True)(fresh)
 

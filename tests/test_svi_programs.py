@@ -34,7 +34,7 @@ def test_a_float32_program_equals_svi_to_rounding():
 @pytest.fixture
 def really_compiled():
     """Real compilation, in place of the graphs that all other tests run op by op."""
-    from pyro_vae.engine import backend
+    from pyro_vae.engine.compilation import backend
 
     before, backend._interpreted = backend._interpreted, False
     yield

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch, DataLike
-from pyro_vae.engine.function import enabled
-from pyro_vae.engine.price import Mode
+from pyro_vae.engine.compilation.cost import Mode
+from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate, LogMean

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.engine.function import enabled
-from pyro_vae.engine.price import Mode
+from pyro_vae.engine.compilation.cost import Mode
+from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.annealed import Annealing, Path, Schedule, Sweep, check_at_least, parts
 from pyro_vae.evaluation.estimate import Estimate

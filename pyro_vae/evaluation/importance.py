@@ -12,8 +12,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.batch import Batch, DataLike
-from pyro_vae.engine.function import enabled, repeated, routine
-from pyro_vae.engine.price import Mode
+from pyro_vae.engine.compilation.cost import Mode
+from pyro_vae.engine.compilation.routine import enabled, repeated, routine
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate, LogMean

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyro_vae.batch import DataLike
-from pyro_vae.engine.function import enabled
-from pyro_vae.engine.price import Mode
+from pyro_vae.engine.compilation.cost import Mode
+from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.annealed import check_among, check_at_least, parts
 from pyro_vae.evaluation.data import evaluated

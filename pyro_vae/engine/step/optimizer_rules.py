@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from pyro_vae.engine.scalar import computed_once
+from pyro_vae.engine.compilation.computed_once import computed_once
 
 State = dict[str, Tensor]
 

@@ -17,11 +17,11 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pyro_vae.engine.arguments import kind_of
+from pyro_vae.engine.compilation.cost import CAPTURE, MOST, WARM, Mode, price
 from pyro_vae.engine.errors import CaptureError, CompilationError
-from pyro_vae.engine.price import CAPTURE, MOST, WARM, Mode, price
-from pyro_vae.engine.stand_ins import Observation, zeros_for
-from pyro_vae.engine.svi_programs import Evaluation, TrainingStep
+from pyro_vae.engine.svi.call_kinds import kind_of
+from pyro_vae.engine.svi.programs import Evaluation, TrainingStep
+from pyro_vae.engine.svi.stand_ins import Observation, zeros_for
 from pyro_vae.errors import InputError, NonFiniteError
 
 Program = TrainingStep | Evaluation

@@ -13,12 +13,12 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor
 
-from pyro_vae.engine.backend import Executable, compile_graph, known
-from pyro_vae.engine.capture import Capture, capture
+from pyro_vae.engine.capture.capture import Capture, capture
+from pyro_vae.engine.compilation.backend import Executable, compile_graph, known
 from pyro_vae.engine.errors import CaptureError
-from pyro_vae.engine.pyro_optimizer import MergedOptimizer
-from pyro_vae.engine.stand_ins import Observation, StandIns, contiguous, total
-from pyro_vae.engine.step import Step
+from pyro_vae.engine.step.step import Step
+from pyro_vae.engine.svi.pyro_optimizer import MergedOptimizer
+from pyro_vae.engine.svi.stand_ins import Observation, StandIns, contiguous, total
 from pyro_vae.runtime.interrupts import uninterrupted
 
 # The name under which stand-ins enter a capture.

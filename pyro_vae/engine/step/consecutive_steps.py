@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pyro_vae.engine.backend import Executable
-from pyro_vae.engine.cuda import Replayed
-from pyro_vae.engine.step import Step
+from pyro_vae.engine.compilation.backend import Executable
+from pyro_vae.engine.compilation.cuda_graph import Replayed
+from pyro_vae.engine.step.step import Step
 
 # Numbers of steps of which there is a recording, at most: those of a whole stretch, and what is left of an epoch.
 _LENGTHS = 4

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 from torch.fx.node import map_aggregate
 
+from pyro_vae.engine.capture.opaque import _vmap_elementwise
 from pyro_vae.engine.errors import CaptureError
-from pyro_vae.engine.opaque import _vmap_elementwise
 
 aten = torch.ops.aten
 

@@ -13,9 +13,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from pyro_vae.engine.capture.location import caller_outside_engine, caller_outside_torch, families_here, is_pyros, where
+from pyro_vae.engine.capture.origins import GIVEN, Origins, Read, Sources, changed_by
 from pyro_vae.engine.errors import CaptureError
-from pyro_vae.engine.origins import GIVEN, Origins, Read, Sources, changed_by
-from pyro_vae.engine.where import caller_outside_engine, caller_outside_torch, families_here, is_pyros, where
 from pyro_vae.runtime.random_streams import depth
 
 aten = torch.ops.aten

@@ -12,13 +12,13 @@ from torch.func import functional_call, functionalize
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from pyro_vae.engine.agreement import at_other_inputs, close, moved
+from pyro_vae.engine.capture.agreement import at_other_inputs, close, moved
+from pyro_vae.engine.capture.graph import lift_constants, traced
+from pyro_vae.engine.capture.noise import Draw, Lifted
+from pyro_vae.engine.capture.origins import Read
+from pyro_vae.engine.capture.refusals import Static, refuse_foreign
+from pyro_vae.engine.capture.untouched import untouched
 from pyro_vae.engine.errors import CaptureError
-from pyro_vae.engine.graph import lift_constants, traced
-from pyro_vae.engine.noise import Draw, Lifted
-from pyro_vae.engine.origins import Read
-from pyro_vae.engine.refusals import Static, refuse_foreign
-from pyro_vae.engine.untouched import untouched
 
 
 @dataclass

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.func import functionalize
 from torch.fx import GraphModule
 
-from pyro_vae.engine.backend import Executable, compile_graph, known
-from pyro_vae.engine.capture import Capture, Program, capture, tensors_of
-from pyro_vae.engine.cuda import Replayed
-from pyro_vae.engine.graph import lift_constants, traced
-from pyro_vae.engine.rules import State, options_of, rule_for
-from pyro_vae.engine.scalar import computed_once
+from pyro_vae.engine.capture.capture import Capture, Program, capture, tensors_of
+from pyro_vae.engine.capture.graph import lift_constants, traced
+from pyro_vae.engine.compilation.backend import Executable, compile_graph, known
+from pyro_vae.engine.compilation.computed_once import computed_once
+from pyro_vae.engine.compilation.cuda_graph import Replayed
+from pyro_vae.engine.step.optimizer_rules import State, options_of, rule_for
 from pyro_vae.errors import InputError
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.engine.compiler_cache import writable_cache
+from pyro_vae.engine.capture.graph import fingerprint, lift_constants
+from pyro_vae.engine.compilation.compiler_cache import writable_cache
+from pyro_vae.engine.compilation.computed_once import register_with_inductor
+from pyro_vae.engine.compilation.products import use_faster_products
 from pyro_vae.engine.errors import CompilationError
-from pyro_vae.engine.graph import fingerprint, lift_constants
-from pyro_vae.engine.products import use_faster_products
-from pyro_vae.engine.scalar import register_with_inductor
 
 Executable = Callable[[list[Tensor]], Sequence[Tensor]]
 

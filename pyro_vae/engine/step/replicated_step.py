@@ -12,13 +12,13 @@ from torch.func import functionalize, vmap
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.engine.backend import Executable, compile_graph, known
+from pyro_vae.engine.capture.graph import lift_constants
+from pyro_vae.engine.capture.noise import Draw
+from pyro_vae.engine.capture.opaque import OPAQUE
+from pyro_vae.engine.compilation.backend import Executable, compile_graph, known
 from pyro_vae.engine.errors import CaptureError
-from pyro_vae.engine.graph import lift_constants
-from pyro_vae.engine.noise import Draw
-from pyro_vae.engine.opaque import OPAQUE
-from pyro_vae.engine.step import Ledger, Step
-from pyro_vae.engine.varying import OneOfMany, Varying
+from pyro_vae.engine.step.step import Ledger, Step
+from pyro_vae.engine.step.varying import OneOfMany, Varying
 
 # Bytes of parameters and optimizer state that stay in a CPU's caches beside what is computed of them; and replicates
 # beyond which there is nothing to gain.

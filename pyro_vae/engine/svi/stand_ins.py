@@ -16,8 +16,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from pyro_vae.engine.capture.location import caller_outside_torch
 from pyro_vae.engine.errors import CaptureError
-from pyro_vae.engine.where import caller_outside_torch
 
 _LOSSES = str(Path(str(pyro.__file__)).parent / "infer")
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from pyro_vae.engine.capture.location import where
+from pyro_vae.engine.capture.opaque import OPAQUE
 from pyro_vae.engine.errors import CaptureError
-from pyro_vae.engine.opaque import OPAQUE
-from pyro_vae.engine.where import where
 from pyro_vae.runtime.random_streams import depth
 
 aten = torch.ops.aten

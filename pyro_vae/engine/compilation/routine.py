@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from pyro_vae.engine import backend
-from pyro_vae.engine.backend import Executable, compile_graph, known
-from pyro_vae.engine.capture import Capture, capture, tensors_of
+from pyro_vae.engine.capture.capture import Capture, capture, tensors_of
+from pyro_vae.engine.compilation import backend
+from pyro_vae.engine.compilation.backend import Executable, compile_graph, known
+from pyro_vae.engine.compilation.cost import CAPTURE, MOST, WARM, Busy, Mode, price
 from pyro_vae.engine.errors import CaptureError, CompilationError
-from pyro_vae.engine.price import CAPTURE, MOST, WARM, Busy, Mode, price
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.precision import numerics
 
@@ -177,7 +177,7 @@ class Routine:
     Arguments:
         function: From the module and the inputs (tensors, and tuples and lists of them; all else is part of the kind)
             to a nested value. What it uses of tensors are the inputs, and parameters and buffers of the module. It
-            must not change with its inputs' values; see `pyro_vae.engine.capture`.
+            must not change with its inputs' values; see `pyro_vae.engine.capture.capture`.
         module: Kept alive by others than the routine; see `routine`.
 
     Example:

@@ -1,0 +1,1 @@
+"""From a Pyro program to a graph of tensor operations."""
