@@ -18,7 +18,7 @@ from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Network, fit, mlp
 from pyro_vae.distributions.enumeration import latent_values
 from pyro_vae.errors import InputError
 from pyro_vae.inference import ALGORITHMS, IWAE, RWS, Enumeration, Inference, ScoreFunction, WakeSleep, algorithm
-from pyro_vae.inference.needs import reparameterizable
+from pyro_vae.inference.requirements import reparameterizable
 
 X = (torch.rand(6, 5, generator=torch.Generator().manual_seed(3)) < 0.5).double()
 

@@ -16,7 +16,7 @@ from torch.distributions import Normal
 from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, ALGORITHMS, Inference, Loss, algorithm
-from pyro_vae.inference.inference import check_choice, check_count, check_number, surrogate
+from pyro_vae.inference.interface import check_choice, check_count, check_number, surrogate
 from pyro_vae.vae.parameter_prior import ParameterPrior
 
 MODEL = LinearGaussian.random(5, 2)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp
 from pyro_vae.errors import InputError
-from pyro_vae.inference import AEVB, ALGORITHMS, Inference, algorithm, needs
+from pyro_vae.inference import AEVB, ALGORITHMS, Inference, algorithm
+from pyro_vae.inference import requirements as needs
 
 
 class Detached(nn.Module):

@@ -9,7 +9,7 @@ from pyro_vae.inference.ciwae import CIWAE
 from pyro_vae.inference.dreg import DReG
 from pyro_vae.inference.enumeration import Enumeration
 from pyro_vae.inference.free_bits import FreeBits
-from pyro_vae.inference.inference import Inference, Loss, Phase
+from pyro_vae.inference.interface import Inference, Loss, Phase
 from pyro_vae.inference.iwae import IWAE
 from pyro_vae.inference.m2 import M2
 from pyro_vae.inference.mcem import MCEM

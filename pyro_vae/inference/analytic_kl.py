@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.kl import analytic_kl
-from pyro_vae.inference.inference import Inference, Loss, check_count
-from pyro_vae.inference.needs import PATHWISE, closed_form_kl
+from pyro_vae.inference.interface import Inference, Loss, check_count
+from pyro_vae.inference.requirements import PATHWISE, closed_form_kl
 from pyro_vae.vae.vae import VAE
 
 

@@ -12,8 +12,8 @@ from pyro_vae.batch import Batch
 from pyro_vae.distributions.moments import centre
 from pyro_vae.distributions.registry import cells_of
 from pyro_vae.errors import InputError
-from pyro_vae.inference.inference import Inference, Loss, Phase
-from pyro_vae.inference.needs import PATHWISE
+from pyro_vae.inference.interface import Inference, Loss, Phase
+from pyro_vae.inference.requirements import PATHWISE
 from pyro_vae.runtime.random_streams import evaluating
 from pyro_vae.vae.vae import VAE
 

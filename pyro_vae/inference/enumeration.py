@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.enumeration import latent_values
-from pyro_vae.inference.inference import Inference, Loss
-from pyro_vae.inference.needs import enumerable_latents
+from pyro_vae.inference.interface import Inference, Loss
+from pyro_vae.inference.requirements import enumerable_latents
 from pyro_vae.vae.vae import VAE
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.kl import kl_of_dimensions
-from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
-from pyro_vae.inference.needs import PATHWISE, independent_latents
+from pyro_vae.inference.interface import Inference, Loss, check_count, check_number
+from pyro_vae.inference.requirements import PATHWISE, independent_latents
 from pyro_vae.vae.vae import VAE
 
 

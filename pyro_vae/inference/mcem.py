@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.hmc import Latents, Tempered, adapted, jittered
-from pyro_vae.inference.inference import Inference, Loss, Phase, check_count, check_number
-from pyro_vae.inference.needs import differentiable_likelihood, movable_latents, unshared
+from pyro_vae.inference.hmc import Latents, Tempered, adapted, jittered
+from pyro_vae.inference.interface import Inference, Loss, Phase, check_count, check_number
+from pyro_vae.inference.requirements import differentiable_likelihood, movable_latents, unshared
 from pyro_vae.runtime.random_streams import evaluating
 from pyro_vae.vae.vae import VAE
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.kl import kl
-from pyro_vae.inference.inference import Inference, Loss, check_choice, check_count, check_number
-from pyro_vae.inference.needs import PATHWISE
+from pyro_vae.inference.interface import Inference, Loss, check_choice, check_count, check_number
+from pyro_vae.inference.requirements import PATHWISE
 from pyro_vae.vae.vae import VAE
 
 KERNELS = ("imq", "rbf")

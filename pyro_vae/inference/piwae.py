@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 
 from pyro_vae.batch import Batch
-from pyro_vae.inference.inference import Inference, Loss, check_count, surrogate
-from pyro_vae.inference.needs import PATHWISE
+from pyro_vae.inference.interface import Inference, Loss, check_count, surrogate
+from pyro_vae.inference.requirements import PATHWISE
 from pyro_vae.inference.weights import log_mean_exp
 from pyro_vae.vae.vae import VAE
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 
 from pyro_vae.batch import Batch
-from pyro_vae.inference.inference import Inference, Loss, check_count, check_number, surrogate
-from pyro_vae.inference.needs import unshared
+from pyro_vae.inference.interface import Inference, Loss, check_count, check_number, surrogate
+from pyro_vae.inference.requirements import unshared
 from pyro_vae.inference.wake_sleep import sleep_loss
 from pyro_vae.inference.weights import fixed_log_prob, log_mean_exp
 from pyro_vae.vae.vae import VAE

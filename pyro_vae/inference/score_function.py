@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.inference.inference import Inference, Loss, check_choice, check_count, surrogate
+from pyro_vae.inference.interface import Inference, Loss, check_choice, check_count, surrogate
 from pyro_vae.inference.weights import fixed_log_prob
 from pyro_vae.vae.vae import VAE
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.kl import kl
 from pyro_vae.errors import InputError
-from pyro_vae.inference.inference import Inference, Loss, check_count, check_number
-from pyro_vae.inference.needs import PATHWISE, declared_size, no_parameter_prior, unshared
+from pyro_vae.inference.interface import Inference, Loss, check_count, check_number
+from pyro_vae.inference.requirements import PATHWISE, declared_size, no_parameter_prior, unshared
 from pyro_vae.vae.vae import VAE
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pyro_vae.batch import Batch
-from pyro_vae.inference.inference import Inference, Loss, Phase
-from pyro_vae.inference.needs import unshared
+from pyro_vae.inference.interface import Inference, Loss, Phase
+from pyro_vae.inference.requirements import unshared
 from pyro_vae.vae.vae import VAE
 
 

@@ -62,7 +62,7 @@ class Inference(nn.Module):
 
     Attributes:
         name: The short name, by which experiment files refer to it.
-        needs: What it needs of a VAE: functions of `pyro_vae.inference.needs`, called by `check`.
+        needs: What it needs of a VAE: functions of `pyro_vae.inference.requirements`, called by `check`.
         trains_posterior: Whether phi moves such that q(z|x) approximates the posterior. Where it does not, the ELBO
             and importance sampling by q tell nothing of the model.
         trains_prior: Whether the prior's parameters move.
