@@ -17,7 +17,7 @@ from rich.table import Table
 
 from benchmarks import aevb
 from benchmarks.runs import command_of, over_seeds
-from pyro_vae.statistics import interval
+from pyro_vae.evaluation.intervals import interval
 
 MARKS = tuple(round(10 ** (exponent / 2)) for exponent in range(12, 17))  # 1e6, 3.2e6, ..., 1e8 samples
 MAIN = 10_000_000  # the mark that claims are about

@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 
 from benchmarks import aevb
 from benchmarks.aevb_figure3_summary import PAPERS, PARTS, REFERENCE, Contender, Group, curve, grouped, values
-from pyro_vae.statistics import interval
+from pyro_vae.evaluation.intervals import interval
 
 LIMITS = {
     "1000": {"train": (-150, -100), "test": (-155, -135)},

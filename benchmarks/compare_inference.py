@@ -52,10 +52,10 @@ from pyro_vae.evaluation import (
     gradient_variance,
     log_marginal,
 )
+from pyro_vae.evaluation.intervals import finite_or_none
 from pyro_vae.experiment import Experiment
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.statistics import finite_or_none
 
 NAME = "compare_inference"
 INFERENCE = ("aevb", "analytic-kl", "wake-sleep")

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.curves import forget
 from benchmarks.record import RESULTS, circumstances
-from pyro_vae.statistics import Interval, interval
+from pyro_vae.evaluation.intervals import Interval, interval
 
 Run = Callable[[str], dict[str, Any]]
 About = Callable[[dict[str, Any]], dict[str, Any]]

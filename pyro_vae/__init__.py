@@ -2,11 +2,11 @@
 
 from pyro_vae.batch import Batch
 from pyro_vae.comparison import compare
-from pyro_vae.diagnostics import to_arviz
 from pyro_vae.distributions.discretized_logistic import DiscretizedLogisticMixture
 from pyro_vae.distributions.von_mises_fisher import SphericalUniform, VonMisesFisher
 from pyro_vae.engine import CompiledSVI
 from pyro_vae.evaluation import Estimate
+from pyro_vae.evaluation.arviz_export import to_arviz
 from pyro_vae.experiment import Experiment
 from pyro_vae.history import History
 from pyro_vae.networks import (

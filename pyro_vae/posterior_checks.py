@@ -21,8 +21,8 @@ from pyro_vae.evaluation import (
     inference_gap,
     simulation_based_calibration,
 )
+from pyro_vae.evaluation.intervals import Interval, finite_or_none
 from pyro_vae.inference import Inference
-from pyro_vae.statistics import Interval, finite_or_none
 from pyro_vae.vae.vae import VAE
 
 # Data simulated for the calibration, and gradients drawn of each algorithm.

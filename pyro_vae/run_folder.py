@@ -21,8 +21,8 @@ from torch import nn
 
 from pyro_vae.comparison import Comparison
 from pyro_vae.datasets import DataTransform
-from pyro_vae.diagnostics import to_arviz, write_netcdf
 from pyro_vae.errors import InputError, near_match
+from pyro_vae.evaluation.arviz_export import to_arviz, write_netcdf
 from pyro_vae.experiment import Experiment
 from pyro_vae.experiment.named import InferenceSpec
 from pyro_vae.inference import Inference

@@ -13,11 +13,12 @@ import torch
 from linear_gaussian import LinearGaussian
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Network, diagnostics, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Network, mlp
 from pyro_vae.datasets import DataTransform
-from pyro_vae.diagnostics import to_arviz, write_netcdf
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation import arviz_export as diagnostics
 from pyro_vae.evaluation import pareto_k
+from pyro_vae.evaluation.arviz_export import to_arviz, write_netcdf
 
 GROUPS = {
     "posterior": {"z": ("chain", "draw", "datum", "latent")},

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from report_page import contains, pixels
 
 from pyro_vae.evaluation import Calibration, Estimate, GradientNoise, InferenceGap
+from pyro_vae.evaluation.intervals import Interval
 from pyro_vae.report import drawing, figures, images, posterior_figures
-from pyro_vae.statistics import Interval
 
 
 def curves_of(ends):

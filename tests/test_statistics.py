@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pyro_vae.statistics import interval
+from pyro_vae.evaluation.intervals import interval
 
 
 def test_interval_is_students():

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from pyro_vae.comparison import Comparison
 from pyro_vae.evaluation.estimate import FEWEST_WEIGHTS, PARETO_LIMIT
+from pyro_vae.evaluation.intervals import Interval
 from pyro_vae.report.wording import enumerated, estimate, first_of, intervals, number, significant
 from pyro_vae.run import Run
-from pyro_vae.statistics import Interval
 
 _CROSS_ENTROPY = "cross-entropy bound (not a log-likelihood)"
 _ANNEALED = "annealed importance sampling"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from pyro_vae.evaluation import Estimate, GradientNoise
-from pyro_vae.statistics import Interval
+from pyro_vae.evaluation.intervals import Interval
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # Above this a signal-to-noise ratio is that of a gradient without noise.
