@@ -25,11 +25,11 @@ from pyro_vae.engine import enabled
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.experiment import Experiment
 from pyro_vae.experiment.named import InferenceSpec
-from pyro_vae.minibatches import minibatches
 from pyro_vae.runtime.interrupts import deferrable
 from pyro_vae.runtime.progress import steps_bar
 from pyro_vae.runtime.random_streams import isolated, switched
-from pyro_vae.stepping import Stepper
+from pyro_vae.training.minibatches import minibatches
+from pyro_vae.training.stepper import Stepper
 
 MEMORY_STEPS = 3  # in which the most memory is looked for
 _ALWAYS = 10**9  # steps of a run: so many that "auto" compiles whatever can be compiled

@@ -14,11 +14,11 @@ from benchmarks.step_contenders import AtNoise, Contender
 from benchmarks.step_problem import RATE, Array, Problem, copy_weights
 from pyro_vae import VAE, Batch, Conditional, Fixed, conv_decoder, conv_encoder, mlp
 from pyro_vae.inference import AEVB, IWAE, Inference
-from pyro_vae.loop import Loop
-from pyro_vae.minibatches import minibatches
 from pyro_vae.runtime.progress import steps_bar
-from pyro_vae.stepping import Stepper
-from pyro_vae.validation import Watch
+from pyro_vae.training.loop import Loop
+from pyro_vae.training.minibatches import minibatches
+from pyro_vae.training.stepper import Stepper
+from pyro_vae.training.validation import Watch
 
 
 def make_vae(problem: Problem) -> VAE:
@@ -100,7 +100,7 @@ class OursEager(Ours):
 
 
 class Replicates(Contender):
-    """`pyro_vae.replicated_training.fit_replicates(compile=True)`, a run without end that is halted between turns."""
+    """`pyro_vae.training.replicated_training.fit_replicates(compile=True)`, a run without end that is halted between turns."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -112,7 +112,7 @@ class Replicates(Contender):
         self.halted()
 
     def train(self) -> None:
-        from pyro_vae.replicated_training import fit_replicates
+        from pyro_vae.training.replicated_training import fit_replicates
 
         try:
             fit_replicates(

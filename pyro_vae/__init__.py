@@ -8,7 +8,6 @@ from pyro_vae.engine import CompiledSVI
 from pyro_vae.evaluation import Estimate
 from pyro_vae.evaluation.arviz_export import to_arviz
 from pyro_vae.experiment import Experiment
-from pyro_vae.history import History
 from pyro_vae.networks import (
     conv_decoder,
     conv_encoder,
@@ -19,7 +18,8 @@ from pyro_vae.networks import (
     residual_mlp,
 )
 from pyro_vae.run_folder import load, load_inference
-from pyro_vae.training import fit
+from pyro_vae.training.fit import fit
+from pyro_vae.training.history import History
 from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.flow import Flow
 from pyro_vae.vae.hierarchy import Hierarchy, Reads

@@ -25,11 +25,11 @@ from pyro_vae.evaluation import (
 from pyro_vae.evaluation.intervals import finite_or_none
 from pyro_vae.experiment import Experiment
 from pyro_vae.experiment.named import InferenceSpec
-from pyro_vae.finished import keep, put_back
-from pyro_vae.history import History
 from pyro_vae.inference import Inference
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.training import fit
+from pyro_vae.training.finished import keep, put_back
+from pyro_vae.training.fit import fit
+from pyro_vae.training.history import History
 from pyro_vae.vae.vae import VAE
 
 

@@ -15,12 +15,12 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_vae import VAE, Conditional, Fixed, fit, mlp
-from pyro_vae.checkpoint import Checkpoint
 from pyro_vae.engine import Step, interpreted
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, ALGORITHMS, RWS
-from pyro_vae.stepping import Stepper
-from pyro_vae.validation import Watch
+from pyro_vae.training.checkpoint import Checkpoint
+from pyro_vae.training.stepper import Stepper
+from pyro_vae.training.validation import Watch
 
 X = (torch.rand(70, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
 
@@ -85,8 +85,8 @@ def assert_same(one, other):
 @pytest.mark.parametrize("stop", [7, 8, 20])
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_run_that_dies_goes_on(tmp_path, monkeypatch, stop, compile):
-    monkeypatch.setattr("pyro_vae.checkpoint._SHARE", 0)
-    monkeypatch.setattr("pyro_vae.stepping._MOST", 3)
+    monkeypatch.setattr("pyro_vae.training.checkpoint._SHARE", 0)
+    monkeypatch.setattr("pyro_vae.training.stepper._MOST", 3)
     whole = train(compile=compile)
     place = tmp_path / "run.checkpoint"
     assert train(place, stop, compile=compile) is None
@@ -100,7 +100,7 @@ def test_a_run_that_dies_goes_on(tmp_path, monkeypatch, stop, compile):
 
 @pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"m2", "enumeration"}))
 def test_every_algorithm_goes_on(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("pyro_vae.checkpoint._SHARE", 0)
+    monkeypatch.setattr("pyro_vae.training.checkpoint._SHARE", 0)
     whole = train(inference=ALGORITHMS[name]())
     place = tmp_path / "run.checkpoint"
     assert train(place, 8, inference=ALGORITHMS[name]()) is None
@@ -114,7 +114,7 @@ def test_more_steps_go_on_with_a_run_that_is_over(tmp_path):
 
 
 def test_validation_and_the_best_parameters_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyro_vae.checkpoint._SHARE", 0)
+    monkeypatch.setattr("pyro_vae.training.checkpoint._SHARE", 0)
     options = {"validation": X[:20], "validation_every": 4, "keep": "best", "early_stopping": 3}
     whole = train(**options)
     place = tmp_path / "run.checkpoint"
@@ -125,7 +125,7 @@ def test_validation_and_the_best_parameters_go_on(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_loader_goes_on_in_its_order(tmp_path, monkeypatch, own):
-    monkeypatch.setattr("pyro_vae.checkpoint._SHARE", 0)
+    monkeypatch.setattr("pyro_vae.training.checkpoint._SHARE", 0)
 
     def loader():
         generator = torch.Generator().manual_seed(3) if own else None
@@ -156,7 +156,7 @@ def interrupting(function, at):
 @pytest.mark.parametrize("name", ["aevb", "wake-sleep", "beta-vae"])
 @pytest.mark.parametrize("at", [7, 9, 16])
 def test_a_run_that_was_interrupted_in_a_step_goes_on(tmp_path, monkeypatch, interruptible, name, compile, at):
-    monkeypatch.setattr("pyro_vae.stepping._MOST", 3)
+    monkeypatch.setattr("pyro_vae.training.stepper._MOST", 3)
     whole = train(inference=ALGORITHMS[name](), compile=compile)
     place = tmp_path / "run.checkpoint"
     with monkeypatch.context() as patched:
@@ -193,7 +193,7 @@ def test_an_optimizer_that_keeps_something_in_its_groups_goes_on(tmp_path, monke
             for group in self.param_groups:
                 group["lr"] *= 0.9
 
-    monkeypatch.setattr("pyro_vae.checkpoint._SHARE", 0)
+    monkeypatch.setattr("pyro_vae.training.checkpoint._SHARE", 0)
     options = {"optimizer": lambda p: Slower(p, 0.1, momentum=0.5), "schedule": None}
     whole = train(**options)
     assert train(tmp_path / "c", 8, **options) is None
@@ -201,7 +201,7 @@ def test_an_optimizer_that_keeps_something_in_its_groups_goes_on(tmp_path, monke
 
 
 def test_a_transform_that_draws_from_the_common_stream_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyro_vae.checkpoint._SHARE", 0)
+    monkeypatch.setattr("pyro_vae.training.checkpoint._SHARE", 0)
     options = {"transform": lambda x, generator: torch.bernoulli(0.2 + 0.6 * x)}
     whole = train(**options)
     assert train(tmp_path / "c", 8, **options) is None
@@ -274,7 +274,7 @@ def test_a_process_that_is_killed_goes_on(tmp_path):
                 time.sleep(0.02)
             return 1 / (1 + step)
         import pyro_vae.checkpoint
-        pyro_vae.checkpoint._SHARE = 0
+        pyro_vae.training.checkpoint._SHARE = 0
         t.train(sys.argv[2], schedule=slowly, steps=60)
         """
     )

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from pyro_vae import cli
-from pyro_vae.stepping import Stepper
+from pyro_vae.training.stepper import Stepper
 
 QUICK = ["--latent", "2", "--epochs", "1", "--seeds", "1", "--set", "evaluation.num_samples=20"]
 QUICK += ["--set", "evaluation.posterior_checks=0"]

@@ -15,7 +15,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation import log_marginal
 from pyro_vae.experiment import Experiment
 from pyro_vae.run import METRICS
-from pyro_vae.stepping import Stepper
+from pyro_vae.training.stepper import Stepper
 
 QUICK = {
     "latent": 2,

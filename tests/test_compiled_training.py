@@ -13,23 +13,11 @@ import torch
 from test_interface import data, made, small_vae
 from torch import nn
 
-from pyro_vae import (
-    VAE,
-    Batch,
-    Conditional,
-    Fixed,
-    Hierarchy,
-    Learned,
-    Reads,
-    conv_decoder,
-    conv_encoder,
-    fit,
-    mlp,
-    stepping,
-)
+from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Learned, Reads, conv_decoder, conv_encoder, fit, mlp
 from pyro_vae.engine import CaptureError, Lifted, Step, interpreted
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import AEVB, ALGORITHMS, IWAE, BetaVAE
+from pyro_vae.training import stepper as stepping
 
 STEPS = 20
 CLOSE = {"rtol": 1e-9, "atol": 1e-10}

@@ -35,9 +35,9 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation import elbo, log_marginal
 from pyro_vae.experiment import Experiment
 from pyro_vae.inference import ALGORITHMS
-from pyro_vae.minibatches import minibatches
 from pyro_vae.runtime.progress import StepsBar
-from pyro_vae.stepping import Stepper
+from pyro_vae.training.minibatches import minibatches
+from pyro_vae.training.stepper import Stepper
 
 pytestmark = [
     pytest.mark.gpu,

@@ -15,9 +15,9 @@ from pyro_vae import VAE, Conditional, Fixed, fit, mlp
 from pyro_vae.engine import CaptureError, Lifted, interpreted
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import AEVB, ALGORITHMS, IWAE, BetaVAE, Renyi
-from pyro_vae.replicated_training import fit_replicates
-from pyro_vae.schedules import linear
-from pyro_vae.stepping import Stepper
+from pyro_vae.training.replicated_training import fit_replicates
+from pyro_vae.training.schedules import linear
+from pyro_vae.training.stepper import Stepper
 
 DOUBLE = torch.float64
 
@@ -301,7 +301,7 @@ def test_after_an_interrupt_results_lie_in_the_same_objects_and_in_memory_of_the
 
 @pytest.mark.slow
 def test_programs_of_another_structure_are_refused_by_index_or_trained_one_by_one(monkeypatch):
-    monkeypatch.setattr("pyro_vae.replicated_run.CAPTURE", 0.0)
+    monkeypatch.setattr("pyro_vae.training.replicated_run.CAPTURE", 0.0)
 
     def run(compile):
         vaes = [small_vae("iwae", seed, DOUBLE) for seed in range(2)]

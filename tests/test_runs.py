@@ -157,7 +157,7 @@ def without_times(records):
 
 
 def test_a_curve_goes_on_and_looks_at_each_step_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("pyro_vae.checkpoint._SHARE", 0)
+    monkeypatch.setattr("pyro_vae.training.checkpoint._SHARE", 0)
     whole, _ = curve(tmp_path / "whole")
     assert [record["samples"] for record in whole] == [30, 70, 120, 200]
     place = tmp_path / "deeper" / "some-run, seed 1.5"

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from pyro_vae.errors import InputError
-from pyro_vae.schedules import SCHEDULES
+from pyro_vae.training.schedules import SCHEDULES
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))

@@ -6,10 +6,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp, stepping
+from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp
 from pyro_vae.engine import Lifted, Step, Stretch, interpreted
 from pyro_vae.inference import AEVB, IWAE
 from pyro_vae.runtime.progress import StepsBar
+from pyro_vae.training import stepper as stepping
 
 
 class Recorded:

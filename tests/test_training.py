@@ -21,7 +21,7 @@ from pyro_vae import Batch, Conditional, Fixed, Learned, fit, mlp
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.evaluation import elbo
 from pyro_vae.inference import AEVB, AnalyticKL, Inference, Loss, Phase, WakeSleep
-from pyro_vae.schedules import cosine
+from pyro_vae.training.schedules import cosine
 
 # Row i holds i in binary, so that every datum can be told from its x.
 ROWS = ((torch.arange(12)[:, None] >> torch.arange(6)) & 1).float()
@@ -118,7 +118,7 @@ def test_data_loader_keeps_its_order_and_batches(make_vae):
 
 
 def test_large_data_set_is_streamed_with_a_warning(make_vae, monkeypatch):
-    monkeypatch.setattr("pyro_vae.minibatches._fits", lambda *_: False)
+    monkeypatch.setattr("pyro_vae.training.minibatches._fits", lambda *_: False)
     orders = []
     for _ in range(2):
         seen = Seen()
@@ -176,7 +176,7 @@ def test_global_state_is_left_as_it_is(make_vae, data, dropout):
 
 @pytest.mark.parametrize("form", ["Tensor", "streamed", "DataLoader"])
 def test_all_algorithms_see_the_same_minibatches(make_vae, monkeypatch, form):
-    monkeypatch.setattr("pyro_vae.minibatches._fits", lambda *_: False)
+    monkeypatch.setattr("pyro_vae.training.minibatches._fits", lambda *_: False)
     seen = []
     for inference in (AEVB(), AEVB(3), AnalyticKL(), WakeSleep()):
         data = {
@@ -676,7 +676,7 @@ def test_weights_of_a_batch_are_ratios_too(make_vae):
 
 
 def test_data_that_do_not_fit_the_device_are_copied_by_the_minibatch(make_vae, monkeypatch):
-    from pyro_vae import minibatches
+    from pyro_vae.training import minibatches
 
     vae = make_vae()
     expected = trained(vae, steps=3)

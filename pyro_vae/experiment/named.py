@@ -12,7 +12,7 @@ from pydantic_core import CoreSchema
 
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.inference import ALGORITHMS, Inference
-from pyro_vae.schedules import SCHEDULES, Schedule
+from pyro_vae.training.schedules import SCHEDULES, Schedule
 
 
 class Strict(BaseModel):
@@ -130,7 +130,7 @@ class OptimizerSpec(Named):
 
 
 class ScheduleSpec(Named):
-    """A schedule of `pyro_vae.schedules`."""
+    """A schedule of `pyro_vae.training.schedules`."""
 
     kind: ClassVar[str] = "schedule"
     given: ClassVar[frozenset[str]] = frozenset({"total"})

@@ -11,7 +11,7 @@ Schedule = Callable[[int], float]
 
 SCHEDULE = (
     "fit: `schedule` is a function from the step, counted from 0, to the factor of the learning rates, such as "
-    "pyro_vae.schedules.cosine(1000)"
+    "pyro_vae.training.schedules.cosine(1000)"
 )
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.compiled_stepping import Plan
 from pyro_vae.engine import CaptureError, Ledger, Step
 from pyro_vae.engine.capture.capture import tensors_of
 from pyro_vae.engine.compilation.cost import price
@@ -21,11 +20,12 @@ from pyro_vae.engine.step.replicated_step import ReplicatedStep, Stack, check_ru
 from pyro_vae.engine.step.same_program import alike
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.inference import Inference
-from pyro_vae.replicated_minibatches import Minibatch
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.stepping import Stepper
+from pyro_vae.training.plan import Plan
+from pyro_vae.training.stacked_minibatches import Minibatch
+from pyro_vae.training.stepper import Stepper
+from pyro_vae.training.validation import Watch
 from pyro_vae.vae.vae import VAE
-from pyro_vae.validation import Watch
 
 
 class Stream:

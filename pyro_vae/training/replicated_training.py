@@ -14,20 +14,20 @@ from pyro_vae.batch import Batch
 from pyro_vae.engine import Ledger
 from pyro_vae.engine.compilation.cost import Mode
 from pyro_vae.errors import InputError, NonFiniteError
-from pyro_vae.fit_arguments import Counts, check_running, checked_algorithm, whole
-from pyro_vae.history import History
 from pyro_vae.inference import Inference
-from pyro_vae.minibatches import Transform, as_batch
-from pyro_vae.replicated_minibatches import sources
-from pyro_vae.replicated_run import Run
-from pyro_vae.replicated_stepping import Replicate, Stream
 from pyro_vae.runtime.interrupts import deferrable
 from pyro_vae.runtime.progress import steps_bar
 from pyro_vae.runtime.random_streams import isolated, switched
-from pyro_vae.stepping import OptimizerFactory, Stepper
+from pyro_vae.training.history import History
+from pyro_vae.training.minibatches import Transform, as_batch
+from pyro_vae.training.options import Counts, check_running, checked_algorithm, whole
+from pyro_vae.training.replicated_run import Run
+from pyro_vae.training.replicates import Replicate, Stream
+from pyro_vae.training.stacked_minibatches import sources
+from pyro_vae.training.stepper import OptimizerFactory, Stepper
+from pyro_vae.training.validation import Watch
 from pyro_vae.vae.data_check import check_values
 from pyro_vae.vae.vae import VAE
-from pyro_vae.validation import Watch
 
 
 def fit_replicates(

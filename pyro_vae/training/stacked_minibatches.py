@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.minibatches import Minibatches, Resident, Transform, minibatches
 from pyro_vae.runtime.random_streams import stream_seed
+from pyro_vae.training.minibatches import Minibatches, Resident, Transform, minibatches
 from pyro_vae.vae.vae import VAE
 
 

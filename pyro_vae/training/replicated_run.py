@@ -16,11 +16,11 @@ from pyro_vae.engine import CaptureError, CompilationError
 from pyro_vae.engine.compilation.cost import CAPTURE, MOST, Busy, Mode
 from pyro_vae.engine.step.replicated_step import Stack
 from pyro_vae.errors import NonFiniteError
-from pyro_vae.minibatches import Minibatches
-from pyro_vae.replicated_minibatches import Minibatch, epoch
-from pyro_vae.replicated_stepping import Replicate, ReplicatedPlan, kinds_of
 from pyro_vae.runtime.interrupts import uninterrupted
-from pyro_vae.schedules import factor_of
+from pyro_vae.training.minibatches import Minibatches
+from pyro_vae.training.replicates import Replicate, ReplicatedPlan, kinds_of
+from pyro_vae.training.schedules import factor_of
+from pyro_vae.training.stacked_minibatches import Minibatch, epoch
 
 # Steps of a kind that are timed before it is decided whether to compile them.
 _TIMED = 3

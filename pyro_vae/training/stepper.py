@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
-from pyro_vae.compiled_stepping import CompiledSteps, Plan
 from pyro_vae.engine import Ledger, Lifted
 from pyro_vae.engine.compilation.cost import Busy, Mode
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import Inference, Loss, Phase
 from pyro_vae.runtime.interrupts import uninterrupted
-from pyro_vae.schedules import factor_of
+from pyro_vae.training.plan import CompiledSteps, Plan
+from pyro_vae.training.schedules import factor_of
 from pyro_vae.vae.vae import VAE
 
 # Compiled steps are taken in stretches, with one look at their end whether all was finite: at most so many, which take

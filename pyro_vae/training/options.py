@@ -11,8 +11,8 @@ import torch
 
 from pyro_vae.errors import InputError
 from pyro_vae.inference import Inference
-from pyro_vae.schedules import SCHEDULE
-from pyro_vae.stepping import OptimizerFactory
+from pyro_vae.training.schedules import SCHEDULE
+from pyro_vae.training.stepper import OptimizerFactory
 
 
 class Counts(NamedTuple):

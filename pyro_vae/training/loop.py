@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.checkpoint import Checkpoint
-from pyro_vae.minibatches import Minibatches
-from pyro_vae.stepping import Stepper
-from pyro_vae.validation import Watch
+from pyro_vae.training.checkpoint import Checkpoint
+from pyro_vae.training.minibatches import Minibatches
+from pyro_vae.training.stepper import Stepper
+from pyro_vae.training.validation import Watch
 
 Callback = Callable[[int, Mapping[str, float]], None]
 

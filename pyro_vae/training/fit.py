@@ -9,23 +9,23 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from pyro_vae.checkpoint import Checkpoint
 from pyro_vae.engine import enabled
 from pyro_vae.engine.compilation.cost import Mode
 from pyro_vae.errors import InputError, NonFiniteError
-from pyro_vae.fit_arguments import Counts, check_running, checked_algorithm, checked_seed
-from pyro_vae.history import History
 from pyro_vae.inference import Inference
-from pyro_vae.loop import Callback, Loop
-from pyro_vae.minibatches import Resident, Transform, as_batch, minibatches
 from pyro_vae.runtime.interrupts import deferrable
 from pyro_vae.runtime.precision import Precision, networks_in
 from pyro_vae.runtime.progress import steps_bar
 from pyro_vae.runtime.random_streams import isolated, switched
-from pyro_vae.stepping import OptimizerFactory, Stepper
+from pyro_vae.training.checkpoint import Checkpoint
+from pyro_vae.training.history import History
+from pyro_vae.training.loop import Callback, Loop
+from pyro_vae.training.minibatches import Resident, Transform, as_batch, minibatches
+from pyro_vae.training.options import Counts, check_running, checked_algorithm, checked_seed
+from pyro_vae.training.stepper import OptimizerFactory, Stepper
+from pyro_vae.training.validation import Watch
 from pyro_vae.vae.data_check import check_values
 from pyro_vae.vae.vae import VAE
-from pyro_vae.validation import Watch
 
 
 @overload
@@ -185,7 +185,7 @@ def fit(
         (80, 'completed')
     """
     if not isinstance(vae, VAE):
-        from pyro_vae.replicated_training import fit_replicates  # which is made of this module
+        from pyro_vae.training.replicated_training import fit_replicates  # which is made of this module
 
         if callback is not None or checkpoint is not None:
             raise InputError("fit: `callback` and `checkpoint` are for one VAE; train several without them.")

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from pyro_vae.errors import InputError
-from pyro_vae.minibatches import Minibatches, checksum
-from pyro_vae.stepping import Stepper
-from pyro_vae.validation import Watch
+from pyro_vae.training.minibatches import Minibatches, checksum
+from pyro_vae.training.stepper import Stepper
+from pyro_vae.training.validation import Watch
 
 # What writing may take of the run: one part in so many.
 _SHARE = 20
