@@ -24,7 +24,7 @@ from pyro_vae.datasets import Data
 from pyro_vae.engine import enabled
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.experiment import Experiment
-from pyro_vae.experiment.named import InferenceSpec
+from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.runtime.interrupts import deferrable
 from pyro_vae.runtime.progress import steps_bar
 from pyro_vae.runtime.random_streams import isolated, switched

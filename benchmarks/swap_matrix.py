@@ -32,6 +32,7 @@ from benchmarks.record import write
 from pyro_vae import VAE, Batch, Experiment, fit
 from pyro_vae.errors import InputError
 from pyro_vae.experiment import parse_yaml
+from pyro_vae.experiment.to_spec import to_spec
 from pyro_vae.inference import AEVB, Inference, ScoreFunction
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.data_check import check_values
@@ -233,7 +234,7 @@ def _check_restored(vae: VAE, experiment: Experiment, x: Tensor) -> None:
         experiment.to_yaml(Path(folder) / "experiment.yaml")
         again = Experiment.from_yaml(Path(folder) / "experiment.yaml")
     _check(again == experiment, "the file that is written reads differently")
-    described = Experiment.parse(vae.to_spec())
+    described = Experiment.parse(to_spec(vae))
     expected = _weights(vae, x)
     for other in (again.assemble(CELLS, None, N), described.assemble(CELLS, None, N)):
         other.load_state_dict(vae.state_dict())

@@ -24,7 +24,7 @@ from pyro_vae.evaluation import (
 )
 from pyro_vae.evaluation.intervals import finite_or_none
 from pyro_vae.experiment import Experiment
-from pyro_vae.experiment.named import InferenceSpec
+from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.inference import Inference
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.training.finished import keep, put_back

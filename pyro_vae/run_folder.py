@@ -24,7 +24,7 @@ from pyro_vae.datasets import DataTransform
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.evaluation.arviz_export import to_arviz, write_netcdf
 from pyro_vae.experiment import Experiment
-from pyro_vae.experiment.named import InferenceSpec
+from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.inference import Inference
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE

@@ -11,8 +11,9 @@ from torch import nn
 from torch.distributions import constraints
 
 from pyro_vae import VAE, Batch, Conditional, Experiment, Fixed, Network, fit, mlp
-from pyro_vae.encoder_input import default_input
 from pyro_vae.errors import InputError
+from pyro_vae.experiment.encoder_input import default_input
+from pyro_vae.experiment.to_spec import to_spec
 from pyro_vae.inference import AEVB
 from pyro_vae.networks import Preprocess
 from pyro_vae.runtime.random_streams import isolated
@@ -84,7 +85,7 @@ def test_what_is_built_says_the_same_and_is_built_again(likelihood, kind):
         vae = built(likelihood, **content)
         support = vae.decode(torch.zeros(2, 2)).support
         assert default_input(support) == kind
-        spec = vae.to_spec()
+        spec = to_spec(vae)
         said = kind if kind != "raw" and not content else None
         assert spec["posterior"]["network"].get("input") == (said or ("raw" if kind != "raw" else None))
         with isolated(1):
@@ -165,7 +166,7 @@ def test_in_a_hierarchy_the_layer_that_receives_data_has_it():
         .assemble(6, None, 20)
         .posterior,
     )
-    again = Experiment.parse(raw.to_spec()).assemble(6, None, 20)
+    again = Experiment.parse(to_spec(raw)).assemble(6, None, 20)
     assert [kind_of(layer.given) for layer in again.posterior.layers.values()] == ["raw", "raw"]
     assert again.state_dict().keys() == raw.state_dict().keys()
 
@@ -175,10 +176,10 @@ def test_python_passes_what_it_is_given():
     for posterior in (None, mlp(6, 5), Conditional(dist.Normal, (2,), given=mlp(6, 5))):
         vae = VAE(Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0)), likelihood, posterior)
         assert kind_of(network_of(vae)) == "raw"
-        assert vae.to_spec()["posterior"]["network"] == {"mlp": [5], "input": "raw"}
+        assert to_spec(vae)["posterior"]["network"] == {"mlp": [5], "input": "raw"}
     normal = Conditional(dist.Normal, (6,), given=mlp(2, 5), scale=Network())
     vae = VAE(Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0)), normal)
-    assert vae.to_spec()["posterior"]["network"] == {"mlp": [5]}  # what the file does without being told
+    assert to_spec(vae)["posterior"]["network"] == {"mlp": [5]}  # what the file does without being told
 
 
 @pytest.mark.parametrize(
@@ -224,8 +225,8 @@ def test_pseudo_inputs_live_where_data_do(likelihood, support, said):
     low, high = (float(getattr(support, f"{end}_bound", math.nan)) for end in ("lower", "upper"))
     expected = {"positive": 1.0, "real": 0.0}.get(said if isinstance(said, str) else "", low + 0.05 * (high - low))
     assert float(inputs.mean()) == pytest.approx(expected, abs=0.02 * max(high - low, 1) if high > 1 else 0.02)
-    assert vae.to_spec()["prior"]["vamp"]["pseudo_inputs"] == said
-    again = Experiment.parse(vae.to_spec()).assemble(6, None, 20)
+    assert to_spec(vae)["prior"]["vamp"]["pseudo_inputs"] == said
+    again = Experiment.parse(to_spec(vae)).assemble(6, None, 20)
     again.load_state_dict(vae.state_dict())
     z = torch.randn(3, 2)
     log_p = vae.prior_given(None).log_prob(z)

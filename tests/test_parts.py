@@ -9,9 +9,10 @@ import torch
 
 from pyro_vae.errors import InputError
 from pyro_vae.experiment import Experiment, parse_yaml, spelled_out
+from pyro_vae.experiment.composites import FlowSpec, MixtureSpec, VampSpec
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.experiment.mixed import ColumnSpec, MixedSpec
-from pyro_vae.experiment.structured import FlowSpec, MixtureSpec, VampSpec
+from pyro_vae.experiment.to_spec import to_spec
 from pyro_vae.runtime.random_streams import isolated
 
 CELLS = 4
@@ -36,7 +37,7 @@ READ = [
     ("likelihood: {mixed: {1: Normal}}", MixedSpec(columns={"1": ColumnSpec(family="Normal")})),
 ]
 
-# Files that build; the posterior is what vae.to_spec() has to say again.
+# Files that build; the posterior is what to_spec(vae) has to say again.
 FILES = [
     "prior: Laplace",
     "prior: {family: Gamma, concentration: 2, rate: {learned: 1.0}}",
@@ -99,9 +100,9 @@ def test_what_is_written_is_read_again(text, tmp_path):
 @pytest.mark.parametrize("text", FILES)
 def test_what_is_built_says_what_builds_it(text):
     vae = assembled(parsed(text))
-    described = Experiment.parse(vae.to_spec())
+    described = Experiment.parse(to_spec(vae))
     again = assembled(described)
-    assert again.to_spec() == vae.to_spec()
+    assert to_spec(again) == to_spec(vae)
     assert again.state_dict().keys() == vae.state_dict().keys()
     again.load_state_dict(vae.state_dict())
     with isolated(1):
@@ -115,7 +116,7 @@ def test_what_is_built_says_what_builds_it(text):
 
 
 def test_what_is_said_is_built_for_data_of_the_same_size_alone():
-    spec = assembled(parsed("{}"), context_features=2).to_spec()
+    spec = to_spec(assembled(parsed("{}"), context_features=2))
     assert (spec["cells"], spec["covariates"]) == (4, 2)
     experiment = Experiment.parse(spec)
     assert experiment.assemble(4, None, 20, 2).event_shape == (4,)
@@ -129,7 +130,7 @@ def test_a_network_beside_the_key_is_the_parts_own():
     vae = assembled(
         parsed("{likelihood: {mixture: , network: {gated: [6]}}, posterior: {flow: maf, network: {mlp: [7]}}}")
     )
-    spec = vae.to_spec()
+    spec = to_spec(vae)
     assert spec["likelihood"]["network"] == {"gated": [6]}
     assert spec["posterior"]["network"] == {"mlp": [7]}
     conditioned = assembled(parsed("prior: {family: Normal, network: {mlp: [3]}}"), context_features=2)

@@ -21,6 +21,7 @@ from pyro_vae.distributions.kl import analytic_kl
 from pyro_vae.distributions.von_mises_fisher import Direction, SphericalUniform, VonMisesFisher, unit_vector
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import annealed_importance_sampling, log_marginal
+from pyro_vae.experiment.to_spec import to_spec
 from pyro_vae.inference import AEVB, IWAE, MCEM, STL, AnalyticKL, DReG
 from pyro_vae.vae.families.quadrature import quadrature
 from pyro_vae.vae.mixture import Mixture
@@ -563,7 +564,7 @@ def test_from_an_experiment_file():
     experiment = Experiment.parse(yaml.safe_load(FILE))
     vae = experiment.build()
     assert vae.prior().event_shape == (3,)
-    spec = vae.to_spec()
+    spec = to_spec(vae)
     assert spec["prior"] == {"family": "SphericalUniform"}
     again = Experiment.parse({**yaml.safe_load(FILE), **spec}).build()
     assert str(again.posterior) == str(vae.posterior)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
-from pyro_vae.experiment.named import Strict
+from pyro_vae.experiment.choices import Strict
 
 Seed = Annotated[int, Field(ge=0)]
 

@@ -15,8 +15,8 @@ from torch import nn
 from torch.distributions.constraints import Constraint, is_dependent
 
 from pyro_vae.distributions.registry import FAMILIES, usual_name
-from pyro_vae.encoder_input import EncoderInput
 from pyro_vae.errors import near_match, nearest
+from pyro_vae.experiment.encoder_input import EncoderInput
 from pyro_vae.experiment.place import Part, Place
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.conditional import Conditional

@@ -23,13 +23,13 @@ from pydantic import (
 from torch import nn
 
 from pyro_vae import datasets
-from pyro_vae.encoder_input import fit_inputs
 from pyro_vae.errors import InputError, near_match
+from pyro_vae.experiment.choices import InferenceSpec, OptimizerSpec, ScheduleSpec, Strict
 from pyro_vae.experiment.data import DataSpec, Seed
 from pyro_vae.experiment.distribution import DistributionSpec
-from pyro_vae.experiment.mistakes import line_of
+from pyro_vae.experiment.encoder_input import fit_inputs
+from pyro_vae.experiment.error_lines import line_of
 from pyro_vae.experiment.mixed import MixedSpec
-from pyro_vae.experiment.named import InferenceSpec, OptimizerSpec, ScheduleSpec, Strict
 from pyro_vae.experiment.network import NetworkSpec, code_allowed
 from pyro_vae.experiment.part import AnyPart, HierarchySpec
 from pyro_vae.experiment.place import Place, check_declared

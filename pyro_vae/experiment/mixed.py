@@ -14,9 +14,9 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.datasets import Content
 from pyro_vae.datasets.cells import is_number, not_a_number
 from pyro_vae.distributions.registry import FAMILIES, is_discrete
-from pyro_vae.encoder_input import EncoderInput
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.distribution import DistributionSpec
+from pyro_vae.experiment.encoder_input import EncoderInput
 from pyro_vae.experiment.place import Part, Place
 from pyro_vae.experiment.tagged import Tagged
 from pyro_vae.vae.mixed import Column, Mixed

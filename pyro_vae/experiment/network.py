@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 from torch import nn
 
-from pyro_vae.encoder_input import EncoderInput
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.experiment.named import Strict
+from pyro_vae.experiment.choices import Strict
+from pyro_vae.experiment.encoder_input import EncoderInput
 from pyro_vae.experiment.user_network import accepts, build_user_network, check_path, code_allowed
 from pyro_vae.networks import (
     ACTIVATIONS,

@@ -21,11 +21,11 @@ from torch import nn
 
 from pyro_vae.distributions.registry import FAMILIES, usual_name
 from pyro_vae.errors import InputError, nearest
+from pyro_vae.experiment.choices import Strict
+from pyro_vae.experiment.composites import FlowSpec, MixtureSpec, VampSpec
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.experiment.mixed import MixedSpec
-from pyro_vae.experiment.named import Strict
 from pyro_vae.experiment.place import Part, Place
-from pyro_vae.experiment.structured import FlowSpec, MixtureSpec, VampSpec
 from pyro_vae.experiment.tagged import Tagged
 from pyro_vae.vae.hierarchy import CONTEXT, Hierarchy
 

@@ -11,9 +11,9 @@ from pydantic import BeforeValidator
 from torch import nn
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.encoder_input import EncoderInput
 from pyro_vae.errors import InputError
-from pyro_vae.experiment.named import Strict
+from pyro_vae.experiment.choices import Strict
+from pyro_vae.experiment.encoder_input import EncoderInput
 from pyro_vae.experiment.network import NetworkSpec
 
 

@@ -16,7 +16,6 @@ from pyro_vae.batch import Batch, DataLike
 from pyro_vae.distributions.masking import masked
 from pyro_vae.distributions.moments import centre, representative
 from pyro_vae.errors import InputError
-from pyro_vae.spec import vae_to_spec
 from pyro_vae.vae.declaration_check import (
     call_once,
     check_batch_shape,
@@ -384,16 +383,6 @@ class VAE(Registered):
 
     def _zeros(self, width: int) -> Tensor:
         return torch.zeros(2, width + self.context_features, device=self.device, dtype=self.dtype)
-
-    def to_spec(self) -> dict[str, Any]:
-        """Returns the declaration in the words of the experiment file, each part with its network.
-
-        ``Experiment.parse({**spec, "data": ...}).build()`` makes such a VAE, for data of as many cells and covariates.
-
-        Raises:
-            InputError: Where a part or a network has no name in an experiment file, or data are not flat.
-        """
-        return vae_to_spec(self)
 
     def extra_repr(self) -> str:
         return f"latent_shape={tuple(self.latent_shape)}, event_shape={tuple(self.event_shape)}, size={self.size}"

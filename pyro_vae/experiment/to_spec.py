@@ -2,21 +2,19 @@ r"""A declaration in the words of the experiment file, from the modules that it 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from pyro_vae.encoder_input import default_input
 from pyro_vae.errors import InputError
+from pyro_vae.experiment.encoder_input import default_input
 from pyro_vae.networks import spec_of
 from pyro_vae.runtime.random_streams import evaluating, isolated
 from pyro_vae.vae.derived_posterior import Pushforward
 from pyro_vae.vae.hierarchy import Hierarchy, Reads, blocks_of
 from pyro_vae.vae.parameter_prior import ParameterPrior
-
-if TYPE_CHECKING:
-    from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.vae import VAE
 
 # Networks that emit the parameters of a likelihood themselves, without a linear layer on top.
 _HEADLESS = frozenset({"conv", "residual_conv", "module"})
@@ -58,8 +56,17 @@ def part_to_spec(part: nn.Module) -> dict[str, Any]:
     return {**spec, "network": network}
 
 
-def vae_to_spec(vae: VAE) -> dict[str, Any]:
-    """Returns what an experiment file says of a VAE; see `VAE.to_spec`."""
+def to_spec(vae: VAE) -> dict[str, Any]:
+    """Returns a VAE's declaration in the words of the experiment file, each part with its network.
+
+    ``Experiment.parse({**spec, "data": ...}).build()`` makes such a VAE, for data of as many cells and covariates.
+
+    Arguments:
+        vae: Declared in Python or by a file.
+
+    Raises:
+        InputError: Where a part or a network has no name in an experiment file, or data are not flat.
+    """
     if len(vae.event_shape) != 1:
         raise InputError(
             f"to_spec: in an experiment file data are flat, and these have shape {tuple(vae.event_shape)}; "

@@ -14,9 +14,9 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.datasets.support import support_kind
 from pyro_vae.distributions.columns import ColumnSupport
 from pyro_vae.distributions.registry import FAMILIES
-from pyro_vae.encoder_input import EncoderInput, bounds_of, is_count
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.distribution import DistributionSpec, parameters_of, read_source
+from pyro_vae.experiment.encoder_input import EncoderInput, bounds_of, is_count
 from pyro_vae.experiment.place import Place
 from pyro_vae.experiment.tagged import Tagged
 from pyro_vae.vae.flow import FLOWS, Flow
