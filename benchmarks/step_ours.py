@@ -100,7 +100,7 @@ class OursEager(Ours):
 
 
 class Replicates(Contender):
-    """`pyro_vae.training.replicated_training.fit_replicates(compile=True)`, a run without end that is halted between turns."""
+    """`fit_replicates(compile=True)`, a run without end that is halted between turns."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)

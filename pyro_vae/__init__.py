@@ -1,7 +1,8 @@
 """Variational autoencoders, declared once in Pyro, trained and compared by any inference algorithm."""
 
 from pyro_vae.batch import Batch
-from pyro_vae.comparison import compare
+from pyro_vae.comparison.comparison import compare
+from pyro_vae.comparison.folder import load, load_inference
 from pyro_vae.distributions.discretized_logistic import DiscretizedLogisticMixture
 from pyro_vae.distributions.von_mises_fisher import SphericalUniform, VonMisesFisher
 from pyro_vae.engine import CompiledSVI
@@ -17,7 +18,6 @@ from pyro_vae.networks import (
     residual_conv_encoder,
     residual_mlp,
 )
-from pyro_vae.run_folder import load, load_inference
 from pyro_vae.training.fit import fit
 from pyro_vae.training.history import History
 from pyro_vae.vae.conditional import Conditional

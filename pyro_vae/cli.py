@@ -15,12 +15,12 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from pyro_vae import trained
-from pyro_vae.comparison import check, compare
+from pyro_vae.comparison import new_data as trained
+from pyro_vae.comparison.comparison import check, compare
+from pyro_vae.comparison.folder import default_folder, load, new_folder, unfinished, write_run
+from pyro_vae.comparison.report import difference_table, summary_table, write_report
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.experiment import Experiment, code_allowed, parse_yaml, read_yaml, spelled_out
-from pyro_vae.report import difference_table, summary_table, write_report
-from pyro_vae.run_folder import default_folder, load, new_folder, unfinished, write_run
 from pyro_vae.runtime.environment import versions
 from pyro_vae.vae.families import families_table, family_page
 

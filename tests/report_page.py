@@ -9,10 +9,10 @@ import torch
 from matplotlib.image import imread
 from rich.console import Console
 
-from pyro_vae.comparison import compare
+from pyro_vae.comparison.comparison import compare
+from pyro_vae.comparison.report import write_report
 from pyro_vae.datasets import load
 from pyro_vae.experiment import Experiment
-from pyro_vae.report import write_report
 
 BINARY = torch.distributions.constraints.boolean
 SMALL = {

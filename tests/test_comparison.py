@@ -8,13 +8,13 @@ import math
 import pytest
 import torch
 
-from pyro_vae import run as run_module
-from pyro_vae.comparison import check, compare
+from pyro_vae.comparison import run as run_module
+from pyro_vae.comparison.comparison import check, compare
+from pyro_vae.comparison.run import METRICS
 from pyro_vae.engine import Lifted, interpreted
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import log_marginal
 from pyro_vae.experiment import Experiment
-from pyro_vae.run import METRICS
 from pyro_vae.training.stepper import Stepper
 
 QUICK = {

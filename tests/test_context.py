@@ -16,8 +16,10 @@ import torch
 from torch.distributions import constraints
 
 import pyro_vae
-from pyro_vae import cli, trained
-from pyro_vae.comparison import check, compare
+from pyro_vae import cli
+from pyro_vae.comparison import new_data as trained
+from pyro_vae.comparison.comparison import check, compare
+from pyro_vae.comparison.folder import new_folder, write_run
 from pyro_vae.datasets import (
     DataError,
     DataTransform,
@@ -31,7 +33,6 @@ from pyro_vae.datasets import (
 from pyro_vae.datasets.files import content_digest
 from pyro_vae.errors import InputError
 from pyro_vae.experiment import Experiment
-from pyro_vae.run_folder import new_folder, write_run
 
 COUNTS = constraints.nonnegative_integer
 

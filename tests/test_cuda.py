@@ -29,7 +29,7 @@ from pyro_vae import (
     gated_mlp,
     mlp,
 )
-from pyro_vae.comparison import compare
+from pyro_vae.comparison.comparison import compare
 from pyro_vae.engine import Lifted
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import elbo, log_marginal

@@ -21,7 +21,7 @@ from torch.nn.functional import one_hot
 from z_test import FAILURE_RATE, assert_mean
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, Network, VampPrior, cli, datasets, fit, load, load_inference, mlp
-from pyro_vae.comparison import compare
+from pyro_vae.comparison.comparison import compare
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.evaluation import elbo, log_marginal
 from pyro_vae.experiment import Experiment

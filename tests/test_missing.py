@@ -17,13 +17,14 @@ from typer.testing import CliRunner
 from z_test import FAILURE_RATE
 
 import pyro_vae
-from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, cli, datasets, fit, mlp, trained
-from pyro_vae.comparison import compare
+from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, cli, datasets, fit, mlp
+from pyro_vae.comparison import new_data as trained
+from pyro_vae.comparison.comparison import compare
+from pyro_vae.comparison.folder import new_folder, write_run
 from pyro_vae.datasets import DataError, DataTransform, load
 from pyro_vae.errors import InputError
 from pyro_vae.experiment import Experiment
 from pyro_vae.inference import AnalyticKL
-from pyro_vae.run_folder import new_folder, write_run
 from pyro_vae.vae.mixed import Column, Mixed
 
 

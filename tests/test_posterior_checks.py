@@ -8,10 +8,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_vae import VAE, Conditional, Fixed, mlp, posterior_checks
+from pyro_vae import VAE, Conditional, Fixed, mlp
+from pyro_vae.comparison import checks as posterior_checks
+from pyro_vae.comparison.checks import PosteriorChecks, check_posteriors
 from pyro_vae.evaluation import gap, gradient_variance, inference_gap, simulation_based_calibration
 from pyro_vae.inference import AEVB, MCEM, WakeSleep
-from pyro_vae.posterior_checks import PosteriorChecks, check_posteriors
 
 
 @pytest.fixture(autouse=True)

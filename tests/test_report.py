@@ -12,10 +12,11 @@ import torch
 from report_page import cells, few_digits, headers, printed, read, small
 
 from pyro_vae import Conditional, Fixed
-from pyro_vae.comparison import Comparison
+from pyro_vae.comparison.comparison import Comparison
+from pyro_vae.comparison.report import difference_table, summary_table, write_report
+from pyro_vae.comparison.report import samples as draws
 from pyro_vae.datasets import load
 from pyro_vae.evaluation import LatentKL
-from pyro_vae.report import difference_table, draws, summary_table, write_report
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import pytest
 import torch
 from report_page import cells, few_digits, headers, printed, read, small
 
-from pyro_vae import posterior_checks
+from pyro_vae.comparison import checks as posterior_checks
+from pyro_vae.comparison.checks import PosteriorChecks
+from pyro_vae.comparison.report import difference_table, summary_table, wording
+from pyro_vae.comparison.report.check_sections import check_sections
+from pyro_vae.comparison.report.tables import seeds_text
 from pyro_vae.evaluation import gap
 from pyro_vae.evaluation.intervals import Interval
-from pyro_vae.posterior_checks import PosteriorChecks
-from pyro_vae.report import difference_table, summary_table, wording
-from pyro_vae.report.check_sections import check_sections
-from pyro_vae.report.table import seeds_text
 
 NINE = ["aevb", "analytic-kl", "stl", "iwae", "dreg", "rws", "wake-sleep", "score-function", "mcem"]
 ALL = [*NINE, "autoencoder", {"beta-vae": {"beta": 0.5}}]

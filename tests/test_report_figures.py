@@ -9,9 +9,11 @@ import torch
 from matplotlib.figure import Figure
 from report_page import contains, pixels
 
+from pyro_vae.comparison.report import check_figures as posterior_figures
+from pyro_vae.comparison.report import figures, images
+from pyro_vae.comparison.report import style as drawing
 from pyro_vae.evaluation import Calibration, Estimate, GradientNoise, InferenceGap
 from pyro_vae.evaluation.intervals import Interval
-from pyro_vae.report import drawing, figures, images, posterior_figures
 
 
 def curves_of(ends):

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import pyro_vae
-from pyro_vae import trained
-from pyro_vae.comparison import compare
+from pyro_vae.comparison import new_data as trained
+from pyro_vae.comparison.comparison import compare
+from pyro_vae.comparison.folder import new_folder, write_run
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import annealed_importance_sampling
 from pyro_vae.experiment import Experiment
-from pyro_vae.run_folder import new_folder, write_run
 
 
 @pytest.fixture(scope="module")

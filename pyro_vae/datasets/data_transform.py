@@ -91,7 +91,7 @@ class DataTransform:
     def to_model_units(self, x: Tensor | ArrayLike | pd.DataFrame) -> Tensor:
         r"""Centre and scale; binarise nothing (`binarise` does).
 
-        Where cells are missing, or columns condition the model, `pyro_vae.trained.read_rows` makes a batch of them.
+        Where cells are missing, or columns condition the model, `read_rows` makes a batch of them.
 
         Args:
             x: (..., D), own units, any dtype, a tensor, array or data frame (its columns by their names, with words

@@ -25,7 +25,7 @@ _CHUNK = 10_000
 
 @torch.no_grad()
 def posterior_means(vae: VAE, data: DataLike) -> Tensor:
-    """Returns the mean of q(z|x) of each datum, shape ``(N, *latent_shape)``; see `pyro_vae.distributions.moments.centre`."""
+    """Returns the mean of q(z|x) of each datum, shape ``(N, *latent_shape)``; see `centre`."""
     batch = evaluated("posterior_means", vae, data, weighted=True)
     with evaluating(vae):
         parts = [

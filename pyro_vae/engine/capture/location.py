@@ -17,7 +17,8 @@ from pyro_vae.distributions.registry import cells_of
 _AT_SITES = ("sample", "compute_log_prob", "log_prob_sum", "compute_score_parts")
 # Characters of a source line that a message shows.
 _WIDTH = 120
-_TORCH, _PYRO, _ENGINE = (str(Path(file).parent) + "/" for file in (str(torch.__file__), str(pyro.__file__), __file__))
+_TORCH, _PYRO = (str(Path(str(package.__file__)).parent) + "/" for package in (torch, pyro))
+_ENGINE = str(Path(__file__).parents[1]) + "/"
 
 
 def caller_outside_torch() -> FrameType:

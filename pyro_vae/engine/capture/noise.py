@@ -59,7 +59,7 @@ class Lifted(TorchDispatchMode):
     So a program is the same function of its noise whether it runs as it is or as a captured graph. Standard normal,
     uniform and exponential draws are those that torch makes of the same seed, bit for bit, shifted and scaled ones but
     for rounding. Bernoulli and categorical draws, dropout, whole numbers and permutations have the same law and
-    another stream. What is drawn aside, in a block of `pyro_vae.runtime.random_streams.isolated` within this one, is drawn from that
+    another stream. What is drawn aside, in a block of `isolated` within this one, is drawn from that
     block's seed, the same each time. Draws from gamma, Dirichlet, Poisson and binomial distributions have no such
     form; they stay draws from torch's random stream. Draws from a generator of their own are left alone.
 

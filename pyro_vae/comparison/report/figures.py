@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
-from pyro_vae.report.drawing import (
+from pyro_vae.comparison.report.style import (
     BLUE,
     DPI,
     GREY,
@@ -50,7 +50,7 @@ def learning_curves(
     at the seeds' mean time.
 
     Arguments:
-        curves: What `pyro_vae.run_folder.curves` returns: columns ``algorithm, seed, part, samples, seconds, bound``.
+        curves: What `curves` returns: columns ``algorithm, seed, part, samples, seconds, bound``.
         axis: Training data seen, or seconds of training.
         quantity: What is drawn, for the vertical axis.
 

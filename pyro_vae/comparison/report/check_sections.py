@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from pyro_vae.comparison import Comparison
+from pyro_vae.comparison.checks import PosteriorChecks
+from pyro_vae.comparison.comparison import Comparison
+from pyro_vae.comparison.report import check_figures as posterior_figures
+from pyro_vae.comparison.report.check_figures import K_RANGE, leaving
+from pyro_vae.comparison.report.elements import Picture, Section
+from pyro_vae.comparison.report.tables import TableText, is_annealed
+from pyro_vae.comparison.report.wording import NOISELESS, count, enumerated, first_of, noise, with_errors
 from pyro_vae.evaluation.estimate import PARETO_LIMIT
-from pyro_vae.posterior_checks import PosteriorChecks
-from pyro_vae.report import posterior_figures
-from pyro_vae.report.posterior_figures import K_RANGE, leaving
-from pyro_vae.report.section import Picture, Section
-from pyro_vae.report.table import TableText, is_annealed
-from pyro_vae.report.wording import NOISELESS, count, enumerated, first_of, noise, with_errors
 
 _GROUPS = ("theta", "phi")
 

@@ -12,9 +12,21 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
+from pyro_vae.comparison.report.style import (
+    BLUE,
+    GREY,
+    LIGHT,
+    RED,
+    SMALL,
+    TEXT,
+    Floats,
+    legend_above,
+    new_figure,
+    panels,
+    png,
+)
+from pyro_vae.comparison.report.wording import NOISELESS
 from pyro_vae.evaluation import Calibration, Estimate, GradientNoise, InferenceGap
-from pyro_vae.report.drawing import BLUE, GREY, LIGHT, RED, SMALL, TEXT, Floats, legend_above, new_figure, panels, png
-from pyro_vae.report.wording import NOISELESS
 
 # Least and greatest Pareto k-hat that are drawn; what lies beyond is in the outermost bars.
 K_RANGE = (-1.0, 2.0)

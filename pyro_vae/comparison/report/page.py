@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from pyro_vae.comparison import Comparison
+from pyro_vae.comparison.comparison import Comparison
+from pyro_vae.comparison.report.check_sections import check_sections
+from pyro_vae.comparison.report.model_sections import model_sections
+from pyro_vae.comparison.report.tables import data_phrase, difference_text, seeds_text, summary_text
+from pyro_vae.comparison.report.wording import count, enumerated
 from pyro_vae.datasets import Data
-from pyro_vae.report.check_sections import check_sections
-from pyro_vae.report.sections import model_sections
-from pyro_vae.report.table import data_phrase, difference_text, seeds_text, summary_text
-from pyro_vae.report.wording import count, enumerated
 
 # Of so many algorithms the heading names each.
 _FEW = 4
@@ -29,7 +29,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         comparison: What was run.
         path: The file to write.
     """
-    template = files("pyro_vae.report").joinpath("page.html").read_text(encoding="utf-8")
+    template = files("pyro_vae.comparison.report").joinpath("page.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     dump = comparison.experiment.model_dump(mode="json", exclude_none=True)
     page = environment.from_string(template).render(

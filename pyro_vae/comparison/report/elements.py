@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass, field
 
-from pyro_vae.report.table import TableText
+from pyro_vae.comparison.report.tables import TableText
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from pyro_vae.batch import Batch
+from pyro_vae.comparison.run import Run
 from pyro_vae.datasets import Data
 from pyro_vae.distributions.moments import centre
 from pyro_vae.errors import InputError
-from pyro_vae.run import Run
 from pyro_vae.runtime.random_streams import evaluating, isolated
 from pyro_vae.vae.vae import VAE
 

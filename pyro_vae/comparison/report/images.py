@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from pyro_vae.report.drawing import DPI, Floats, png
+from pyro_vae.comparison.report.style import DPI, Floats, png
 
 _LARGE = 12  # of figures that are shown side by side, made smaller
 # Largest side of a mosaic of images, in device pixels, and the gap between two images.

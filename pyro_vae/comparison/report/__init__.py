@@ -1,6 +1,6 @@
 """What a comparison looks like: tables for a terminal, figures, and one HTML page that holds everything."""
 
-from pyro_vae.report.page import write_report
-from pyro_vae.report.table import difference_table, summary_table
+from pyro_vae.comparison.report.page import write_report
+from pyro_vae.comparison.report.tables import difference_table, summary_table
 
 __all__ = ["difference_table", "summary_table", "write_report"]

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pyro_vae.comparison import Comparison
+from pyro_vae.comparison.comparison import Comparison
 from pyro_vae.datasets import DataTransform
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.evaluation.arviz_export import to_arviz, write_netcdf
@@ -193,7 +193,7 @@ def load(
         allow_code: Whether networks of the user's own, which the folder names, may be imported: their code then runs.
 
     Returns:
-        The VAE in evaluation mode, on the CPU. `pyro_vae.trained.read_rows` makes a batch of data in their own units,
+        The VAE in evaluation mode, on the CPU. `read_rows` makes a batch of data in their own units,
         ``vae.units.log_jacobian_of`` the batch is what log p(x) in own units adds, and ``to_own_units`` maps back.
 
     Raises:

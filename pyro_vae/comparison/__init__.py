@@ -1,0 +1,1 @@
+"""Algorithms x seeds: run, judge, write the folder, report it, use it on new data."""
