@@ -19,7 +19,7 @@ from torch.utils._filelock import FileLock
 
 from pyro_vae import fit
 from pyro_vae.engine import CompilationError, Ledger, Step, interpreted
-from pyro_vae.engine.capture import capture
+from pyro_vae.engine.capture.capture import capture
 from pyro_vae.engine.capture.graph import fingerprint, lift_constants
 from pyro_vae.engine.compilation import backend
 from pyro_vae.engine.compilation.compiler_cache import remove_unfinished

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, mlp
 from pyro_vae.engine import CaptureError, Lifted
-from pyro_vae.engine.capture import capture
+from pyro_vae.engine.capture.capture import capture
 from pyro_vae.inference import AEVB, ScoreFunction
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}

@@ -12,7 +12,7 @@ from torch.nn import functional
 from z_test import FAILURE_RATE, assert_mean
 
 from pyro_vae.engine import CaptureError, Draw, Lifted
-from pyro_vae.engine.capture import capture
+from pyro_vae.engine.capture.capture import capture
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.families import classifications, python_example
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributions.utils import vec_to_tril_matrix
 
 from pyro_vae.engine import CaptureError, Ledger, Step, interpreted
-from pyro_vae.engine.capture import capture
+from pyro_vae.engine.capture.capture import capture
 from pyro_vae.engine.compilation.routine import enabled, routine
 
 NET = nn.Linear(3, 4).double()
