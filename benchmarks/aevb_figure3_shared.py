@@ -24,7 +24,8 @@ from torch.nn.functional import avg_pool3d, softplus
 
 from pyro_vae import VAE
 from pyro_vae.evaluation import Estimate
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 
 LATENTS = 3  # the dimensions of the histogram
 REACH, CELLS = 5.0, 100  # the histogram is of so many cells each way, from -REACH to REACH

@@ -41,7 +41,8 @@ from pyro_vae import VAE
 from pyro_vae.datasets import Data
 from pyro_vae.distributions.moments import centre
 from pyro_vae.inference import AEVB
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 
 PANELS = ("mnist-2", "frey-2", "mnist-20", "mnist-10", "mnist-5")  # data set and N_z; the most important first
 SAMPLES = 10_000_000  # training samples evaluated

@@ -26,8 +26,9 @@ from pyro_vae.errors import NonFiniteError
 from pyro_vae.experiment import Experiment
 from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.runtime.interrupts import deferrable
+from pyro_vae.runtime.modes import switched
 from pyro_vae.runtime.progress import steps_bar
-from pyro_vae.runtime.random_streams import isolated, switched
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.training.minibatches import minibatches
 from pyro_vae.training.stepper import Stepper
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from pyro_vae import VAE
 from pyro_vae.evaluation.estimate import LogMean
 from pyro_vae.evaluation.pareto import pareto_k
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 
 CHUNK = 4000  # rows of samples x documents that are decoded at once
 

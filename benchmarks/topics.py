@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae import VAE
-from pyro_vae.runtime.random_streams import evaluating
+from pyro_vae.runtime.modes import evaluating
 
 WORDS, WORDS_OF_DIVERSITY = 10, 25  # of each topic: shown and judged by NPMI; judged by diversity
 

@@ -15,14 +15,18 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from pyro_vae.comparison import new_data as trained
+from pyro_vae.comparison import new_data
 from pyro_vae.comparison.comparison import check, compare
 from pyro_vae.comparison.folder import default_folder, load, new_folder, unfinished, write_run
-from pyro_vae.comparison.report import difference_table, summary_table, write_report
+from pyro_vae.comparison.report.page import write_report
+from pyro_vae.comparison.report.tables import difference_table, summary_table
 from pyro_vae.errors import InputError, NonFiniteError
-from pyro_vae.experiment import Experiment, code_allowed, parse_yaml, read_yaml, spelled_out
+from pyro_vae.experiment.experiment import Experiment
+from pyro_vae.experiment.network import code_allowed
+from pyro_vae.experiment.part import spelled_out
+from pyro_vae.experiment.yaml_file import parse_yaml, read_yaml
 from pyro_vae.runtime.environment import versions
-from pyro_vae.vae.families import families_table, family_page
+from pyro_vae.vae.families.table import families_table, family_page
 
 app = typer.Typer(
     help="Variational autoencoders declared in Pyro: train, compare and use them.",
@@ -190,8 +194,8 @@ def score(
 ) -> None:
     """Print log p(x) of each row (nats, own units), its error and how far to trust it: the lowest are outliers."""
     vae = load(run, algorithm, seed, allow_code=allow_code)
-    rows = trained.read(vae, data, draw_seed, context)
-    scores = trained.score(vae, rows.batch, num_samples, seed=draw_seed, progress=True)
+    rows = new_data.read(vae, data, draw_seed, context)
+    scores = new_data.score(vae, rows.batch, num_samples, seed=draw_seed, progress=True)
     _write(rows.identified(scores), out, scores.columns.tolist())
 
 
@@ -208,8 +212,8 @@ def encode(
 ) -> None:
     """Print the mean and the standard deviation of q(z|x) of each row."""
     vae = load(run, algorithm, seed, allow_code=allow_code)
-    rows = trained.read(vae, data, draw_seed, context)
-    codes = trained.encode(vae, rows.batch)
+    rows = new_data.read(vae, data, draw_seed, context)
+    codes = new_data.encode(vae, rows.batch)
     _write(rows.identified(codes), out, codes.columns.tolist())
 
 
@@ -226,7 +230,7 @@ def sample(
 ) -> None:
     """Print draws of x from a trained model, in the data's own units and columns."""
     vae = load(run, algorithm, seed, allow_code=allow_code)
-    _write(trained.sample(vae, n, context=context, seed=draw_seed), out, vae.units.cell_names)
+    _write(new_data.sample(vae, n, context=context, seed=draw_seed), out, vae.units.cell_names)
 
 
 @app.command()
@@ -242,7 +246,7 @@ def impute(
 ) -> None:
     """Print the rows with their missing cells filled by what the model expects of them; observed cells are kept."""
     vae = load(run, algorithm, seed, allow_code=allow_code)
-    _write(trained.impute(vae, data, context=context, seed=draw_seed), out, vae.units.cell_names)
+    _write(new_data.impute(vae, data, context=context, seed=draw_seed), out, vae.units.cell_names)
 
 
 def main() -> None:

@@ -16,7 +16,8 @@ from pyro_vae import VAE, Batch, Conditional, Fixed, mlp
 from pyro_vae.engine import interpreted
 from pyro_vae.engine.compilation.routine import Terms, enabled
 from pyro_vae.errors import InputError
-from pyro_vae.inference.hmc import Latents, Start, Tempered, adapted, hmc_transition, jittered
+from pyro_vae.inference.hmc import Start, Tempered, adapted, hmc_transition, jittered
+from pyro_vae.inference.latents import Latents
 
 MODEL = LinearGaussian.random(5, 2, diagonal=False)
 X = MODEL.sample(4)

@@ -6,7 +6,7 @@ import torch
 import yaml
 
 from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp
-from pyro_vae.distributions.registry import cells_of
+from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.inference import AEVB

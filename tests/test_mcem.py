@@ -17,7 +17,8 @@ from pyro_vae.engine import interpreted
 from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError
 from pyro_vae.inference import MCEM
-from pyro_vae.inference.hmc import Latents, hmc_transition, jittered
+from pyro_vae.inference.hmc import hmc_transition, jittered
+from pyro_vae.inference.latents import Latents
 
 MODEL = LinearGaussian.random(5, 2)
 X = MODEL.sample(8)

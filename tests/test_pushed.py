@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from z_test import assert_mean
 
 from pyro_vae import VAE, Conditional, Fixed, Flow, Learned, Mixture, mlp
+from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import log_marginal
 from pyro_vae.inference import ALGORITHMS, RWS, STL, DReG, ScoreFunction
 from pyro_vae.inference.weights import fixed_log_prob, path_log_prob
-from pyro_vae.vae.derived_posterior import Pushed, Pushforward
+from pyro_vae.vae.derived_posterior import Pushforward
 
 
 def dirichlet_vae() -> VAE:

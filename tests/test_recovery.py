@@ -24,9 +24,9 @@ from z_test import FAILURE_RATE, assert_mean
 
 from pyro_vae import VAE, Conditional, Fixed, Flow, Learned, Mixture, fit, mlp
 from pyro_vae.distributions.enumeration import latent_values
+from pyro_vae.distributions.support import support_of
 from pyro_vae.evaluation import log_marginal
 from pyro_vae.inference import IWAE, RWS, AnalyticKL, Enumeration, Inference
-from pyro_vae.vae.derived_posterior import support_of
 
 N, HELD_OUT, CELLS, NOISE = 4000, 1000, 5, 0.4
 SIMPLEX, LINE = (-10.0, 10.0, 0.08), (-8.0, 8.0, 0.2)

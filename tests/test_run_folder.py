@@ -14,7 +14,8 @@ import torch
 import pyro_vae
 from pyro_vae.comparison import new_data as trained
 from pyro_vae.comparison.comparison import compare
-from pyro_vae.comparison.folder import curves, new_folder, unfinished, write_run
+from pyro_vae.comparison.curves import curves
+from pyro_vae.comparison.folder import new_folder, unfinished, write_run
 from pyro_vae.errors import InputError
 from pyro_vae.experiment import Experiment
 from pyro_vae.runtime.random_streams import isolated

@@ -20,7 +20,7 @@ from pyro_vae import VAE, Conditional, Fixed, Learned, fit, mlp
 from pyro_vae.distributions.kl import analytic_kl
 from pyro_vae.distributions.simplex import LogisticNormal, StickBreaking, bijection_onto
 from pyro_vae.inference import AEVB, ALGORITHMS
-from pyro_vae.inference.hmc import Latents
+from pyro_vae.inference.latents import Latents
 from pyro_vae.vae.derived_posterior import unconstrained_shape
 
 CELLS, SCALE = 50, 3.0

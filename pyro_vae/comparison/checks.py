@@ -12,17 +12,12 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation import (
-    Calibration,
-    Estimate,
-    GradientNoise,
-    InferenceGap,
-    gradient_variance,
-    inference_gap,
-    simulation_based_calibration,
-)
+from pyro_vae.evaluation.calibration import Calibration, simulation_based_calibration
+from pyro_vae.evaluation.estimate import Estimate
+from pyro_vae.evaluation.gap import InferenceGap, inference_gap
+from pyro_vae.evaluation.gradients import GradientNoise, gradient_variance
 from pyro_vae.evaluation.intervals import Interval, finite_or_none
-from pyro_vae.inference import Inference
+from pyro_vae.inference.interface import Inference
 from pyro_vae.vae.vae import VAE
 
 # Data simulated for the calibration, and gradients drawn of each algorithm.

@@ -14,12 +14,13 @@ import torch
 
 from pyro_vae.comparison.checks import PosteriorChecks, check_posteriors
 from pyro_vae.comparison.run import METRICS, Run, trained_runs
-from pyro_vae.datasets import Data
+from pyro_vae.datasets.data import Data
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.intervals import Interval, finite_or_none, interval
-from pyro_vae.experiment import Experiment
+from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.runtime.environment import environment, versions
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.data_check import check_values
 
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pyro
 import safetensors
@@ -20,12 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pyro_vae.comparison.comparison import Comparison
-from pyro_vae.datasets import DataTransform
+from pyro_vae.comparison.curves import curves
+from pyro_vae.datasets.data_transform import DataTransform
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.evaluation.arviz_export import to_arviz, write_netcdf
-from pyro_vae.experiment import Experiment
 from pyro_vae.experiment.choices import InferenceSpec
-from pyro_vae.inference import Inference
+from pyro_vae.experiment.experiment import Experiment
+from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
@@ -138,41 +138,6 @@ def write_run(comparison: Comparison, folder: Path) -> None:
                     attributes=attributes,
                 )
             write_netcdf(draws, folder / "results" / f"{label}.nc")
-
-
-def curves(comparison: Comparison, points: int = 100) -> pd.DataFrame:
-    """Returns the learning curves: mean training bound over each of ``points`` intervals, and the validation ELBO.
-
-    Returns:
-        Columns ``algorithm, seed, part, step, samples, seconds, bound``; nats per datum in the data's own units.
-    """
-    tables = []
-    data = comparison.data
-    shift = {"train": data.mean_log_jacobian("train"), "validation": 0.0}
-    if data.valid is not None:
-        shift["validation"] = data.mean_log_jacobian("valid")
-    for run in comparison.runs:
-        history = run.history
-        window = max(1, history.steps // points)
-        ends = np.arange(window, history.steps + 1, window) - 1
-        parts = [("train", ends, history.smoothed(window))]
-        if len(history.validation_step):
-            parts.append(("validation", history.validation_step - 1, history.validation_bound))
-        for part, index, bound in parts:
-            tables.append(
-                pd.DataFrame(
-                    {
-                        "algorithm": run.algorithm,
-                        "seed": run.seed,
-                        "part": part,
-                        "step": index + 1,
-                        "samples": history.samples[index],
-                        "seconds": history.seconds[index],
-                        "bound": bound + shift[part],
-                    }
-                )
-            )
-    return pd.concat(tables, ignore_index=True)
 
 
 def load(

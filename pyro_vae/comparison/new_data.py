@@ -9,15 +9,18 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae import datasets
 from pyro_vae.batch import Batch
-from pyro_vae.datasets.new_rows import Context
+from pyro_vae.datasets.data_transform import DataTransform
+from pyro_vae.datasets.new_rows import Context, Rows, read_given, read_whole
 from pyro_vae.datasets.user_file import Source
 from pyro_vae.distributions.moments import centre, spread
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation import annealed_importance_sampling, log_marginal
-from pyro_vae.inference import Inference, algorithm
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.evaluation.annealed import annealed_importance_sampling
+from pyro_vae.evaluation.importance import log_marginal
+from pyro_vae.inference.algorithms import algorithm
+from pyro_vae.inference.interface import Inference
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.data_check import Place, check_values
 from pyro_vae.vae.vae import VAE
 
@@ -33,7 +36,7 @@ class _InFile(Place):
         units: Of the model.
     """
 
-    def __init__(self, rows: datasets.Rows, units: datasets.DataTransform) -> None:
+    def __init__(self, rows: Rows, units: DataTransform) -> None:
         self.own, self.columns = rows.own, units.columns
 
     def row(self, row: int) -> str:
@@ -46,9 +49,9 @@ class _InFile(Place):
         return f"`{self.own[row, column].item():g}` in {self.row(row)}, column {name}"
 
 
-def read(vae: VAE, source: Source, seed: int = 0, context: Context | None = None) -> datasets.Rows:
+def read(vae: VAE, source: Source, seed: int = 0, context: Context | None = None) -> Rows:
     """Returns rows as `read_rows` does, with their own numbers and the columns that the model does not know."""
-    rows = datasets.read_whole(source, vae.units, torch.Generator().manual_seed(seed), context)
+    rows = read_whole(source, vae.units, torch.Generator().manual_seed(seed), context)
     place = _InFile(rows, vae.units)
     check_values(vae, rows.batch, not vae.units.cross_entropy, f"`{rows.title}`", place=place)
     return rows
@@ -165,7 +168,7 @@ def sample(vae: VAE, n: int, *, context: Context | None = None, seed: int = 0) -
     units = vae.units
     given = None
     if context is not None:
-        given = datasets.read_given(context, units).in_turn(n)
+        given = read_given(context, units).in_turn(n)
     elif units.context:
         names = ",".join(f"{column.name}=..." for column in units.context)
         raise InputError(

@@ -12,20 +12,15 @@ import pyro
 from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.datasets import Data
-from pyro_vae.evaluation import (
-    Estimate,
-    LatentKL,
-    active_units,
-    annealed_importance_sampling,
-    elbo,
-    latent_kl,
-    log_marginal,
-)
+from pyro_vae.datasets.data import Data
+from pyro_vae.evaluation.annealed import annealed_importance_sampling
+from pyro_vae.evaluation.estimate import Estimate
+from pyro_vae.evaluation.importance import elbo, log_marginal
 from pyro_vae.evaluation.intervals import finite_or_none
-from pyro_vae.experiment import Experiment
+from pyro_vae.evaluation.latent import LatentKL, active_units, latent_kl
 from pyro_vae.experiment.choices import InferenceSpec
-from pyro_vae.inference import Inference
+from pyro_vae.experiment.experiment import Experiment
+from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.training.finished import keep, put_back
 from pyro_vae.training.fit import fit

@@ -23,8 +23,9 @@ from pyro_vae.datasets.errors import DataError, check_choice, suggestion
 from pyro_vae.datasets.preparation import Preparation
 from pyro_vae.datasets.raw_data import Binarisation, Missing, RawData, Scaling
 from pyro_vae.datasets.split import partition
-from pyro_vae.datasets.support import Support, base_support, choose, has_levels, number_of_levels, support_kind
+from pyro_vae.datasets.support import Support, choose, has_levels, number_of_levels, support_kind
 from pyro_vae.datasets.user_file import FORMATS, Wanted, read_file
+from pyro_vae.distributions.support import base_support
 
 
 def names() -> tuple[str, ...]:

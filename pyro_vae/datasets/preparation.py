@@ -16,7 +16,8 @@ from pyro_vae.datasets.binarisation import bernoulli_draw, generator_for, thresh
 from pyro_vae.datasets.data_transform import fit_transform
 from pyro_vae.datasets.errors import DataError
 from pyro_vae.datasets.raw_data import Binarisation, RawData, Scaling
-from pyro_vae.datasets.support import Kind, Support, is_discrete, outside
+from pyro_vae.datasets.support import Kind, Support, outside
+from pyro_vae.distributions.support import is_discrete
 
 
 class Preparation:

@@ -11,26 +11,12 @@ from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.datasets.raw_data import Binarisation, RawData, Scaling
+from pyro_vae.distributions.support import base_support
 
 Kind = Literal["binary", "unit", "real", "other", "columns"]
 
 # Of one datum; or one for each column of a table, by its name.
 Support = Constraint | Mapping[str, Constraint]
-
-
-def base_support(support: Constraint) -> Constraint:
-    r"""Return the constraint inside all `constraints.independent`."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support
-
-
-def is_discrete(support: Constraint) -> bool:
-    r"""Tell whether a support holds masses; False where that depends on the distribution's parameters."""
-    try:
-        return bool(support.is_discrete)
-    except NotImplementedError:
-        return False
 
 
 def support_kind(support: Support | None) -> Kind:

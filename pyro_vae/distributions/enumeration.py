@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_vae.distributions.registry import cells_of
+from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 
 # More joint values than these are not summed over.

@@ -21,9 +21,9 @@ from torch.distributions import (
     register_kl,
 )
 
-from pyro_vae.distributions.registry import cells_of
+from pyro_vae.distributions.pushed import Pushed
+from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
-from pyro_vae.vae.derived_posterior import Pushed
 
 
 def analytic_kl(q: Distribution, p: Distribution) -> Tensor:

@@ -10,7 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal, TransformedDistribution
 
-from pyro_vae.distributions.registry import cells_of
+from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.random_streams import isolated
 

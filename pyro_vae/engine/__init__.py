@@ -6,7 +6,8 @@ from pyro_vae.engine.compilation.backend import interpreted
 from pyro_vae.engine.compilation.routine import Routine, enabled, repeated, routine
 from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.engine.step.consecutive_steps import Stretch
-from pyro_vae.engine.step.step import Ledger, Step
+from pyro_vae.engine.step.ledger import Ledger
+from pyro_vae.engine.step.step import Step
 from pyro_vae.engine.svi.svi import CompiledSVI
 
 __all__ = [

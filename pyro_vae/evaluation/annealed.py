@@ -18,9 +18,11 @@ from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate, LogMean
-from pyro_vae.inference.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Latents, Start, Tempered, adapted, jittered
+from pyro_vae.inference.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Start, Tempered, adapted, jittered
+from pyro_vae.inference.latents import Latents
+from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
 Schedule = Literal["linear", "sigmoid"]

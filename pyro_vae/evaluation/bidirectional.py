@@ -13,8 +13,10 @@ from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.annealed import Annealing, Path, Schedule, Sweep, check_at_least, parts
 from pyro_vae.evaluation.estimate import Estimate
-from pyro_vae.inference.hmc import Latents, Start
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.inference.hmc import Start
+from pyro_vae.inference.latents import Latents
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
 # Transitions by which the chains of a pair part from its one exact z.

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
+from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
 # How many draws of z are held at once.

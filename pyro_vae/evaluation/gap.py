@@ -12,15 +12,17 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.batch import Batch, DataLike
+from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.inference.weights import path_log_prob
+from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
-from pyro_vae.runtime.random_streams import evaluating, isolated, stream_seed
+from pyro_vae.runtime.random_streams import isolated, stream_seed
 from pyro_vae.vae.conditional import Conditional
-from pyro_vae.vae.derived_posterior import Pushed, Pushforward
+from pyro_vae.vae.derived_posterior import Pushforward
 from pyro_vae.vae.vae import VAE
 
 # How many data are optimised together, and how many particles (samples x data) are decoded at once.

@@ -14,9 +14,10 @@ from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.intervals import Interval
-from pyro_vae.inference import Inference
+from pyro_vae.inference.interface import Inference
+from pyro_vae.runtime.modes import evaluating, switched
 from pyro_vae.runtime.progress import tracked
-from pyro_vae.runtime.random_streams import evaluating, isolated, switched
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
 # Share of the squared norm below which a variance is rounding.

@@ -18,8 +18,9 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate, LogMean
 from pyro_vae.evaluation.pareto import pareto_k
+from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
 # How many rows of x (samples x data) are decoded at once. On a CPU few, so that what the decoder makes of them stays in

@@ -16,8 +16,9 @@ from pyro_vae.distributions.moments import centre, spread
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.estimate import Estimate
+from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
 # How many particles (samples x data) are decoded at once, and how many pairs of a particle and a datum compared.

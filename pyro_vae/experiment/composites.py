@@ -15,7 +15,7 @@ from pyro_vae.datasets.support import support_kind
 from pyro_vae.distributions.columns import ColumnSupport
 from pyro_vae.distributions.registry import FAMILIES
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.experiment.distribution import DistributionSpec, parameters_of, read_source
+from pyro_vae.experiment.distribution import DistributionSpec, parameter_names, read_source
 from pyro_vae.experiment.encoder_input import EncoderInput, bounds_of, is_count
 from pyro_vae.experiment.place import Place
 from pyro_vae.experiment.tagged import Tagged
@@ -44,7 +44,7 @@ class MixtureSpec(Tagged):
         """Returns the fields below the key: the family and its parameters stand beside ``components``."""
         own: dict[str, Any] = {name: content[name] for name in ("components", "weights") if name in content}
         of = {"family": "Normal", **{name: value for name, value in content.items() if name not in own}}
-        known = ["family", "components", "weights", *parameters_of(of["family"])]
+        known = ["family", "components", "weights", *parameter_names(of["family"])]
         for name in of if of["family"] in FAMILIES else ():
             if name not in known:
                 raise ValueError(f"`{name}` is no key here; {near_match(str(name), known)}")

@@ -2,24 +2,30 @@ r"""A distribution in an experiment file: ``{family: Normal, loc: 0, scale: lear
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import pyro
 import torch
-from pydantic import ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    ConfigDict,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic_core import CoreSchema
 from pyro.distributions import TorchDistribution
 from torch import nn
 from torch.distributions.constraints import Constraint, is_dependent
 
+from pyro_vae.distributions.family import parameters_of
 from pyro_vae.distributions.registry import FAMILIES, usual_name
 from pyro_vae.errors import near_match, nearest
 from pyro_vae.experiment.encoder_input import EncoderInput
 from pyro_vae.experiment.place import Part, Place
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.conditional import Conditional
+from pyro_vae.vae.parameter_prior import ParameterPrior
 from pyro_vae.vae.sources import TRANSFORMS, Fixed, Learned, Network, Source
 
 
@@ -43,7 +49,7 @@ class DistributionSpec(Part):
     def _known(self) -> DistributionSpec:
         if self.family not in FAMILIES:
             raise ValueError(f"unknown family `{self.family}`; {near_match(usual_name(self.family), FAMILIES)}")
-        signature = parameters_of(self.family)
+        signature = parameter_names(self.family)
         for name in self.model_extra or {}:
             if name not in signature:
                 beside = nearest(name, [*signature, *Part.model_fields]) in Part.model_fields
@@ -106,7 +112,7 @@ class DistributionSpec(Part):
         """
         support = getattr(self.family_class, "support", None)
         of_rows = isinstance(support, Constraint) and support.event_dim == 1
-        if not of_rows or "total_count" not in parameters_of(self.family):
+        if not of_rows or "total_count" not in parameter_names(self.family):
             return self
         if "total_count" in (self.model_extra or {}):
             return self
@@ -132,10 +138,9 @@ class DistributionSpec(Part):
         return Conditional(self.family_class, event_shape, given=given, head=head, **self._keywords())
 
 
-def parameters_of(family: str) -> list[str]:
+def parameter_names(family: str) -> list[str]:
     """Returns the names of the parameters of a family; of an unknown one: none."""
-    signature = inspect.signature(FAMILIES[family]).parameters if family in FAMILIES else ()
-    return [name for name in signature if name != "validate_args"]
+    return list(parameters_of(FAMILIES[family])) if family in FAMILIES else []
 
 
 def read_source(name: str, value: Any) -> Source:
@@ -168,3 +173,23 @@ def read_source(name: str, value: Any) -> Source:
             raise ValueError(f"`{name}`: unknown transform `{given}`; {near_match(str(given), TRANSFORMS)}")
         fields = {**fields, "transform": TRANSFORMS[given]()}
     return Learned(**fields) if kind == "learned" else Network(**fields)
+
+
+class ParameterPriorSpec(DistributionSpec):
+    """A prior over the generative parameters, with fixed numbers; see `pyro_vae.vae.parameter_prior.ParameterPrior`."""
+
+    biases: bool = False
+
+    @model_validator(mode="after")
+    def _numbers(self) -> ParameterPriorSpec:
+        for name, value in (self.model_extra or {}).items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"`{name}`: a parameter prior has fixed numbers, got {value!r}")
+        with pyro.validation_enabled(True):
+            self.build_prior()
+        return self
+
+    def build_prior(self) -> ParameterPrior:
+        """Returns the `ParameterPrior`."""
+        numbers = {name: float(value) for name, value in (self.model_extra or {}).items()}
+        return ParameterPrior(self.family_class(**numbers), self.biases)

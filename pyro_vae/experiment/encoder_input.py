@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.datasets.support import base_support
 from pyro_vae.distributions.columns import ColumnSupport
 from pyro_vae.distributions.multinomial import CountVector
+from pyro_vae.distributions.support import base_support
 from pyro_vae.errors import InputError
-from pyro_vae.networks import Preprocess
-from pyro_vae.networks.preprocess import Bounds, Cell
+from pyro_vae.networks.preprocess import Bounds, Cell, Preprocess
 
 # Data in a range as wide as this reach a network as they are.
 _NARROW = 32

@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
-import pyro
 import torch
 from pydantic import (
-    BeforeValidator,
     Field,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
     WithJsonSchema,
@@ -22,112 +19,25 @@ from pydantic import (
 )
 from torch import nn
 
-from pyro_vae import datasets
+from pyro_vae.datasets import loading
+from pyro_vae.datasets.data import Data
+from pyro_vae.datasets.description import describe
+from pyro_vae.distributions.support import is_real
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.experiment.choices import InferenceSpec, OptimizerSpec, ScheduleSpec, Strict
+from pyro_vae.experiment.choices import InferenceSpec, Strict
 from pyro_vae.experiment.data import DataSpec, Seed
-from pyro_vae.experiment.distribution import DistributionSpec
+from pyro_vae.experiment.distribution import DistributionSpec, ParameterPriorSpec
 from pyro_vae.experiment.encoder_input import fit_inputs
 from pyro_vae.experiment.error_lines import line_of
 from pyro_vae.experiment.mixed import MixedSpec
-from pyro_vae.experiment.network import NetworkSpec, code_allowed
+from pyro_vae.experiment.network import code_allowed
 from pyro_vae.experiment.part import AnyPart, HierarchySpec
 from pyro_vae.experiment.place import Place, check_declared
+from pyro_vae.experiment.settings import Evaluation, Networks, Training
 from pyro_vae.experiment.yaml_file import read_yaml, write_yaml
-from pyro_vae.runtime.precision import Precision
-from pyro_vae.vae.derived_posterior import is_real, unconstrained_shape
+from pyro_vae.vae.derived_posterior import unconstrained_shape
 from pyro_vae.vae.hierarchy import Reads, blocks_of
-from pyro_vae.vae.parameter_prior import ParameterPrior
 from pyro_vae.vae.vae import VAE
-
-
-class Networks(Strict):
-    """The networks of the posterior (encoder) and of the likelihood (decoder)."""
-
-    encoder: NetworkSpec = NetworkSpec(mlp=[200])
-    decoder: NetworkSpec = NetworkSpec(mlp=[200])
-
-
-def _auto_or_bool(value: Any) -> Any:
-    if value != "auto" and not isinstance(value, bool):
-        raise ValueError(f"expected auto, true or false, got {value!r}")
-    return value
-
-
-class Training(Strict):
-    """The arguments of `pyro_vae.fit`."""
-
-    epochs: PositiveInt | None = None
-    steps: PositiveInt | None = None
-    batch_size: PositiveInt = 100
-    optimizer: OptimizerSpec = Field(default_factory=lambda: OptimizerSpec(name="Adam", arguments={"lr": 0.001}))
-    schedule: ScheduleSpec | None = None
-    clip_norm: PositiveFloat | None = None
-    validation_every: PositiveInt | None = None
-    early_stopping: PositiveInt | None = None
-    keep: Literal["best", "last"] = "last"
-    compile: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
-    precision: Precision = "float32"
-    together: bool | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_length(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("epochs") is None and value.get("steps") is None:
-            return {**value, "epochs": 50}
-        return value
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Training:
-        if self.epochs is not None and self.steps is not None:
-            raise ValueError("expected exactly one of `epochs` and `steps`")
-        return self
-
-    def total_steps(self, size: int) -> int:
-        """Returns the number of steps over ``size`` training data."""
-        return self.steps or (self.epochs or 0) * -(-size // min(self.batch_size, size))
-
-
-class Evaluation(Strict):
-    """How the trained models are judged.
-
-    Attributes:
-        num_samples: Importance samples for each test datum.
-        elbo_samples: Draws for each test datum.
-        ais_data: Test data, the first, for annealed importance sampling, which takes the place of importance
-            sampling where no posterior is trained.
-        temperatures: Of annealed importance sampling.
-        chains: Of annealed importance sampling, for each datum.
-        posterior_checks: Test data, the first, for the inference gap and the gradients' noise; 0 for no checks.
-    """
-
-    num_samples: Annotated[int, Field(ge=2)] = 1000
-    elbo_samples: Annotated[int, Field(ge=2)] = 10
-    ais_data: PositiveInt = 500
-    temperatures: Annotated[int, Field(ge=2)] = 500
-    chains: PositiveInt = 8
-    posterior_checks: Annotated[int, Field(ge=0)] = 100
-
-
-class ParameterPriorSpec(DistributionSpec):
-    """A prior over the generative parameters, with fixed numbers; see `pyro_vae.vae.parameter_prior.ParameterPrior`."""
-
-    biases: bool = False
-
-    @model_validator(mode="after")
-    def _numbers(self) -> ParameterPriorSpec:
-        for name, value in (self.model_extra or {}).items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"`{name}`: a parameter prior has fixed numbers, got {value!r}")
-        with pyro.validation_enabled(True):
-            self.build_prior()
-        return self
-
-    def build_prior(self) -> ParameterPrior:
-        """Returns the `ParameterPrior`."""
-        numbers = {name: float(value) for name, value in (self.model_extra or {}).items()}
-        return ParameterPrior(self.family_class(**numbers), self.biases)
-
 
 _SIZE = {"type": "integer", "exclusiveMinimum": 0}
 _LATENT = {"anyOf": [_SIZE, {"type": "array", "items": _SIZE, "minItems": 1}]}
@@ -246,7 +156,7 @@ class Experiment(Strict):
     def relative_to(self, folder: Path) -> Experiment:
         """Returns the experiment with a data file's path taken from ``folder``."""
         beside = folder / Path(self.data.name).expanduser()
-        if self.data.name in datasets.names() or not beside.is_file():
+        if self.data.name in loading.names() or not beside.is_file():
             return self
         data = self.data.model_copy(update={"name": str(beside.resolve())})
         return self.model_copy(update={"data": data})
@@ -280,13 +190,13 @@ class Experiment(Strict):
         spec, likelihood = self.data, self.likelihood
         if not isinstance(likelihood, MixedSpec):
             return self
-        if spec.name in datasets.names():
+        if spec.name in loading.names():
             raise InputError(f"likelihood: `mixed` is for tables with named columns, and `{spec.name}` is a named set.")
-        contents = datasets.describe(spec.name, missing=spec.missing, context=spec.context, offset=spec.offset)
+        contents = describe(spec.name, missing=spec.missing, context=spec.context, offset=spec.offset)
         chosen = _explained("likelihood", lambda: likelihood.resolved(contents))
         return self.model_copy(update={"likelihood": chosen})
 
-    def completed(self, data: datasets.Data) -> Experiment:
+    def completed(self, data: Data) -> Experiment:
         """Returns the experiment with what the likelihood leaves open taken from the data: a `total_count` of rows.
 
         Arguments:
@@ -301,14 +211,14 @@ class Experiment(Strict):
             return self
         return self.model_copy(update={"likelihood": likelihood.completed(int(total))})
 
-    def load_data(self, progress: bool = False) -> datasets.Data:
+    def load_data(self, progress: bool = False) -> Data:
         """Returns the data, prepared for the likelihood's support.
 
         Raises:
             InputError: For data that cannot be found, read or used with the likelihood.
         """
         spec, likelihood = self.data, self.resolved().likelihood
-        return datasets.load(
+        return loading.load(
             spec.name,
             support=likelihood.supports if isinstance(likelihood, MixedSpec) else likelihood.support,
             binarisation=spec.binarisation,
@@ -322,7 +232,7 @@ class Experiment(Strict):
             progress=progress,
         )
 
-    def build(self, data: datasets.Data | None = None) -> VAE:
+    def build(self, data: Data | None = None) -> VAE:
         """Returns a new VAE, its parameters drawn from torch's global random stream.
 
         Arguments:

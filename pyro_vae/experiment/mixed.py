@@ -11,9 +11,10 @@ from torch import nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.datasets import Content
 from pyro_vae.datasets.cells import is_number, not_a_number
-from pyro_vae.distributions.registry import FAMILIES, is_discrete
+from pyro_vae.datasets.description import Content
+from pyro_vae.distributions.registry import FAMILIES
+from pyro_vae.distributions.support import is_discrete
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.experiment.encoder_input import EncoderInput

@@ -13,17 +13,12 @@ from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.choices import Strict
 from pyro_vae.experiment.encoder_input import EncoderInput
 from pyro_vae.experiment.user_network import accepts, build_user_network, check_path, code_allowed
-from pyro_vae.networks import (
-    ACTIVATIONS,
-    conv_decoder,
-    conv_encoder,
-    gated_mlp,
-    mlp,
-    residual_conv_decoder,
-    residual_conv_encoder,
-    residual_mlp,
-    spec_of,
-)
+from pyro_vae.networks.activation import ACTIVATIONS
+from pyro_vae.networks.convolution import conv_decoder, conv_encoder
+from pyro_vae.networks.gated import gated_mlp
+from pyro_vae.networks.mlp import mlp
+from pyro_vae.networks.residual import residual_conv_decoder, residual_conv_encoder, residual_mlp
+from pyro_vae.networks.specification import spec_of
 
 __all__ = ["NetworkSpec", "code_allowed"]
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from pyro_vae.errors import InputError
 from pyro_vae.experiment.encoder_input import default_input
-from pyro_vae.networks import spec_of
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.networks.specification import spec_of
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.derived_posterior import Pushforward
 from pyro_vae.vae.hierarchy import Hierarchy, Reads, blocks_of
 from pyro_vae.vae.parameter_prior import ParameterPrior

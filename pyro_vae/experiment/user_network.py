@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pyro_vae.errors import InputError, near_match, nearest
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 
 _CODE_ALLOWED: ContextVar[bool] = ContextVar("pyro_vae_code_allowed", default=False)
 

@@ -1,7 +1,7 @@
 """Inference algorithms, one a file, behind one interface; `ALGORITHMS` maps their short names to classes."""
 
-from pyro_vae.errors import InputError, near_match
 from pyro_vae.inference.aevb import AEVB
+from pyro_vae.inference.algorithms import ALGORITHMS, algorithm
 from pyro_vae.inference.analytic_kl import AnalyticKL
 from pyro_vae.inference.autoencoder import Autoencoder
 from pyro_vae.inference.beta_vae import BetaVAE
@@ -22,33 +22,6 @@ from pyro_vae.inference.score_function import ScoreFunction
 from pyro_vae.inference.stl import STL
 from pyro_vae.inference.vb import VB
 from pyro_vae.inference.wake_sleep import WakeSleep
-
-_ALL: tuple[type[Inference], ...] = (
-    *(AEVB, AnalyticKL, STL, ScoreFunction, Enumeration),
-    *(IWAE, DReG, Renyi, MIWAE, PIWAE, CIWAE),
-    *(WakeSleep, RWS, MCEM),
-    *(BetaVAE, FreeBits, MMD, Autoencoder, VB, M2),
-)
-ALGORITHMS: dict[str, type[Inference]] = {algorithm.name: algorithm for algorithm in _ALL}
-
-
-def algorithm(name: str) -> type[Inference]:
-    """Returns the algorithm with a short name.
-
-    Arguments:
-        name: Such as ``"aevb"``.
-
-    Raises:
-        InputError: For an unknown name, with the nearest known one.
-
-    Example:
-        >>> algorithm("wake-sleep").__name__
-        'WakeSleep'
-    """
-    if name not in ALGORITHMS:
-        raise InputError(f"unknown inference algorithm `{name}`; {near_match(name, ALGORITHMS)}")
-    return ALGORITHMS[name]
-
 
 __all__ = [
     "AEVB",

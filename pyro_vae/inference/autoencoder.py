@@ -10,11 +10,11 @@ from torch.distributions import TransformedDistribution
 
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.moments import centre
-from pyro_vae.distributions.registry import cells_of
+from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 from pyro_vae.inference.interface import Inference, Loss, Phase
 from pyro_vae.inference.requirements import PATHWISE
-from pyro_vae.runtime.random_streams import evaluating
+from pyro_vae.runtime.modes import evaluating
 from pyro_vae.vae.vae import VAE
 
 

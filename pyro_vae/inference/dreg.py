@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pyro_vae.batch import Batch
+from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.inference.interface import Inference, Loss, check_count, surrogate
 from pyro_vae.inference.requirements import PATHWISE
 from pyro_vae.inference.weights import log_mean_exp, path_log_prob, root_of
-from pyro_vae.vae.derived_posterior import Pushed
 from pyro_vae.vae.vae import VAE
 
 

@@ -10,14 +10,10 @@ from typing import Literal, NamedTuple
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions.transforms import identity_transform
 
-from pyro_vae.batch import Batch, DataLike
-from pyro_vae.distributions.registry import cells_of
-from pyro_vae.distributions.simplex import bijection_onto
+from pyro_vae.batch import Batch
 from pyro_vae.engine.compilation.routine import repeated, routine
-from pyro_vae.errors import InputError
-from pyro_vae.vae.derived_posterior import support_of
+from pyro_vae.inference.latents import Latents
 from pyro_vae.vae.vae import VAE
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -29,88 +25,6 @@ _RATE = 0.5
 TARGET_ACCEPTANCE = 0.75
 # Where an adaptation begins, and by which share up or down a step size is drawn anew for every trajectory.
 FIRST_STEP, _JITTER = 0.5, 0.3
-
-
-class Latents:
-    r"""The latents u of a batch in unconstrained space, z = T(u), with the densities that a sampler needs.
-
-    .. math:: \log p(u) = \log p(z) + \log |\det J_T(u)|, \qquad T = \texttt{bijection\_onto}(\text{support of } p(z))
-
-    All methods map u of shape ``(..., B, *shape)`` to ``(..., B)``, in nats, and are differentiable in u.
-
-    Arguments:
-        vae: The VAE.
-        data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
-        caller: Who asks; begins the message of an error.
-
-    Raises:
-        InputError: For discrete latents, and for a support onto which no bijection is known.
-
-    Reference: Kucukelbir et al., "Automatic differentiation variational inference", 2017, section 2.3.
-    """
-
-    def __init__(self, vae: VAE, data: DataLike, caller: str = "HMC") -> None:
-        self.vae, self.batch = vae, vae.check(data)
-        with pyro.validation_enabled(False):  # positions that overflow are for the sampler to reject
-            self.prior = vae.prior_given(self.batch)
-        family = type(cells_of(self.prior)).__name__
-        if self.prior.support.is_discrete:
-            raise InputError(
-                f"{caller}: Hamiltonian Monte Carlo needs the gradient in z, and the prior `{family}` is discrete; use "
-                "rws, wake-sleep or score-function to train, and log_marginal to evaluate."
-            )
-        try:
-            self.transform = bijection_onto(support_of(self.prior))
-        except NotImplementedError:
-            raise InputError(
-                f"{caller}: no bijection onto the support {self.prior.support} of the prior `{family}` is known, so "
-                "that its latents cannot be moved; use aevb to train, and log_marginal to evaluate."
-            ) from None
-        self.shape = self.transform.inverse_shape(vae.latent_shape)
-
-    def constrain(self, u: Tensor) -> Tensor:
-        """Returns z = T(u)."""
-        z: Tensor = self.transform(u)
-        return z
-
-    def unconstrain(self, z: Tensor) -> Tensor:
-        """Returns u with T(u) = z."""
-        u: Tensor = self.transform.inv(z)
-        return u
-
-    def log_jacobian(self, u: Tensor) -> Tensor:
-        """Returns log |det dz/du|, shape ``(..., B)``."""
-        if self.transform is identity_transform:
-            return u.new_zeros(())
-        terms = self.transform.log_abs_det_jacobian(u, self.constrain(u))
-        return terms.flatten(-event).sum(-1) if (event := terms.dim() - (u.dim() - len(self.shape))) else terms
-
-    def log_prior(self, u: Tensor) -> Tensor:
-        """Returns log p(u)."""
-        return self.prior.log_prob(self.constrain(u)) + self.log_jacobian(u)
-
-    def log_likelihood(self, u: Tensor) -> Tensor:
-        """Returns log p(x|z) at z = T(u)."""
-        return self.vae.log_likelihood(self.constrain(u), self.batch)
-
-    def log_joint(self, u: Tensor) -> Tensor:
-        """Returns log p(x, u), whose normalised density is the exact posterior of u."""
-        return self.log_prior(u) + self.log_likelihood(u)
-
-    def log_posterior(self, u: Tensor) -> Tensor:
-        """Returns log q(u|x), the approximate posterior's density of u."""
-        return self.vae.encode(self.batch).log_prob(self.constrain(u)) + self.log_jacobian(u)
-
-    @torch.no_grad()
-    def draw_prior(self, n: int) -> Tensor:
-        """Returns n draws from the prior for each datum, shape ``(n, B, *shape)``."""
-        shape = (n,) if self.prior.batch_shape else (n, self.batch.size)
-        return self.unconstrain(self.prior.sample(shape))
-
-    @torch.no_grad()
-    def draw_posterior(self, n: int) -> Tensor:
-        """Returns n draws from q(u|x) for each datum, shape ``(n, B, *shape)``."""
-        return self.unconstrain(self.vae.encode(self.batch).sample((n,)))
 
 
 class Transition(NamedTuple):

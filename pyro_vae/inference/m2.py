@@ -15,7 +15,7 @@ from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
 from pyro_vae.inference.interface import Inference, Loss, check_count, check_number
 from pyro_vae.inference.requirements import PATHWISE, labels_as_context
-from pyro_vae.networks import mlp
+from pyro_vae.networks.mlp import mlp
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.inputs import batch_for

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.inference.hmc import Latents, Tempered, adapted, jittered
+from pyro_vae.inference.hmc import Tempered, adapted, jittered
 from pyro_vae.inference.interface import Inference, Loss, Phase, check_count, check_number
+from pyro_vae.inference.latents import Latents
 from pyro_vae.inference.requirements import differentiable_likelihood, movable_latents, unshared
-from pyro_vae.runtime.random_streams import evaluating
+from pyro_vae.runtime.modes import evaluating
 from pyro_vae.vae.vae import VAE
 
 # Change of the log step size for each unit by which a transition's mean acceptance misses the target.

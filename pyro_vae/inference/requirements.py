@@ -7,10 +7,11 @@ from pyro.distributions import TorchDistribution
 
 from pyro_vae.distributions.enumeration import latent_values
 from pyro_vae.distributions.kl import analytic_kl, kl_of_dimensions
+from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.errors import InputError
-from pyro_vae.inference.hmc import Latents
-from pyro_vae.runtime.random_streams import evaluating, isolated
-from pyro_vae.vae.derived_posterior import Pushed
+from pyro_vae.inference.latents import Latents
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
 

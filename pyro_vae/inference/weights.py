@@ -7,7 +7,7 @@ import math
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_vae.vae.derived_posterior import Pushed
+from pyro_vae.distributions.pushed import Pushed
 
 
 def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:

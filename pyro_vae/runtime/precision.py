@@ -57,12 +57,22 @@ def numerics() -> tuple[object, ...]:
     return (_autocast.get(), *cuda, torch.get_default_dtype())
 
 
-def network_output(network: nn.Module, given: Tensor) -> Tensor:
-    """Returns a network's output, computed as `networks_in` says and of the type of what it was given."""
-    dtype = _autocast.get()
+def network_output(network: nn.Module, context: Tensor) -> Tensor:
+    """Returns a network's output, computed as `networks_in` says and of the type of the context.
+
+    The network sees one batch dimension, whatever the context has: batch normalisation and convolutions need it.
+
+    Arguments:
+        network: Maps ``(B, C)`` to ``(B, ...)``.
+        context: Shape ``(..., C)``.
+
+    Returns:
+        Shape ``(..., *rest)``.
+    """
+    rows, dtype = context.reshape(-1, context.shape[-1]), _autocast.get()
     if dtype is None:
-        output: Tensor = network(given)
-        return output
-    with torch.autocast(given.device.type, dtype, cache_enabled=False):
-        output = network(given)
-    return output.to(given.dtype)
+        output: Tensor = network(rows)
+    else:
+        with torch.autocast(context.device.type, dtype, cache_enabled=False):
+            output = network(rows).to(context.dtype)
+    return output.reshape(*context.shape[:-1], *output.shape[1:])

@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import numpy as np
 import pyro
 import torch
-from torch import nn
 
 
 def stream_seed(seed: int, stream: str) -> int:
@@ -48,20 +47,3 @@ def isolated(seed: int, stream: str = "") -> Iterator[None]:
             _seeds.pop()
             np.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)
-
-
-@contextmanager
-def switched(module: nn.Module, training: bool) -> Iterator[None]:
-    """Puts a module into training or evaluation mode within the block; every part's own mode comes back after it."""
-    modes = {child: child.training for child in module.modules()}
-    module.train(training)
-    try:
-        yield
-    finally:
-        for child, was_training in modes.items():
-            child.training = was_training
-
-
-def evaluating(module: nn.Module) -> AbstractContextManager[None]:
-    """Puts a module into evaluation mode within the block."""
-    return switched(module, training=False)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pyro_vae.errors import InputError
-from pyro_vae.inference import Inference
+from pyro_vae.inference.interface import Inference
 from pyro_vae.training.history import History
 from pyro_vae.vae.vae import VAE
 

@@ -9,14 +9,15 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from pyro_vae.engine import enabled
 from pyro_vae.engine.compilation.cost import Mode
+from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError, NonFiniteError
-from pyro_vae.inference import Inference
+from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.interrupts import deferrable
+from pyro_vae.runtime.modes import switched
 from pyro_vae.runtime.precision import Precision, networks_in
 from pyro_vae.runtime.progress import steps_bar
-from pyro_vae.runtime.random_streams import isolated, switched
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.training.checkpoint import Checkpoint
 from pyro_vae.training.history import History
 from pyro_vae.training.loop import Callback, Loop

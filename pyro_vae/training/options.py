@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pyro_vae.errors import InputError
-from pyro_vae.inference import Inference
+from pyro_vae.inference.interface import Inference
 from pyro_vae.training.schedules import SCHEDULE
 from pyro_vae.training.stepper import OptimizerFactory
 

@@ -14,9 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
-from pyro_vae.engine import CaptureError, CompilationError, Ledger, Step, Stretch, tensors_of
+from pyro_vae.engine.capture.capture import tensors_of
 from pyro_vae.engine.compilation.cost import CAPTURE, MOST, WARM, Busy, Mode, price
-from pyro_vae.inference import Inference, Loss, Phase
+from pyro_vae.engine.errors import CaptureError, CompilationError
+from pyro_vae.engine.step.consecutive_steps import Stretch
+from pyro_vae.engine.step.ledger import Ledger
+from pyro_vae.engine.step.step import Step
+from pyro_vae.inference.interface import Inference, Loss, Phase
 from pyro_vae.vae.vae import VAE
 
 # What is in an optimizer's group and does not tell kinds of steps apart: learning rates are read at each.

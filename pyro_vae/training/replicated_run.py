@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.engine import CaptureError, CompilationError
 from pyro_vae.engine.compilation.cost import CAPTURE, MOST, Busy, Mode
+from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.engine.step.replicated_step import Stack
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.runtime.interrupts import uninterrupted

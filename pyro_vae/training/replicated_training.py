@@ -11,13 +11,14 @@ from typing import Any, Literal
 import numpy as np
 
 from pyro_vae.batch import Batch
-from pyro_vae.engine import Ledger
 from pyro_vae.engine.compilation.cost import Mode
+from pyro_vae.engine.step.ledger import Ledger
 from pyro_vae.errors import InputError, NonFiniteError
-from pyro_vae.inference import Inference
+from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.interrupts import deferrable
+from pyro_vae.runtime.modes import switched
 from pyro_vae.runtime.progress import steps_bar
-from pyro_vae.runtime.random_streams import isolated, switched
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.training.history import History
 from pyro_vae.training.minibatches import Transform, as_batch
 from pyro_vae.training.options import Counts, check_running, checked_algorithm, whole

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.engine import CaptureError, Ledger, Step
 from pyro_vae.engine.capture.capture import tensors_of
 from pyro_vae.engine.compilation.cost import price
+from pyro_vae.engine.errors import CaptureError
+from pyro_vae.engine.step.ledger import Ledger
 from pyro_vae.engine.step.replicated_step import ReplicatedStep, Stack, check_rules
 from pyro_vae.engine.step.same_program import alike
+from pyro_vae.engine.step.step import Step
 from pyro_vae.errors import NonFiniteError
-from pyro_vae.inference import Inference
+from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.training.plan import Plan
 from pyro_vae.training.stacked_minibatches import Minibatch

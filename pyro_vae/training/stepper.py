@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
-from pyro_vae.engine import Ledger, Lifted
+from pyro_vae.engine.capture.noise import Lifted
 from pyro_vae.engine.compilation.cost import Busy, Mode
+from pyro_vae.engine.step.ledger import Ledger
 from pyro_vae.errors import InputError, NonFiniteError
-from pyro_vae.inference import Inference, Loss, Phase
+from pyro_vae.inference.interface import Inference, Loss, Phase
 from pyro_vae.runtime.interrupts import uninterrupted
 from pyro_vae.training.plan import CompiledSteps, Plan
 from pyro_vae.training.schedules import factor_of

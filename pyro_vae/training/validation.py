@@ -14,8 +14,8 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import NonFiniteError
-from pyro_vae.evaluation import elbo
-from pyro_vae.inference import Inference
+from pyro_vae.evaluation.importance import elbo
+from pyro_vae.inference.interface import Inference
 from pyro_vae.vae.vae import VAE
 
 

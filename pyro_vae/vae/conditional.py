@@ -12,14 +12,10 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.distributions.transforms import Transform
 
-from pyro_vae.distributions.registry import (
-    constraints_of,
-    declared_sizes,
-    event_dim_of,
-    family_in_place_of,
-    implied_constants,
-)
+from pyro_vae.distributions.family import constraints_of, declared_sizes, event_dim_of, implied_constants
+from pyro_vae.distributions.registry import family_in_place_of
 from pyro_vae.errors import InputError
+from pyro_vae.networks.sizes import out_features
 from pyro_vae.runtime.precision import network_output
 from pyro_vae.vae.parameters import as_shape, constant, initial, is_number, resolve, shape_for, transform_for
 from pyro_vae.vae.sources import Fixed, Learned, Network, Source
@@ -93,7 +89,7 @@ class Conditional(nn.Module):
         self.takes_offset = any(isinstance(s, Network) and s.offset for s in self.sources.values())
         if given is not None and head is not None:
             like = next(given.parameters(), torch.empty(()))
-            width = _out_features(given) if features is None else features
+            width = out_features(given) if features is None else features
             self.head = nn.Linear(width, sum(self._sizes), device=like.device, dtype=like.dtype)
 
     def forward(self, context: Tensor | None = None, offset: Tensor | None = None) -> TorchDistribution:
@@ -124,8 +120,7 @@ class Conditional(nn.Module):
         """Returns the unconstrained values of all `Network` parameters, shape ``(..., n)``, for `distribution`."""
         if self.given is None:
             raise InputError(f"Conditional: no parameter of `{self.family.__name__}` is a `Network`.")
-        # One batch dimension, whatever the context has: batch normalisation and convolutions tell them apart.
-        raw = network_output(self.given, context.reshape(-1, context.shape[-1]))
+        raw = network_output(self.given, context)
         if self.head is not None:
             raw = network_output(self.head, raw)
         if raw.shape[-1] != sum(self._sizes):
@@ -133,7 +128,7 @@ class Conditional(nn.Module):
                 f"Conditional: with head=None `given` must emit {sum(self._sizes)} values per datum "
                 f"({len(self._sizes)} parameter(s) of `{self.family.__name__}`), got {raw.shape[-1]}."
             )
-        return raw.reshape(*context.shape[:-1], raw.shape[-1])
+        return raw
 
     def distribution(self, raw: Tensor, offset: Tensor | None = None) -> TorchDistribution:
         """Returns the distribution whose `Network` parameters have the unconstrained values ``raw``.
@@ -287,16 +282,3 @@ class Conditional(nn.Module):
                 f"Conditional: `{self.family.__name__}` has events of shape {tuple(built.event_shape)}, but "
                 f"event_shape {tuple(self.event_shape)} is declared; declare what the family produces."
             )
-
-
-def _out_features(module: nn.Module) -> int:
-    declared = getattr(module, "out_features", None)
-    if isinstance(declared, int):
-        return declared
-    linear = [child for child in module.modules() if isinstance(child, nn.Linear)]
-    if not linear:
-        raise InputError(
-            f"Conditional: the output size of `{type(module).__name__}` is unknown; pass features=, or give the "
-            "module an attribute out_features."
-        )
-    return linear[-1].out_features

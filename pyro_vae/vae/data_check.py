@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.distributions.registry import cells_of
+from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.finite import Place as Place
 from pyro_vae.vae.finite import check_finite, refuse
 from pyro_vae.vae.vae import VAE

@@ -10,9 +10,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
-from pyro_vae.distributions.registry import cells_of, is_discrete
+from pyro_vae.distributions.support import cells_of, is_discrete
 from pyro_vae.errors import InputError
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.derived_posterior import remedy
 from pyro_vae.vae.hierarchy import blocks_of
 

@@ -2,78 +2,21 @@ r"""The posterior that a prior's support asks for: a Normal in unconstrained spa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
-from torch.distributions.constraints import Constraint, MixtureSameFamilyConstraint
 from torch.distributions.transforms import Transform, identity_transform
 
-from pyro_vae.distributions.registry import cells_of
+from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.distributions.simplex import bijection_onto
+from pyro_vae.distributions.support import cells_of, is_real, support_of
 from pyro_vae.errors import InputError
-from pyro_vae.networks import MLP, mlp
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.networks.mlp import MLP, mlp
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.hierarchy import HierarchicalDistribution
-
-
-class Pushed(dist.TransformedDistribution):
-    r"""A distribution pushed through one bijection, which remembers the u of its last draw of z = T(u).
-
-    In float32, :math:`T^{-1}(z)` is far from u where z is rounded near the boundary of the support, and the density
-    at it is wrong by hundreds of nats. The density of the last draw is taken at its own u.
-    """
-
-    _last: tuple[Tensor, Tensor] | None = None
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Returns draws of z, through which gradients pass."""
-        return self._remembered(self.base_dist.rsample(torch.Size(sample_shape)))
-
-    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Returns draws of z without gradients."""
-        with torch.no_grad():
-            return self._remembered(self.base_dist.sample(torch.Size(sample_shape)))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Returns log q(z|x)."""
-        return self._log_prob_at(self.preimage(value))
-
-    def fixed_log_prob(self, value: Tensor) -> Tensor:
-        """Returns log q(z|x) at fixed z."""
-        return self._log_prob_at(self.preimage(value).detach())
-
-    def _log_prob_at(self, u: Tensor) -> Tensor:
-        (transform,) = self.transforms
-        log_density: Tensor = self.base_dist.log_prob(u)
-        log_jacobian = transform.log_abs_det_jacobian(u, transform(u))
-        extra = log_jacobian.dim() - log_density.dim()
-        return log_density - (log_jacobian.flatten(-extra).sum(-1) if extra else log_jacobian)
-
-    def constrain(self, u: Tensor) -> Tensor:
-        """Returns z = T(u)."""
-        z: Tensor = self.transforms[0](u)
-        return z
-
-    def preimage(self, value: Tensor) -> Tensor:
-        """Returns u with T(u) = z."""
-        if self._last is not None and value is self._last[1]:
-            return self._last[0]
-        u_of_value: Tensor = self.transforms[0].inv(value)
-        return u_of_value
-
-    def renewed(self, z: Tensor) -> Tensor:
-        """Returns z as a function of a copy of its u, which no cache of the base's knows."""
-        return self._remembered(self.preimage(z).clone())
-
-    def _remembered(self, u: Tensor) -> Tensor:
-        z = self.constrain(u)
-        self._last = (u, z)
-        return z
 
 
 class Pushforward(nn.Module):
@@ -223,24 +166,9 @@ def unconstrained_shape(prior: nn.Module, latent_shape: torch.Size, context_feat
         return latent_shape
 
 
-def is_real(support: Constraint) -> bool:
-    """Whether every cell may be any real number."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support is constraints.real
-
-
 def _is_identity(transform: Transform) -> bool:
     base = getattr(transform, "base_transform", transform)
     return base is identity_transform or base == identity_transform
-
-
-def support_of(distribution: TorchDistribution) -> Constraint:
-    """A distribution's support; for a mixture, that of its components."""
-    support = distribution.support
-    while isinstance(support, MixtureSameFamilyConstraint):
-        support = support.base_constraint
-    return support
 
 
 @torch.no_grad()

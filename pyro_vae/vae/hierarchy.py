@@ -10,8 +10,10 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
+from pyro_vae.distributions.support import base_support
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 
 CONTEXT = "context"
 
@@ -314,17 +316,10 @@ class _Side(Constraint):
 
 def _joint(supports: Sequence[Constraint], blocks: Sequence[slice]) -> Constraint:
     """The support of the concatenation."""
-    cells = [_cell(support) for support in supports]
+    cells = [base_support(support) for support in supports]
     if all(cell is constraints.real for cell in cells):
         return constraints.real_vector
     if any(cell.event_dim for cell in cells):
         return _Side(supports, blocks)
     side = constraints.cat(cells, -1, [block.stop - block.start for block in blocks])
     return constraints.independent(side, 1)
-
-
-def _cell(support: Constraint) -> Constraint:
-    """The constraint of each cell, where these are independent."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    return support

@@ -2,19 +2,31 @@ r"""Data as they are given, made ready for one VAE."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from pyro_vae.batch import Batch, DataLike
+from pyro_vae.batch import Batch, DataLike, is_frame
 from pyro_vae.errors import InputError
-from pyro_vae.tensors import is_frame
-
-if TYPE_CHECKING:
-    from pyro_vae.vae.vae import VAE
 
 
-def batch_for(vae: VAE, data: DataLike, caller: str = "VAE", name: str = "x") -> Batch:
+class TakesData(Protocol):
+    """What decides how data are read: a `VAE`."""
+
+    likelihood: nn.Module
+    units: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where it lies."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its floating-point type."""
+
+
+def batch_for(vae: TakesData, data: DataLike, caller: str = "VAE", name: str = "x") -> Batch:
     """Returns data as a `Batch` of tensors, the columns of a data frame in the order of the likelihood's.
 
     A likelihood tells the names of its columns by an attribute ``column_names``, as `Mixed` does.
@@ -39,7 +51,7 @@ def batch_for(vae: VAE, data: DataLike, caller: str = "VAE", name: str = "x") ->
     return Batch.of(data, caller, name, getattr(vae.likelihood, "column_names", None))
 
 
-def batch_on(vae: VAE, data: DataLike) -> Batch:
+def batch_on(vae: TakesData, data: DataLike) -> Batch:
     """Returns what `batch_for` does; what was given as arrays, on the VAE's device and in its floating-point type."""
     batch = batch_for(vae, data)
     as_given = batch is data or isinstance(data, Tensor)

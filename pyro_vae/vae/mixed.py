@@ -11,7 +11,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.distributions.columns import Columns
-from pyro_vae.distributions.registry import cells_of, event_dim_of
+from pyro_vae.distributions.family import event_dim_of
+from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.parameters import resolve

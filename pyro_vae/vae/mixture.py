@@ -13,7 +13,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, TransformedDistribution
 
-from pyro_vae.distributions.registry import cells_of
+from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.conditional import Conditional

@@ -12,7 +12,7 @@ from torch.distributions import transforms
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
-from pyro_vae.distributions.registry import transform_onto
+from pyro_vae.distributions.family import transform_onto
 from pyro_vae.errors import InputError
 
 TRANSFORMS: dict[str, type[Transform]] = {

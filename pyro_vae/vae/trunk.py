@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pyro_vae.errors import InputError
+from pyro_vae.networks.sizes import out_features
 from pyro_vae.runtime.precision import network_output
-from pyro_vae.vae.conditional import _out_features
 
 
 class PassThrough(nn.Module):
@@ -38,7 +38,7 @@ class Trunk(nn.Module):
 
     def head_network(self) -> PassThrough | None:
         """Returns what a head has as its network: features as the trunk returns them; None without a trunk."""
-        return None if self.given is None else PassThrough(_out_features(self.given))
+        return None if self.given is None else PassThrough(out_features(self.given))
 
     def like_trunk(self, *heads: nn.Module) -> None:
         """Moves heads to the trunk's device and floating-point type."""
@@ -52,6 +52,4 @@ class Trunk(nn.Module):
             return None
         if context is None:
             raise InputError(f"{type(self).__name__}: has a network, which needs a context; call it with one.")
-        # One batch dimension, whatever the context has: batch normalisation and convolutions tell them apart.
-        features = network_output(self.given, context.reshape(-1, context.shape[-1]))
-        return features.reshape(*context.shape[:-1], features.shape[-1])
+        return network_output(self.given, context)

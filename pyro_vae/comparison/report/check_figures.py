@@ -26,7 +26,10 @@ from pyro_vae.comparison.report.style import (
     png,
 )
 from pyro_vae.comparison.report.wording import NOISELESS
-from pyro_vae.evaluation import Calibration, Estimate, GradientNoise, InferenceGap
+from pyro_vae.evaluation.calibration import Calibration
+from pyro_vae.evaluation.estimate import Estimate
+from pyro_vae.evaluation.gap import InferenceGap
+from pyro_vae.evaluation.gradients import GradientNoise
 
 # Least and greatest Pareto k-hat that are drawn; what lies beyond is in the outermost bars.
 K_RANGE = (-1.0, 2.0)

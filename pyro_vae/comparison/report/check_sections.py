@@ -6,7 +6,7 @@ import numpy as np
 
 from pyro_vae.comparison.checks import PosteriorChecks
 from pyro_vae.comparison.comparison import Comparison
-from pyro_vae.comparison.report import check_figures as posterior_figures
+from pyro_vae.comparison.report import check_figures
 from pyro_vae.comparison.report.check_figures import K_RANGE, leaving
 from pyro_vae.comparison.report.elements import Picture, Section
 from pyro_vae.comparison.report.tables import TableText, is_annealed
@@ -47,7 +47,7 @@ def _gap(comparison: Comparison, of: str) -> Section:
         for label, gap in checks.gaps.items()
     ]
     alt = f"Stacked bars of approximation + amortization gap in nats per datum: {'; '.join(parts)}"
-    picture = Picture(posterior_figures.gap_bars(checks.gaps), alt)
+    picture = Picture(check_figures.gap_bars(checks.gaps), alt)
     return Section("gap", title, text, [picture], tables=[_gap_table(checks, notes)])
 
 
@@ -94,7 +94,7 @@ def _calibration(comparison: Comparison) -> Section:
     )
     alt = "Differences of the ranks' ECDF from the uniform: "
     alt += "; ".join(f"{label}: {leaving(c)}" for label, c in calibrations.items())
-    picture = Picture(posterior_figures.calibration_panels(calibrations), alt)
+    picture = Picture(check_figures.calibration_panels(calibrations), alt)
     return Section("calibration", title, text, [picture])
 
 
@@ -123,7 +123,7 @@ def _weights(comparison: Comparison) -> Section:
     text += f" {enumerated(annealed)}: log p(x) is by annealed importance sampling, without k-hat." if annealed else ""
     numbers = [f"{label}: {_median(v)}, {_above(v)}" for label, v in k.items()]
     alt = f"Histograms of Pareto k-hat over test data. {'; '.join(numbers)}"
-    return Section("weights", title, text, [Picture(posterior_figures.pareto_panels(k, PARETO_LIMIT), alt)])
+    return Section("weights", title, text, [Picture(check_figures.pareto_panels(k, PARETO_LIMIT), alt)])
 
 
 def _median(k: list[float]) -> str:
@@ -159,7 +159,7 @@ def _gradients(checks: PosteriorChecks, of: str) -> Section:
     )
     alt = "Signal-to-noise ratios on a logarithmic axis: "
     alt += "; ".join(f"{row[0]} θ {row[2]}, φ {row[4]}" for row in rows)
-    picture = Picture(posterior_figures.signal_to_noise_dots(checks.gradients), alt)
+    picture = Picture(check_figures.signal_to_noise_dots(checks.gradients), alt)
     table = TableText("Noise of the gradients", header, rows, caption)
     return Section("gradients", "Gradient noise", text, [picture], tables=[table])
 

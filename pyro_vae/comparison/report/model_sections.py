@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from pyro_vae.comparison.comparison import Comparison
-from pyro_vae.comparison.folder import curves
+from pyro_vae.comparison.curves import curves
 from pyro_vae.comparison.report import figures, images
 from pyro_vae.comparison.report.elements import Picture, Section
 from pyro_vae.comparison.report.samples import as_images, decode, draw, latent_grid, limits, reconstruct
 from pyro_vae.comparison.report.wording import count, enumerated
 from pyro_vae.comparison.run import Run
-from pyro_vae.datasets import Data
-from pyro_vae.evaluation import LatentKL
+from pyro_vae.datasets.data import Data
+from pyro_vae.evaluation.latent import LatentKL
 
 # Images drawn of each of few algorithms and of each of many, images reconstructed, rows drawn of a table.
 _DRAWN, _DRAWN_OF_MANY, _MANY, _RECONSTRUCTED, _ROWS = 40, 20, 4, 10, 5000

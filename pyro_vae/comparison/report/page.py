@@ -14,7 +14,7 @@ from pyro_vae.comparison.report.check_sections import check_sections
 from pyro_vae.comparison.report.model_sections import model_sections
 from pyro_vae.comparison.report.tables import data_phrase, difference_text, seeds_text, summary_text
 from pyro_vae.comparison.report.wording import count, enumerated
-from pyro_vae.datasets import Data
+from pyro_vae.datasets.data import Data
 
 # Of so many algorithms the heading names each.
 _FEW = 4

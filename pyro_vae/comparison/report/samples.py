@@ -12,10 +12,11 @@ from torch.distributions import Independent, Normal
 
 from pyro_vae.batch import Batch
 from pyro_vae.comparison.run import Run
-from pyro_vae.datasets import Data
+from pyro_vae.datasets.data import Data
 from pyro_vae.distributions.moments import centre
 from pyro_vae.errors import InputError
-from pyro_vae.runtime.random_streams import evaluating, isolated
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
 # Points of a latent grid along a side.

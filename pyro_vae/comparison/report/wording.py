@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pyro_vae.evaluation import Estimate, GradientNoise
+from pyro_vae.evaluation.estimate import Estimate
+from pyro_vae.evaluation.gradients import GradientNoise
 from pyro_vae.evaluation.intervals import Interval
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

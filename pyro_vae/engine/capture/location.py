@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch.distributions import Distribution
 
-from pyro_vae.distributions.registry import cells_of
+from pyro_vae.distributions.support import cells_of
 
 # Pyro's functions that run a distribution of a site.
 _AT_SITES = ("sample", "compute_log_prob", "log_prob_sum", "compute_score_parts")

@@ -17,7 +17,8 @@ from pyro_vae.engine.capture.noise import Draw
 from pyro_vae.engine.capture.opaque import OPAQUE
 from pyro_vae.engine.compilation.backend import Executable, compile_graph, known
 from pyro_vae.engine.errors import CaptureError
-from pyro_vae.engine.step.step import Ledger, Step
+from pyro_vae.engine.step.ledger import Ledger
+from pyro_vae.engine.step.step import Step
 from pyro_vae.engine.step.varying import OneOfMany, Varying
 
 # Bytes of parameters and optimizer state that stay in a CPU's caches beside what is computed of them; and replicates

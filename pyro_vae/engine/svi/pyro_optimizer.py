@@ -12,8 +12,8 @@ from pyro.optim import PyroOptim
 from pyro.optim.optim import is_scheduler
 from torch import Tensor, nn
 
+from pyro_vae.engine.step.ledger import Ledger
 from pyro_vae.engine.step.optimizer_rules import Rule, options_of, rule_for
-from pyro_vae.engine.step.step import Ledger
 
 
 class _Whole(torch.optim.Optimizer):

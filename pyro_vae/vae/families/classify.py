@@ -15,14 +15,9 @@ from pyro.distributions import constraints
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.distributions.registry import (
-    ALIASES,
-    FAMILIES,
-    constraints_of,
-    family_in_place_of,
-    is_discrete,
-    parameters_of,
-)
+from pyro_vae.distributions.family import ALIASES, constraints_of, parameters_of
+from pyro_vae.distributions.registry import FAMILIES, family_in_place_of
+from pyro_vae.distributions.support import is_discrete
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.families.declaration import Declaration, Failure, Free, declare, object_arguments
 from pyro_vae.vae.families.trials import (

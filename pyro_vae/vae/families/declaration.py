@@ -15,15 +15,15 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import nn
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.distributions.registry import (
+from pyro_vae.distributions.family import (
     ALIASES,
     constraints_of,
     event_dim_of,
     implied_constants,
-    is_discrete,
     parameters_of,
     transform_onto,
 )
+from pyro_vae.distributions.support import is_discrete
 from pyro_vae.errors import InputError
 from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.sources import Fixed, Learned, Network, Source

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.distributions.registry import is_discrete
+from pyro_vae.distributions.support import base_support, is_discrete
 
 # Nodes along each dimension, and the range of t in u = sinh(pi/2 sinh t), where u spans the unconstrained space.
 _NODES = {1: (4001, 3.9), 2: (301, 3.0), 3: (71, 2.2)}
@@ -107,9 +107,7 @@ def quadrature(distribution: Any) -> Quadrature:
     support = distribution.support
     if is_discrete(support):
         return _sum(distribution, support)
-    base = support
-    while hasattr(base, "base_constraint"):
-        base = base.base_constraint
+    base: Any = base_support(support)
     if isinstance(base, type(constraints.real)) and _is_periodic(distribution):
         return _over_a_period(distribution)
     if isinstance(base, type(constraints.sphere)):
@@ -240,9 +238,7 @@ def _points(distribution: Any, support: Constraint) -> Tensor:
         return distribution.enumerate_support()
     except NotImplementedError:
         pass
-    base = support
-    while hasattr(base, "base_constraint"):
-        base = base.base_constraint
+    base: Any = base_support(support)
     n = distribution.event_shape.numel()
     largest = _COUNTS if n == 1 else _VECTOR_COUNTS
     low = int(torch.as_tensor(getattr(base, "lower_bound", 0)).min())

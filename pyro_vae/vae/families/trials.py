@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.distributions.registry import is_discrete
+from pyro_vae.distributions.support import is_discrete
 from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.derived_posterior import derive_posterior
 from pyro_vae.vae.families.declaration import FAILURES, Declaration, Failure

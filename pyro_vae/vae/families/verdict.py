@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.distributions.constraints import Constraint
 
+from pyro_vae.distributions.support import base_support
 from pyro_vae.errors import InputError
 from pyro_vae.vae.families.declaration import Declaration
 from pyro_vae.vae.sources import Fixed
@@ -117,10 +118,8 @@ def words(constraint: Constraint | None) -> str:
     """
     if constraint is None:
         return ""
-    base, dimensions = constraint, 0
-    while hasattr(base, "base_constraint"):
-        dimensions += int(getattr(base, "reinterpreted_batch_ndims", 0))
-        base = base.base_constraint
+    base = base_support(constraint)
+    dimensions = 0 if base is constraint else constraint.event_dim - base.event_dim
     text = _words(base)
     return text if not dimensions else f"{text}, {('a vector', 'a matrix')[min(dimensions, 2) - 1]}"
 

@@ -1,0 +1,92 @@
+r"""What a family of distributions tells of itself before it is built: parameters, constraints, sizes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch.distributions import transform_to
+from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import Transform
+
+# Parametrisations of one quantity: the one that is named is used, else the first.
+ALIASES = (
+    ("logits", "probs"),
+    ("scale_tril", "covariance_matrix", "precision_matrix"),
+    ("gate_logits", "gate"),
+)
+
+
+def parameters_of(family: type[TorchDistribution]) -> dict[str, inspect.Parameter]:
+    """The family's own constructor arguments."""
+    parameters = dict(inspect.signature(family).parameters)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {
+        name: parameter
+        for name, parameter in parameters.items()
+        if name != "validate_args" and parameter.kind not in variadic
+    }
+
+
+def constraints_of(family: type[TorchDistribution], event_shape: Sequence[int] | None = None) -> dict[str, Constraint]:
+    """The constraints of the parameters.
+
+    Constraints that are a property of the instance are known where they follow from the event shape alone (the
+    degrees of freedom of a `Wishart`); none are where they depend on each other (the bounds of a `Uniform`).
+    """
+    declared: Any = family.arg_constraints
+    if isinstance(declared, dict):
+        return declared
+    if isinstance(declared, property) and declared.fget is not None and event_shape is not None:
+        try:
+            return dict(declared.fget(SimpleNamespace(event_shape=torch.Size(event_shape))))
+        except (AttributeError, IndexError, NotImplementedError):
+            pass
+    return {name: constraints.dependent for name in parameters_of(family)}
+
+
+def transform_onto(constraint: Constraint) -> Transform:
+    """Returns torch's transform onto a constraint; onto lower triangular matrices, that with a positive diagonal.
+
+    Raises:
+        NotImplementedError: Where no transform is known.
+    """
+    if isinstance(constraint, type(constraints.lower_triangular)):
+        constraint = constraints.lower_cholesky
+    return transform_to(constraint)
+
+
+def event_dim_of(family: type[TorchDistribution]) -> int | None:
+    """The number of dimensions of one event; None where the family tells it only once it is built."""
+    support = getattr(family, "support", None)
+    if not isinstance(support, Constraint):
+        return None
+    try:
+        return int(support.event_dim)
+    except NotImplementedError:
+        return None
+
+
+def declared_sizes(family: type[TorchDistribution], constants: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The sizes that a family itself declares for its parameters, given its constant arguments.
+
+    A family of one's own declares them by a static method ``parameter_shapes(**constants)``.
+    """
+    method = getattr(family, "parameter_shapes", None)
+    if method is None:
+        return {}
+    accepted = inspect.signature(method).parameters
+    return dict(method(**{name: value for name, value in constants.items() if name in accepted}))
+
+
+def implied_constants(family: type[TorchDistribution], event_shape: Sequence[int]) -> dict[str, Any]:
+    """The constant arguments that follow from the shape of an event.
+
+    A family of one's own declares them by a static method ``constants_for(event_shape)``.
+    """
+    method = getattr(family, "constants_for", None)
+    return {} if method is None else dict(method(torch.Size(event_shape)))
