@@ -27,10 +27,10 @@ types: $(READY)
 	$(RUN) -m mypy
 
 pytest: $(READY)  # one thread for each of two workers
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
 
 slow: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m slow
 
 bench: $(READY)  ## The benchmarks behind the README's figures; pythae and NumPyro join where they are installed.
 	$(RUN) -m benchmarks.gradient_noise

@@ -32,7 +32,7 @@ from pyro_vae.inference import (
     ScoreFunction,
 )
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from linear_gaussian import LinearGaussian
 
 WIDTHS = (0.6, 1.0, 1.6)

@@ -1,0 +1,371 @@
+"""R VAEs in one program: each becomes what a run of its own would have made of it."""
+
+from __future__ import annotations
+
+import copy
+
+import pyro.distributions as dist
+import pytest
+import torch
+from algorithm_cases import data, made, small_vae
+from torch.utils.data import DataLoader, TensorDataset
+from z_test import assert_mean
+
+from pyro_vae import VAE, Conditional, Fixed, fit, mlp
+from pyro_vae.engine import CaptureError, Lifted, interpreted
+from pyro_vae.errors import InputError, NonFiniteError
+from pyro_vae.inference import AEVB, ALGORITHMS, IWAE, BetaVAE, Renyi
+from pyro_vae.training.replicated_training import fit_replicates
+from pyro_vae.training.schedules import linear
+from pyro_vae.training.stepper import Stepper
+
+DOUBLE = torch.float64
+
+
+def adam(**options):
+    return lambda parameters: torch.optim.Adam(parameters, **({"lr": 1e-2} | options))
+
+
+def sgd(**options):
+    return lambda parameters: torch.optim.SGD(parameters, **({"lr": 1e-2} | options))
+
+
+@pytest.fixture
+def lifted(monkeypatch):
+    """Uncompiled steps make their draws of the same noise as captured ones."""
+    take = Stepper.take
+
+    def at_noise(self, *arguments):
+        with Lifted():
+            take(self, *arguments)
+
+    monkeypatch.setattr(Stepper, "take", at_noise)
+
+
+def both(name, algorithms, optimizers, *, dtype=DOUBLE, seeds=None, x=None, **options):
+    """Replicates, and the same VAEs trained apart: VAEs with their algorithms, and histories."""
+    options = {"steps": 6, "batch_size": 5} | options
+    seeds = list(range(len(algorithms)) if seeds is None else seeds)
+    together = [(small_vae(name, seed, dtype), algorithm) for seed, algorithm in enumerate(algorithms)]
+    apart = copy.deepcopy(together)
+    x = data(name, dtype) if x is None else x
+    with interpreted():
+        vaes = [vae for vae, _ in together]
+        histories = fit_replicates(vaes, x, algorithms, optimizer=optimizers, seeds=seeds, compile=True, **options)
+    separate = [
+        fit(*(vae, x, algorithm), optimizer=optimizer, seed=seed, compile=False, **options)
+        for (vae, algorithm), optimizer, seed in zip(apart, optimizers, seeds, strict=True)
+    ]
+    return together, apart, histories, separate
+
+
+def assert_same(together, apart, histories, separate, tolerance=1e-10):
+    for (vae, algorithm), (other, its) in zip(together, apart, strict=True):
+        for a, b in zip((vae, algorithm), (other, its), strict=True):
+            for name, value in a.state_dict().items():
+                torch.testing.assert_close(value, b.state_dict()[name], rtol=tolerance, atol=tolerance, msg=name)
+    for ours, theirs in zip(histories, separate, strict=True):
+        assert "in one program" in ours.execution
+        assert (ours.stopped, ours.remark) == (theirs.stopped, theirs.remark)
+        assert ours.samples.tolist() == theirs.samples.tolist()
+        torch.testing.assert_close(*map(torch.as_tensor, (ours.bound, theirs.bound)), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(*map(torch.as_tensor, (ours.validation_bound, theirs.validation_bound)))
+
+
+# ------------------------------------------------------------------ replicates are separate runs
+
+
+@pytest.mark.slow
+def test_betas_with_warm_up_clipping_and_a_schedule():
+    algorithms = [BetaVAE(beta, warmup) for beta, warmup in ((0.5, 3), (4.0, 30))]
+    assert_same(*both("beta-vae", algorithms, [adam()] * 2, clip_norm=0.5, schedule=linear(6, warmup=2)))
+
+
+@pytest.mark.slow
+def test_a_short_last_batch_and_replicates_that_go_through_the_program_in_parts(monkeypatch):
+    monkeypatch.setattr("pyro_vae.engine.step.replicated_step._MOST_AT_A_TIME", 2)
+    assert_same(*both("aevb", [AEVB() for _ in range(4)], [sgd(lr=lr / 20) for lr in (1, 2, 3, 4)], batch_size=4))
+
+
+def test_two_phases_with_momentum_and_draws_of_the_data(lifted):
+    assert_same(*both("wake-sleep", [made("wake-sleep") for _ in range(3)], [sgd(momentum=0.9, lr=0.1)] * 3))
+
+
+def test_learning_rates_and_options_of_the_optimizer_and_of_the_algorithm_differ():
+    numbers = ((0.1, 0.8, 0.01, 0.2), (0.03, 0.95, 0.03, 0.7))
+    optimizers = [adam(lr=lr, betas=(b, 1 - b / 50), weight_decay=w, eps=w / 1e4) for lr, b, w, _ in numbers]
+    algorithms = [Renyi(alpha, num_particles=3) for *_, alpha in numbers]
+    assert_same(*both("renyi", algorithms, optimizers, clip_norm=0.5, schedule=linear(6, warmup=2)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE], ids=str)
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "mcem"])
+def test_every_algorithm(name, dtype, lifted):
+    tolerance = 1e-10 if dtype == DOUBLE else 1e-5
+    options = {"steps": 20, "dtype": dtype, "clip_norm": 1.0, "schedule": linear(20)}
+    result = both(name, [made(name) for _ in range(3)], [adam()] * 3, **options)
+    for history in (*result[2], *result[3]):
+        history.bound[history.bound != history.bound] = 0.0  # nan where there is none
+    assert_same(*result, tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "optimizers",
+    [
+        [sgd(momentum=m, dampening=m / 9, weight_decay=m / 90) for m in (0.5, 0.8, 0.9)],
+        [sgd(momentum=m, nesterov=True) for m in (0.5, 0.8, 0.9)],
+        [lambda p, w=w: torch.optim.AdamW(p, weight_decay=w) for w in (0.1, 0.2, 0.3)],
+        [lambda p, w=w: torch.optim.Adagrad(p, lr=w, lr_decay=w, initial_accumulator_value=w) for w in (0.1, 0.2, 0.3)],
+        [adam(amsgrad=True, maximize=True, lr=lr) for lr in (1e-4, 1e-3, 1e-2)],
+    ],
+)
+def test_every_rule(optimizers):
+    assert_same(*both("aevb", [AEVB() for _ in range(3)], optimizers))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_transform_and_a_loader_serve_each_replicate_by_its_own_seed(loaded):
+    x = data("aevb", DOUBLE).x
+
+    def noisy(batch, generator):
+        return (batch + torch.rand(batch.shape, generator=generator, dtype=DOUBLE) > 0.7).to(DOUBLE)
+
+    source = DataLoader(TensorDataset(x), batch_size=5, shuffle=True) if loaded else x
+    result = both("aevb", [AEVB() for _ in range(2)], [adam()] * 2, seeds=(3, 8), x=source, transform=noisy)
+    assert_same(*result)
+    assert result[2][0].bound[0] != result[2][1].bound[0]
+
+
+def test_common_random_numbers():
+    vae, x = small_vae("aevb", dtype=DOUBLE), data("aevb", DOUBLE)
+    betas = (1.0, 1.0, 3.0)
+    vaes, apart = ([copy.deepcopy(vae) for _ in betas] for _ in range(2))
+    options = {"optimizer": sgd(), "steps": 5, "batch_size": 5}
+    with interpreted():
+        algorithms = [BetaVAE(beta, warmup=3) for beta in betas]
+        same, again, other = fit_replicates(vaes, x, algorithms, seeds=7, common_noise=True, compile=True, **options)
+    separate = [
+        fit(vae, x, BetaVAE(beta, warmup=3), seed=7, compile=False, **options)
+        for vae, beta in zip(apart, betas, strict=True)
+    ]
+    assert (same.bound == again.bound).all()
+    assert all(torch.equal(a, b) for a, b in zip(vaes[0].parameters(), vaes[1].parameters(), strict=True))
+    assert (same.bound[:2] == other.bound[:2]).all()  # at the first step the weight is 0 for all
+    assert same.bound[-1] != other.bound[-1]
+    assert_same(*([(v, AEVB()) for v in group] for group in (vaes, apart)), [same, again, other], separate)
+
+
+@pytest.mark.slow
+def test_validation_early_stopping_and_the_best_parameters_are_each_replicates_own():
+    options = {"steps": 30, "validation": data("aevb", DOUBLE), "validation_every": 2, "early_stopping": 2}
+    optimizers = [sgd(lr=lr) for lr in (0.01, 0.1, 0.5)]
+    result = both("aevb", [AEVB() for _ in range(3)], optimizers, keep="best", **options)
+    assert_same(*result)
+    for ours, theirs in zip(*result[2:], strict=True):
+        assert ours.validation_step.tolist() == theirs.validation_step.tolist()
+        assert ours.best_step == theirs.best_step
+    assert len({history.steps for history in result[2]}) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["Gamma", "Dirichlet"])
+def test_draws_that_are_not_made_of_noise_have_the_same_distribution(family):
+    torch.manual_seed(0)
+    parameters = {
+        "Gamma": {"concentration": Fixed(2.0), "rate": Fixed(1.0)},
+        "Dirichlet": {"concentration": Fixed(1.0)},
+    }
+    part = getattr(dist, family)
+    vae = VAE(
+        Conditional(part, (3,), **parameters[family]),
+        Conditional(dist.Bernoulli, (6,), given=mlp(3, 4)),
+        Conditional(part, (3,), given=mlp(6, 4)),
+    ).to(DOUBLE)
+    count, x = 100, data("aevb", DOUBLE).x
+    options = {"optimizer": sgd(lr=0.1), "steps": 3, "batch_size": len(x)}
+    together, apart = ([copy.deepcopy(vae) for _ in range(count)] for _ in range(2))
+    with interpreted():
+        fit_replicates(together, x, AEVB(), seeds=100, compile=True, **options)
+    for seed, other in enumerate(apart):
+        fit(other, x, AEVB(), seed=seed, compile=False, **options)
+    ours, theirs = (
+        torch.stack([torch.nn.utils.parameters_to_vector(v.parameters()).detach() for v in vaes])
+        for vaes in (together, apart)
+    )
+    assert (ours.std(0) > 0).all()
+    error = ((ours.var(0) + theirs.var(0)) / count).sqrt()
+    assert_mean(ours.mean(0), theirs.mean(0), error)
+
+
+# ------------------------------------------------------------------ one that diverges
+
+
+def test_a_replicate_that_diverges_is_named_and_does_not_touch_the_others():
+    rates, x = [0.01, 1e30, 0.02], data("aevb", DOUBLE)
+    vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(3)]
+    apart = copy.deepcopy(vaes)
+    options = {"steps": 6, "batch_size": 5}
+    with interpreted():
+        optimizers = [sgd(lr=rate) for rate in rates]
+        histories = fit_replicates(vaes, x, AEVB(), optimizer=optimizers, compile=True, **options)
+    assert [history.stopped for history in histories] == ["completed", "diverged", "completed"]
+    assert histories[1].remark.startswith("replicate 1: log ")
+    assert f"at step {histories[1].steps + 1}, batch of rows [" in histories[1].remark
+    assert 0 < histories[1].steps < 6
+    assert all(bool(p.isfinite().all()) for p in vaes[1].parameters())
+    for r in (0, 2):
+        history = fit(apart[r], x, AEVB(), optimizer=optimizers[r], seed=r, compile=False, **options)
+        torch.testing.assert_close(*map(torch.as_tensor, (histories[r].bound, history.bound)), rtol=1e-10, atol=0)
+        for a, b in zip(vaes[r].parameters(), apart[r].parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("last", [float("inf"), 1e200], ids=["in the last update", "in a loss"])
+def test_one_that_diverges_has_the_parameters_back_that_a_run_of_its_own_has(last):
+    vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(2)]
+    apart = copy.deepcopy(vaes)
+    options = {"optimizer": sgd(momentum=0.5), "steps": 5, "batch_size": 5, "divergence": "stop"}
+    options["schedule"] = lambda step: last if step == (4 if last == float("inf") else 2) else 1.0
+    x = data("aevb", DOUBLE)
+    with interpreted():
+        histories = fit_replicates(vaes, x, AEVB(), compile=True, **options)
+    for r, vae in enumerate(apart):
+        history = fit(vae, x, AEVB(), seed=r, compile=False, **options)
+        assert (history.stopped, history.steps) == (histories[r].stopped, histories[r].steps)
+        assert histories[r].stopped == "diverged"
+        assert histories[r].remark == f"replicate {r}: {history.remark}"
+        for a, b in zip(vaes[r].parameters(), vae.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_the_optimizers_know_how_many_steps_were_taken():
+    made_by = []
+
+    def optimizer(parameters):
+        made_by.append(torch.optim.Adam(parameters))
+        return made_by[-1]
+
+    vaes = [small_vae("aevb", seed) for seed in range(2)]
+    with interpreted():
+        fit_replicates(vaes, data("aevb"), AEVB(), optimizer=optimizer, steps=4, batch_size=5, compile=True)
+    assert [{float(state["step"]) for state in each.state.values()} for each in made_by] == [{4.0}, {4.0}]
+
+
+@pytest.mark.slow
+def test_one_that_diverges_at_the_first_step_leaves_the_others_to_train():
+    vaes = [small_vae("aevb", seed) for seed in range(2)]
+    with torch.no_grad():  # z so large that its log density is infinite
+        for parameter in vaes[1].posterior.parameters():
+            parameter.fill_(1e25)
+    before = [p.clone() for p in vaes[0].parameters()]
+    options = {"optimizer": adam(), "steps": 3, "batch_size": 5, "check_support": False}
+    with interpreted():
+        second, first = fit_replicates(vaes, data("aevb"), AEVB(), compile=True, **options)
+    assert (first.stopped, first.steps, second.stopped, second.steps) == ("diverged", 0, "completed", 3)
+    assert "at step 1" in first.remark
+    assert not any(torch.equal(a, b) for a, b in zip(before, vaes[0].parameters(), strict=True))
+    with pytest.raises(NonFiniteError, match=r"replicate 1: .* at step 1"):
+        fit_replicates(vaes, data("aevb"), AEVB(), compile=False, divergence="raise", **options)
+
+
+# ------------------------------------------------------------------ where the results lie
+
+
+def test_after_an_interrupt_results_lie_in_the_same_objects_and_in_memory_of_their_own():
+    vaes = [small_vae("beta-vae", seed) for seed in range(2)]
+    algorithms = [BetaVAE(warmup=4) for _ in range(2)]
+    modules = [*vaes, *algorithms]
+    tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    places = [(id(t), t.data_ptr(), t.untyped_storage().nbytes()) for t in tensors]
+
+    def interrupting(step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return 1.0
+
+    with interpreted():
+        options = {"optimizer": sgd(), "steps": 9, "batch_size": 5, "compile": True}
+        histories = fit_replicates(vaes, data("beta-vae"), algorithms, schedule=interrupting, **options)
+    assert [(history.stopped, history.steps) for history in histories] == [("interrupted", 3)] * 2
+    assert [float(algorithm.steps) for algorithm in algorithms] == [3.0, 3.0]
+    after = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    assert [(id(t), t.data_ptr(), t.untyped_storage().nbytes()) for t in after] == places
+    assert all(p.grad is None and p.requires_grad for vae in vaes for p in vae.parameters())
+
+
+# ------------------------------------------------------------------ what cannot be replicated
+
+
+@pytest.mark.slow
+def test_programs_of_another_structure_are_refused_by_index_or_trained_one_by_one(monkeypatch):
+    monkeypatch.setattr("pyro_vae.training.replicated_run.CAPTURE", 0.0)
+
+    def run(compile):
+        vaes = [small_vae("iwae", seed, DOUBLE) for seed in range(2)]
+        options = {"optimizer": sgd(), "steps": 8, "batch_size": 5, "compile": compile}
+        return vaes, fit_replicates(vaes, data("iwae", DOUBLE), [IWAE(2), IWAE(3)], **options)
+
+    with pytest.warns(UserWarning, match=r"one by one: replicates: replicate 1 is of another .* shape \(3, 5, 2\)"):
+        vaes, histories = run("auto")
+    assert histories[0].execution.startswith("one by one")
+    expected, _ = run(False)
+    for vae, other in zip(vaes, expected, strict=True):
+        for a, b in zip(vae.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_few_steps_do_not_repay_the_capture_and_run_as_they_would_apart():
+    vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(2)]
+    apart = copy.deepcopy(vaes)
+    options = {"optimizer": adam(), "steps": 4, "batch_size": 5}
+    histories = fit_replicates(vaes, data("aevb", DOUBLE), AEVB(), **options)
+    assert histories[0].execution == "uncompiled, one by one: 4 steps would not repay the capture"
+    for seed, vae in enumerate(apart):
+        fit(vae, data("aevb", DOUBLE), AEVB(), seed=seed, compile=False, **options)
+    for vae, other in zip(vaes, apart, strict=True):
+        for a, b in zip(vae.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_refusals():
+    a, b = small_vae("aevb", 0), small_vae("aevb", 1)
+    x, given = data("aevb"), {"optimizer": adam(), "steps": 2, "batch_size": 5}
+    with pytest.raises(InputError, match="expected a list of VAEs"):
+        fit_replicates([a, "b"], x, AEVB(), **given)
+    with pytest.raises(InputError, match="VAEs 0 and 1 of the list share the parameter"):
+        fit_replicates([a, a], x, AEVB(), **given)
+    with pytest.raises(InputError, match=r"`prior.learned_loc` is torch.float64 .* in replicate 1 and torch.float32"):
+        fit_replicates([a, copy.deepcopy(b).double()], x, AEVB(), **given)
+    with pytest.raises(InputError, match="`seeds` is an integer, or one for each of the 2 VAEs"):
+        fit_replicates([a, b], x, AEVB(), seeds=[1], **given)
+    with pytest.raises(InputError, match="with common_noise=True all VAEs have one seed"):
+        fit_replicates([a, b], x, AEVB(), seeds=[1, 2], common_noise=True, **given)
+    with pytest.raises(InputError, match="a list of 2, one object for each VAE"):
+        fit_replicates([a, b], x, [AEVB()] * 2, **given)
+    with pytest.raises(InputError, match="a list of 2 such functions"):
+        fit_replicates([a, b], x, AEVB(), **given | {"optimizer": [adam()]})
+    with pytest.raises(CaptureError, match="optimizer of replicate 0, `RMSprop`, has no rule"):
+        fit_replicates([a, b], x, AEVB(), compile=True, **given | {"optimizer": lambda p: torch.optim.RMSprop(p)})
+    with pytest.raises(CaptureError, match="optimizer of replicate 1 is `SGD`, that of replicate 0 `Adam`"):
+        fit_replicates([a, b], x, AEVB(), compile=True, **given | {"optimizer": [adam(), sgd()]})
+
+
+# ------------------------------------------------------------------ machine code
+
+
+def test_compiled():
+    vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(3)]
+    apart = copy.deepcopy(vaes)
+    options = {"steps": 6, "batch_size": 5}
+    optimizers = [sgd(lr=lr) for lr in (0.01, 0.1, 0.3)]
+    histories = fit_replicates(vaes, data("aevb", DOUBLE), AEVB(), optimizer=optimizers, compile=True, **options)
+    assert "3 replicates in one program, compiled in" in histories[0].execution
+    for seed, (vae, optimizer) in enumerate(zip(apart, optimizers, strict=True)):
+        history = fit(vae, data("aevb", DOUBLE), AEVB(), optimizer=optimizer, seed=seed, compile=False, **options)
+        torch.testing.assert_close(*map(torch.as_tensor, (histories[seed].bound, history.bound)), rtol=1e-10, atol=0)
+    for vae, other in zip(vaes, apart, strict=True):
+        for p, q in zip(vae.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-10, atol=1e-10)
