@@ -44,7 +44,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform, ComposeTransform, ExpTransform, SigmoidTransform
 
-from pyro_vae import VAE, Conditional, Fixed, Network, fit, mlp
+from pyro_vae import VAE, Conditional, Fixed, Network, Training, fit, mlp
 from pyro_vae.datasets import Data, load
 from pyro_vae.evaluation import elbo
 from pyro_vae.inference import AEVB, MCEM, AnalyticKL, Inference, WakeSleep
@@ -162,21 +162,35 @@ def make_vae(data: Data, latents: int, hidden: int, seed: int, setting: Setting 
     return vae
 
 
-def training(data: Data, setting: Setting, stepsize: float) -> dict[str, Any]:
-    """Returns the arguments of `fit` that the protocol decides: all but steps, seed, and how it runs.
+def training(data: Data, setting: Setting, stepsize: float, steps: int, compile: bool) -> Training:
+    """Returns the settings of a run by the protocol.
 
     Arguments:
         data: Which are trained on.
         setting: What the paper leaves open.
-        stepsize: Of Adagrad.
+        stepsize: Stepsize of Adagrad.
+        steps: Number of minibatches.
+        compile: Whether the steps run compiled.
     """
-    return {
-        "optimizer": lambda parameters: torch.optim.Adagrad(parameters, lr=stepsize),
-        "schedule": waiting(setting.warmup) if setting.warmup else None,
-        "batch_size": min(BATCH, len(data.train)),
-        "transform": data.transform if data.binarisation == "dynamic" else None,
-        "check_support": not data.cross_entropy,
-    }
+    return Training(
+        optimizer=lambda parameters: torch.optim.Adagrad(parameters, lr=stepsize),
+        schedule=waiting(setting.warmup) if setting.warmup else None,
+        steps=steps,
+        batch_size=batch_size(data),
+        check_support=not data.cross_entropy,
+        divergence="stop",
+        compile=compile,
+    )
+
+
+def batch_size(data: Data) -> int:
+    """Returns the size of the protocol's minibatches."""
+    return min(BATCH, len(data.train))
+
+
+def transform(data: Data) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+    """Returns what is applied to each minibatch: a dynamic binarisation, where there is one."""
+    return data.transform if data.binarisation == "dynamic" else None
 
 
 def protocol(setting: Setting) -> dict[str, Any]:
@@ -226,7 +240,9 @@ def choose_stepsize(
     *,
     score: Callable[[VAE], float] | None = None,
     samples: int = CHOICE_SAMPLES,
-    **arguments: Any,
+    batch: int | None = None,
+    seed: int = 0,
+    compile: bool = True,
 ) -> dict[str, Any]:
     """Returns the stepsize with the best training data early on, and what each of them reached.
 
@@ -237,7 +253,9 @@ def choose_stepsize(
         setting: What the paper leaves open.
         score: Of the trained VAE, higher is better; default: its bound on 10,000 training data.
         samples: How many are evaluated in training.
-        **arguments: Of `fit`, such as ``compile`` and ``seed``.
+        batch: Size of the minibatches; by default the protocol's.
+        seed: Seed of the runs.
+        compile: Whether their steps run compiled.
 
     Returns:
         ``{"stepsize": 0.02, "scores": {"0.01": -181.3, ...}}``, with null for a run that diverged.
@@ -245,8 +263,9 @@ def choose_stepsize(
     x = evaluated_data(data)["train"]
     scores: dict[str, float | None] = {}
     for stepsize in STEPSIZES:
-        vae, how = make(), {**training(data, setting, stepsize), **arguments}
-        history = fit(vae, data.train, inference(), steps=-(-samples // how["batch_size"]), divergence="stop", **how)
+        vae, size = make(), batch_size(data) if batch is None else batch
+        how = replace(training(data, setting, stepsize, -(-samples // size), compile), batch_size=size)
+        history = fit(vae, data.train, inference(), how, seed=seed, transform=transform(data))
         value = -math.inf if history.stopped == "diverged" else (bound(vae, x) if score is None else score(vae))
         scores[f"{stepsize:g}"] = value if math.isfinite(value) else None
     best = max(STEPSIZES, key=lambda stepsize: _or_least(scores[f"{stepsize:g}"]))

@@ -97,24 +97,24 @@ def run(
         choose = partial(aevb.choose_stepsize, partial(make, 0), aevb.ALGORITHMS[chooser(curve)], data, setting)
         chosen = choose(samples=samples, seed=0, compile=compiled)
     vae, parts = make(curve.seed), on(given.device, aevb.evaluated_data(data))
-    how = aevb.training(data, setting, chosen["stepsize"])
-    steps = -(-curve.samples // how["batch_size"])
-    at = looks(steps, how["batch_size"], given.quick)
+    batch = aevb.batch_size(data)
+    steps = -(-curve.samples // batch)
+    training = replace(
+        aevb.training(data, setting, chosen["stepsize"], steps, compiled),
+        checkpoint_seconds=0.0 if given.quick else 30.0,
+    )
     title = f"{aevb.DATA_TITLES[curve.data_set]}, {curve.latents} latents, {aevb.TITLES[curve.algorithm]}"
     history, records = fit_with_curve(
         place,
         vae,
         data.train.to(given.device),
         aevb.ALGORITHMS[curve.algorithm](),
-        steps=steps,
-        at=at,
+        training,
+        at=looks(steps, batch, given.quick),
         evaluate=lambda step: {part: round(aevb.bound(vae, x), 4) for part, x in parts.items()},
         seed=curve.seed,
-        divergence="stop",
-        compile=compiled,
-        checkpoint_seconds=0.0 if given.quick else 30.0,
+        transform=aevb.transform(data),
         progress=f"{title}, seed {curve.seed}",
-        **how,
     )
     points: dict[str, list[float]] = {
         name: [record[name] for record in records] for name in ("samples", "train", "test")

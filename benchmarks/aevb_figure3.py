@@ -133,16 +133,15 @@ def run(
     stepsize = place.with_name(f"{place.name}.stepsize")
     chosen = kept(stepsize, lambda: chosen or choose(curve, data, given, judge))
     vae, inference, marked = make_vae(data, given, curve.seed, curve.setting), curve.inference(), marks(curve)
+    training = aevb.training(data, curve.setting, chosen["stepsize"], curve.steps, compile=not given.quick)
     history, records = fit_with_curve(
         *(place, vae, data.train.to(given.device), inference),
-        steps=curve.steps,
+        replace(training, batch_size=curve.batch_size),
         at=sorted({*looks(curve, given.quick), *marked} - {curve.steps}),  # where it is evaluated below
         evaluate=lambda step: judge(vae, inference.trains_posterior, papers=step in marked),
         seed=curve.seed,
-        divergence="stop",
-        compile=not given.quick,
+        transform=aevb.transform(data),
         progress=f"{curve.training_data} data, {aevb.TITLES[curve.algorithm]}, seed {curve.seed}",
-        **{**aevb.training(data, curve.setting, chosen["stepsize"]), "batch_size": curve.batch_size},
     )
     final = judge(vae, inference.trains_posterior, final=True, checks=not curve.seed)
     end = [{"step": history.steps, **final}] if history.stopped == "completed" else []
@@ -189,7 +188,7 @@ def choose(curve: Curve, data: Data, given: argparse.Namespace, judge: Judge) ->
         *(lambda: make_vae(data, given, 0, curve.setting), curve.inference, data, curve.setting),
         score=score,
         samples=samples,
-        batch_size=curve.batch_size,
+        batch=curve.batch_size,
         seed=0,
         compile=not given.quick,
     )

@@ -21,6 +21,7 @@ import argparse
 import base64
 import math
 import zlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def run(panel: str, data: Data, setting: Setting, given: argparse.Namespace, pla
         given: Parsed arguments.
         place: Of the files of the run while it goes on.
     """
-    latents, batch = int(panel.split("-")[1]), min(aevb.BATCH, len(data.train))
+    latents, batch = int(panel.split("-")[1]), aevb.batch_size(data)
     hidden = QUICK["hidden"] if given.quick else aevb.HIDDEN[data.name]
     make = partial(made, data, latents, hidden, setting, given.device)
     choose = partial(aevb.choose_stepsize, make, AEVB, data, setting, seed=SEED, compile=not given.quick)
@@ -104,13 +105,12 @@ def run(panel: str, data: Data, setting: Setting, given: argparse.Namespace, pla
     parts = {part: x.to(given.device) for part, x in aevb.evaluated_data(data).items()}
     history, records = fit_with_curve(
         *(place, vae, data.train.to(given.device), AEVB()),
-        steps=steps,
+        replace(aevb.training(data, setting, chosen["stepsize"], steps, not given.quick), divergence="raise"),
         at=logarithmic(max(1, min(FIRST // batch, steps // 10)), steps, PER_DECADE),
         evaluate=lambda step: {part: round(aevb.bound(vae, x), 4) for part, x in parts.items()},
         seed=SEED,
-        compile=not given.quick,
+        transform=aevb.transform(data),
         progress=f"{aevb.DATA_TITLES[data.name]}, {latents} latents",
-        **aevb.training(data, setting, chosen["stepsize"]),
     )
     with isolated(EVALUATION_SEED, "draws"):
         z = torch.randn(DRAWS**2, latents)

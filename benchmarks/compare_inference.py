@@ -138,10 +138,10 @@ def run(experiment: Experiment, data: Data, seed: int, given: argparse.Namespace
     results = {}
     for contender, found in zip(contenders, estimates, strict=True):
         results[contender.label] = {
-            "execution": contender.run.execution,
+            "execution": contender.loop.execution(contender.member)[0],
             "compile_seconds": round(contender.compile_seconds, 2),
             "stopped": contender.stopped or None,
-            "steps_per_epoch": contender.source.steps,
+            "steps_per_epoch": contender.loop.source.steps,
             **timed(contender, contenders[0]),
             **{what: described(estimate) for what, estimate in found.items()},
             "minus_baseline": {what: minus(estimate, estimates[0][what]) for what, estimate in found.items()},
@@ -172,7 +172,7 @@ def look(contender: Contender, test: Batch, epoch: int) -> dict[str, Any]:
     bound = finite_or_none(contender.bounds[-1])
     return {
         "epoch": epoch,
-        "samples": len(contender.seconds) * contender.source.size,
+        "samples": len(contender.seconds) * contender.loop.source.size,
         "training_seconds": round(sum(contender.seconds), 4),
         "test_elbo": value,
         "training_bound": None if bound is None else round(bound, 4),

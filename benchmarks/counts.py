@@ -57,7 +57,7 @@ from torch.distributions.transforms import AffineTransform, ComposeTransform, So
 from benchmarks.perplexity import completion, document_perplexity, log_coefficient, perplexity, without_topics
 from benchmarks.runs import Runs, add_arguments, over_seeds
 from benchmarks.topics import described
-from pyro_vae import VAE, Conditional, Fixed, Network, fit
+from pyro_vae import VAE, Conditional, Fixed, Network, Training, fit
 from pyro_vae.datasets import load, newsgroups_halves
 from pyro_vae.evaluation import log_marginal
 from pyro_vae.inference import BetaVAE
@@ -170,11 +170,13 @@ def run(prior: str, seed: int, documents: Documents, settings: dict[str, Any], d
         vae,
         documents.train,
         BetaVAE(beta=1.0, warmup=settings["warmup_steps"]),
-        optimizer=lambda p: torch.optim.Adam(p, lr=RATE),
-        epochs=settings["epochs"],
-        batch_size=BATCH,
+        Training(
+            optimizer=lambda p: torch.optim.Adam(p, lr=RATE),
+            epochs=settings["epochs"],
+            batch_size=BATCH,
+            clip_norm=CLIP,
+        ),
         seed=seed,
-        clip_norm=CLIP,
         progress=f"{prior}, seed {seed}",
     )
     trained = time.perf_counter()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pyro_vae import VAE, History, fit
+from pyro_vae import VAE, History, Training, fit
 from pyro_vae.inference import Inference
 
 _CHECKPOINT, _RECORDS = ".checkpoint", ".jsonl"
@@ -27,8 +28,8 @@ def fit_with_curve(
     vae: VAE,
     x: Any,
     inference: Inference,
+    training: Training,
     *,
-    steps: int,
     at: Sequence[int],
     evaluate: Callable[[int], Mapping[str, Any]],
     **options: Any,
@@ -40,12 +41,12 @@ def fit_with_curve(
         vae: The VAE, as it was at the first call.
         x: Data; see `pyro_vae.fit`.
         inference: The algorithm.
-        steps: Of the run.
+        training: The settings of the run. Its ``compile`` is True or False: what "auto" decides by timing may differ
+            from process to process.
         at: Steps after which to evaluate.
         evaluate: From the step to what is to be remembered, ready for JSON; always the same for the same parameters,
             which it leaves as they are.
-        options: Of `pyro_vae.fit`; ``compile`` is True where nothing else is said, since what "auto" decides by
-            timing may differ from process to process.
+        options: Other keywords of `pyro_vae.fit`.
 
     Raises:
         KeyboardInterrupt: After Ctrl-C, with the run's state in its files.
@@ -65,12 +66,10 @@ def fit_with_curve(
             file.write(json.dumps(records[step]) + "\n")
 
     history = fit(
-        *(vae, x, inference),
-        steps=steps,
+        *(vae, x, inference, replace(training, callback_steps=frozenset(at))),
         callback=callback,
-        callback_steps=frozenset(at),
         checkpoint=place.with_name(place.name + _CHECKPOINT),
-        **{"compile": True, **options},
+        **options,
     )
     if history.stopped == "interrupted":
         raise KeyboardInterrupt

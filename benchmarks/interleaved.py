@@ -6,12 +6,11 @@ stream, seeded by the run's seed and the number of the epoch, so that no contend
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,18 +18,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.step_worker import most_allocated
-from pyro_vae import Batch
+from pyro_vae import Batch, Training
 from pyro_vae.datasets import Data
-from pyro_vae.engine import enabled
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.experiment import Experiment
 from pyro_vae.experiment.choices import InferenceSpec
-from pyro_vae.runtime.interrupts import deferrable
-from pyro_vae.runtime.modes import switched
-from pyro_vae.runtime.progress import steps_bar
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.training.minibatches import minibatches
-from pyro_vae.training.stepper import Stepper
+from pyro_vae.training.fit import prepared
+from pyro_vae.training.loop import training_mode
 
 MEMORY_STEPS = 3  # in which the most memory is looked for
 _ALWAYS = 10**9  # steps of a run: so many that "auto" compiles whatever can be compiled
@@ -81,13 +76,20 @@ class Contender:
             self.vae = experiment.build(data).to(self.device)
             self.inference = spec.build().to(self.device)
         self.inference.check(self.vae)
-        training, transform = experiment.training, data.transform if data.binarisation == "dynamic" else None
-        check = not data.cross_entropy
-        self.source = minibatches(self.vae, problem.train, training.batch_size, self.seed, transform, None, check)
-        self.run = Stepper(self.vae, self.inference, training.optimizer.build, None, training.clip_norm, check)
-        if self.compile:
-            with steps_bar(False, 1) as bar:
-                self.run.compile_steps("auto", _ALWAYS, bar.busy)
+        self.training = Training(
+            optimizer=experiment.training.optimizer.build,
+            steps=_ALWAYS,
+            batch_size=experiment.training.batch_size,
+            clip_norm=experiment.training.clip_norm,
+            compile="auto" if self.compile else False,
+            check_support=not data.cross_entropy,
+        )
+        transform = data.transform if data.binarisation == "dynamic" else None
+        self.loop = prepared(
+            [self.vae], problem.train, [self.inference], self.training, [self.seed], transform=transform
+        )
+        (self.member,) = self.loop.members
+        self.loop.open()
         self.routines = 0.0  # seconds that compiling parts of an algorithm took
         self.seconds: list[float] = []
         self.clean: list[bool] = []
@@ -98,23 +100,23 @@ class Contender:
     @property
     def compile_seconds(self) -> float:
         """What capturing and compiling took."""
-        return self.run.compile_seconds + self.routines
+        return self.loop.execution(self.member)[1] + self.routines
 
     def epoch(self) -> None:
         """Takes the turn of an epoch; none where it has diverged before."""
         if self.stopped:
             return
-        first, taken = not self.seconds, len(self.run.bounds)
+        first, taken = not self.seconds, self.member.steps
         before = allocated(self.device)
         compiled = self.compile_seconds
         with self._training(f"epoch {len(self.seconds)}"):
             start = self._now()
-            self._take(self.source.epoch())
+            self._take(self.loop.source.steps)
             seconds = self._now() - start
         compiled = self.compile_seconds - compiled
         self.seconds.append(seconds - compiled)
         self.clean.append(not first and compiled == 0)
-        bounds = [bound for bound in self.run.bounds[taken:] if math.isfinite(bound)]
+        bounds = [bound for bound in self.member.records.bounds[taken:] if math.isfinite(bound)]
         self.bounds.append(float(np.mean(bounds)) if bounds else math.nan)
         if first:
             self.allocated += allocated(self.device) - before
@@ -122,11 +124,11 @@ class Contender:
     def steps(self, n: int) -> None:
         """Takes steps beside the epochs."""
         with self._training("beside"):
-            self._take(itertools.islice(self.source.epoch(), n))
+            self._take(n)
 
     def finish(self) -> None:
-        """Has the optimizer know how many steps were taken."""
-        self.run.finish()
+        """Tells the optimizer how many steps were taken."""
+        self.loop.close()
 
     def memory(self) -> dict[str, float]:
         """Returns MiB of what it keeps between steps (without the data) and of what a step adds at its peak.
@@ -145,35 +147,29 @@ class Contender:
         return {name: round(size / 2**20, 2) for name, size in parts.items()}
 
     def _kept(self) -> int:
-        of_optimizer = [value for state in self.run.optimizer.state.values() for value in state.values()]
-        own = [*self.run.both.parameters(), *self.run.both.buffers(), *self.run.kept.values(), *of_optimizer]
+        member = self.member
+        of_optimizer = [value for state in member.optimizer.state.values() for value in state.values()]
+        own = [*member.both.parameters(), *member.both.buffers(), *member.kept.values(), *of_optimizer]
         tensors = [value for value in own if isinstance(value, Tensor)]
         return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
     @contextmanager
     def _training(self, turn: str) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(isolated(self.seed, f"training, {turn}"))
-            for module in (self.vae, self.inference):
-                stack.enter_context(switched(module, training=True))
-            stack.enter_context(warnings.catch_warnings())
-            stack.enter_context(deferrable())
-            terms = stack.enter_context(enabled(self.compile, _ALWAYS))
-            warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; ours names the term
+        stream = f"training, {turn}"
+        with training_mode([self.member], self.seed, stream, self.training, _ALWAYS, self.loop.busy) as terms:
             warnings.filterwarnings("ignore", message="fit: runs uncompiled")  # as `execution` says
             yield
             self.routines += terms.seconds
 
-    def _take(self, batches: Iterable[tuple[Batch, Tensor | None]]) -> None:
-        try:
-            for batch, rows in batches:
-                self.run.take(batch, rows)
-            self.run.settle()
-            self.run.check_parameters()
-        except NonFiniteError as error:
-            if not self.run.bounds:
-                raise
-            self.stopped = str(error).removeprefix("fit: ")
+    def _take(self, n: int) -> None:
+        """Takes so many steps."""
+        self.loop.advance(self.loop.step + n)
+        self.loop.settle()
+        self.loop.check_parameters()
+        if self.member.stopped:
+            if not self.member.steps:
+                raise NonFiniteError(f"fit: {self.member.remark}")
+            self.stopped = self.member.remark
 
     def _now(self) -> float:
         if self.device.type == "cuda":

@@ -53,7 +53,7 @@ from torch import Tensor, nn
 from benchmarks.curves import fit_with_curve
 from benchmarks.iwae_report import DATA_SETS, PUBLISHED, ROWS, against_published, draw, show, summarise
 from benchmarks.runs import Runs, add_arguments, at_least, positive
-from pyro_vae import VAE, Conditional, Fixed, Hierarchy, Reads, mlp
+from pyro_vae import VAE, Conditional, Fixed, Hierarchy, Reads, Training, mlp
 from pyro_vae.datasets import Data, load
 from pyro_vae.evaluation import Estimate, active_units, log_marginal
 from pyro_vae.inference import AEVB, IWAE, RWS, STL, DReG, Inference
@@ -181,16 +181,18 @@ def run(key: str, data: Data, place: Path, settings: dict[str, Any], device: str
         vae,
         data.train,
         ALGORITHMS[cell["row"]](cell["k"]),
-        optimizer=lambda p: torch.optim.Adam(p, lr=RATE, betas=BETAS, eps=EPSILON),
-        steps=steps,
+        Training(
+            optimizer=lambda p: torch.optim.Adam(p, lr=RATE, betas=BETAS, eps=EPSILON),
+            steps=steps,
+            batch_size=BATCH,
+            schedule=factor(ends),
+            compile=settings["compile"],
+            checkpoint_seconds=CHECKPOINT_SECONDS,
+        ),
         at=looked_at(ends),
         evaluate=look,
-        batch_size=BATCH,
         seed=cell["seed"],
         transform=data.transform if data.binarisation == "dynamic" else None,
-        schedule=factor(ends),
-        compile=settings["compile"],
-        checkpoint_seconds=CHECKPOINT_SECONDS,
         progress=key,
     )
     if history.stopped != "completed":

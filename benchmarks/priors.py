@@ -35,7 +35,7 @@ from torch import nn
 from torch.distributions.transforms import AffineTransform, ComposeTransform, ExpTransform, TanhTransform, Transform
 
 from benchmarks.runs import Runs, add_arguments, over_seeds
-from pyro_vae import VAE, Conditional, Fixed, Flow, Learned, Mixture, Network, VampPrior, fit
+from pyro_vae import VAE, Conditional, Fixed, Flow, Learned, Mixture, Network, Training, VampPrior, fit
 from pyro_vae.datasets import Data, load
 from pyro_vae.evaluation import Estimate, elbo, log_marginal
 from pyro_vae.inference import BetaVAE
@@ -134,13 +134,15 @@ def run(name: str, seed: int, data: Data, settings: dict[str, Any], device: str)
         vae,
         data.train,
         BetaVAE(beta=1.0, warmup=settings["warmup_steps"]),
-        optimizer=lambda p: torch.optim.Adam(p, lr=RATE),
-        epochs=settings["epochs"],
-        batch_size=BATCH,
+        Training(
+            optimizer=lambda p: torch.optim.Adam(p, lr=RATE),
+            epochs=settings["epochs"],
+            batch_size=BATCH,
+            early_stopping=settings["early_stopping_epochs"],
+            keep="best",
+        ),
         seed=seed,
         validation=data.valid,
-        early_stopping=settings["early_stopping_epochs"],
-        keep="best",
         progress=f"{name}, seed {seed}",
     )
     trained, cpu = time.perf_counter(), cpu + time.process_time()

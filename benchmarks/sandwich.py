@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import record
-from pyro_vae import fit
+from pyro_vae import Training, fit
 from pyro_vae.evaluation import Estimate, annealed_importance_sampling, bidirectional_monte_carlo, log_marginal
 from pyro_vae.experiment import Experiment
 from pyro_vae.inference import AEVB
@@ -47,10 +47,9 @@ def main() -> None:
         vae,
         data.train,
         AEVB(),
+        Training(epochs=given.epochs, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3)),
         transform=data.transform,
-        epochs=given.epochs,
         seed=SEEDS["training"],
-        optimizer=lambda p: torch.optim.Adam(p, lr=1e-3),
         progress=True,
     )
     vae.eval()

@@ -2,7 +2,6 @@ r"""The contenders of `benchmarks.step_time` that are this package."""
 
 from __future__ import annotations
 
-import threading
 import warnings
 from typing import Any
 
@@ -12,13 +11,10 @@ from torch import nn
 
 from benchmarks.step_contenders import AtNoise, Contender
 from benchmarks.step_problem import RATE, Array, Problem, copy_weights
-from pyro_vae import VAE, Batch, Conditional, Fixed, conv_decoder, conv_encoder, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Training, conv_decoder, conv_encoder, mlp
 from pyro_vae.inference import AEVB, IWAE, Inference
-from pyro_vae.runtime.progress import steps_bar
-from pyro_vae.training.loop import Loop
-from pyro_vae.training.minibatches import minibatches
-from pyro_vae.training.stepper import Stepper
-from pyro_vae.training.validation import Watch
+from pyro_vae.training.fit import prepared
+from pyro_vae.training.stacked_minibatches import Minibatch
 
 
 def make_vae(problem: Problem) -> VAE:
@@ -46,28 +42,40 @@ def algorithm(problem: Problem) -> Inference:
 
 
 class Ours(Contender):
-    """`pyro_vae.fit(compile=True)`, `Trace_ELBO` on a model and a guide: the very loop that `fit` runs."""
+    """`pyro_vae.fit` with ``compile=True``, `Trace_ELBO` on a model and a guide: the very loop that `fit` runs."""
 
     compile = True
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self.vae, self.inference = make_vae(problem), algorithm(problem).to(self.device)
-        self.source = minibatches(self.vae, self.data, problem.batch, seed=0)
-        self.run = Stepper(self.vae, self.inference, self.adam, None, None, True)
-        self.watch = Watch(self.vae, self.inference, None, self.source.steps, None, "last", True)
-        if self.compile:
-            with steps_bar(False, 1) as bar:
-                self.run.compile_steps(True, 10**9, bar.busy)
+        self.vaes = [make_vae(problem) for _ in range(self.count)]
+        training = Training(self.adam, steps=10**9, batch_size=problem.batch, compile=self.compile)
+        algorithms = [algorithm(problem).to(self.device) for _ in self.vaes]
+        self.loop = prepared(self.vaes, self.data, algorithms, training, range(self.count))
+        self.loop.open()
+
+    @property
+    def count(self) -> int:
+        """Number of VAEs that are trained together."""
+        return 1
+
+    @property
+    def vae(self) -> VAE:
+        """The first VAE."""
+        return self.vaes[0]
 
     @staticmethod
     def adam(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=RATE)
 
     def steps(self, n: int) -> None:
-        with warnings.catch_warnings(), steps_bar(False, n) as bar:
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Encountered NaN")
-            Loop(self.run, self.watch, self.source, self.run.step + n, bar.report).take()
+            self.loop.advance(self.loop.step + n)
+            self.loop.settle()
+            self.loop.check_parameters()
+        if any(member.stopped for member in self.loop.members):
+            raise RuntimeError(" ".join(member.remark for member in self.loop.members))
         self.wait()
         self.taken += n
 
@@ -76,14 +84,14 @@ class Ours(Contender):
         data, epsilon = self.tensors(x, noise)
         if not self.compile:
             with AtNoise(epsilon):
-                return float(self.inference.loss(self.vae, Batch(data)).value.detach()), noise
+                return float(self.loop.members[0].inference.loss(self.vae, Batch(data)).value.detach()), noise
         twin = type(self)(self.problem)  # whose optimizer and weights are moved
         copy_weights(parameters_of(twin.vae), self.weights())
-        plan = twin.run.compiled.plan_for(Batch(data), 1) if twin.run.compiled else None
-        step = None if plan is None else plan.steps[0][1]
-        if plan is None or step is None:
+        programs, minibatch = twin.loop.steppers[0].programs, Minibatch(Batch(data), [None], True)
+        if programs is None:
             raise RuntimeError("the step has not been compiled")
-        step.captured.noise = lambda: [epsilon]  # type: ignore[method-assign]
+        plan: Any = programs.program_for(programs.kind_of(minibatch), minibatch, 1)
+        plan.steps[0][1].captured.noise = lambda: [epsilon]
         bound = plan.take(Batch(data), {})
         if bound is None:
             raise RuntimeError("the step has no bound")
@@ -94,68 +102,18 @@ class Ours(Contender):
 
 
 class OursEager(Ours):
-    """`pyro_vae.fit(compile=False)`."""
+    """`pyro_vae.fit` with ``compile=False``."""
 
     compile = False
 
 
-class Replicates(Contender):
-    """`fit_replicates(compile=True)`, a run without end that is halted between turns."""
+class Replicates(Ours):
+    """`pyro_vae.fit` of R VAEs with ``compile=True``."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        self.vaes = [make_vae(problem) for _ in range(problem.replicates)]
-        self.until, self.done, self.go = 0, threading.Semaphore(0), threading.Semaphore(0)
-        self.error: BaseException | None = None
-        self.closing, self.thread = False, threading.Thread(target=self.train, daemon=True)
-        self.thread.start()
-        self.halted()
-
-    def train(self) -> None:
-        from pyro_vae.training.replicated_training import fit_replicates
-
-        try:
-            fit_replicates(
-                self.vaes,
-                self.data,
-                algorithm(self.problem),
-                optimizer=Ours.adam,
-                steps=10**9,
-                batch_size=self.problem.batch,
-                schedule=self.gate,
-                compile=True,
-            )
-        except BaseException as error:
-            self.error = error
-        self.done.release()
-
-    def gate(self, step: int) -> float:
-        """The schedule of the run, which asks for the factor of each step before it is taken."""
-        if step == self.until:
-            self.wait()
-            self.done.release()
-            self.go.acquire()
-        if self.closing:
-            raise KeyboardInterrupt  # the run ends, and puts everything in its place
-        return 1.0
+    @property
+    def count(self) -> int:
+        return self.problem.replicates
 
     def close(self) -> None:
         """Ends the run."""
-        self.closing = True
-        self.go.release()
-        self.thread.join()
-
-    def halted(self) -> None:
-        self.done.acquire()
-        if self.error is not None:
-            raise self.error
-
-    def steps(self, n: int) -> None:
-        if n:
-            self.until += n
-            self.go.release()
-            self.halted()
-        self.taken += n
-
-    def parameters(self) -> list[nn.Parameter]:
-        return parameters_of(self.vaes[0])
+        self.loop.close()

@@ -29,7 +29,7 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.record import write
-from pyro_vae import VAE, Batch, Experiment, fit
+from pyro_vae import VAE, Batch, Experiment, Training, fit
 from pyro_vae.errors import InputError
 from pyro_vae.experiment import parse_yaml
 from pyro_vae.experiment.to_spec import to_spec
@@ -216,7 +216,9 @@ def run(cell: Cell) -> str:
     algorithm = algorithm_for(vae)
     before = {name: p.detach().clone() for name, p in vae.named_parameters()}
     adam = torch.optim.Adam
-    history = fit(vae, x, algorithm, steps=STEPS, batch_size=10, seed=SEED, optimizer=lambda p: adam(p, lr=1e-3))
+    history = fit(
+        vae, x, algorithm, Training(steps=STEPS, batch_size=10, optimizer=lambda p: adam(p, lr=1e-3)), seed=SEED
+    )
     _check(bool(torch.as_tensor(history.bound).isfinite().all()), "a loss is not finite")
     still = [name for name, p in vae.named_parameters() if p.requires_grad and torch.equal(p.detach(), before[name])]
     _check(not still, f"no gradient moved {still}")

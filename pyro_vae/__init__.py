@@ -20,6 +20,7 @@ from pyro_vae.networks import (
 )
 from pyro_vae.training.fit import fit
 from pyro_vae.training.history import History
+from pyro_vae.training.options import Training
 from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.flow import Flow
 from pyro_vae.vae.hierarchy import Hierarchy, Reads
@@ -48,6 +49,7 @@ __all__ = [
     "Network",
     "Reads",
     "SphericalUniform",
+    "Training",
     "VampPrior",
     "VonMisesFisher",
     "compare",

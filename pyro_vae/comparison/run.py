@@ -22,7 +22,6 @@ from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.training.finished import keep, put_back
 from pyro_vae.training.fit import fit
 from pyro_vae.training.history import History
 from pyro_vae.vae.vae import VAE
@@ -151,22 +150,24 @@ def _trained(
         with isolated(seed):
             vaes.append(experiment.build(data).to(device))
             algorithms.append(spec.build().to(device))
-    options = _options(experiment, data)
-    if experiment.training.together and options["compile"] == "auto" and len(seeds) > 1:
-        options["compile"] = True
-    options["progress"] = f"{spec.label}, seed {', '.join(map(str, seeds))}" if progress else False
-    kept = None if checkpoints is None else checkpoints / f"{spec.label}-seed{'-'.join(map(str, seeds))}.checkpoint"
-    x = data.batch("train")
-    if len(seeds) == 1:
-        histories = [fit(vaes[0], x, algorithms[0], seed=seeds[0], checkpoint=kept, **options)]
-    elif kept is not None and kept.exists():
-        histories = put_back(kept, vaes, algorithms)
-    else:
-        histories = fit(vaes, x, algorithms, seed=list(seeds), **options)
+    training = replace(
+        experiment.training.build(len(data.train)), check_support=not data.cross_entropy, divergence="stop"
+    )
+    if experiment.training.together and training.compile == "auto" and len(seeds) > 1:
+        training = replace(training, compile=True)
+    histories = fit(
+        vaes,
+        data.batch("train"),
+        algorithms,
+        training,
+        seed=list(seeds),
+        transform=data.transform if data.binarisation == "dynamic" else None,
+        validation=None if data.valid is None else data.batch("valid"),
+        checkpoint=None if checkpoints is None else checkpoints / _checkpoint_name(spec.label, seeds),
+        progress=f"{spec.label}, seed {', '.join(map(str, seeds))}" if progress else False,
+    )
     if any(history.stopped == "interrupted" for history in histories):
         raise KeyboardInterrupt
-    if len(seeds) > 1 and kept is not None:
-        keep(kept, vaes, algorithms, histories)
     runs = [
         _evaluated(experiment, spec.label, seed, vae, algorithm, history, data, progress)
         for seed, vae, algorithm, history in zip(seeds, vaes, algorithms, histories, strict=True)
@@ -174,26 +175,8 @@ def _trained(
     return [replace(run, seconds_per_epoch=run.seconds_per_epoch / len(seeds)) for run in runs]
 
 
-def _options(experiment: Experiment, data: Data) -> dict[str, Any]:
-    """The arguments of `fit` that all runs have in common."""
-    training = experiment.training
-    total = training.total_steps(len(data.train))
-    return {
-        "optimizer": training.optimizer.build,
-        "steps": total,
-        "batch_size": training.batch_size,
-        "transform": data.transform if data.binarisation == "dynamic" else None,
-        "validation": None if data.valid is None else data.batch("valid"),
-        "validation_every": training.validation_every,
-        "early_stopping": training.early_stopping,
-        "keep": training.keep,
-        "schedule": None if training.schedule is None else training.schedule.build(total),
-        "clip_norm": training.clip_norm,
-        "check_support": not data.cross_entropy,
-        "divergence": "stop",
-        "compile": training.compile,
-        "precision": training.precision,
-    }
+def _checkpoint_name(label: str, seeds: Sequence[int]) -> str:
+    return f"{label}-seed{'-'.join(map(str, seeds))}.checkpoint"
 
 
 def _evaluated(

@@ -33,7 +33,7 @@ from pyro_vae.experiment.mixed import MixedSpec
 from pyro_vae.experiment.network import code_allowed
 from pyro_vae.experiment.part import AnyPart, HierarchySpec
 from pyro_vae.experiment.place import Place, check_declared
-from pyro_vae.experiment.settings import Evaluation, Networks, Training
+from pyro_vae.experiment.settings import Evaluation, Networks, TrainingSpec
 from pyro_vae.experiment.yaml_file import read_yaml, write_yaml
 from pyro_vae.vae.derived_posterior import unconstrained_shape
 from pyro_vae.vae.hierarchy import Reads, blocks_of
@@ -64,7 +64,7 @@ class Experiment(Strict):
     inference: Annotated[list[InferenceSpec], Field(min_length=1)] = Field(
         default_factory=lambda: [InferenceSpec(name=name) for name in ("aevb", "analytic-kl", "wake-sleep")]
     )
-    training: Training = Field(default_factory=lambda: Training(epochs=50))
+    training: TrainingSpec = Field(default_factory=lambda: TrainingSpec(epochs=50))
     evaluation: Evaluation = Evaluation()
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default_factory=lambda: [0, 1, 2])
     device: str = "auto"

@@ -15,6 +15,7 @@ from pydantic import (
 from pyro_vae.experiment.choices import OptimizerSpec, ScheduleSpec, Strict
 from pyro_vae.experiment.network import NetworkSpec
 from pyro_vae.runtime.precision import Precision
+from pyro_vae.training.options import Training
 
 
 class Networks(Strict):
@@ -30,8 +31,12 @@ def _auto_or_bool(value: Any) -> Any:
     return value
 
 
-class Training(Strict):
-    """The arguments of `pyro_vae.fit`."""
+class TrainingSpec(Strict):
+    """The settings of a training run; `build` makes a `Training` of them.
+
+    Attributes:
+        together: Whether the seeds of an algorithm are trained in one program; by default on a GPU only.
+    """
 
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
@@ -54,7 +59,7 @@ class Training(Strict):
         return value
 
     @model_validator(mode="after")
-    def _one_length(self) -> Training:
+    def _one_length(self) -> TrainingSpec:
         if self.epochs is not None and self.steps is not None:
             raise ValueError("expected exactly one of `epochs` and `steps`")
         return self
@@ -62,6 +67,22 @@ class Training(Strict):
     def total_steps(self, size: int) -> int:
         """Returns the number of steps over ``size`` training data."""
         return self.steps or (self.epochs or 0) * -(-size // min(self.batch_size, size))
+
+    def build(self, size: int) -> Training:
+        """Returns the settings of a run over ``size`` training data."""
+        total = self.total_steps(size)
+        return Training(
+            optimizer=self.optimizer.build,
+            steps=total,
+            batch_size=self.batch_size,
+            schedule=None if self.schedule is None else self.schedule.build(total),
+            clip_norm=self.clip_norm,
+            validation_every=self.validation_every,
+            early_stopping=self.early_stopping,
+            keep=self.keep,
+            compile=self.compile,
+            precision=self.precision,
+        )
 
 
 class Evaluation(Strict):

@@ -8,23 +8,51 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
 
 from pyro_vae.errors import InputError
-from pyro_vae.training.minibatches import Minibatches, checksum
-from pyro_vae.training.stepper import Stepper
-from pyro_vae.training.validation import Watch
+from pyro_vae.runtime.random_streams import plain_states, states_of
+from pyro_vae.training.member import Member
+from pyro_vae.training.minibatches import checksum
+from pyro_vae.training.options import Training
+from pyro_vae.training.stacked_minibatches import Source
 
-# What writing may take of the run: one part in so many.
+# Writing takes at most one part in so many of the run's time.
 _SHARE = 20
-_FORMAT = 1
+_FORMAT = 2
+
+
+class Run(Protocol):
+    """The run whose state a checkpoint keeps: a `Loop`.
+
+    Attributes:
+        members: The VAEs in training.
+        source: Source of their minibatches.
+        training: The settings of the run.
+        total: Number of its steps.
+        step: Steps taken.
+    """
+
+    members: list[Member]
+    source: Source
+    training: Training
+    total: int
+    step: int
+
+    def state(self) -> dict[str, Any]:
+        """Returns all that the next step depends on, and the records."""
+        ...
+
+    def put_back(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a state."""
+        ...
 
 
 class Checkpoint:
@@ -33,12 +61,9 @@ class Checkpoint:
     The file is written beside its place and then moved there, so that a reader sees the old state or the new one.
 
     Arguments:
-        path: Of the file.
-        run: Its parameters, optimizer and records.
-        watch: Its validation.
-        source: Its minibatches.
-        seed: Of the run.
-        seconds: Between two writings, at least.
+        path: Path of the file.
+        run: The run.
+        seeds: Seed of each VAE.
 
     Attributes:
         loaded: Whether a state was put back.
@@ -48,10 +73,8 @@ class Checkpoint:
         InputError: Where the file cannot be written.
     """
 
-    def __init__(
-        self, path: str | Path, run: Stepper, watch: Watch, source: Minibatches, seed: int, seconds: float
-    ) -> None:
-        self.path, self.run, self.watch, self.source, self.seconds = Path(path), run, watch, source, seconds
+    def __init__(self, path: str | Path, run: Run, seeds: Sequence[int]) -> None:
+        self.path, self.run = Path(path), run
         if not self.path.parent.is_dir():
             raise InputError(f"fit: the folder `{self.path.parent}` of the checkpoint does not exist; make it first.")
         try:
@@ -62,29 +85,26 @@ class Checkpoint:
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"fit: the checkpoint `{path}` cannot be written: {reason}; choose another.") from None
-        self.about = _about(run, watch, source, seed)
+        self.about = _about(run, seeds)
         self.loaded, self.between = False, 0
-        self._begun, self._epoch = 0, source.get_state()
+        self._begun, self._epoch = 0, run.source.get_state()
         self._random: dict[str, Any] = {}
         self._written, self._took = time.monotonic(), 0.0
 
-    def load(self, total: int) -> None:
+    def load(self) -> None:
         """Puts back the state that the file holds, if there is one.
 
-        Arguments:
-            total: Steps that the run is to have.
-
         Raises:
-            InputError: Where the file is none of `fit`, or of another run: the model as it prints itself and its fixed
-                values, the algorithm, the optimizer's options, clipping, data, batch size, validation and seed are
-                compared. Nothing has been changed then. Schedules and transforms are not compared, nor what a
-                callback keeps.
+            InputError: Where the file is no checkpoint of `fit`, or one of another run. Compared are the model as it
+                prints itself and its fixed values, the algorithm, the optimizer's options, clipping, data, batch size,
+                validation and seeds; schedules, transforms and what a callback keeps are not. Nothing has been
+                changed then.
         """
         if not self.path.exists():
             return
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-            about, steps = state["about"], len(state["run"]["seconds"])
+            about, steps = state["about"], state["run"]["step"] if state["about"].get("format") == _FORMAT else 0
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
@@ -97,11 +117,12 @@ class Checkpoint:
                 f"fit: the checkpoint `{self.path}` is of another run: {'; '.join(other)}. Remove it, or name another "
                 "file."
             )
-        if steps > total:
-            raise InputError(f"fit: the checkpoint `{self.path}` has {steps} steps already, and {total} are asked for.")
+        if steps > self.run.total:
+            raise InputError(
+                f"fit: the checkpoint `{self.path}` has {steps} steps already, and {self.run.total} are asked for."
+            )
         self.run.put_back(state["run"])
-        self.watch.put_back(state["watch"])
-        self.source.set_state(state["epoch"])
+        self.run.source.set_state(state["epoch"])
         self._begun, self._epoch, self._random = state["begun"], state["epoch"], state["random"]
         self.between, self.loaded = state["between"], True
 
@@ -112,40 +133,36 @@ class Checkpoint:
 
     def begin_epoch(self) -> None:
         """Notes that an epoch is over."""
-        self._begun, self._epoch = self.run.step, self.source.get_state()
+        self._begun, self._epoch = self.run.step, self.run.source.get_state()
 
     def resume_random(self) -> None:
         """Puts back the random states that were loaded."""
         torch.set_rng_state(self._random["torch"])
         if self._random["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(self._random["cuda"])
-        name, keys, *rest = self._random["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-        version, internal, gauss = self._random["python"]
-        random.setstate((version, tuple(internal), gauss))
+        of_numpy, of_python = states_of(self._random["others"])
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
 
     @property
     def due(self) -> bool:
         """Whether it is time to write: never more than a small part of the run goes into it."""
-        return time.monotonic() - self._written > max(self.seconds, _SHARE * self._took)
+        least = self.run.training.checkpoint_seconds
+        return time.monotonic() - self._written > max(least, _SHARE * self._took)
 
     def write(self) -> None:
         """Writes the file; where that fails, warns, and leaves the last one."""
-        self.run.settle()
         start = time.monotonic()
-        name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
         state = {
             "about": self.about,
             "run": self.run.state(),
-            "watch": self.watch.state(),
             "between": self.between,
             "begun": self._begun,
             "epoch": self._epoch,
             "random": {
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-                "python": [*_listed(random.getstate())],
+                "others": plain_states(np.random.get_state(legacy=True), random.getstate()),  # noqa: NPY002
             },
         }
         try:
@@ -169,38 +186,48 @@ class Checkpoint:
                 Path(file.name).unlink(missing_ok=True)
 
 
-def _listed(value: Any) -> Any:
-    return [_listed(inner) for inner in value] if isinstance(value, tuple) else value
-
-
-def _about(run: Stepper, watch: Watch, source: Minibatches, seed: int) -> dict[str, Any]:
+def _about(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
     """What tells one run from another."""
-    groups = [
-        {key: repr(value) for key, value in group.items() if key not in ("params", "lr")}
-        for group in run.optimizer.param_groups
-    ]
+    source, watch = run.source, run.members[0].watch
     held_out = None if watch.data is None else checksum(watch.data)
+    of_members = [_about_member(member) for member in run.members]
     return {
         "format": _FORMAT,
-        "parameters": {name: list(p.shape) for name, p in run.both.named_parameters()},
-        "fixed values": {name: b.tolist() for name, b in run.vae.named_buffers() if ".fixed_" in f".{name}"},
-        "model": re.sub(r" at 0x[0-9a-f]+", "", repr(run.vae)).splitlines(),
-        "type": str(run.vae.dtype),
-        "algorithm": repr(run.inference),
-        "optimizer": [type(run.optimizer).__name__, groups, [repr(rate) for rate in run.rates]],
-        "clip_norm": run.clip_norm,
+        "VAEs": len(run.members),
+        **{name: [about[name] for about in of_members] for name in of_members[0]},
+        "clip_norm": run.training.clip_norm,
         "data": {"size": source.size, "batch_size": source.batch_size, "checksum": source.checksum()},
         "validation": {"checksum": held_out, "every": watch.every, "patience": watch.patience, "keep": watch.keep},
-        "seed": seed,
+        "seed": list(seeds),
+    }
+
+
+def _about_member(member: Member) -> dict[str, Any]:
+    groups = [
+        {key: repr(value) for key, value in group.items() if key not in ("params", "lr")}
+        for group in member.optimizer.param_groups
+    ]
+    return {
+        "parameters": {name: list(p.shape) for name, p in member.both.named_parameters()},
+        "fixed values": {name: b.tolist() for name, b in member.vae.named_buffers() if ".fixed_" in f".{name}"},
+        "model": re.sub(r" at 0x[0-9a-f]+", "", repr(member.vae)).splitlines(),
+        "type": str(member.vae.dtype),
+        "algorithm": repr(member.inference),
+        "optimizer": [type(member.optimizer).__name__, groups, [repr(rate) for rate in member.rates]],
     }
 
 
 def _said(name: str, its: Any, mine: Any) -> str:
     """In which way two descriptions of a run differ."""
+    if isinstance(its, list) and isinstance(mine, list) and len(its) == len(mine):
+        r = next(r for r in range(len(mine)) if its[r] != mine[r])
+        where = f"{name} of replicate {r}" if len(mine) > 1 else name
+        if name == "model":
+            pairs = zip_longest(its[r] or [], mine[r], fillvalue="nothing")
+            its, mine = next((one.strip(), other.strip()) for one, other in pairs if one != other)
+            return f"{where} {its!r}, not {mine!r}"
+        return _said(where, its[r], mine[r])
     if isinstance(its, dict) and isinstance(mine, dict):
         key = next(key for key in (*mine, *its) if its.get(key) != mine.get(key))
         return f"{name}: {key} {its.get(key)!r}, not {mine.get(key)!r}"
-    if name == "model":
-        pairs = zip_longest(its or [], mine, fillvalue="nothing")
-        its, mine = next((one.strip(), other.strip()) for one, other in pairs if one != other)
     return f"{name} {its!r}, not {mine!r}"

@@ -1,176 +1,104 @@
-r"""The training loop: one function for every inference algorithm."""
+r"""Training: one function for every inference algorithm, for one VAE or for R of them."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Collection, Sequence
+import copy
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import numpy as np
+import torch
 
-from pyro_vae.engine.compilation.cost import Mode
-from pyro_vae.engine.compilation.routine import enabled
+from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference.interface import Inference
-from pyro_vae.runtime.interrupts import deferrable
-from pyro_vae.runtime.modes import switched
-from pyro_vae.runtime.precision import Precision, networks_in
 from pyro_vae.runtime.progress import steps_bar
-from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.runtime.random_streams import Stream, isolated
 from pyro_vae.training.checkpoint import Checkpoint
 from pyro_vae.training.history import History
-from pyro_vae.training.loop import Callback, Loop
-from pyro_vae.training.minibatches import Resident, Transform, as_batch, minibatches
-from pyro_vae.training.options import Counts, check_running, checked_algorithm, checked_seed
-from pyro_vae.training.stepper import OptimizerFactory, Stepper
+from pyro_vae.training.loop import Callback, Loop, training_mode
+from pyro_vae.training.member import Member
+from pyro_vae.training.minibatches import Transform, as_batch
+from pyro_vae.training.options import OptimizerFactory, Training, said, whole
+from pyro_vae.training.stacked_minibatches import Source
 from pyro_vae.training.validation import Watch
 from pyro_vae.vae.data_check import check_values
 from pyro_vae.vae.vae import VAE
 
 
 @overload
-def fit(
-    vae: VAE,
-    x: Any,
-    inference: Inference,
-    *,
-    optimizer: OptimizerFactory,
-    epochs: int | None = None,
-    steps: int | None = None,
-    batch_size: int = 100,
-    seed: int = 0,
-    transform: Transform | None = None,
-    weights: Any = None,
-    validation: Any = None,
-    validation_every: int | None = None,
-    early_stopping: int | None = None,
-    keep: Literal["best", "last"] = "last",
-    schedule: Callable[[int], float] | None = None,
-    clip_norm: float | None = None,
-    callback: Callback | None = None,
-    callback_steps: Collection[int] | None = None,
-    checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 30.0,
-    check_support: bool = True,
-    divergence: Literal["raise", "stop"] = "raise",
-    compile: Mode = "auto",
-    precision: Precision = "float32",
-    progress: bool | str = False,
-) -> History: ...
+def fit(vae: VAE, x: Any, inference: Inference, training: Training = ..., **named: Any) -> History: ...
 
 
 @overload
 def fit(
-    vae: Sequence[VAE],
-    x: Any,
-    inference: Inference | Sequence[Inference],
-    *,
-    optimizer: OptimizerFactory | Sequence[OptimizerFactory],
-    epochs: int | None = None,
-    steps: int | None = None,
-    batch_size: int = 100,
-    seed: int | Sequence[int] = 0,
-    transform: Transform | None = None,
-    weights: Any = None,
-    validation: Any = None,
-    validation_every: int | None = None,
-    early_stopping: int | None = None,
-    keep: Literal["best", "last"] = "last",
-    schedule: Callable[[int], float] | None = None,
-    clip_norm: float | None = None,
-    check_support: bool = True,
-    divergence: Literal["raise", "stop"] = "raise",
-    compile: Mode = "auto",
-    precision: Precision = "float32",
-    progress: bool | str = False,
+    vae: Sequence[VAE], x: Any, inference: Inference | Sequence[Inference], training: Training = ..., **named: Any
 ) -> list[History]: ...
 
 
-def fit(
+def fit(  # type: ignore[misc]  # the overloads leave its keywords to this one signature
     vae: VAE | Sequence[VAE],
     x: Any,
     inference: Inference | Sequence[Inference],
+    training: Training = Training(),  # noqa: B008, immutable
     *,
-    optimizer: OptimizerFactory | Sequence[OptimizerFactory],
-    epochs: int | None = None,
-    steps: int | None = None,
-    batch_size: int = 100,
     seed: int | Sequence[int] = 0,
-    transform: Transform | None = None,
     weights: Any = None,
+    transform: Transform | None = None,
     validation: Any = None,
-    validation_every: int | None = None,
-    early_stopping: int | None = None,
-    keep: Literal["best", "last"] = "last",
-    schedule: Callable[[int], float] | None = None,
-    clip_norm: float | None = None,
     callback: Callback | None = None,
-    callback_steps: Collection[int] | None = None,
     checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 30.0,
-    check_support: bool = True,
-    divergence: Literal["raise", "stop"] = "raise",
-    compile: Mode = "auto",
-    precision: Precision = "float32",
     progress: bool | str = False,
+    common_noise: bool = False,
 ) -> History | list[History]:
-    r"""Trains a VAE in place by any inference algorithm.
+    r"""Trains a VAE in place by any inference algorithm; or R VAEs of one structure in one program.
 
     The global random states are left as they are found, and so is Pyro's param store. At a loss or gradient that is
     not finite, training stops and puts back the parameters at which both were finite last, before their update.
     Ctrl-C ends the run cleanly.
 
+    Of R VAEs every one becomes what a run of its own would have made of it, with its seed, algorithm and optimizer, to
+    rounding: parameters and optimizer states are stacked, matrix products become batched ones, and each VAE has its
+    own shuffling and noise. (Gamma, Dirichlet, Poisson and binomial draws are equal in distribution only.) A VAE whose
+    loss is not finite stops and does not touch the others.
+
     Arguments:
-        vae: The VAE; trained in place, on the device on which it lies. Or R VAEs of one structure, which are trained
-            in one program; see `fit_replicates`.
+        vae: The VAE; trained in place, on the device on which it lies. Or R VAEs of one structure on one device: they
+            differ only in values of parameters and buffers, and in numbers.
         x: Data of shape ``(N, *event_shape)``: a Tensor, ndarray, DataFrame, `Batch`, `torch.utils.data.Dataset` or
             `DataLoader` (whose items, or first item each, are x). All but a `DataLoader` lie on the device as a
             whole and are shuffled there; a data set that does not fit is streamed.
-        inference: The algorithm; moved to the VAE's device, its own parameters optimised beside the VAE's.
-        optimizer: Makes the optimizer from the parameters, such as ``lambda p: torch.optim.Adam(p, lr=1e-3)``.
-        epochs: Passes over the data; the last batch of each may be short.
-        steps: Or: number of minibatches. Exactly one of the two.
-        batch_size: M.
-        seed: Of shuffling, of ``transform`` and of the algorithm's draws; the first two have a stream of their own,
-            so that all algorithms see the same minibatches.
-        transform: Applied to the x of each minibatch with a seeded generator, such as a dynamic binarisation.
+        inference: The algorithm; moved to the VAE's device, its own parameters optimised beside the VAE's. For R VAEs
+            each gets a copy; or a list of one for each, which differ only in numbers.
+        training: The settings of the run.
+        seed: Seed of shuffling, of ``transform`` and of the algorithm's draws. The first two have a stream of their
+            own, so that all algorithms see the same minibatches. For R VAEs a list of one for each; an integer s
+            stands for s, s + 1, ..., s + R - 1.
         weights: Weight of each datum in every mean over data, shape ``(N,)``; only their ratios matter.
+        transform: Applied to the x of each minibatch with a seeded generator, such as a dynamic binarisation.
         validation: Data in any form but a `DataLoader`, whose ELBO is evaluated during training.
-        validation_every: Steps between two such evaluations; default: one epoch.
-        early_stopping: Patience: evaluations without improvement after which training stops.
-        keep: Which parameters remain: those of the last step, or those of the best validation ELBO.
-        schedule: Factor of the optimizer's learning rates at each step, counted from 0.
-        clip_norm: Largest norm of the gradient of all parameters that a phase moves.
-        callback: Called after each step with its number, from 1, and ``bound``, ``samples``, ``seconds``, and
-            ``validation_bound`` where it was evaluated.
-        callback_steps: Steps after which ``callback`` is called, if not after all: compiled steps run faster where
-            nothing is between them.
+        callback: Called after each step with its number, from 1, and a mapping of ``bound``, ``samples``, ``seconds``,
+            and ``validation_bound`` where it was evaluated; for R VAEs a list of R mappings.
         checkpoint: File that keeps the state of the run. Where it exists, training goes on from it, and with
             ``compile=True`` or False and the same number of threads the result is that of a run without
-            interruption, to the last bit; a larger number of steps goes on with a run that was completed. Of what a
-            `DataLoader` draws, it keeps torch's random stream and the loader's own generator; what a transform, a
-            callback or a learning-rate scheduler remembers is not kept.
-        checkpoint_seconds: Between two writings of that file, at least; it is written at the end too.
-        check_support: Whether data outside the likelihood's support are refused; only without this check can a
-            Bernoulli be trained on grey levels, and its "log-likelihood" is then none.
-        divergence: What follows a loss or gradient that is not finite: an error, or a `History` that has stopped
-            there and tells what was not finite as its remark. The last good parameters are in place either way.
-        compile: Whether the steps run as compiled programs: loss, gradients, clipping and update in one, at the same
-            noise the same to rounding (draws of Bernoulli, categorical and dropout kind have another stream). With
-            ``"auto"`` where that saves time, judged by how long the first steps take, so that one seed may give two
-            results; and with a warning where the model cannot be compiled. With True always, and such a model is an
-            error. The first step is never compiled. Compiled programs are kept on disk.
-        precision: Of the networks' products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``; see `networks_in`.
+            interruption, to the last bit; a larger number of steps goes on with a run that was completed. For a
+            `DataLoader`, it keeps torch's random stream and the loader's own generator; it does not keep what a
+            transform, a callback or a learning-rate scheduler remembers.
         progress: Whether to show a progress bar (on a terminal only); a string is its title.
+        common_noise: Whether R VAEs see the same minibatches and draw the same noise, those of the first seed: common
+            random numbers, for comparisons between them.
 
     Returns:
-        The `History`; of R VAEs a list.
+        The `History`; for R VAEs a list, whose ``seconds`` are those of all together.
 
     Raises:
-        InputError: For data, arguments or an algorithm that do not fit, before the first step; and where a parameter
-            that the algorithm claims to move has no gradient at the first step.
-        NonFiniteError: For a loss or gradient that is not finite: names the term, the step and the batch.
+        InputError: For data, arguments or an algorithm that do not fit, before the first step; where a parameter
+            that the algorithm claims to move has no gradient at the first step; and where VAEs are not of one
+            structure, or share parameters.
+        NonFiniteError: For a loss or gradient that is not finite: names the term, the step and the batch, and for R
+            VAEs the replicates, after the others are trained. At the first step of a single VAE also with
+            ``divergence="stop"``.
         CaptureError, CompilationError: With ``compile=True``, where the program branches on values (names the line),
             or this machine cannot compile.
 
@@ -181,93 +109,202 @@ def fit(
         >>> x = torch.eye(8).repeat(10, 1)
         >>> prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
         >>> vae = VAE(prior, Conditional(dist.Bernoulli, (8,), given=mlp(2, 10)))
-        >>> history = fit(vae, x, AEVB(), optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), epochs=20, batch_size=20)
+        >>> history = fit(vae, x, AEVB(), Training(epochs=20, batch_size=20))
         >>> history.steps, history.stopped
         (80, 'completed')
     """
-    if not isinstance(vae, VAE):
-        from pyro_vae.training.replicated_training import fit_replicates  # which is made of this module
-
-        if callback is not None or checkpoint is not None:
-            raise InputError("fit: `callback` and `checkpoint` are for one VAE; train several without them.")
-        with networks_in(precision):
-            return fit_replicates(
-                *(vae, x, inference),
-                optimizer=optimizer,
-                seeds=seed,
-                epochs=epochs,
-                steps=steps,
-                batch_size=batch_size,
-                transform=transform,
-                weights=weights,
-                validation=validation,
-                validation_every=validation_every,
-                early_stopping=early_stopping,
-                keep=keep,
-                schedule=schedule,
-                clip_norm=clip_norm,
-                check_support=check_support,
-                divergence=divergence,
-                compile=compile,
-                progress=progress,
-            )
-    counts = Counts.of(epochs, steps, batch_size, validation_every, early_stopping)
-    inference, optimizer = checked_algorithm(inference, optimizer, counts, keep, validation is not None)
-    check_running(schedule, clip_norm, transform, divergence, compile)
-    seed = checked_seed(seed)
-    inference.to(vae.device).check(vae)
-    unknown = inference.takes_unknown_labels
-    source = minibatches(vae, x, counts.batch_size, seed, transform, weights, check_support, unknown)
-    if vae.size is not None and vae.size != source.size:
-        raise InputError(f"fit: the VAE was declared with size={vae.size}, but there are {source.size} data.")
-    held_out = None
-    if validation is not None:
-        with isolated(seed, "data"):
-            held_out = as_batch(vae, validation, "validation")
-        held_out = held_out.to(vae.device, vae.dtype)
-        check_values(vae, held_out, check_support, "validation data")
-    total = counts.total(source.steps)
-    run = Stepper(vae, inference, optimizer, schedule, clip_norm, check_support)
-    every = counts.validation_every or source.steps
-    watch = Watch(vae, inference, held_out, every, counts.early_stopping, keep, check_support)
-    watch.compile = "auto" if compile else False
-    run.own_batches = isinstance(source, Resident) and transform is None
-    loop = Loop(run, watch, source, total, callback=callback, callback_steps=callback_steps)
+    single = isinstance(vae, VAE)
+    vaes = [vae] if isinstance(vae, VAE) else _checked_vaes(vae)
+    seeds = _checked_seeds(len(vaes), seed, common_noise, single)
+    algorithms = [inference] if single else _algorithms(inference, len(vaes))
+    loop = prepared(vaes, x, algorithms, training, seeds, weights, transform, validation, common_noise)
+    loop.callback = callback if callback is None or not single else lambda step, metrics: callback(step, metrics[0])
     if checkpoint is not None:
-        loop.checkpoint = Checkpoint(checkpoint, run, watch, source, seed, checkpoint_seconds)
-        loop.checkpoint.load(total)
+        loop.checkpoint = Checkpoint(checkpoint, loop, seeds)
+        loop.checkpoint.load()
+    stream = "training" if len(vaes) == 1 else "replicates"
     with (
-        isolated(seed, "training"),
-        switched(vae, training=True),
-        switched(inference, training=True),
-        networks_in(precision),
-        warnings.catch_warnings(),
-        deferrable(),
-        steps_bar(progress, total) as bar,
-        enabled(compile, total, bar.busy) as terms,
+        steps_bar(progress, loop.total) as bar,
+        training_mode(loop.members, seeds[0], stream, training, loop.total, bar.busy) as terms,
     ):
-        if compile is not False:
-            run.compile_steps(compile, total, bar.busy)
-        warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; ours names the term
-        try:
-            loop.report = bar.report
-            stopped, remark = loop.take(), inference.remark()
-        except NonFiniteError as error:
-            if divergence == "raise" or not run.step:
-                raise
-            stopped, remark = "diverged", str(error).removeprefix("fit: ")
-        finally:
-            run.finish()
-            inference.visit(None)
-    return History(
-        np.array(run.bounds),
-        np.array(run.samples, dtype=np.int64),
-        np.array(run.seconds),
-        np.array(watch.steps, dtype=np.int64),
-        np.array(watch.values),
-        stopped,
-        watch.best_step,
-        remark,
-        run.execution,
-        run.compile_seconds + terms.seconds,
+        loop.busy, loop.report = bar.busy, bar.report
+        loop.open()
+        loop.run()
+    failed = [member for member in loop.members if member.stopped == "diverged"]
+    if failed and (training.divergence == "raise" or (len(vaes) == 1 and not failed[0].steps)):
+        raise NonFiniteError(f"fit: {' '.join(member.remark for member in failed)}")
+    histories = [loop.history(member, terms.seconds) for member in loop.members]
+    return histories[0] if single else histories
+
+
+def prepared(
+    vaes: Sequence[VAE],
+    x: Any,
+    algorithms: Sequence[Any],
+    training: Training,
+    seeds: Sequence[int],
+    weights: Any = None,
+    transform: Transform | None = None,
+    validation: Any = None,
+    common_noise: bool = False,
+) -> Loop:
+    """Returns the loop of a run, checked and ready for `Loop.open`; see `fit`.
+
+    Arguments:
+        vaes: The VAEs.
+        x: Training data.
+        algorithms: The algorithm of each VAE.
+        training: The settings of the run.
+        seeds: Seed of each VAE.
+        weights: Weights of the data.
+        transform: Applied to each minibatch.
+        validation: Validation data.
+        common_noise: Whether minibatches and noise are common to all VAEs.
+
+    Raises:
+        InputError: See `fit`.
+    """
+    _check_transform(transform)
+    factories = _factories(training.optimizer, len(vaes))
+    for own, algorithm in zip(vaes, algorithms, strict=True):
+        _check_algorithm(algorithm, training, validation is not None)
+        algorithm.to(own.device).check(own)
+    unknown = algorithms[0].takes_unknown_labels
+    source = Source(
+        vaes, x, training.batch_size, seeds, common_noise, transform, weights, training.check_support, unknown
     )
+    if not source.steps:
+        raise InputError("fit: the loader gives no minibatch; let it keep a short last one, or give more data.")
+    for own in vaes:
+        if own.size is not None and own.size != source.size:
+            raise InputError(f"fit: the VAE was declared with size={own.size}, but there are {source.size} data.")
+    held_out = None if validation is None else _held_out(vaes[0], validation, seeds[0], training.check_support)
+    every = training.validation_every or source.steps
+    mode: Literal["auto", False] = "auto" if training.compile else False
+    members = []
+    for r, (own, algorithm, factory) in enumerate(zip(vaes, algorithms, factories, strict=True)):
+        watch = Watch(
+            own, algorithm, held_out, every, training.early_stopping, training.keep, training.check_support, mode
+        )
+        stream = None if len(vaes) == 1 else Stream(seeds[r], own.device, "training")
+        name = "" if len(vaes) == 1 else f"replicate {r}: "
+        members.append(Member(r, name, own, algorithm, factory, watch, stream))
+    return Loop(members, source, training, training.total(source.steps), followed=transform is not None)
+
+
+def _held_out(vae: VAE, validation: Any, seed: int, check_support: bool) -> Batch:
+    with isolated(seed, "data"):
+        held_out = as_batch(vae, validation, "validation").to(vae.device, vae.dtype)
+    check_values(vae, held_out, check_support, "validation data")
+    return held_out
+
+
+# ------------------------------------------------------------------ the arguments
+
+
+def _checked_seeds(count: int, seed: Any, common: bool, single: bool) -> list[int]:
+    """One seed for each VAE."""
+    first = whole(seed)
+    if first is not None:
+        return [first if common else first + r for r in range(count)]
+    if single:
+        raise InputError(f"fit: `seed` is an integer, one for one VAE; got `{seed!r}`.")
+    own = [each for each in map(whole, seed) if each is not None] if isinstance(seed, Sequence) else []
+    if not isinstance(seed, Sequence) or len(own) != len(seed) or len(own) != count:
+        raise InputError(f"fit: `seed` is an integer, or one for each of the {count} VAEs; got `{seed!r}`.")
+    if common and len(set(own)) > 1:
+        raise InputError(f"fit: with common_noise=True all VAEs have one seed, an integer; got `{seed!r}`.")
+    return own
+
+
+def _check_transform(transform: Any) -> None:
+    if transform is not None and not _takes(transform, torch.empty(0), torch.Generator()):
+        raise InputError(
+            "fit: `transform` is a function of x and a torch.Generator, such as lambda x, generator: "
+            f"torch.bernoulli(x, generator=generator); got `{said(transform)}`."
+        )
+
+
+def _takes(function: Any, *arguments: Any) -> bool:
+    """Whether something can be called with such arguments, as far as its signature tells."""
+    if not callable(function):
+        return False
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True
+
+
+def _check_algorithm(inference: Any, training: Training, has_validation: bool) -> None:
+    """Raises an `InputError` for what is no algorithm, and for one that cannot be used so."""
+    if not isinstance(inference, Inference):
+        uncalled = isinstance(inference, type) and issubclass(inference, Inference)
+        given = f"the class `{inference.__name__}`, which is to be called" if uncalled else f"`{inference!r}`"
+        raise InputError(f"fit: `inference` is an algorithm such as AEVB(), one for one VAE; got {given}.")
+    if training.needs_validation and not has_validation:
+        raise InputError('fit: `early_stopping` and keep="best" need `validation` data.')
+    if training.needs_validation and not inference.trains_posterior:
+        raise InputError(
+            f"fit: `{inference.name}` trains no posterior, so that the ELBO of validation data tells nothing of the "
+            'model; use keep="last" without early_stopping.'
+        )
+
+
+def _algorithms(inference: Any, count: int) -> list[Inference]:
+    if isinstance(inference, Inference):
+        return [copy.deepcopy(inference) for _ in range(count)]
+    given = list(inference) if isinstance(inference, Sequence) else []
+    if len(given) != count or len({id(algorithm) for algorithm in given}) < count:
+        raise InputError(
+            f"fit: `inference` is an algorithm, of which each VAE gets a copy, or a list of {count}, one object for "
+            f"each VAE; got `{inference!r}`."
+        )
+    return given
+
+
+def _factories(optimizer: Any, count: int) -> list[OptimizerFactory]:
+    own = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer] * count
+    if len(own) != count:
+        raise InputError(
+            f"fit: `optimizer` makes the optimizer of a VAE, or is a list of {count} such functions, one for each VAE; "
+            f"got {len(own)} of them."
+        )
+    return own
+
+
+def _checked_vaes(vaes: Any) -> list[VAE]:
+    """The VAEs, of which each can be a replicate of the others."""
+    if not isinstance(vaes, Sequence) or not vaes or not all(isinstance(vae, VAE) for vae in vaes):
+        raise InputError(f"fit: expected a list of VAEs, at least one; got `{type(vaes).__name__}` of `{vaes!r}`.")
+    owner: dict[int, int] = {}
+    for r, vae in enumerate(vaes):
+        for name, parameter in vae.named_parameters():
+            if parameter.requires_grad and owner.setdefault(id(parameter), r) != r:
+                raise InputError(
+                    f"fit: VAEs {owner[id(parameter)]} and {r} of the list share the parameter `{name}`, which only "
+                    "one of them could train; make copies by copy.deepcopy."
+                )
+        ours, theirs = _layout(vae), _layout(vaes[0])
+        different = [name for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)]
+        if different:
+            name = different[0]
+            raise InputError(
+                f"fit: replicates are VAEs of one structure, but `{name}` is {_described(ours.get(name))} in replicate "
+                f"{r} and {_described(theirs.get(name))} in replicate 0; train them one by one."
+            )
+    return list(vaes)
+
+
+def _layout(vae: VAE) -> dict[str, Any]:
+    tensors = {**dict(vae.named_parameters()), **dict(vae.named_buffers())}
+    return {name: (tuple(t.shape), t.dtype, str(t.device), t.requires_grad) for name, t in tensors.items()}
+
+
+def _described(layout: Any) -> str:
+    if layout is None:
+        return "missing"
+    shape, dtype, device, trained = layout
+    return f"{dtype} of shape {shape} on {device}{'' if trained else ', not trained'}"

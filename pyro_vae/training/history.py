@@ -2,10 +2,58 @@ r"""What a training run was like."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from pyro_vae.training.validation import Watch
+
+
+@dataclass
+class Records:
+    """Bound, number of data seen and wall time of each step, in order.
+
+    Attributes:
+        bounds: Bound of each step, nan where the algorithm has none.
+        samples: Data seen up to and including each step.
+        seconds: Wall time up to and including each step.
+    """
+
+    bounds: list[float] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def add(self, bounds: Sequence[float], sizes: Sequence[int], now: float) -> None:
+        """Records steps; the time since the last recorded step is shared equally among them.
+
+        Arguments:
+            bounds: Bound of each step.
+            sizes: Size of each step's minibatch.
+            now: Wall time after the last of them.
+        """
+        before, samples = (self.seconds[-1], self.samples[-1]) if self.seconds else (0.0, 0)
+        for i, (bound, size) in enumerate(zip(bounds, sizes, strict=True)):
+            samples += size
+            self.bounds.append(bound)
+            self.samples.append(samples)
+            self.seconds.append(before + (now - before) * (i + 1) / len(sizes))
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns the records as tensors."""
+        return {
+            "bounds": torch.tensor(self.bounds, dtype=torch.float64),
+            "samples": torch.tensor(self.samples, dtype=torch.int64),
+            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+        }
+
+    @classmethod
+    def of(cls, state: Mapping[str, Tensor]) -> Records:
+        """Returns the records that `state` returned as tensors."""
+        return cls(*(state[name].tolist() for name in ("bounds", "samples", "seconds")))
 
 
 @dataclass(repr=False)
@@ -36,6 +84,33 @@ class History:
     remark: str = ""
     execution: str = "uncompiled"
     compile_seconds: float = 0.0
+
+    @classmethod
+    def of(
+        cls, records: Records, watch: Watch, stopped: str, remark: str, execution: str, compile_seconds: float
+    ) -> History:
+        """Returns the history of recorded steps.
+
+        Arguments:
+            records: Of the steps.
+            watch: Of the validation data.
+            stopped: See the attributes, as are the others.
+            remark: As before.
+            execution: As before.
+            compile_seconds: As before.
+        """
+        return cls(
+            np.array(records.bounds),
+            np.array(records.samples, dtype=np.int64),
+            np.array(records.seconds),
+            np.array(watch.steps, dtype=np.int64),
+            np.array(watch.values),
+            stopped,
+            watch.best_step,
+            remark,
+            execution,
+            compile_seconds,
+        )
 
     def __repr__(self) -> str:
         last = f", last bound {self.bound[-1]:.4g}" if self.steps and np.isfinite(self.bound[-1]) else ""

@@ -1,47 +1,149 @@
-r"""The arguments of `fit` that cannot be used whatever the data, refused before anything is done."""
+r"""The settings of a training run, checked before anything is done."""
 
 from __future__ import annotations
 
-import inspect
 import operator
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
+from pyro_vae.engine.compilation.cost import Mode
 from pyro_vae.errors import InputError
-from pyro_vae.inference.interface import Inference
+from pyro_vae.runtime.precision import Precision
 from pyro_vae.training.schedules import SCHEDULE
-from pyro_vae.training.stepper import OptimizerFactory
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+"""Makes an optimizer from parameters."""
+
+_EPOCHS = 50
 
 
-class Counts(NamedTuple):
-    """How long a run is, and what is counted in it; see `pyro_vae.fit`."""
+def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Returns the default optimizer: Adam with a learning rate of 0.001."""
+    return torch.optim.Adam(parameters, lr=1e-3)
 
-    epochs: int | None
-    steps: int | None
-    batch_size: int
-    validation_every: int | None
-    early_stopping: int | None
 
-    @classmethod
-    def of(cls, *given: Any) -> Counts:
-        """Returns the counts as integers.
+@dataclass(frozen=True)
+class Training:
+    r"""The settings of a training run: how long, by which optimizer, what is watched, and how the steps run.
 
-        Raises:
-            InputError: For a count that is not a positive integer, and unless one of ``epochs`` and ``steps`` is given.
-        """
-        counts = cls._make(map(whole, given))
-        for name, value, count in zip(cls._fields, given, counts, strict=True):
-            if (value is not None or name == "batch_size") and (count or 0) < 1:
-                raise InputError(f"fit: `{name}` is a positive integer, got `{value!r}`.")
-        if (counts.epochs is None) == (counts.steps is None):
-            raise InputError("fit: give exactly one of `epochs` and `steps`.")
-        return counts
+    Attributes:
+        optimizer: Makes the optimizer from the parameters, such as ``lambda p: torch.optim.Adam(p, lr=1e-2)``. For R
+            VAEs also a list of R such functions, whose optimizers differ only in numbers.
+        epochs: Passes over the data; the last minibatch of each may be short. Without ``steps`` the default is 50.
+        steps: Number of minibatches, in place of ``epochs``.
+        batch_size: M, the number of data in a minibatch.
+        schedule: Factor of the optimizer's learning rates at each step, counted from 0. It may change options of the
+            optimizer, modes of modules and which parameters are trained, but no parameter's value.
+        clip_norm: Largest norm of the gradient of all parameters that a phase moves.
+        validation_every: Steps between two evaluations of the validation data; by default one epoch.
+        early_stopping: Patience: number of evaluations without improvement after which training stops.
+        keep: Which parameters remain: those of the last step, or those of the best validation bound.
+        compile: Whether the steps run as compiled programs: loss, gradients, clipping and update in one. At the same
+            noise a compiled step equals the uncompiled one to rounding (draws of Bernoulli, categorical and dropout
+            kind come from another stream). ``"auto"`` compiles where that saves time, judged by how long the first
+            steps take, so that one seed may give two results; where the model cannot be compiled, it warns. True
+            compiles always; a model that cannot be compiled is an error. The first step is never compiled. Compiled
+            programs are kept on disk. R VAEs run as one stacked program; where they cannot, ``"auto"`` trains them
+            one by one, with a warning, and True is an error. False trains them one by one, uncompiled.
+        precision: Precision of the networks' products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``; see `networks_in`.
+        check_support: Whether data outside the likelihood's support are refused. Only without this check can a
+            Bernoulli be trained on grey levels, and its "log-likelihood" is then no log-likelihood.
+        divergence: What follows a loss or gradient that is not finite: an error (``"raise"``), or a `History` whose
+            remark says what was not finite (``"stop"``). The last good parameters are in place either way.
+        callback_steps: Steps after which the callback is called; by default all. Compiled steps run faster where
+            nothing comes between them.
+        checkpoint_seconds: Least time between two writings of the checkpoint; it is written at the end too.
+
+    Raises:
+        InputError: For a setting that no run could use.
+
+    Example:
+        >>> training = Training(epochs=20, batch_size=200, clip_norm=10.0)
+        >>> training.epochs, training.keep
+        (20, 'last')
+        >>> Training().epochs
+        50
+    """
+
+    optimizer: OptimizerFactory | Sequence[OptimizerFactory] = adam
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 100
+    schedule: Callable[[int], float] | None = None
+    clip_norm: float | None = None
+    validation_every: int | None = None
+    early_stopping: int | None = None
+    keep: Literal["best", "last"] = "last"
+    compile: Mode = "auto"
+    precision: Precision = "float32"
+    check_support: bool = True
+    divergence: Literal["raise", "stop"] = "raise"
+    callback_steps: Collection[int] | None = None
+    checkpoint_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps", "batch_size", "validation_every", "early_stopping"):
+            self._set(name, _count(name, getattr(self, name)))
+        if self.epochs is not None and self.steps is not None:
+            raise InputError("Training: give `epochs` or `steps`, not both.")
+        if self.epochs is None and self.steps is None:
+            self._set("epochs", _EPOCHS)
+        factories = self.optimizer if isinstance(self.optimizer, list | tuple) else [self.optimizer]
+        for factory in factories:
+            if not callable(factory):
+                raise InputError(
+                    "Training: `optimizer` is a function that makes one from parameters, such as lambda p: "
+                    f"torch.optim.Adam(p, lr=1e-3), or a list of such functions; got `{said(factory)}`."
+                )
+        schedule: Any = self.schedule
+        if schedule is not None and not callable(schedule):
+            raise InputError(f"Training: {SCHEDULE}; got `{said(schedule)}`.")
+        norm: Any = self.clip_norm
+        if norm is not None and not (isinstance(norm, Real) and norm is not True and float(norm) > 0):
+            raise InputError(f"Training: `clip_norm` is a positive number, or None for no clipping; got `{norm!r}`.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                *listed, last = (f'"{choice}"' if isinstance(choice, str) else str(choice) for choice in choices)
+                raise InputError(f"Training: `{name}` is {', '.join(listed)} or {last}, got `{getattr(self, name)!r}`.")
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     def total(self, per_epoch: int) -> int:
-        """Returns the steps of the run."""
+        """Returns the number of steps of the run.
+
+        Arguments:
+            per_epoch: Minibatches in an epoch.
+        """
         return self.steps if self.steps is not None else (self.epochs or 0) * per_epoch
+
+    @property
+    def needs_validation(self) -> bool:
+        """Whether the run depends on validation data."""
+        return self.early_stopping is not None or self.keep == "best"
+
+
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "keep": ("best", "last"),
+    "compile": ("auto", True, False),
+    "precision": get_args(Precision),
+    "divergence": ("raise", "stop"),
+}
+
+
+def _count(name: str, value: Any) -> int | None:
+    """A count as an int; None where it may be left out and is."""
+    if value is None and name != "batch_size":
+        return None
+    count = whole(value)
+    if count is None or count < 1:
+        raise InputError(f"Training: `{name}` is a positive integer, got `{value!r}`.")
+    return count
 
 
 def whole(value: Any) -> int | None:
@@ -54,87 +156,8 @@ def whole(value: Any) -> int | None:
         return None
 
 
-def checked_seed(seed: Any) -> int:
-    """Returns the seed of one VAE's run as an int."""
-    found = whole(seed)
-    if found is None:
-        raise InputError(f"fit: `seed` is an integer, one for one VAE; got `{seed!r}`.")
-    return found
-
-
-def checked_algorithm(
-    inference: Any, optimizer: Any, counts: Counts, keep: str, has_validation: bool
-) -> tuple[Inference, OptimizerFactory]:
-    """Returns the algorithm and the optimizer's maker of one VAE.
-
-    Arguments:
-        inference: See `pyro_vae.fit`.
-        optimizer: As before.
-        counts: As before.
-        keep: As before.
-        has_validation: Whether there are validation data.
-
-    Raises:
-        InputError: For what is none, and for one that cannot be used so.
-    """
-    if not isinstance(inference, Inference):
-        uncalled = isinstance(inference, type) and issubclass(inference, Inference)
-        given = f"the class `{inference.__name__}`, which is to be called" if uncalled else f"`{inference!r}`"
-        raise InputError(f"fit: `inference` is an algorithm such as AEVB(), one for one VAE; got {given}.")
-    if not callable(optimizer):
-        raise InputError(
-            "fit: `optimizer` is a function that makes one from parameters, such as "
-            f"lambda p: torch.optim.Adam(p, lr=1e-3), one for one VAE; got `{_said(optimizer)}`."
-        )
-    _check_choice("keep", keep, ("best", "last"))
-    watched = counts.early_stopping is not None or keep == "best"
-    if watched and not has_validation:
-        raise InputError('fit: `early_stopping` and keep="best" need `validation` data.')
-    if watched and not inference.trains_posterior:
-        raise InputError(
-            f"fit: `{inference.name}` trains no posterior, so that the ELBO of validation data tells nothing of the "
-            'model; use keep="last" without early_stopping.'
-        )
-    return inference, optimizer
-
-
-def check_running(schedule: Any, clip_norm: Any, transform: Any, divergence: str, compile: Any) -> None:
-    """Raises an `InputError` for what no step could use, and for an unknown way to run; see `pyro_vae.fit`."""
-    _check_choice("divergence", divergence, ("raise", "stop"))
-    if compile not in ("auto", True, False):
-        raise InputError(f'fit: `compile` is "auto", True or False, got `{compile!r}`.')
-    if schedule is not None and not callable(schedule):
-        raise InputError(f"{SCHEDULE}; got `{_said(schedule)}`.")
-    positive = isinstance(clip_norm, Real) and clip_norm is not True and float(clip_norm) > 0
-    if clip_norm is not None and not positive:
-        raise InputError(f"fit: `clip_norm` is a positive number, or None for no clipping; got `{clip_norm!r}`.")
-    if transform is not None and not _takes(transform, torch.empty(0), torch.Generator()):
-        raise InputError(
-            "fit: `transform` is a function of x and a torch.Generator, such as lambda x, generator: "
-            f"torch.bernoulli(x, generator=generator); got `{_said(transform)}`."
-        )
-
-
-def _check_choice(name: str, given: str, choices: tuple[str, str]) -> None:
-    if given not in choices:
-        raise InputError(f'fit: `{name}` is "{choices[0]}" or "{choices[1]}", got `{given!r}`.')
-
-
-def _takes(function: Any, *arguments: Any) -> bool:
-    """Whether something can be called with such arguments, as far as its signature tells."""
-    if not callable(function):
-        return False
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError:
-        return False
-    except ValueError:  # it has no signature
-        return True
-    return True
-
-
-def _said(value: Any) -> str:
-    """What to call a value in an error: a name where it has one."""
+def said(value: Any) -> str:
+    """Returns what to call a value in an error: its name where it has one."""
     if isinstance(value, str):
         return repr(value)
     return str(getattr(value, "__name__", type(value).__name__))

@@ -1,77 +1,54 @@
-r"""Training steps as compiled programs: when to compile, and one program for each kind of minibatch."""
+r"""The compiled step of one VAE: its phases, for minibatches of one kind."""
 
 from __future__ import annotations
 
-import statistics
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.engine.capture.capture import tensors_of
-from pyro_vae.engine.compilation.cost import CAPTURE, MOST, WARM, Busy, Mode, price
-from pyro_vae.engine.errors import CaptureError, CompilationError
+from pyro_vae.engine.capture.noise import Lifted
+from pyro_vae.engine.compilation.cost import price
 from pyro_vae.engine.step.consecutive_steps import Stretch
-from pyro_vae.engine.step.ledger import Ledger
 from pyro_vae.engine.step.step import Step
 from pyro_vae.inference.interface import Inference, Loss, Phase
+from pyro_vae.training.eager import not_finite
+from pyro_vae.training.member import Member
+from pyro_vae.training.program import Noise, Queued
 from pyro_vae.vae.vae import VAE
-
-# What is in an optimizer's group and does not tell kinds of steps apart: learning rates are read at each.
-_NO_OPTIONS = {"params", "lr", "initial_lr"}
-_PLAIN = {bool, int, float, str}
-# Steps of a kind that are timed before it is decided about.
-_TIMED = 3
-# What compiling saves of a step at least: the handlers' work and autograd's, and a share of the rest; and at most.
-_OVERHEAD, _SHARE, _MOST_SAVED = 0.001, 0.3, 0.8
 
 
 class Plan:
-    """The phases of one step, for minibatches of one kind.
+    """The phases of one member's step, for minibatches of one kind; a `Program`.
 
     Arguments:
-        vae: The VAE.
-        inference: The algorithm.
-        phases: Its phases, each with the parameters that it moves.
-        batch: An example.
-        ledger: Of the run.
-        clip_norm: See `pyro_vae.fit`.
-
-    Attributes:
-        stretch: How many steps to take between two looks at what they gave.
-        looks: Looks so far.
-        captured: Whether all phases are: after one that fails, such change nothing.
+        member: The VAE in training.
+        batch: An example of a minibatch.
+        clip_norm: See `Training`.
 
     Raises:
         CaptureError: Where a phase cannot be captured.
     """
 
-    def __init__(
-        self,
-        vae: VAE,
-        inference: Inference,
-        phases: Sequence[tuple[Phase, dict[str, nn.Parameter]]],
-        batch: Batch,
-        ledger: Ledger,
-        clip_norm: float | None,
-    ) -> None:
-        self.vae = vae
-        self.stretch, self.looks = 1, 0
-        self._stretch: Stretch | None = None
+    runs_uncompiled = False
+
+    def __init__(self, member: Member, batch: Batch, clip_norm: float | None) -> None:
+        self.member, vae, inference = member, member.vae, member.inference
+        self.stretch, self.checks = 1, 0
+        self._consecutive: Stretch | None = None
         self.steps: list[tuple[Phase, Step | None]] = []
         modules: dict[str, nn.Module] = {"vae": vae, "inference": inference}
         names = {id(p): name for name, p in nn.ModuleDict(modules).named_parameters()}
         checked, carry = vae.check(batch), None
-        # Minibatches of one kind are checked alike: once, unless that changes them.
+        # Minibatches of one kind pass the check alike: it runs once, unless it changes them.
         self._as_it_is = all(field is own for field, own in zip(batch, checked, strict=True))
         batch = checked
-        for i, (phase, moved) in enumerate(phases):
+        for i, (phase, moved) in enumerate(member.phases):
             if not moved:  # what moves nothing has no gradient to be compiled
                 with torch.random.fork_rng(), _put_back(inference):
                     carry = phase.compute(vae, batch, carry)[1]
@@ -79,9 +56,9 @@ class Plan:
                 continue
             wanted = [names[id(parameter)] for parameter in moved.values()]
             same = next((s for p, s in self.steps if s is not None and i > 1 and p == phase), None)
-            step = same or Step(_of(phase, vae), modules, [batch, carry], wanted, ledger, clip_norm)
+            step = same or Step(_of(phase, vae), modules, [batch, carry], wanted, member.ledger, clip_norm)
             self.steps.append((phase, step))
-            if i + 1 < len(phases):
+            if i + 1 < len(member.phases):
                 carry = step.preview([batch, carry])[1]
 
         self.captured = all(step is not None for _, step in self.steps)
@@ -96,59 +73,83 @@ class Plan:
         return sum(step.compile() for step in {id(s): s for _, s in self.steps if s is not None}.values())
 
     @property
-    def price(self) -> float:
-        """Seconds that compiling takes, as far as one can tell beforehand."""
+    def cost(self) -> float:
+        """Seconds that compiling takes, as far as is known beforehand."""
         return sum(price(step.known()) for step in {id(s): s for _, s in self.steps if s is not None}.values())
 
-    def draw(self) -> dict[int, list[Tensor]]:
+    def draw(self) -> Noise:
         """Returns noise for one step, by phase; none where an uncaptured phase draws among the others."""
         if not self.captured:
             return {}
         return {i: step.captured.noise() for i, (_, step) in enumerate(self.steps) if step is not None}
 
     def check_reads(self) -> None:
-        """Raises a `CaptureError` where values have changed on which a captured program depends."""
+        """Raises a `CaptureError` where a value has changed on which a captured program depends."""
         for _, step in self.steps:
             if step is not None:
                 step.captured.check_reads()
 
-    def together(self, n: int) -> bool:
-        """Whether so many steps are taken faster at once; see `Stretch`."""
+    def follow(self) -> None:
+        """Does nothing: each step looks for tensors that were replaced."""
+
+    def failed(self) -> list[bool]:
+        """Returns whether a loss or gradient was not finite; waits for the device."""
+        return [bool(self.member.ledger.failed)]
+
+    def done(self) -> list[int]:
+        """Returns the number of updates in compiled steps."""
+        return [int(self.member.ledger.done)]
+
+    def why(self, step: Queued, member: int) -> str:
+        """Returns what was not finite in a step that failed, found by the same step at the same noise, uncompiled."""
+        return named_failure(self.member, step.minibatch.of(member), step.noise.get(0, []))
+
+    def run(self, queue: Sequence[Queued]) -> list[Tensor | None]:
+        """Takes the steps in order; returns their bounds."""
+        if self._runs_at_once(len(queue)):
+            return self._take_at_once(queue)
+        bounds = []
+        for step in queue:
+            self.member.set_rates(step.factor)
+            bounds.append(self.take(step.minibatch.batch, step.noise))
+        return bounds
+
+    def _runs_at_once(self, n: int) -> bool:
+        """Whether ``n`` steps run faster as one recording; see `Stretch`."""
         step = self.steps[0][1]
         if n == 1 or len(self.steps) > 1 or step is None or not step.recorded:
             return False
-        self._stretch = self._stretch or Stretch(step)
-        return self._stretch.has_room(n)
+        self._consecutive = self._consecutive or Stretch(step)
+        return self._consecutive.has_room(n)
 
-    def take_together(
-        self, steps: Sequence[tuple[Batch, dict[int, list[Tensor]]]], rates: Sequence[Sequence[float]]
-    ) -> list[Tensor | None]:
-        """Takes several steps at once; returns their bounds.
-
-        Arguments:
-            steps: Minibatch and noise of each.
-            rates: The learning rates of the optimizer's groups at each.
-        """
-        if self._stretch is None:
-            raise RuntimeError("steps are taken together where `together` says so")
-        at = self._bounds[0]
-        batches = [batch if self._as_it_is else self.vae.check(batch) for batch, _ in steps]
-        given = [(_inputs(batch), noise[0]) for batch, (_, noise) in zip(batches, steps, strict=True)]
-        flat = self._stretch.take(given, rates)
+    def _take_at_once(self, queue: Sequence[Queued]) -> list[Tensor | None]:
+        """Takes several steps as one recording; returns their bounds."""
+        if self._consecutive is None:
+            raise RuntimeError("steps run at once only where `_runs_at_once` says so")
+        present = [float(group["lr"]) for group in self.member.optimizer.param_groups]
+        rates = [
+            present if step.factor is None else [rate * step.factor for rate in self.member.rates] for step in queue
+        ]
+        batches = [self._ready(step.minibatch.batch) for step in queue]
+        given = [(_inputs(batch), step.noise[0]) for batch, step in zip(batches, queue, strict=True)]
+        flat, at = self._consecutive.take(given, rates), self._bounds[0]
         return [None if at is None else results[at] for results in flat]
 
-    def take(self, batch: Batch, noise: dict[int, list[Tensor]]) -> Tensor | None:
-        """Takes the phases' steps; returns the last bound.
+    def _ready(self, batch: Batch) -> Batch:
+        return batch if self._as_it_is else self.member.vae.check(batch)
+
+    def take(self, batch: Batch, noise: Noise) -> Tensor | None:
+        """Takes one step, phase after phase; returns the last bound.
 
         Arguments:
-            batch: Of the plan's kind.
-            noise: Of each phase; what is missing is drawn and added.
+            batch: Minibatch of the plan's kind.
+            noise: Noise of each phase; missing noise is drawn and added.
         """
-        batch, carry, bound = batch if self._as_it_is else self.vae.check(batch), None, None
+        batch, carry, bound = self._ready(batch), None, None
         loss: Loss
         for i, (phase, step) in enumerate(self.steps):
             if step is None:
-                loss, carry = phase.compute(self.vae, batch, carry)
+                loss, carry = phase.compute(self.member.vae, batch, carry)
                 bound = bound if loss.bound is None else loss.bound
                 continue
             if i not in noise:
@@ -176,153 +177,22 @@ def _put_back(inference: Inference) -> Iterator[None]:
             buffer.copy_(before[name])
 
 
-def _of(phase: Phase, vae: VAE) -> Callable[[Batch, Any], tuple[Loss, Any]]:
-    return lambda batch, carry: phase.compute(vae, batch, carry)
-
-
-@dataclass
-class _Kind:
-    """Minibatches of one kind: how long their steps take, and their plan."""
-
-    seconds: list[float] = field(default_factory=list)
-    uses: int = 0
-    plan: Plan | None = None
-    decided: bool = False
-
-
-class CompiledSteps:
-    """Decides for each kind of minibatch whether its step is compiled, and keeps the compiled ones.
+def named_failure(member: Member, batch: Batch, noise: Sequence[Tensor]) -> str:
+    """Names what is not finite in a step of one phase: its first gradient that is not, else its loss.
 
     Arguments:
-        make: A `Plan` for an example.
-        ledger: Of the run.
-        modules: Whose parts' modes tell kinds apart.
-        mode: See `pyro_vae.fit`.
-        total: Steps of the run.
-        busy: A block with a title for what takes long.
-
-    Attributes:
-        seconds: What capturing and compiling took in all.
-        said: What was decided, in words.
-        settled: Updates of the ledger that were looked at.
+        member: The VAE in training, at the parameters before the step.
+        batch: The minibatch.
+        noise: Noise of the step's draws.
     """
+    if len(member.phases) > 1:
+        return "the loss or its gradient"
+    ((phase, parameters),) = member.phases
+    with Lifted.at([value.clone() for value in noise]), pyro.validation_enabled(False):
+        loss, _ = phase.compute(member.vae, member.vae.check(batch), None)
+        gradients = torch.autograd.grad(loss.value, list(parameters.values()), allow_unused=True)
+    return not_finite(loss, parameters, gradients)
 
-    def __init__(
-        self,
-        make: Callable[[Batch], Plan],
-        ledger: Ledger,
-        modules: Sequence[nn.Module],
-        mode: Mode,
-        total: int,
-        busy: Busy,
-    ) -> None:
-        self.make, self.ledger, self.mode, self.total, self.busy = make, ledger, mode, total, busy
-        self._parts = [part for module in modules for part in module.modules()]
-        # What parts know as plain values, such as the weight of a term, is part of the program.
-        self._plain = [
-            (vars(part), name)
-            for part in self._parts
-            for name, value in vars(part).items()
-            if value.__class__ in _PLAIN and name != "training"
-        ]
-        self._parameters = [parameter for module in modules for parameter in module.parameters()]
-        self.kinds: dict[Any, _Kind] = {}
-        self.seconds, self.said, self._eager_last, self.settled = 0.0, "", True, 0
 
-    def plan_for(self, batch: Batch, step: int) -> Plan | None:
-        """Returns the plan for a minibatch, ready to be taken; None where its step is to be uncompiled.
-
-        Arguments:
-            batch: The minibatch.
-            step: Steps taken so far.
-        """
-        kind = self.kinds.setdefault(self._key(batch), _Kind())
-        kind.uses += 1
-        if not kind.decided and step > 0:
-            self._decide(kind, batch, step)
-        if kind.plan is not None and self.mode == "auto":
-            try:
-                kind.plan.check_reads()
-            except CaptureError as error:  # what it depends on has changed
-                kind.plan = None
-                self._refuse(str(error))
-        if kind.plan is None:
-            if not self._eager_last:
-                self.ledger.write()
-            self._eager_last = True
-            return None
-        if self._eager_last:
-            self.ledger.read()
-        self._eager_last = False
-        return kind.plan
-
-    @property
-    def last_was_compiled(self) -> bool:
-        """Whether the last step was a compiled one, so that the ledger knows more than the optimizer."""
-        return not self._eager_last
-
-    def finish(self) -> None:
-        """Has the optimizer know how many steps were taken."""
-        if self.last_was_compiled:
-            self.ledger.write()
-
-    def timed(self, batch: Batch, seconds: float) -> None:
-        """Remembers how long an uncompiled step took."""
-        self.kinds[self._key(batch)].seconds.append(seconds)
-
-    def _decide(self, kind: _Kind, batch: Batch, step: int) -> None:
-        if sum(k.plan is not None for k in self.kinds.values()) >= MOST:
-            kind.decided = True
-            self._refuse(f"minibatches of more than {MOST} kinds; a number that changes all the time must be a buffer")
-            return
-        saved = float("inf")
-        if self.mode == "auto":
-            if len(kind.seconds) < _TIMED:
-                return
-            left = (self.total - step) * kind.uses / (step + 1)
-            seconds = statistics.median(kind.seconds)
-            saved = min(_OVERHEAD + _SHARE * seconds, _MOST_SAVED * seconds) * left
-            if saved < WARM + CAPTURE:
-                kind.decided = True
-                self.said = self.said or f"uncompiled: {self.total} steps would not repay the compilation"
-                return
-        kind.decided = True
-        try:
-            plan = self._made(batch, saved)
-        except (CaptureError, CompilationError) as error:
-            if self.mode is True:
-                raise
-            self._refuse(str(error))
-            return
-        kind.plan = plan
-        if plan is None:
-            self.said = self.said or f"uncompiled: {self.total} steps would not repay the compilation"
-        else:
-            self.said = f"compiled in {self.seconds:.1f} s"
-
-    def _made(self, batch: Batch, saved: float) -> Plan | None:
-        """The compiled plan; None where compiling it takes longer than it saves."""
-        start = time.perf_counter()
-        try:
-            with self.busy("compiling"):
-                plan = self.make(batch)
-                if plan.price + CAPTURE > saved:
-                    return None
-                plan.compile()
-                return plan
-        finally:
-            self.seconds += time.perf_counter() - start
-
-    def _refuse(self, reason: str) -> None:
-        if not self.said.startswith("compiled"):
-            self.said = f"uncompiled: {reason}"
-        warnings.warn(f"fit: runs uncompiled: {reason}", stacklevel=7)
-
-    def _key(self, batch: Batch) -> tuple[Any, ...]:
-        fields = tuple(None if t is None else (tuple(t.shape), t.dtype, t.device) for t in batch)
-        modes = tuple([part.training for part in self._parts])
-        frozen = tuple([parameter.requires_grad for parameter in self._parameters])
-        groups = self.ledger.optimizer.param_groups
-        options = tuple([option for group in groups for name, option in group.items() if name not in _NO_OPTIONS])
-        plain = tuple([own.get(name) for own, name in self._plain])
-        return fields, modes, frozen, options, plain
+def _of(phase: Phase, vae: VAE) -> Callable[[Batch, Any], tuple[Loss, Any]]:
+    return lambda batch, carry: phase.compute(vae, batch, carry)

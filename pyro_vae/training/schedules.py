@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from pyro_vae.errors import InputError
 
-Schedule = Callable[[int], float]
+
+@dataclass(frozen=True)
+class Schedule:
+    """A factor of the learning rates, after a linear rise.
+
+    Attributes:
+        shape: Factor by the progress after the rise, from 0 to 1.
+        total: Number of steps of the run.
+        warmup: Number of steps of the rise.
+    """
+
+    shape: Callable[[float], float]
+    total: int
+    warmup: int
+
+    def __call__(self, step: int) -> float:
+        """Returns the factor at a step, counted from 0."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        return float(self.shape(min(1.0, (step - self.warmup) / (self.total - self.warmup))))
+
 
 SCHEDULE = (
-    "fit: `schedule` is a function from the step, counted from 0, to the factor of the learning rates, such as "
+    "`schedule` is a function from the step, counted from 0, to the factor of the learning rates, such as "
     "pyro_vae.training.schedules.cosine(1000)"
 )
 
 
-def factor_of(schedule: Schedule, step: int) -> float:
+def factor_of(schedule: Callable[[int], float], step: int) -> float:
     """Returns the factor of the learning rates at a step.
 
     Arguments:
@@ -31,13 +52,13 @@ def factor_of(schedule: Schedule, step: int) -> float:
     try:
         factor = schedule(0)
     except Exception as error:
-        raise InputError(f"{SCHEDULE}; `{name}` fails at step 0: {' '.join(str(error).split())}") from error
+        raise InputError(f"fit: {SCHEDULE}; `{name}` fails at step 0: {' '.join(str(error).split())}") from error
     try:
         number = float(factor)
     except (TypeError, ValueError):
         number = -math.inf
     if number < 0 or number == math.inf:
-        raise InputError(f"{SCHEDULE}, finite and not negative; at step 0 `{name}` says `{factor!r}`.")
+        raise InputError(f"fit: {SCHEDULE}, finite and not negative; at step 0 `{name}` says `{factor!r}`.")
     return number
 
 
@@ -78,13 +99,7 @@ def _schedule(shape: Callable[[float], float], total: int, final: float, warmup:
         raise InputError(f"schedule: `final` is a factor between 0 and 1, got {final}.")
     if not isinstance(warmup, int) or not 0 <= warmup < total:
         raise InputError(f"schedule: `warmup` is a number of steps below the total of {total}, got {warmup}.")
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        return float(shape(min(1.0, (step - warmup) / (total - warmup))))
-
-    return factor
+    return Schedule(shape, total, warmup)
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {

@@ -1,11 +1,10 @@
-r"""The minibatches of R replicates: each its own, or one for all."""
+r"""The minibatches of one VAE or of R: each its own, or one for all."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,18 +12,17 @@ from torch import Tensor
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.random_streams import stream_seed
-from pyro_vae.training.minibatches import Minibatches, Resident, Transform, minibatches
+from pyro_vae.training.minibatches import Resident, Transform, minibatches
 from pyro_vae.vae.vae import VAE
 
 
-@dataclass
-class Minibatch:
-    """The replicates' minibatches of one step.
+class Minibatch(NamedTuple):
+    """The members' minibatches of one step.
 
     Attributes:
-        batch: With fields of shape ``(R, B, ...)``; of shape ``(B, ...)`` where all have the same.
-        rows: Of the data, one of each replicate.
-        common: Whether all have the same.
+        batch: Fields of shape ``(R, B, ...)``; of shape ``(B, ...)`` where all members have the same.
+        rows: For each member the rows of its minibatch in the data; None where these are unknown.
+        common: Whether all members have the same, as one alone has.
     """
 
     batch: Batch
@@ -33,83 +31,109 @@ class Minibatch:
 
     @property
     def size(self) -> int:
-        """The number of data in the minibatch of each replicate."""
+        """Number of data in the minibatch of each member."""
         return self.batch.size if self.common else self.batch.x.shape[1]
 
     def of(self, r: int) -> Batch:
-        """Returns a replicate's own."""
+        """Returns a member's own."""
         return self.batch if self.common else self.batch.map(lambda tensor: tensor[r])
 
+    def only(self, r: int) -> Minibatch:
+        """Returns the minibatch of a member that trains by itself."""
+        return Minibatch(self.of(r), [self.rows[r]], True)
 
-def sources(
-    vaes: Sequence[VAE],
-    data: Any,
-    batch_size: int,
-    seeds: Sequence[int],
-    common: bool,
-    transform: Transform | None,
-    weights: Any,
-    check_support: bool,
-    unknown_labels: bool,
-) -> list[Minibatches]:
-    """Returns the sources of the replicates' minibatches; a single one where these are common.
+
+class Source:
+    """The source of the members' minibatches.
 
     Data in memory are held, and checked against the first VAE's likelihood, once for all.
 
     Arguments:
-        vaes: The replicates.
-        data: See `pyro_vae.fit`, as are the others.
+        vaes: The VAEs.
+        data: See `pyro_vae.fit`.
         batch_size: M.
-        seeds: One of each replicate.
+        seeds: Seed of each VAE.
         common: Whether all see the same minibatches.
-        transform: Applied to the x of each.
-        weights: Of the data.
-        check_support: Whether values outside the likelihood's support are refused.
+        transform: See `pyro_vae.fit`.
+        weights: See `pyro_vae.fit`.
+        check_support: See `Training`.
         unknown_labels: Whether the context may have rows of nan.
+
+    Attributes:
+        size: N, the number of data.
+        steps: Minibatches in an epoch.
+        batch_size: M; None where it is not known.
+        common: Whether several VAEs see the same minibatches.
+        fresh: Whether each minibatch has memory of its own, so that a queued one stays as it is.
+
+    Raises:
+        InputError: See `minibatches`.
     """
-    options = (transform, weights, check_support, unknown_labels)
-    first = minibatches(vaes[0], data, batch_size, seeds[0], *options)
-    made = [first]
-    for vae, seed in zip(vaes[1:], seeds[1:], strict=True):
-        if common:
-            break
-        if isinstance(first, Resident):
-            twin = copy.copy(first)
-            twin.generator = torch.Generator(vae.device).manual_seed(stream_seed(seed, "minibatches"))
-            made.append(twin)
+
+    def __init__(
+        self,
+        vaes: Sequence[VAE],
+        data: Any,
+        batch_size: int,
+        seeds: Sequence[int],
+        common: bool,
+        transform: Transform | None,
+        weights: Any,
+        check_support: bool,
+        unknown_labels: bool,
+    ) -> None:
+        options = (transform, weights, check_support, unknown_labels)
+        first = minibatches(vaes[0], data, batch_size, seeds[0], *options)
+        self.count, self.made = len(vaes), [first]
+        for vae, seed in zip(vaes[1:], seeds[1:], strict=True):
+            if common:
+                break
+            if isinstance(first, Resident):
+                twin = copy.copy(first)
+                twin.generator = torch.Generator(vae.device).manual_seed(stream_seed(seed, "minibatches"))
+                self.made.append(twin)
+            else:
+                self.made.append(minibatches(vae, data, batch_size, seed, *options))
+        self.size, self.steps, self.batch_size = first.size, first.steps, first.batch_size
+        self.common = common and len(vaes) > 1
+        self.fresh = isinstance(first, Resident) and transform is None
+
+    def epoch(self) -> Iterator[Minibatch]:
+        """Yields the minibatches of one epoch."""
+        if len(self.made) == 1:
+            for batch, rows in self.made[0].epoch():
+                yield Minibatch(batch, [rows] * self.count, True)
+        elif all(isinstance(source, Resident) for source in self.made):
+            yield from _resident([source for source in self.made if isinstance(source, Resident)])
         else:
-            made.append(minibatches(vae, data, batch_size, seed, *options))
-    return made
+            for items in zip(*(source.epoch() for source in self.made), strict=True):
+                batches = [batch for batch, _ in items]
+                if len({tuple(None if t is None else t.shape for t in batch) for batch in batches}) > 1:
+                    raise InputError(
+                        "fit: the loader gives replicates minibatches of different sizes in the same step; use a "
+                        "sampler of one batch size, or train the VAEs one by one."
+                    )
+                yield Minibatch(_stacked(batches), [rows for _, rows in items], False)
 
+    def checksum(self) -> int:
+        """Returns a number that tells data from others; 0 where they are not at hand."""
+        return self.made[0].checksum()
 
-def epoch(made: Sequence[Minibatches], count: int) -> Iterator[Minibatch]:
-    """Yields the minibatches of one epoch.
+    def get_state(self) -> list[dict[str, Tensor]]:
+        """Returns the random states that decide all further epochs."""
+        return [source.get_state() for source in self.made]
 
-    Arguments:
-        made: One source of each replicate, or a single one for all.
-        count: R.
-    """
-    if len(made) < count:
-        for batch, rows in made[0].epoch():
-            yield Minibatch(batch, [rows] * count, True)
-    elif all(isinstance(source, Resident) for source in made):
-        yield from _resident([source for source in made if isinstance(source, Resident)])
-    else:
-        for items in zip(*(source.epoch() for source in made), strict=True):
-            batches = [batch for batch, _ in items]
-            if len({tuple(None if t is None else t.shape for t in batch) for batch in batches}) > 1:
-                raise InputError(
-                    "fit: the loader gives replicates minibatches of different sizes in the same step; use a sampler "
-                    "of one batch size, or train the VAEs one by one."
-                )
-            yield Minibatch(_stacked(batches), [rows for _, rows in items], False)
+    def set_state(self, state: Sequence[Mapping[str, Tensor]]) -> None:
+        """Puts such states back."""
+        for source, own in zip(self.made, state, strict=True):
+            source.set_state(own)
 
 
 def _resident(made: Sequence[Resident]) -> Iterator[Minibatch]:
-    """All replicates' minibatches by one selection."""
+    """All members' minibatches by one selection."""
     first = made[0]
     orders = [torch.randperm(s.size, generator=s.generator, device=s.generator.device) for s in made]
-    for rows in torch.stack(orders).split(first.batch_size, dim=1):
+    for rows in torch.stack(orders).split(first.batch_size or first.size, dim=1):
         batch = first.data.select(rows.to(first.home)).map(lambda tensor: tensor.to(first.device))
         if first.transform is not None:
             x = [first.transform(own, s.generator) for own, s in zip(batch.x, made, strict=True)]

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.curves import fit_with_curve, forget, logarithmic
 from benchmarks.runs import Runs, command_of
-from pyro_vae import VAE, Conditional, Fixed, mlp
+from pyro_vae import VAE, Conditional, Fixed, Training, mlp
 from pyro_vae.inference import AEVB
 
 ROOT = str(Path(__file__).parents[2])
@@ -142,11 +142,11 @@ def curve(place, stop=None):
         looked.append(step)
         return {"norm": float(sum(p.detach().norm() for p in vae.parameters()))}
 
-    options = {"optimizer": lambda p: torch.optim.Adam(p, 1e-2), "batch_size": 10, "checkpoint_seconds": 0.0}
+    training = Training(
+        lambda p: torch.optim.Adam(p, 1e-2), steps=20, batch_size=10, compile=False, checkpoint_seconds=0.0
+    )
     try:
-        _, records = fit_with_curve(
-            *(place, vae, x, AEVB()), steps=20, at=[3, 7, 12, 20], evaluate=evaluate, compile=False, **options
-        )
+        _, records = fit_with_curve(*(place, vae, x, AEVB(), training), at=[3, 7, 12, 20], evaluate=evaluate)
     except KeyError:
         return None, looked
     return records, looked

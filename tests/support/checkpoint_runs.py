@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pyro.distributions as dist
 import torch
+from fitting import fit_with
 
-from pyro_vae import VAE, Conditional, Fixed, fit, mlp
+from pyro_vae import VAE, Conditional, Fixed, mlp
 from pyro_vae.engine import interpreted
 from pyro_vae.inference import AEVB
 
@@ -51,7 +52,7 @@ def train(checkpoint=None, stop=None, steps=25, x=X, **given):
     }
     try:
         with interpreted():
-            history = fit(vae, x, inference, steps=steps, **(options | given))
+            history = fit_with(vae, x, inference, steps=steps, **options | given)
     except Stop:
         return None
     return vae, inference, history, called

@@ -11,9 +11,23 @@ import pyro.distributions as dist
 import pytest
 import torch
 from algorithm_cases import data, made, small_vae
+from fitting import fit_with
 from torch import nn
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Learned, Reads, conv_decoder, conv_encoder, fit, mlp
+from pyro_vae import (
+    VAE,
+    Batch,
+    Conditional,
+    Fixed,
+    Hierarchy,
+    Learned,
+    Reads,
+    Training,
+    conv_decoder,
+    conv_encoder,
+    fit,
+    mlp,
+)
 from pyro_vae.engine import CaptureError, Lifted, Step, interpreted
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import AEVB, ALGORITHMS, IWAE, BetaVAE
@@ -98,7 +112,7 @@ def trained(kind, name, compile, dtype=torch.float64, optimizer=adam, **options)
     with Lifted():
         # A step of MCEM makes a hundred leapfrog steps, which make rounding grow, and five updates.
         for steps in (6, 4) if name == "mcem" else (12, STEPS - 12):
-            history = fit(
+            history = fit_with(
                 vae,
                 batch_for(kind, name, dtype),
                 inference,
@@ -183,7 +197,7 @@ def run(compile, *calls, vae=None):
             before(vae)
             x = data("aevb", vae.dtype)
             given = {"steps": 6, "batch_size": 5, "optimizer": adam, "compile": compile} | options
-            history = fit(vae, x, AEVB(), **given)
+            history = fit_with(vae, x, AEVB(), **given)
             assert history.execution.startswith("compiled" if compile else "uncompiled")
     return {name: p.detach().clone() for name, p in vae.named_parameters()}
 
@@ -239,10 +253,7 @@ def test_a_callback_that_changes_things_in_mid_run(change):
                 vae,
                 batch_for("conv", "aevb"),
                 AEVB(),
-                optimizer=adam,
-                steps=8,
-                batch_size=5,
-                compile=compile,
+                Training(optimizer=adam, steps=8, batch_size=5, compile=compile),
                 callback=callback,
             )
         return vae.state_dict()
@@ -263,7 +274,7 @@ def test_more_kinds_of_batches_than_are_compiled_run_uncompiled_with_one_warning
         loader = torch.utils.data.DataLoader(torch.cat(sets), batch_sampler=_Sizes())
         with Lifted(), interpreted(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            fit(vae, loader, AEVB(), optimizer=adam, epochs=2, compile=compile)
+            fit(vae, loader, AEVB(), Training(optimizer=adam, epochs=2, compile=compile))
         return vae.state_dict(), [str(w.message) for w in caught if "more than 8 kinds" in str(w.message)]
 
     (got, said), (expected, unsaid) = results(True), results(False)
@@ -325,7 +336,7 @@ def test_the_last_good_step_is_kept_where_a_loss_is_not_finite(divergence, optim
         message = ""
         with Lifted(), interpreted():
             try:
-                message = fit(vae, x, AEVB(), **options).remark
+                message = fit_with(vae, x, AEVB(), **options).remark
             except NonFiniteError as error:
                 message = str(error).removeprefix("fit: ")
         return message, state_of(vae, AEVB(), optimizers)
@@ -354,11 +365,11 @@ def test_a_model_that_cannot_be_captured():
         )
 
     options = {"optimizer": adam, "batch_size": 5}
-    line = r"test_compiled_training.py, line \d+: `return x if x.sum\(\) > -1e9 else -x`"
+    line = r"test_compiled_steps.py, line \d+: `return x if x.sum\(\) > -1e9 else -x`"
     with interpreted(), pytest.raises(CaptureError, match=line):
-        fit(vae(), data("aevb"), AEVB(), steps=3, compile=True, **options)
+        fit_with(vae(), data("aevb"), AEVB(), steps=3, compile=True, **options)
     with interpreted(), pytest.warns(UserWarning, match=line) as caught:
-        history = fit(vae(), data("aevb"), AEVB(), steps=100_000, compile="auto", callback=_stop_at(8), **options)
+        history = fit_with(vae(), data("aevb"), AEVB(), steps=100_000, compile="auto", callback=_stop_at(8), **options)
     assert len(caught) == 1
     assert history.steps == 8
     assert history.execution.startswith("uncompiled: capture: a value decides")
@@ -389,8 +400,8 @@ def test_an_interruption_in_the_middle_of_a_step_waits_for_the_end_of_the_stretc
     with Lifted(), interpreted():
         with monkeypatch.context() as patched:
             patched.setattr(Step, "take", slow)
-            history = fit(vaes[0], data("iwae", torch.float64), IWAE(), steps=20, compile=True, **options)
-        fit(vaes[1], data("iwae", torch.float64), IWAE(), steps=history.steps, compile=False, **options)
+            history = fit_with(vaes[0], data("iwae", torch.float64), IWAE(), steps=20, compile=True, **options)
+        fit_with(vaes[1], data("iwae", torch.float64), IWAE(), steps=history.steps, compile=False, **options)
     assert history.stopped == "interrupted"
     assert 7 <= history.steps == len(calls) + 1 <= 4 + 4
     for p, q in zip(vaes[0].parameters(), vaes[1].parameters(), strict=True):
@@ -411,10 +422,7 @@ def test_batches_with_labels_weights_and_masks():
                 vae,
                 Batch(x, context, mask),
                 AEVB(),
-                optimizer=adam,
-                steps=6,
-                batch_size=5,
-                compile=compile,
+                Training(optimizer=adam, steps=6, batch_size=5, compile=compile),
                 weights=weights,
             )
         return vae.state_dict()
@@ -434,7 +442,12 @@ def test_the_optimizer_knows_its_steps_however_they_ran(modes):
 
     with interpreted():
         for mode in modes:
-            fit(vae, data("aevb", torch.float64), AEVB(), optimizer=optimizer, steps=7, batch_size=10, compile=mode)
+            fit(
+                vae,
+                data("aevb", torch.float64),
+                AEVB(),
+                Training(optimizer=optimizer, steps=7, batch_size=10, compile=mode),
+            )
     assert {float(state["step"]) for state in made[0].state.values()} == {14.0}
 
 
@@ -447,7 +460,7 @@ def test_a_number_that_changes_in_mid_run_is_followed():
 
         with Lifted(), interpreted():
             options = {"optimizer": adam, "steps": 12, "batch_size": 10, "callback": callback}
-            fit(vae, data("beta-vae", torch.float64), algorithm, compile=compile, **options)
+            fit_with(vae, data("beta-vae", torch.float64), algorithm, compile=compile, **options)
         return [p.detach() for p in vae.parameters()]
 
     for p, q in zip(trained(True), trained(False), strict=True):

@@ -8,16 +8,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 from algorithm_cases import data, made, small_vae
+from fitting import fit_with
 from torch.utils.data import DataLoader, TensorDataset
 from z_test import assert_mean
 
-from pyro_vae import VAE, Conditional, Fixed, fit, mlp
+from pyro_vae import VAE, Conditional, Fixed, Training, fit, mlp
 from pyro_vae.engine import CaptureError, Lifted, interpreted
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import AEVB, ALGORITHMS, IWAE, BetaVAE, Renyi
-from pyro_vae.training.replicated_training import fit_replicates
+from pyro_vae.training import eager
 from pyro_vae.training.schedules import linear
-from pyro_vae.training.stepper import Stepper
 
 DOUBLE = torch.float64
 
@@ -33,13 +33,13 @@ def sgd(**options):
 @pytest.fixture
 def lifted(monkeypatch):
     """Uncompiled steps make their draws of the same noise as captured ones."""
-    take = Stepper.take
+    take = eager.take_step
 
-    def at_noise(self, *arguments):
+    def at_noise(*arguments):
         with Lifted():
-            take(self, *arguments)
+            return take(*arguments)
 
-    monkeypatch.setattr(Stepper, "take", at_noise)
+    monkeypatch.setattr(eager, "take_step", at_noise)
 
 
 def both(name, algorithms, optimizers, *, dtype=DOUBLE, seeds=None, x=None, **options):
@@ -51,9 +51,9 @@ def both(name, algorithms, optimizers, *, dtype=DOUBLE, seeds=None, x=None, **op
     x = data(name, dtype) if x is None else x
     with interpreted():
         vaes = [vae for vae, _ in together]
-        histories = fit_replicates(vaes, x, algorithms, optimizer=optimizers, seeds=seeds, compile=True, **options)
+        histories = fit_with(vaes, x, algorithms, optimizer=optimizers, seed=seeds, compile=True, **options)
     separate = [
-        fit(*(vae, x, algorithm), optimizer=optimizer, seed=seed, compile=False, **options)
+        fit_with(*(vae, x, algorithm), optimizer=optimizer, seed=seed, compile=False, **options)
         for (vae, algorithm), optimizer, seed in zip(apart, optimizers, seeds, strict=True)
     ]
     return together, apart, histories, separate
@@ -146,9 +146,9 @@ def test_common_random_numbers():
     options = {"optimizer": sgd(), "steps": 5, "batch_size": 5}
     with interpreted():
         algorithms = [BetaVAE(beta, warmup=3) for beta in betas]
-        same, again, other = fit_replicates(vaes, x, algorithms, seeds=7, common_noise=True, compile=True, **options)
+        same, again, other = fit_with(vaes, x, algorithms, seed=7, common_noise=True, compile=True, **options)
     separate = [
-        fit(vae, x, BetaVAE(beta, warmup=3), seed=7, compile=False, **options)
+        fit_with(vae, x, BetaVAE(beta, warmup=3), seed=7, compile=False, **options)
         for vae, beta in zip(apart, betas, strict=True)
     ]
     assert (same.bound == again.bound).all()
@@ -188,9 +188,9 @@ def test_draws_that_are_not_made_of_noise_have_the_same_distribution(family):
     options = {"optimizer": sgd(lr=0.1), "steps": 3, "batch_size": len(x)}
     together, apart = ([copy.deepcopy(vae) for _ in range(count)] for _ in range(2))
     with interpreted():
-        fit_replicates(together, x, AEVB(), seeds=100, compile=True, **options)
+        fit_with(together, x, AEVB(), seed=100, compile=True, **options)
     for seed, other in enumerate(apart):
-        fit(other, x, AEVB(), seed=seed, compile=False, **options)
+        fit_with(other, x, AEVB(), seed=seed, compile=False, **options)
     ours, theirs = (
         torch.stack([torch.nn.utils.parameters_to_vector(v.parameters()).detach() for v in vaes])
         for vaes in (together, apart)
@@ -207,17 +207,17 @@ def test_a_replicate_that_diverges_is_named_and_does_not_touch_the_others():
     rates, x = [0.01, 1e30, 0.02], data("aevb", DOUBLE)
     vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(3)]
     apart = copy.deepcopy(vaes)
-    options = {"steps": 6, "batch_size": 5}
+    options = {"steps": 6, "batch_size": 5, "divergence": "stop"}
     with interpreted():
         optimizers = [sgd(lr=rate) for rate in rates]
-        histories = fit_replicates(vaes, x, AEVB(), optimizer=optimizers, compile=True, **options)
+        histories = fit_with(vaes, x, AEVB(), optimizer=optimizers, compile=True, **options)
     assert [history.stopped for history in histories] == ["completed", "diverged", "completed"]
     assert histories[1].remark.startswith("replicate 1: log ")
     assert f"at step {histories[1].steps + 1}, batch of rows [" in histories[1].remark
     assert 0 < histories[1].steps < 6
     assert all(bool(p.isfinite().all()) for p in vaes[1].parameters())
     for r in (0, 2):
-        history = fit(apart[r], x, AEVB(), optimizer=optimizers[r], seed=r, compile=False, **options)
+        history = fit_with(apart[r], x, AEVB(), optimizer=optimizers[r], seed=r, compile=False, **options)
         torch.testing.assert_close(*map(torch.as_tensor, (histories[r].bound, history.bound)), rtol=1e-10, atol=0)
         for a, b in zip(vaes[r].parameters(), apart[r].parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
@@ -231,9 +231,9 @@ def test_one_that_diverges_has_the_parameters_back_that_a_run_of_its_own_has(las
     options["schedule"] = lambda step: last if step == (4 if last == float("inf") else 2) else 1.0
     x = data("aevb", DOUBLE)
     with interpreted():
-        histories = fit_replicates(vaes, x, AEVB(), compile=True, **options)
+        histories = fit_with(vaes, x, AEVB(), compile=True, **options)
     for r, vae in enumerate(apart):
-        history = fit(vae, x, AEVB(), seed=r, compile=False, **options)
+        history = fit_with(vae, x, AEVB(), seed=r, compile=False, **options)
         assert (history.stopped, history.steps) == (histories[r].stopped, histories[r].steps)
         assert histories[r].stopped == "diverged"
         assert histories[r].remark == f"replicate {r}: {history.remark}"
@@ -250,7 +250,7 @@ def test_the_optimizers_know_how_many_steps_were_taken():
 
     vaes = [small_vae("aevb", seed) for seed in range(2)]
     with interpreted():
-        fit_replicates(vaes, data("aevb"), AEVB(), optimizer=optimizer, steps=4, batch_size=5, compile=True)
+        fit(vaes, data("aevb"), AEVB(), Training(optimizer=optimizer, steps=4, batch_size=5, compile=True))
     assert [{float(state["step"]) for state in each.state.values()} for each in made_by] == [{4.0}, {4.0}]
 
 
@@ -261,14 +261,14 @@ def test_one_that_diverges_at_the_first_step_leaves_the_others_to_train():
         for parameter in vaes[1].posterior.parameters():
             parameter.fill_(1e25)
     before = [p.clone() for p in vaes[0].parameters()]
-    options = {"optimizer": adam(), "steps": 3, "batch_size": 5, "check_support": False}
+    options = {"optimizer": adam(), "steps": 3, "batch_size": 5, "check_support": False, "divergence": "stop"}
     with interpreted():
-        second, first = fit_replicates(vaes, data("aevb"), AEVB(), compile=True, **options)
+        second, first = fit_with(vaes, data("aevb"), AEVB(), compile=True, **options)
     assert (first.stopped, first.steps, second.stopped, second.steps) == ("diverged", 0, "completed", 3)
     assert "at step 1" in first.remark
     assert not any(torch.equal(a, b) for a, b in zip(before, vaes[0].parameters(), strict=True))
     with pytest.raises(NonFiniteError, match=r"replicate 1: .* at step 1"):
-        fit_replicates(vaes, data("aevb"), AEVB(), compile=False, divergence="raise", **options)
+        fit_with(vaes, data("aevb"), AEVB(), compile=False, **options | {"divergence": "raise"})
 
 
 # ------------------------------------------------------------------ where the results lie
@@ -288,7 +288,7 @@ def test_after_an_interrupt_results_lie_in_the_same_objects_and_in_memory_of_the
 
     with interpreted():
         options = {"optimizer": sgd(), "steps": 9, "batch_size": 5, "compile": True}
-        histories = fit_replicates(vaes, data("beta-vae"), algorithms, schedule=interrupting, **options)
+        histories = fit_with(vaes, data("beta-vae"), algorithms, schedule=interrupting, **options)
     assert [(history.stopped, history.steps) for history in histories] == [("interrupted", 3)] * 2
     assert [float(algorithm.steps) for algorithm in algorithms] == [3.0, 3.0]
     after = [t for module in modules for t in (*module.parameters(), *module.buffers())]
@@ -301,12 +301,12 @@ def test_after_an_interrupt_results_lie_in_the_same_objects_and_in_memory_of_the
 
 @pytest.mark.slow
 def test_programs_of_another_structure_are_refused_by_index_or_trained_one_by_one(monkeypatch):
-    monkeypatch.setattr("pyro_vae.training.replicated_run.CAPTURE", 0.0)
+    monkeypatch.setattr("pyro_vae.training.when_to_compile.CAPTURE", 0.0)
 
     def run(compile):
         vaes = [small_vae("iwae", seed, DOUBLE) for seed in range(2)]
         options = {"optimizer": sgd(), "steps": 8, "batch_size": 5, "compile": compile}
-        return vaes, fit_replicates(vaes, data("iwae", DOUBLE), [IWAE(2), IWAE(3)], **options)
+        return vaes, fit_with(vaes, data("iwae", DOUBLE), [IWAE(2), IWAE(3)], **options)
 
     with pytest.warns(UserWarning, match=r"one by one: replicates: replicate 1 is of another .* shape \(3, 5, 2\)"):
         vaes, histories = run("auto")
@@ -321,10 +321,10 @@ def test_few_steps_do_not_repay_the_capture_and_run_as_they_would_apart():
     vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(2)]
     apart = copy.deepcopy(vaes)
     options = {"optimizer": adam(), "steps": 4, "batch_size": 5}
-    histories = fit_replicates(vaes, data("aevb", DOUBLE), AEVB(), **options)
+    histories = fit_with(vaes, data("aevb", DOUBLE), AEVB(), **options)
     assert histories[0].execution == "uncompiled, one by one: 4 steps would not repay the capture"
     for seed, vae in enumerate(apart):
-        fit(vae, data("aevb", DOUBLE), AEVB(), seed=seed, compile=False, **options)
+        fit_with(vae, data("aevb", DOUBLE), AEVB(), seed=seed, compile=False, **options)
     for vae, other in zip(vaes, apart, strict=True):
         for a, b in zip(vae.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -334,23 +334,23 @@ def test_refusals():
     a, b = small_vae("aevb", 0), small_vae("aevb", 1)
     x, given = data("aevb"), {"optimizer": adam(), "steps": 2, "batch_size": 5}
     with pytest.raises(InputError, match="expected a list of VAEs"):
-        fit_replicates([a, "b"], x, AEVB(), **given)
+        fit_with([a, "b"], x, AEVB(), **given)
     with pytest.raises(InputError, match="VAEs 0 and 1 of the list share the parameter"):
-        fit_replicates([a, a], x, AEVB(), **given)
+        fit_with([a, a], x, AEVB(), **given)
     with pytest.raises(InputError, match=r"`prior.learned_loc` is torch.float64 .* in replicate 1 and torch.float32"):
-        fit_replicates([a, copy.deepcopy(b).double()], x, AEVB(), **given)
-    with pytest.raises(InputError, match="`seeds` is an integer, or one for each of the 2 VAEs"):
-        fit_replicates([a, b], x, AEVB(), seeds=[1], **given)
+        fit_with([a, copy.deepcopy(b).double()], x, AEVB(), **given)
+    with pytest.raises(InputError, match="`seed` is an integer, or one for each of the 2 VAEs"):
+        fit_with([a, b], x, AEVB(), seed=[1], **given)
     with pytest.raises(InputError, match="with common_noise=True all VAEs have one seed"):
-        fit_replicates([a, b], x, AEVB(), seeds=[1, 2], common_noise=True, **given)
+        fit_with([a, b], x, AEVB(), seed=[1, 2], common_noise=True, **given)
     with pytest.raises(InputError, match="a list of 2, one object for each VAE"):
-        fit_replicates([a, b], x, [AEVB()] * 2, **given)
+        fit_with([a, b], x, [AEVB()] * 2, **given)
     with pytest.raises(InputError, match="a list of 2 such functions"):
-        fit_replicates([a, b], x, AEVB(), **given | {"optimizer": [adam()]})
+        fit_with([a, b], x, AEVB(), **given | {"optimizer": [adam()]})
     with pytest.raises(CaptureError, match="optimizer of replicate 0, `RMSprop`, has no rule"):
-        fit_replicates([a, b], x, AEVB(), compile=True, **given | {"optimizer": lambda p: torch.optim.RMSprop(p)})
+        fit_with([a, b], x, AEVB(), compile=True, **given | {"optimizer": lambda p: torch.optim.RMSprop(p)})
     with pytest.raises(CaptureError, match="optimizer of replicate 1 is `SGD`, that of replicate 0 `Adam`"):
-        fit_replicates([a, b], x, AEVB(), compile=True, **given | {"optimizer": [adam(), sgd()]})
+        fit_with([a, b], x, AEVB(), compile=True, **given | {"optimizer": [adam(), sgd()]})
 
 
 # ------------------------------------------------------------------ machine code
@@ -361,10 +361,10 @@ def test_compiled():
     apart = copy.deepcopy(vaes)
     options = {"steps": 6, "batch_size": 5}
     optimizers = [sgd(lr=lr) for lr in (0.01, 0.1, 0.3)]
-    histories = fit_replicates(vaes, data("aevb", DOUBLE), AEVB(), optimizer=optimizers, compile=True, **options)
+    histories = fit_with(vaes, data("aevb", DOUBLE), AEVB(), optimizer=optimizers, compile=True, **options)
     assert "3 replicates in one program, compiled in" in histories[0].execution
     for seed, (vae, optimizer) in enumerate(zip(apart, optimizers, strict=True)):
-        history = fit(vae, data("aevb", DOUBLE), AEVB(), optimizer=optimizer, seed=seed, compile=False, **options)
+        history = fit_with(vae, data("aevb", DOUBLE), AEVB(), optimizer=optimizer, seed=seed, compile=False, **options)
         torch.testing.assert_close(*map(torch.as_tensor, (histories[seed].bound, history.bound)), rtol=1e-10, atol=0)
     for vae, other in zip(vaes, apart, strict=True):
         for p, q in zip(vae.parameters(), other.parameters(), strict=True):

@@ -19,15 +19,13 @@ from torch.utils import _pytree as pytree
 from pyro_vae.engine.capture.capture import Capture, capture, tensors_of
 from pyro_vae.engine.compilation import backend
 from pyro_vae.engine.compilation.backend import Executable, compile_graph, known
-from pyro_vae.engine.compilation.cost import CAPTURE, MOST, WARM, Busy, Mode, price
+from pyro_vae.engine.compilation.cost import CAPTURE, FUNCTION, MOST, TIMED, WARM, Busy, Mode, price
 from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.precision import numerics
 
-# Uncompiled calls of a kind that are timed before it is decided about, and of how many the median is taken.
-_TIMED, _REMEMBERED = 3, 9
-# Share of an uncompiled call's time that compiling saves at least.
-_SAVED = 0.3
+# Uncompiled calls of which the median time is taken.
+_REMEMBERED = 9
 # Attributes of a module that are compared by value, others by identity; those of every module are not.
 _PLAIN = {bool, int, float, str, type(None)}
 _INTERNAL = set(nn.Module().__dict__) - {"training"}
@@ -289,10 +287,10 @@ class Routine:
                 raise kind.refused
             return
         if terms.mode == "auto":
-            if kind.uses < _TIMED:
+            if kind.uses < TIMED:
                 return
             # What has been done so often is expected to be done as often again.
-            saved = _SAVED * statistics.median(kind.seconds) * max(terms.calls, kind.uses)
+            saved = FUNCTION.of(statistics.median(kind.seconds), max(terms.calls, kind.uses))
             if saved < kind.price:
                 return
         start = time.perf_counter()
