@@ -12,7 +12,7 @@ from pyro_vae.engine.compilation.cost import Busy
 from pyro_vae.engine.compilation.routine import Terms, enabled
 from pyro_vae.engine.step.replicated_step import Stack
 from pyro_vae.errors import NonFiniteError
-from pyro_vae.runtime.interrupts import deferrable
+from pyro_vae.runtime.interrupts import deferrable, uninterrupted
 from pyro_vae.runtime.modes import switched
 from pyro_vae.runtime.precision import networks_in
 from pyro_vae.runtime.random_streams import isolated
@@ -149,14 +149,25 @@ class Loop:
         """Takes one step of every member that still trains; one in a program may be queued."""
         factor = None if self.training.schedule is None else factor_of(self.training.schedule, self.step)
         if len(self.steppers) == 1:
-            self.steppers[0].take(minibatch, factor, self.step)
-            self._separate_where_refused(minibatch, factor)
-        else:
-            for member, stepper in zip(self.members, self.steppers, strict=True):
-                if not member.stopped:
-                    stepper.take(minibatch.only(member.index), factor, self.step)
+            self.steppers[0].choose(minibatch, self.step)
+            self._separate_where_refused()
+        steps = [(self.steppers[0], minibatch)] if len(self.steppers) == 1 else self._one_by_one(minibatch)
+        with uninterrupted():  # neither a phase nor drawn noise can be taken back
+            for stepper, own in steps:
+                stepper.take(own, factor)
+            self.step += 1
+        if len(steps) > 1:
             self._share_the_time()
-        self.step += 1
+
+    def _one_by_one(self, minibatch: Minibatch) -> list[tuple[Stepper, Minibatch]]:
+        """The steppers of members that take turns and still train, each with its minibatch."""
+        steps = []
+        for member, stepper in zip(self.members, self.steppers, strict=True):
+            if not member.stopped:
+                own = minibatch.only(member.index)
+                stepper.choose(own, self.step)
+                steps.append((stepper, own))
+        return steps
 
     def settle(self) -> None:
         """Takes and checks the steps that are queued."""
@@ -250,7 +261,7 @@ class Loop:
         self._kinds = self._kinds or kinds_of(self.members)
         return StackedPlan(self.members, self._kinds, self._stack, minibatch, self.training.clip_norm)
 
-    def _separate_where_refused(self, minibatch: Minibatch, factor: float | None) -> None:
+    def _separate_where_refused(self) -> None:
         """Has every member step by itself, each compiled where that saves time, where they cannot share a program."""
         programs = self.steppers[0].programs
         if len(self.members) == 1 or programs is None or programs.refused is None:

@@ -72,19 +72,26 @@ class Stepper:
         """Whether the last step was taken by a program."""
         return self.programs is not None and self.programs.inside
 
-    def take(self, minibatch: Minibatch, factor: float | None, step: int) -> None:
-        """Takes one step of every member that still trains. A step in a program may wait for `settle`.
+    def choose(self, minibatch: Minibatch, step: int) -> None:
+        """Chooses how the next step runs, and compiles it where that saves time.
+
+        Arguments:
+            minibatch: The members' minibatches.
+            step: Steps taken so far, with those that are queued.
+        """
+        if not self._continues(minibatch):
+            self.settle()
+            self._choose(minibatch, step)
+
+    def take(self, minibatch: Minibatch, factor: float | None) -> None:
+        """Takes one step of every member that still trains, as `choose` has decided. It may wait for `settle`.
 
         Arguments:
             minibatch: The members' minibatches.
             factor: Factor of the learning rates; None without a schedule.
-            step: Steps taken so far, with those that are queued.
         """
         for member, rows in zip(self.members, minibatch.rows, strict=True):
             member.inference.visit(rows)
-        if not self._continues(minibatch):
-            self.settle()
-            self._choose(minibatch, step)
         if self.program is None:
             self._take_eagerly(minibatch, factor)
             return
@@ -133,7 +140,7 @@ class Stepper:
         for i, member in enumerate(self.members):
             if member.stopped:
                 continue
-            with uninterrupted(), member.drawing():  # a phase, or drawn noise, cannot be taken back
+            with member.drawing():
                 start = time.perf_counter()
                 member.set_rates(factor)
                 try:

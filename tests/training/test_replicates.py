@@ -9,6 +9,7 @@ import pytest
 import torch
 from algorithm_cases import data, made, small_vae
 from fitting import fit_with
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from z_test import assert_mean
 
@@ -294,6 +295,153 @@ def test_after_an_interrupt_results_lie_in_the_same_objects_and_in_memory_of_the
     after = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     assert [(id(t), t.data_ptr(), t.untyped_storage().nbytes()) for t in after] == places
     assert all(p.grad is None and p.requires_grad for vae in vaes for p in vae.parameters())
+
+
+# ------------------------------------------------------------------ what changes in mid-run and between runs
+
+
+def with_dropout(seed):
+    """A VAE with dropout in its encoder, whose mode decides which program its step is."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.Linear(5, 5), nn.Tanh())
+        prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+        likelihood = Conditional(dist.Bernoulli, (6,), given=mlp(2, 5))
+        return VAE(prior, likelihood, Conditional(dist.Normal, (2,), given=encoder, features=5)).to(DOUBLE)
+
+
+@pytest.mark.parametrize("stretch", [1, 64])
+def test_what_a_program_holds_as_a_constant_may_change_in_mid_run_and_between_runs(lifted, monkeypatch, stretch):
+    """A schedule changes the weight decay and the dropout's mode; a parameter is frozen between two runs."""
+    monkeypatch.setattr("pyro_vae.training.stepper._MOST", stretch)
+
+    def run(vaes, **options):
+        optimizers, given = [], {"steps": 9, "batch_size": 5, "seed": 0, **options}
+        several = isinstance(vaes, list)
+
+        def make(parameters):
+            optimizers.append(torch.optim.SGD(parameters, lr=0.05, weight_decay=0.1))
+            return optimizers[-1]
+
+        def schedule(step):
+            if step == 6:
+                for optimizer in optimizers:
+                    optimizer.param_groups[0]["weight_decay"] = 5.0
+            for vae in vaes if several else [vaes]:
+                vae.posterior.given[1].train(step not in (4, 5))
+            return 1.0
+
+        return fit_with(vaes, data("aevb", DOUBLE), AEVB(), optimizer=make, schedule=schedule, **given)
+
+    together = [with_dropout(seed) for seed in range(2)]
+    apart = copy.deepcopy(together)
+    for frozen in (False, True):
+        for vae in (*together, *apart):
+            vae.likelihood.given.requires_grad_(not frozen)
+        with interpreted():
+            histories = run(together, compile=True)
+        assert all("in one program, compiled" in history.execution for history in histories)
+        for seed, vae in enumerate(apart):
+            alone = run(vae, compile=False, seed=seed)
+            torch.testing.assert_close(*map(torch.as_tensor, (histories[seed].bound, alone.bound)), rtol=1e-10, atol=0)
+        for vae, other in zip(together, apart, strict=True):
+            for (name, a), b in zip(vae.named_parameters(), other.parameters(), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, msg=name)
+
+
+# ------------------------------------------------------------------ callbacks and checkpoints
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_callback_is_told_of_every_vae(compile):
+    vaes, called = [small_vae("aevb", seed) for seed in range(3)], []
+    options = {"optimizer": sgd(), "steps": 6, "batch_size": 5, "validation": data("aevb"), "validation_every": 3}
+    with interpreted():
+        histories = fit_with(
+            *(vaes, data("aevb"), AEVB()),
+            compile=compile,
+            callback=lambda step, metrics: called.append((step, metrics)),
+            callback_steps={2, 3, 6},
+            **options,
+        )
+    assert [step for step, _ in called] == [2, 3, 6]
+    for step, metrics in called:
+        assert [each["bound"] for each in metrics] == [history.bound[step - 1] for history in histories]
+        assert [each["samples"] for each in metrics] == [5 * step] * 3
+        assert all(("validation_bound" in each) == (step in (3, 6)) for each in metrics)
+    assert [each["validation_bound"] for each in called[1][1]] == [history.validation_bound[0] for history in histories]
+
+
+class Stop(Exception):
+    """What a callback raises in place of a kill."""
+
+
+def resumable(path, stop=None, *, rates=(0.01, 0.05, 0.1), **options):
+    """Three VAEs with a checkpoint, which die after a step."""
+    vaes = [small_vae("beta-vae", seed) for seed in range(len(rates))]
+
+    def callback(step, metrics):
+        if step == stop:
+            raise Stop
+
+    given = {
+        "optimizer": [adam(lr=rate) for rate in rates],
+        "steps": 11,
+        "batch_size": 4,
+        "schedule": lambda step: 1 / (1 + step),
+        "transform": lambda x, generator: torch.where(torch.rand(x.shape, generator=generator) < 0.1, 1 - x, x),
+        "checkpoint": path,
+        "checkpoint_seconds": 0.0,
+        "callback": callback,
+        "callback_steps": {stop},
+        "divergence": "stop",
+    }
+    algorithms = [BetaVAE(warmup=8) for _ in rates]
+    try:
+        with interpreted():
+            return vaes, algorithms, fit_with(vaes, data("beta-vae"), algorithms, **(given | options))
+    except Stop:
+        return None
+
+
+def assert_same_run(one, other):
+    for mine, its in zip((*one[0], *one[1]), (*other[0], *other[1]), strict=True):
+        for (name, value), same in zip(mine.state_dict().items(), its.state_dict().values(), strict=True):
+            assert torch.equal(value, same), name
+    for mine, its in zip(one[2], other[2], strict=True):
+        assert mine.bound.tolist() == its.bound.tolist()
+        assert mine.validation_bound.tolist() == its.validation_bound.tolist()
+        assert (mine.stopped, mine.remark, mine.best_step) == (its.stopped, its.remark, its.best_step)
+
+
+@pytest.mark.parametrize(
+    ("stop", "options"),
+    [
+        (5, {"compile": False}),
+        (2, {"compile": True}),
+        (7, {"compile": True, "common_noise": True}),
+        (8, {"compile": True, "validation": data("beta-vae"), "validation_every": 2, "keep": "best"}),
+        (4, {"compile": True, "rates": (0.01, 1e30, 0.05), "transform": None}),
+    ],
+    ids=["uncompiled", "the first compiled step", "common noise", "validation", "one that diverged"],
+)
+def test_several_that_die_go_on_together(tmp_path, monkeypatch, stop, options):
+    monkeypatch.setattr("pyro_vae.training.checkpoint._SHARE", 0)
+    whole = resumable(None, **options)
+    place = tmp_path / "run.checkpoint"
+    assert resumable(place, stop, **options) is None
+    assert place.exists()
+    assert_same_run(resumable(place, **options), whole)
+    assert_same_run(resumable(place, **options), whole)  # it is over
+
+
+def test_a_checkpoint_of_other_vaes_is_refused(tmp_path):
+    place = tmp_path / "run.checkpoint"
+    resumable(place)
+    with pytest.raises(InputError, match="of another run: VAEs 3, not 2"):
+        resumable(place, rates=(0.01, 0.05))
+    with pytest.raises(InputError, match="of another run: optimizer of replicate 1"):
+        resumable(place, rates=(0.01, 0.06, 0.1))
 
 
 # ------------------------------------------------------------------ what cannot be replicated
