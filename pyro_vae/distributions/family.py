@@ -1,4 +1,4 @@
-r"""What a family of distributions tells of itself before it is built: parameters, constraints, sizes."""
+r"""What a family of distributions tells of itself before it is built: parameters, constraints, dimensions."""
 
 from __future__ import annotations
 
@@ -69,24 +69,3 @@ def event_dim_of(family: type[TorchDistribution]) -> int | None:
         return int(support.event_dim)
     except NotImplementedError:
         return None
-
-
-def declared_sizes(family: type[TorchDistribution], constants: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The sizes that a family itself declares for its parameters, given its constant arguments.
-
-    A family of one's own declares them by a static method ``parameter_shapes(**constants)``.
-    """
-    method = getattr(family, "parameter_shapes", None)
-    if method is None:
-        return {}
-    accepted = inspect.signature(method).parameters
-    return dict(method(**{name: value for name, value in constants.items() if name in accepted}))
-
-
-def implied_constants(family: type[TorchDistribution], event_shape: Sequence[int]) -> dict[str, Any]:
-    """The constant arguments that follow from the shape of an event.
-
-    A family of one's own declares them by a static method ``constants_for(event_shape)``.
-    """
-    method = getattr(family, "constants_for", None)
-    return {} if method is None else dict(method(torch.Size(event_shape)))

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 from torch.distributions.constraints import Constraint
 
+from pyro_vae.distributions.protocol import observing_of
 from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 
@@ -16,8 +17,8 @@ def masked(x_given_z: TorchDistribution, x: Tensor, mask: Tensor) -> tuple[Torch
     """Returns the distribution of the observed cells, and x with the others filled by a value inside the support.
 
     Hidden cells contribute 0 to log p(x|z), whatever they hold; so do their gradients, which a nan would spoil. A
-    distribution whose cells are independent but of different families says so by a method ``observing(x, mask)``
-    that returns the same pair.
+    distribution whose cells are independent but of different families has a method of its own for it; see
+    `pyro_vae.distributions.protocol.Family.observing`.
 
     Arguments:
         x_given_z: With independent cells.
@@ -28,10 +29,9 @@ def masked(x_given_z: TorchDistribution, x: Tensor, mask: Tensor) -> tuple[Torch
         InputError: Where the cells depend on each other.
     """
     cells = cells_of(x_given_z)
-    observing = getattr(cells, "observing", None)
+    observing = observing_of(cells)
     if observing is not None:
-        pair: tuple[TorchDistribution, Tensor] = observing(x, mask)
-        return pair
+        return observing(x, mask)
     if cells.event_dim > 0:
         raise InputError(
             f"VAE: `mask` hides single cells, but the cells of `{type(cells).__name__}` depend on each other; "

@@ -18,7 +18,7 @@ from pyro_vae.evaluation.data import evaluated
 from pyro_vae.evaluation.intervals import finite_or_none
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.hierarchy import blocks_of
+from pyro_vae.vae.part import blocks_of
 from pyro_vae.vae.vae import VAE
 
 _CHUNK = 10_000

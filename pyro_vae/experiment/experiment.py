@@ -36,7 +36,8 @@ from pyro_vae.experiment.place import Place, check_declared
 from pyro_vae.experiment.settings import Evaluation, Networks, TrainingSpec
 from pyro_vae.experiment.yaml_file import read_yaml, write_yaml
 from pyro_vae.vae.derived_posterior import unconstrained_shape
-from pyro_vae.vae.hierarchy import Reads, blocks_of
+from pyro_vae.vae.hierarchy import Reads
+from pyro_vae.vae.part import blocks_of, event_shape_of, needs_posterior
 from pyro_vae.vae.vae import VAE
 
 _SIZE = {"type": "integer", "exclusiveMinimum": 0}
@@ -256,7 +257,8 @@ class Experiment(Strict):
         place = Place("prior", (), context_features, None, dim, context_features, image_shape, data)
         prior_place = replace(place, event_shape=self.prior.event_shape(latent))
         prior = _explained("prior", lambda: self.prior.build_at(prior_place))
-        shape = torch.Size(getattr(prior, "event_shape", latent))
+        own_shape = event_shape_of(prior)
+        shape = torch.Size(latent if own_shape is None else own_shape)
         likelihood = _explained("likelihood", lambda: self._likelihood(place, prior, shape.numel()))
         posterior = _explained("posterior", lambda: self._posterior(place, prior, shape))
         parameter_prior = None if self.parameter_prior is None else self.parameter_prior.build_prior()
@@ -293,7 +295,7 @@ class Experiment(Strict):
             network=self.networks.encoder,
         )
         part = self.posterior
-        if part is None and not getattr(prior, "needs_posterior", False):
+        if part is None and not needs_posterior(prior):
             encoder, _ = here.trunk(None)
             return cast(nn.Module, encoder)
         part = DistributionSpec(family="Normal") if part is None else part

@@ -9,12 +9,13 @@ from torch import nn
 
 from pyro_vae.errors import InputError
 from pyro_vae.experiment.encoder_input import default_input
-from pyro_vae.networks.specification import spec_of
+from pyro_vae.networks.specification import description_of, spec_of
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.derived_posterior import Pushforward
-from pyro_vae.vae.hierarchy import Hierarchy, Reads, blocks_of
+from pyro_vae.vae.hierarchy import Hierarchy, Reads
 from pyro_vae.vae.parameter_prior import ParameterPrior
+from pyro_vae.vae.part import blocks_of, emits_parameters, network_of
 from pyro_vae.vae.vae import VAE
 
 # Networks that emit the parameters of a likelihood themselves, without a linear layer on top.
@@ -38,18 +39,17 @@ def part_to_spec(part: nn.Module) -> dict[str, Any]:
         sizes = {name: block.stop - block.start for name, block in part.blocks.items()}
         layers = {name: {"size": sizes[name], **part_to_spec(layer)} for name, layer in part.layers.items()}
         return {"hierarchy": {**layers, **part.to_spec()}}
-    describe = getattr(part, "to_spec", None)
+    describe = description_of(part)
     if describe is None:
         raise InputError(
             f"to_spec: `{type(part).__name__}` has no name in an experiment file; save its state_dict, and build it in "
             "Python, or give the class a method to_spec."
         )
-    spec: dict[str, Any] = describe()
-    given = getattr(part, "given", None)
+    spec, given = describe(), network_of(part)
     if given is None:
         return spec
     network = spec_of(given)
-    if getattr(part, "head", True) is None and not _HEADLESS & set(network):
+    if emits_parameters(part) and not _HEADLESS & set(network):
         raise InputError(
             f"to_spec: in an experiment file a linear layer stands on `{next(iter(network))}`, and this "
             f"`{type(part).__name__}` has head=None."

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pyro_vae.errors import InputError, near_match, nearest
+from pyro_vae.networks.specification import description_of
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 
@@ -85,7 +86,7 @@ def build_user_network(
     except Exception as error:
         raise InputError(f"`{path}` cannot be made: {_reason(error)}") from error
     _run_once(path, network, sizes["in_features"], expected)
-    if not hasattr(network, "to_spec"):
+    if description_of(network) is None:
         spec = {"module": path, **({"arguments": dict(arguments)} if arguments else {})}
         network.to_spec = functools.partial(copy.deepcopy, spec)
     built: nn.Module = network

@@ -1,4 +1,37 @@
-"""Inference algorithms, one a file, behind one interface; `ALGORITHMS` maps their short names to classes."""
+r"""Inference algorithms, one a file, behind one interface; `ALGORITHMS` maps their short names to classes.
+
+A new algorithm is a subclass of `Inference`, in a file of its own here:
+
+* ``loss(vae, batch)`` returns `Loss`: the scalar to differentiate, and the bound on log p(x) where there is one. An
+  algorithm of several losses has ``phases`` in its place, each with the parameters that it moves.
+* ``name`` is its short name, for experiment files.
+* ``needs`` are functions of `pyro_vae.inference.requirements`: what it needs of a VAE.
+* ``has_bound`` is False where no phase reports a bound, ``trains_posterior`` where q(z|x) does not come to approximate
+  p(z|x), and ``trains_prior`` where the prior stays.
+* What it optimises beside the VAE is parameters, and what lasts from step to step is buffers.
+
+`pyro_vae.fit` takes any such object. It has a name in experiment files once its class is in
+`pyro_vae.inference.algorithms` and is exported here; then ``tests/properties/test_interface.py`` holds it to the
+interface, on a VAE that ``tests/support/algorithm_cases.py`` makes for it. What is true of it alone, such as an exact
+value or gradient, is tested in ``tests/inference/test_<file>.py``.
+
+Example:
+    >>> import pyro.distributions as dist, torch
+    >>> from pyro_vae.inference.requirements import PATHWISE
+    >>> from pyro_vae.networks.mlp import mlp
+    >>> from pyro_vae.vae.conditional import Conditional
+    >>> from pyro_vae.vae.sources import Fixed
+    >>> from pyro_vae.vae.vae import VAE
+    >>> class MedianELBO(Inference):
+    ...     name, needs, has_bound = "median-elbo", PATHWISE, False
+    ...
+    ...     def loss(self, vae, batch):
+    ...         return Loss(-vae.log_weights(batch, 5).median(0).values.mean() - vae.log_parameter_prior_per_datum())
+    >>> prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+    >>> vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 10)))
+    >>> MedianELBO().check(vae)
+    >>> MedianELBO().loss(vae, vae.check(torch.ones(4, 6))).value.backward()
+"""
 
 from pyro_vae.inference.aevb import AEVB
 from pyro_vae.inference.algorithms import ALGORITHMS, algorithm

@@ -12,6 +12,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.inference.latents import Latents
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.vae.part import needs_posterior
 from pyro_vae.vae.vae import VAE
 
 
@@ -44,7 +45,7 @@ def differentiable_likelihood(algorithm: str, vae: VAE) -> None:
 
 def unshared(algorithm: str, vae: VAE) -> None:
     """Prior and likelihood share no parameters with the posterior."""
-    if getattr(vae.prior, "needs_posterior", False):
+    if needs_posterior(vae.prior):
         raise InputError(
             f"{algorithm}: the prior `{type(vae.prior).__name__}` is made of the posterior, so that neither can be "
             "moved alone; use aevb, or a Mixture or Flow as the prior."

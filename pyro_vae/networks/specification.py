@@ -2,11 +2,25 @@ r"""What an experiment file would say of a network."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from torch import nn
 
 from pyro_vae.errors import InputError
+
+
+class Described(Protocol):
+    """A network, or a part of a VAE, that says what an experiment file would say of it."""
+
+    def to_spec(self) -> dict[str, Any]:
+        """Returns what the file says: keys with plain values."""
+        ...
+
+
+def description_of(module: nn.Module) -> Callable[[], dict[str, Any]] | None:
+    """Returns the method ``to_spec`` of a module; None where it has none, so that a file has no word for it."""
+    return getattr(module, "to_spec", None)
 
 
 def spec_of(network: nn.Module) -> dict[str, Any]:
@@ -23,12 +37,11 @@ def spec_of(network: nn.Module) -> dict[str, Any]:
         >>> spec_of(mlp(784, 500, 200))
         {'mlp': [500, 200]}
     """
-    to_spec = getattr(network, "to_spec", None)
+    to_spec = description_of(network)
     if to_spec is None:
         kind = type(network)
         raise InputError(
             f"to_spec: an experiment file cannot say `{kind.__name__}`; give it a method `to_spec` that returns "
             f"{{'module': '{kind.__module__}.{kind.__qualname__}', 'arguments': {{...}}}}."
         )
-    spec: dict[str, Any] = to_spec()
-    return spec
+    return to_spec()

@@ -12,7 +12,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.distributions.transforms import Transform
 
-from pyro_vae.distributions.family import constraints_of, declared_sizes, event_dim_of, implied_constants
+from pyro_vae.distributions.family import constraints_of, event_dim_of
+from pyro_vae.distributions.protocol import declared_sizes, implied_constants
 from pyro_vae.distributions.registry import family_in_place_of
 from pyro_vae.errors import InputError
 from pyro_vae.networks.sizes import out_features
@@ -32,8 +33,8 @@ class Conditional(nn.Module):
     above 88; ``Network(transform=constraints.softplus_positive)`` grows linearly instead.
 
     What each family can be, and with which sources, is found out by `pyro_vae.vae.families.classify`. A family
-    of one's own may declare the sizes of its parameters by a static method ``parameter_shapes(**constants)``, as
-    `DiscretizedLogisticMixture` does.
+    of one's own may declare the sizes of its parameters, as `DiscretizedLogisticMixture` does; what a family may tell
+    is in `pyro_vae.distributions.protocol`.
 
     Arguments:
         family: A class of `pyro.distributions`, with ``arg_constraints`` and ``support``; one of `torch.distributions`

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
+from pyro_vae.distributions.protocol import cell_support, complaint_of
 from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.modes import evaluating
@@ -52,22 +53,24 @@ class ValueCheck:
         inside = torch.zeros_like(observed)
         for support in self.supports:
             # In parts on the VAE's device, where the support's bounds lie; the data may lie elsewhere.
-            check = getattr(support, "check_cells", support.check)  # of columns with supports of their own
+            own = cell_support(support)
+            check = support.check if own is None else own.check_cells
             within = torch.cat([check(part.to(self.vae.device)).to(x.device) for part in x.split(10_000)])
             inside |= within.reshape(within.shape + (1,) * (x.dim() - within.dim()))
         bad = observed & ~inside
         support, family = self.supports[0], f"likelihood `{self.family}`"
-        if hasattr(support, "complaint") and bool(bad.any()):
+        complaint, own = complaint_of(support), cell_support(support)
+        if complaint is not None and bool(bad.any()):
             row = int(bad.nonzero()[0, 0])
-            raise InputError(f"{name}: {self.place.row(row)} {support.complaint(x[row])}, for the {family}.")
-        if hasattr(support, "check_cells") and bool(bad.any()):
+            raise InputError(f"{name}: {self.place.row(row)} {complaint(x[row])}, for the {family}.")
+        if own is not None and bool(bad.any()):
             column = int(bad.nonzero()[0, -1])
-            support, family = support.supports[column], f"likelihood of column `{support.names[column]}`"
-        complaint = (
+            support, family = own.supports[column], f"likelihood of column `{own.names[column]}`"
+        reason = (
             f"lies outside the support {support} of the {family}; choose a likelihood for such values, or bring them "
             "into its support (grey levels: binarise them)"
         )
-        refuse(name, x, bad, complaint, self.place)
+        refuse(name, x, bad, reason, self.place)
 
     def _check_context(self, batch: Batch, name: str) -> None:
         if batch.context is None:

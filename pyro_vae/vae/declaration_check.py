@@ -15,7 +15,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.derived_posterior import remedy
-from pyro_vae.vae.hierarchy import blocks_of
+from pyro_vae.vae.part import blocks_of, network_of
 
 
 @torch.no_grad()
@@ -55,8 +55,8 @@ def call_once(part: str, module: nn.Module, *arguments: Tensor, context_features
 
 def _wrong_width(part: str, module: nn.Module, width: int | None, context_features: int) -> str | None:
     """What to say where the network of a part was made for another number of features than it gets; else None."""
-    given = getattr(getattr(module, "likelihood", module), "given", None)  # also of one that `Reads`
-    network = given if isinstance(given, nn.Module) else module
+    given = network_of(module)
+    network = module if given is None else given
     while isinstance(network, nn.Sequential) and not hasattr(network, "in_features") and len(network):
         network = network[0]
     declared = getattr(network, "in_features", None)

@@ -8,6 +8,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions.transforms import Transform, identity_transform
 
+from pyro_vae.distributions.protocol import posterior_family_of
 from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.distributions.simplex import bijection_onto
 from pyro_vae.distributions.support import cells_of, is_real, support_of
@@ -17,6 +18,7 @@ from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.hierarchy import HierarchicalDistribution
+from pyro_vae.vae.part import needs_posterior, network_of
 
 
 class Pushforward(nn.Module):
@@ -47,7 +49,7 @@ class Pushforward(nn.Module):
 
 def mirrored(likelihood: nn.Module, in_features: int) -> MLP:
     """Returns an encoder with the hidden layers of the likelihood's network in reverse; of 200 where it has no such."""
-    decoder = getattr(getattr(likelihood, "likelihood", likelihood), "given", None)  # also of one that `Reads`
+    decoder = network_of(likelihood)
     if isinstance(decoder, MLP):
         return mlp(in_features, *reversed(decoder.hidden), activation=decoder.activation)
     return mlp(in_features, 200)
@@ -114,7 +116,7 @@ def _onto_support(
     try:
         transform = bijection_onto(support_of(p))
     except NotImplementedError:
-        if not hasattr(cells_of(p), "posterior_family"):
+        if posterior_family_of(cells_of(p)) is None:
             return posterior
         raise InputError(
             f"VAE: the posterior `{type(cells_of(q)).__name__}` is over the real space, and no bijection takes it onto "
@@ -142,7 +144,7 @@ def remedy(p: TorchDistribution) -> str:
     cells = cells_of(p)
     while isinstance(cells, dist.MixtureSameFamily):
         cells = cells_of(cells.component_distribution)
-    named = getattr(cells, "posterior_family", None)
+    named = posterior_family_of(cells)
     family = f"dist.{type(cells).__name__}" if named is None else named.__name__
     return f"pass posterior=Conditional({family}, {tuple(p.event_shape)}, given=...)"
 
@@ -156,7 +158,7 @@ def unconstrained_shape(prior: nn.Module, latent_shape: torch.Size, context_feat
         latent_shape: Of z itself, which is the answer where no bijection is known.
         context_features: Size of the context; 0 where the prior receives none.
     """
-    if getattr(prior, "needs_posterior", False):
+    if needs_posterior(prior):
         return latent_shape
     like = next((t for t in (*prior.parameters(), *prior.buffers()) if t.is_floating_point()), torch.empty(()))
     p = prior(*([like.new_zeros(1, context_features)] if context_features else []))

@@ -14,6 +14,7 @@ from pyro_vae.distributions.support import base_support
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.vae.part import blocks_of, column_names, event_shape_of, network_of, takes_offset
 
 CONTEXT = "context"
 
@@ -171,7 +172,7 @@ class Hierarchy(nn.Module):
         if len(layers) < 2:
             raise InputError(f"Hierarchy: expected at least two layers, such as z2=..., z1=...; got {list(layers)}.")
         for name, layer in layers.items():
-            shape = getattr(layer, "event_shape", None)
+            shape = event_shape_of(layer)
             if not isinstance(layer, nn.Module) or shape is None or len(shape) != 1:
                 raise InputError(
                     f"Hierarchy: the layer `{name}` must be a module with an attribute event_shape of one dimension, "
@@ -253,8 +254,12 @@ class Reads(nn.Module):
         if not layers or not all(isinstance(name, str) for name in layers):
             raise InputError(f'Reads: expected names of layers, such as "z1"; got {layers!r}.')
         self.likelihood, self.layers = likelihood, layers
-        self.column_names = getattr(likelihood, "column_names", None)
-        self.takes_offset = getattr(likelihood, "takes_offset", False)
+        self.column_names, self.takes_offset = column_names(likelihood), takes_offset(likelihood)
+
+    @property
+    def given(self) -> nn.Module | None:
+        """The network of the likelihood."""
+        return network_of(self.likelihood)
 
     def forward(self, context: Tensor, offset: Tensor | None = None) -> TorchDistribution:
         """Returns p(x|z) given the layers that it reads (and the covariates), as `VAE.decode` selects them."""
@@ -275,12 +280,6 @@ class Reads(nn.Module):
                     + (near_match(name, blocks) if blocks else "use a Hierarchy.")
                 )
         return torch.cat([z[..., blocks[name]] for name in self.layers], dim=-1)
-
-
-def blocks_of(part: object) -> dict[str, slice]:
-    """Returns the named blocks of a distribution, or of a module that returns one; none where it has no layers."""
-    blocks = getattr(part, "blocks", {})
-    return blocks if isinstance(blocks, dict) else {}
 
 
 def _resolved(names: list[str], declared: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch, DataLike, is_frame
 from pyro_vae.errors import InputError
+from pyro_vae.vae.part import column_names
 
 
 class TakesData(Protocol):
@@ -29,7 +30,7 @@ class TakesData(Protocol):
 def batch_for(vae: TakesData, data: DataLike, caller: str = "VAE", name: str = "x") -> Batch:
     """Returns data as a `Batch` of tensors, the columns of a data frame in the order of the likelihood's.
 
-    A likelihood tells the names of its columns by an attribute ``column_names``, as `Mixed` does.
+    A likelihood tells the names of its columns; see `pyro_vae.vae.part.Likelihood`.
 
     Arguments:
         vae: For which they are.
@@ -48,7 +49,7 @@ def batch_for(vae: TakesData, data: DataLike, caller: str = "VAE", name: str = "
             f"{caller}: the VAE comes from a run folder, and the data frame may be in other units than the model's; "
             "pass vae.units.to_model_units(frame)."
         )
-    return Batch.of(data, caller, name, getattr(vae.likelihood, "column_names", None))
+    return Batch.of(data, caller, name, column_names(vae.likelihood))
 
 
 def batch_on(vae: TakesData, data: DataLike) -> Batch:

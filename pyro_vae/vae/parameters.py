@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform, identity_transform
 
-from pyro_vae.distributions.family import ALIASES, constraints_of, implied_constants, parameters_of, transform_onto
+from pyro_vae.distributions.family import ALIASES, constraints_of, parameters_of, transform_onto
+from pyro_vae.distributions.protocol import implied_constants
 from pyro_vae.distributions.support import is_discrete
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.vae.sources import Fixed, Learned, Network, Source

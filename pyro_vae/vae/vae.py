@@ -30,6 +30,7 @@ from pyro_vae.vae.hierarchy import Reads
 from pyro_vae.vae.inputs import batch_on
 from pyro_vae.vae.param_store import Registered
 from pyro_vae.vae.parameter_prior import ParameterPrior
+from pyro_vae.vae.part import needs_posterior
 
 
 class Programs(NamedTuple):
@@ -191,7 +192,7 @@ class VAE(Registered):
 
     def _handed(self, posterior: nn.Module | None) -> dict[str, Any]:
         """What the prior is handed beside the context: the posterior, where it is made of it."""
-        if not getattr(self.prior, "needs_posterior", False):
+        if not needs_posterior(self.prior):
             return {}
         if posterior is None:
             raise InputError(

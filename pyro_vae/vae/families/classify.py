@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.distributions.family import ALIASES, constraints_of, parameters_of
+from pyro_vae.distributions.protocol import posterior_family_of
 from pyro_vae.distributions.registry import FAMILIES, family_in_place_of
 from pyro_vae.distributions.support import is_discrete
 from pyro_vae.runtime.random_streams import isolated
@@ -139,7 +140,7 @@ def _networked(declaration: Declaration) -> tuple[tuple[str, ...], str]:
 
 def _named_posterior(declaration: Declaration) -> tuple[str, ...]:
     """The posterior that the family names, where that works."""
-    named = getattr(declaration.family, "posterior_family", None)
+    named = posterior_family_of(declaration.family)
     return () if named is None or outcome(try_named_posterior, declaration) else (named.__name__,)
 
 

@@ -19,10 +19,10 @@ from pyro_vae.distributions.family import (
     ALIASES,
     constraints_of,
     event_dim_of,
-    implied_constants,
     parameters_of,
     transform_onto,
 )
+from pyro_vae.distributions.protocol import implied_constants
 from pyro_vae.distributions.support import is_discrete
 from pyro_vae.errors import InputError
 from pyro_vae.vae.conditional import Conditional

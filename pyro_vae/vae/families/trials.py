@@ -11,6 +11,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.distributions.protocol import posterior_family_of
 from pyro_vae.distributions.support import is_discrete
 from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.derived_posterior import derive_posterior
@@ -167,7 +168,7 @@ def try_named_posterior(declaration: Declaration) -> None:
     Raises:
         Failure: With the reason why it is none.
     """
-    named = getattr(declaration.family, "posterior_family", None)
+    named = posterior_family_of(declaration.family)
     if named is None:
         raise Failure("it names no posterior")
     posterior = Conditional(named, declaration.event_shape, given=nn.Linear(_CONTEXT, 5))
