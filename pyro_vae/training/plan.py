@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.engine.capture.capture import tensors_of
-from pyro_vae.engine.compilation.cost import CAPTURE, MOST, WARM, Busy, Mode, price
+from pyro_vae.engine.compilation.cost import CAPTURE, MOST, WARM, Busy, Mode, compile_cost
 from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.engine.step.consecutive_steps import Stretch
 from pyro_vae.engine.step.ledger import Ledger
@@ -98,7 +98,7 @@ class Plan:
     @property
     def price(self) -> float:
         """Seconds that compiling takes, as far as one can tell beforehand."""
-        return sum(price(step.known()) for step in {id(s): s for _, s in self.steps if s is not None}.values())
+        return sum(compile_cost(step.known()) for step in {id(s): s for _, s in self.steps if s is not None}.values())
 
     def draw(self) -> dict[int, list[Tensor]]:
         """Returns noise for one step, by phase; none where an uncaptured phase draws among the others."""

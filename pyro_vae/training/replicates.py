@@ -14,11 +14,11 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.engine.capture.capture import tensors_of
-from pyro_vae.engine.compilation.cost import price
+from pyro_vae.engine.compilation.cost import compile_cost
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.step.ledger import Ledger
 from pyro_vae.engine.step.replicated_step import ReplicatedStep, Stack, check_rules
-from pyro_vae.engine.step.same_program import alike
+from pyro_vae.engine.step.same_program import same_program
 from pyro_vae.engine.step.step import Step
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.inference.interface import Inference
@@ -203,7 +203,7 @@ class ReplicatedPlan:
     @property
     def price(self) -> float:
         """Seconds that compiling takes, as far as one can tell beforehand."""
-        return sum(price(step.known()) for step in self.different)
+        return sum(compile_cost(step.known()) for step in self.different)
 
     def follow(self) -> None:
         """Finds buffers again that were assigned anew by steps outside the program."""
@@ -247,7 +247,7 @@ def kinds_of(replicates: Sequence[Replicate]) -> list[int]:
     """Returns for each replicate the first one of which it is certain that its program is the same."""
     kinds: list[int] = []
     for r, replicate in enumerate(replicates):
-        same = (k for k in dict.fromkeys(kinds) if alike(_making(replicates[k]), _making(replicate)))
+        same = (k for k in dict.fromkeys(kinds) if same_program(_making(replicates[k]), _making(replicate)))
         kinds.append(next(same, r))
     return kinds
 
