@@ -3,7 +3,6 @@
 from pyro_vae.datasets.data import Data
 from pyro_vae.datasets.data_transform import DataTransform
 from pyro_vae.datasets.description import Content, describe
-from pyro_vae.datasets.errors import DataError
 from pyro_vae.datasets.loading import load, names
 from pyro_vae.datasets.new_rows import Given, Rows, read_context, read_given, read_rows, read_whole
 from pyro_vae.datasets.newsgroups import newsgroups_halves
@@ -12,7 +11,6 @@ from pyro_vae.datasets.user_file import read_table
 __all__ = [
     "Content",
     "Data",
-    "DataError",
     "DataTransform",
     "Given",
     "Rows",

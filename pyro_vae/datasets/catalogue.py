@@ -1,4 +1,4 @@
-"""The data sets that have a name: where their files are, and how each is read."""
+"""The named data sets: their files, mirrors and checksums, and the function that reads each."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _idx_file(folder: str, name: str, sha256: str, mirrors: tuple[str, ...]) -> 
 
 
 def read_amat(paths: Mapping[str, Path]) -> dict[str, NDArray[Any]]:
-    r"""Pack the text rows "0 1 ... 0" of the three binarized_mnist_*.amat files to bits, N x 98 each."""
+    r"""Packs the text rows "0 1 ... 0" of the three binarized_mnist_*.amat files into bits, N x 98 bytes each."""
     arrays = {}
     for part in ("train", "valid", "test"):
         text = np.fromfile(paths[f"binarized_mnist_{part}.amat"], dtype=np.uint8)
@@ -50,10 +50,10 @@ def read_amat(paths: Mapping[str, Path]) -> dict[str, NDArray[Any]]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    r"""Reads a pickled numpy array and refuses everything else: a foreign pickle may run any code."""
+    r"""Reads a pickled numpy array; refuses everything else, since an unknown pickle may run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        r"""Return one of the four names that an array's pickle needs; refuse any other."""
+        r"""Returns one of the four names that an array's pickle needs; refuses any other."""
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return np.ndarray.__reduce__(np.empty(0))[0]
         if (module, name) == ("numpy", "ndarray"):
@@ -66,7 +66,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def read_frey(paths: Mapping[str, Path]) -> dict[str, NDArray[Any]]:
-    r"""Read frey_rawface.mat (array `ff`, 560 x 1965) or freyfaces.pkl (1 x 1965 x 560), whichever came."""
+    r"""Reads frey_rawface.mat (array `ff`, 560 x 1965) or freyfaces.pkl (1 x 1965 x 560): the one downloaded."""
     path = paths["frey_faces"]
     with path.open("rb") as stream:
         matlab = stream.read(6) == b"MATLAB"
@@ -136,7 +136,7 @@ FREY_FILE = CatalogueFile(
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    r"""Read a gzipped idx file of bytes, in the shape that its header gives."""
+    r"""Reads a gzipped idx file of bytes, in the shape that its header gives."""
     content = gzip.decompress(path.read_bytes())
     dims = struct.unpack_from(f">{content[3]}I", content, 4)
     return np.frombuffer(bytearray(content), np.uint8, offset=4 + 4 * len(dims)).reshape(dims)

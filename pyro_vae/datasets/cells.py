@@ -1,4 +1,4 @@
-"""The cells of one column of a table: numbers, or words as codes whose levels are remembered."""
+"""The cells of one column of a table: numbers, or words stored as codes with their levels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyro_vae.datasets.errors import DataError, suggestion
+from pyro_vae.datasets.errors import suggestion
+from pyro_vae.errors import InputError
 
 Level = str | float
 Levels = tuple[Level, ...]
@@ -18,11 +19,11 @@ Levels = tuple[Level, ...]
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    r"""One column, read.
+    r"""The cells of one column.
 
     Attributes:
-        values: numbers, or the codes 0, 1, ... of `levels`; NaN where the cell is missing. (N,) float64.
-        levels: what the codes mean, sorted; None where the values are the column's own numbers.
+        values: Numbers, or the codes 0, 1, ... of `levels`; NaN where the cell is missing. (N,) float64.
+        levels: Meanings of the codes 0, 1, ..., sorted; None where `values` are the column's own numbers.
     """
 
     values: NDArray[np.float64]
@@ -39,19 +40,20 @@ def read_cells(
     levels: Levels | None = None,
     modelled: bool = True,
 ) -> Cells:
-    r"""Return the cells of a column.
+    r"""Returns the cells of a column.
 
-    Args:
-        title: what an error calls the file.
-        name: what it calls the column.
-        series: the column as pandas reads it.
-        missing: whether cells may be missing.
-        words: whether cells may be words, which become codes.
-        levels: those of the training data, beyond which a cell is an error; None to find them.
-        modelled: whether the column is modelled; the cells of one that conditions the model cannot be hidden.
+    Arguments:
+        title: Name of the file or table in errors.
+        name: Name of the column.
+        series: The column as pandas reads it.
+        missing: Whether cells may be missing.
+        words: Whether cells may be words, which become codes.
+        levels: Levels of the training data, the only cells that are allowed; None to take those of the column.
+        modelled: Whether the column is modelled. If not, it conditions the model, and no cell may be missing.
 
     Raises:
-        DataError: naming the first cell that is missing, a word or no level where that is not allowed.
+        InputError: If a cell is missing, a word or an unknown level where that is not allowed; the message names the
+            first such cell.
     """
     empty = series.isna().to_numpy()
     if pd.api.types.is_numeric_dtype(series.dtype) and series.dtype.kind != "c":
@@ -64,10 +66,10 @@ def read_cells(
         remedy = (
             "every cell must be a finite number: fill in or drop missing values, or hide them with `missing: mask`"
             if modelled
-            else "a column of `context` or `offset` cannot have any, with `missing: mask` neither: fill it in, give "
-            "missing cells a level of their own, or drop the row"
+            else "a column of `context` or `offset` cannot have missing cells, even with `missing: mask`: fill them "
+            "in, give them a level of their own, or drop the row"
         )
-        raise DataError(f"`{title}`: found an empty or missing cell in {_place(int(empty.argmax()), name)}; {remedy}")
+        raise InputError(f"`{title}`: found an empty or missing cell in {_place(int(empty.argmax()), name)}; {remedy}")
     if levels is not None:
         return Cells(_codes(title, name, series, values, empty, levels), levels)
     word = np.isnan(values) & ~empty
@@ -76,42 +78,45 @@ def read_cells(
     if not words:
         row = int(word.argmax())
         advice = not_a_number(str(series.iloc[row]), int((~word & ~empty).sum()), int(word.sum())) or (
-            f"encode words as numbers, or make them levels by a likelihood of each column (`mixed: {{{name}: "
-            "Categorical}`)"
+            "encode words as numbers, or make them levels: give each column its own likelihood (`mixed: "
+            f"{{{name}: Categorical}}`)"
         )
         given = f"found `{series.iloc[row]}` in {_place(row, name)}"
-        raise DataError(f"`{title}`: {given}; every cell must be a finite number: {advice}")
+        raise InputError(f"`{title}`: {given}; every cell must be a finite number: {advice}")
     found: Levels = tuple(sorted({str(cell) for cell in series[~empty]}))
     return Cells(_codes(title, name, series, values, empty, found), found)
 
 
 def is_number(cell: Level) -> bool:
-    r"""Tell whether a cell reads as a number."""
+    r"""Returns whether a cell can be read as a number."""
     return bool(pd.notna(pd.to_numeric(pd.Series([str(cell)]), errors="coerce")).all())
 
 
 def has_decimal_comma(cell: str) -> bool:
-    r"""Tell whether a cell is a number with a comma in place of the decimal point."""
+    r"""Returns whether a cell is a number with a comma in place of the decimal point."""
     return re.fullmatch(r"\s*[-+]?\d+(\.\d{3})*,\d+\s*", cell) is not None
 
 
 def not_a_number(cell: str, numbers: int, words: int) -> str | None:
-    r"""Return what to do with a cell that is to be a number and is none; None where its column is one of words.
+    r"""Returns advice on a cell that is no number in a column of numbers; None if the column holds mostly words.
 
-    Args:
-        cell: the cell.
-        numbers: how many of the column's cells are numbers.
-        words: how many are not.
+    Arguments:
+        cell: The cell.
+        numbers: Number of the column's cells that are numbers.
+        words: Number of the column's cells that are words.
     """
     if has_decimal_comma(cell):
         return "this one has a decimal comma; write a point (in pandas, read_csv(path, decimal=',') reads such cells)"
     if numbers <= words:
         return None
-    return "most of the column are; write the number alone, without a unit, or leave the cell empty (`missing: mask`)"
+    return (
+        "most cells of the column are numbers; write the number alone, without a unit, or leave the cell empty "
+        "(`missing: mask`)"
+    )
 
 
 def with_levels(cells: Cells) -> Cells:
-    r"""Return a column of numbers as codes of its distinct numbers, in their order."""
+    r"""Returns a column of numbers as codes: its distinct numbers, in ascending order, are the levels."""
     if cells.levels is not None:
         return cells
     observed = ~np.isnan(cells.values)
@@ -122,7 +127,7 @@ def with_levels(cells: Cells) -> Cells:
 
 
 def decoded(values: NDArray[np.float64], levels: Levels | None) -> pd.Series:
-    r"""Return numbers as they are, and codes as their levels; NaN stays."""
+    r"""Returns the levels in place of their codes, or the numbers unchanged where ``levels`` is None; NaN stays."""
     if levels is None:
         return pd.Series(values)
     codes = np.where(np.isnan(values), -1, np.clip(np.rint(np.nan_to_num(values)), 0, len(levels) - 1)).astype(int)
@@ -138,7 +143,7 @@ def _codes(
     empty: NDArray[np.bool_],
     levels: Levels,
 ) -> NDArray[np.float64]:
-    """The code of each cell, NaN where it is empty."""
+    """Returns the code of each cell; NaN where the cell is empty."""
     if all(isinstance(level, str) for level in levels):
         numeric = pd.api.types.is_numeric_dtype(series.dtype)
         cells: Sequence[Level] = [f"{cell:g}" if numeric else str(cell) for cell in series]
@@ -150,9 +155,9 @@ def _codes(
         row = int((codes < 0).argmax())
         said = [f"{level:g}" if isinstance(level, float) else level for level in levels]
         given = str(series.iloc[row])
-        raise DataError(
+        raise InputError(
             f"`{title}`: found `{given}` in {_place(row, name)}, which is no level of the training data"
-            f"{suggestion(given, said)}; its levels are {', '.join(f'`{level}`' for level in said)[:300]}"
+            f"{suggestion(given, said)}; the levels are {', '.join(f'`{level}`' for level in said)[:300]}"
         )
     return codes
 

@@ -1,4 +1,4 @@
-"""The context and the offset of every row, fitted on the training rows."""
+"""Context and offset of every row, with encodings fitted on the training rows."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from pyro_vae.datasets.binarisation import generator_for
 from pyro_vae.datasets.cells import Cells
 from pyro_vae.datasets.context import LABEL, LABELS, TOTAL, ContextColumn, Offset, fit_context
 from pyro_vae.datasets.data_transform import DataTransform
-from pyro_vae.datasets.errors import DataError, suggestion
+from pyro_vae.datasets.errors import suggestion
 from pyro_vae.datasets.raw_data import RawData
+from pyro_vae.errors import InputError
 
 Parts = Mapping[str, tuple[str, Tensor | None]]
 
 
 class Conditioning(NamedTuple):
-    r"""What is known of each row besides x.
+    r"""Context and offset of the rows of each part.
 
     Attributes:
-        units: with the encodings of the context columns and the rule of the offset.
-        context: for each part N x C float32; empty where nothing is asked for.
-        offset: for each part N x 1 float32; empty where nothing is asked for.
+        units: The data transform, completed by the encodings of the context columns and the rule of the offset.
+        context: Covariates of each part, N x C float32; empty where no context is wanted.
+        offset: Offsets of each part, N x 1 float32; empty where no offset is wanted.
     """
 
     units: DataTransform
@@ -38,17 +39,17 @@ class Conditioning(NamedTuple):
 def condition(
     raw: RawData, parts: Parts, units: DataTransform, asked: Mapping[str, str | None], offset: str | None
 ) -> Conditioning:
-    r"""Return the context and the offset of every row.
+    r"""Returns the context and the offset of every row.
 
-    Args:
-        raw: the data set.
-        parts: for each part the name of its array and its rows (None: all, in order).
-        units: of the modelled columns.
-        asked: for each context column the encoding that is asked for, None for its own.
+    Arguments:
+        raw: The data set.
+        parts: For each part the name of its array and its rows (None: all, in order).
+        units: Data transform of the modelled columns.
+        asked: Wanted encoding of each context column; None for the default of the column's type.
         offset: `total`, or the name of a column; None for no offset.
 
     Raises:
-        DataError: naming what cannot condition the model.
+        InputError: If a column cannot condition the model; the message names it.
     """
     rows = _positions(raw, parts)
     columns: list[ContextColumn] = []
@@ -66,7 +67,7 @@ def condition(
     offsets = None
     if offset is not None and size is not None:
         rule = Offset(offset)
-        rule.of(raw.title, size)  # refuses sizes without a log
+        rule.of(raw.title, size)  # raises for a size that is not above 0
         rule = Offset(offset, float(size[torch.from_numpy(rows["train"])].log().mean()))
         units, offsets = replace(units, offset=rule), rule.of(raw.title, size)
     return Conditioning(
@@ -77,44 +78,44 @@ def condition(
 
 
 def hide_labels(title: str, units: DataTransform, context: Tensor | None, known: int, seed: int) -> Tensor:
-    r"""Return the context of the training rows with nan in all but ``known`` of them, drawn at random.
+    r"""Returns the context of the training rows, with nan in all but ``known`` rows, which are drawn at random.
 
-    The labels that stay are spread as evenly over the levels as these have rows.
+    The kept labels are spread over the levels as evenly as the numbers of rows allow.
 
-    Args:
-        title: of the data set, for errors.
-        units: that say how the context is encoded.
+    Arguments:
+        title: Name of the data set in errors.
+        units: Data transform with the encoding of the context.
         context: N x C, one-hot.
-        known: number of rows that keep their label.
-        seed: of the draw.
+        known: Number of rows that keep their label.
+        seed: Seed of the draw.
 
     Raises:
-        DataError: where the context is not one one-hot column, or has fewer rows.
+        InputError: If the context is not a single one-hot column, or `known` is not between 1 and N.
     """
     if context is None or len(units.context) != 1 or units.context[0].encoding != "one-hot":
-        raise DataError(
-            f"`{title}`: `labelled: {known}` hides labels, so that the context must be one one-hot column; pass "
+        raise InputError(
+            f"`{title}`: `labelled: {known}` hides labels, and needs a context of one one-hot column; pass "
             f"`context: {LABELS}` (a named set), or `context: {{column: one-hot}}`"
         )
     if isinstance(known, bool) or not isinstance(known, int) or not 1 <= known <= len(context):
-        raise DataError(
+        raise InputError(
             f"`{title}`: `labelled`: got {known!r}; pass the number of training rows that keep their label, from 1 to "
             f"{len(context)}"
         )
     order = torch.randperm(len(context), generator=generator_for(seed, "labelled"))
     shuffled = context[order]
-    place = (shuffled.cumsum(0) * shuffled).sum(1)  # among the rows of its level
-    kept = order[place.argsort(stable=True)[:known]]
+    rank = (shuffled.cumsum(0) * shuffled).sum(1)  # of a row among the rows of its level
+    kept = order[rank.argsort(stable=True)[:known]]
     return torch.full_like(context, torch.nan).index_copy(0, kept, context[kept])
 
 
 def row_totals(x: NDArray[np.float64] | Tensor) -> Tensor:
-    r"""Return the sum over the observed cells of each row, (N,) float64; NaN cells are not observed."""
+    r"""Returns the sum over the observed cells (not NaN) of each row, (N,) float64."""
     return torch.from_numpy(np.nansum(np.asarray(x), axis=1, dtype=np.float64))
 
 
 def _positions(raw: RawData, parts: Parts) -> dict[str, NDArray[np.int64]]:
-    """The rows of each part among those of all arrays, one array behind the other."""
+    """Returns the indices of each part's rows in the concatenation of all arrays."""
     starts, start = {}, 0
     for name, array in raw.arrays.items():
         starts[name] = start
@@ -127,14 +128,14 @@ def _positions(raw: RawData, parts: Parts) -> dict[str, NDArray[np.int64]]:
 
 def _labels(raw: RawData, name: str) -> Cells:
     if name != LABELS:
-        raise DataError(
+        raise InputError(
             f"`{raw.title}`: `context: {name}`: a named set has no columns to choose from{suggestion(name, [LABELS])}; "
-            f"its context can be `{LABELS}`"
+            f"pass `{LABELS}`"
         )
     if set(raw.labels) != set(raw.arrays):
-        raise DataError(
-            f"`{raw.title}`: `context: {LABELS}`: this set has no labels; choose one that has, such as `digits`, or "
-            "leave `context` out"
+        raise InputError(
+            f"`{raw.title}`: `context: {LABELS}`: this set has no labels; choose a set with labels, such as `digits`, "
+            "or leave `context` out"
         )
     return Cells(np.concatenate([raw.labels[array] for array in raw.arrays]).astype(np.float64))
 
@@ -142,18 +143,18 @@ def _labels(raw: RawData, name: str) -> Cells:
 def _sizes(raw: RawData, offset: str) -> Tensor:
     if offset != TOTAL:
         if offset not in raw.others:
-            raise DataError(
-                f"`{raw.title}`: `offset: {offset}`: a named set has no columns to choose from; its offset can be "
-                f"`{TOTAL}`"
+            raise InputError(
+                f"`{raw.title}`: `offset: {offset}`: a named set has no columns to choose from; pass `{TOTAL}`"
             )
         if (levels := raw.others[offset].levels) is not None:
-            raise DataError(
-                f"`{raw.title}`: `offset: {offset}`: the column holds words (`{levels[0]}`), which have no log"
+            raise InputError(
+                f"`{raw.title}`: `offset: {offset}`: the column holds words (`{levels[0]}`), which have no log; name a "
+                "column of numbers above 0"
             )
         return torch.from_numpy(raw.others[offset].values)
     if raw.path is not None and TOTAL in (raw.columns or ()):
-        raise DataError(
-            f"`{raw.title}`: `offset: {TOTAL}` is the sum of a row's cells, and the table has a column of that name; "
-            "rename the column"
+        raise InputError(
+            f"`{raw.title}`: `offset: {TOTAL}` means the sum of a row's cells, but the table has a column of that "
+            "name; rename the column"
         )
     return torch.cat([row_totals(array) for array in raw.arrays.values()])

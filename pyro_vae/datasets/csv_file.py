@@ -1,4 +1,4 @@
-"""A user's `.csv` file, whose dialect is checked before its cells."""
+"""Reading of a user's `.csv` file, with a check of its separator, names and encoding."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ from typing import Any
 import pandas as pd
 
 from pyro_vae.datasets.cells import has_decimal_comma
-from pyro_vae.datasets.errors import DataError, damaged, first_line
+from pyro_vae.datasets.errors import damaged, first_line
 from pyro_vae.datasets.files import READ_ERRORS
+from pyro_vae.errors import InputError
 
-# Between cells, in place of the comma.
+# Wrong separators that are recognised, for the error message.
 _SEPARATORS = (";", "\t", "|")
 
 
 def read_csv(path: Path, known: Collection[str] | None = None) -> pd.DataFrame:
-    r"""Read a comma-separated file with names in its first line.
+    r"""Reads a comma-separated file with names in its first line.
 
-    Args:
-        path: of the file.
-        known: names of columns to be read; the text of others, such as identifiers, is kept as it stands. None: all.
+    Arguments:
+        path: Path of the file.
+        known: Names of the columns to parse; the cells of others, such as identifiers, stay text. None: all.
 
     Raises:
-        DataError: for a file that is damaged, empty or of another dialect, and for names that are missing or repeated.
+        InputError: If the file is damaged, empty or in another dialect, or a column name is missing or repeated.
     """
     try:
         with warnings.catch_warnings():
-            # pandas drops surplus cells with a warning alone.
+            # pandas drops surplus cells and only warns.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             _check_separator(path)
             options: dict[str, Any] = {"skipinitialspace": True, "encoding": "utf-8-sig"}
@@ -45,20 +46,20 @@ def read_csv(path: Path, known: Collection[str] | None = None) -> pd.DataFrame:
                 frame = frame.assign(**{name: text[name] for name in rest})
             return frame
     except pd.errors.EmptyDataError as error:
-        raise DataError(
-            f"`{path}`: holds zero rows; a first line of column names and at least one row are needed"
+        raise InputError(
+            f"`{path}`: holds zero rows; write a first line of column names and at least one row"
         ) from error
-    except DataError:
+    except InputError:
         raise
     except UnicodeDecodeError as error:
         encoding = _encoding(path)
-        raise DataError(
+        raise InputError(
             f"`{path}` is not in UTF-8 (byte {error.object[error.start]:#x}); "
-            + _rewritten({"encoding": encoding, **_dialect(path, encoding, "replace")})
+            + _advice({"encoding": encoding, **_dialect(path, encoding, "replace")})
         ) from error
     except (pd.errors.ParserError, pd.errors.ParserWarning) as error:
-        raise DataError(
-            f"`{path}` cannot be read as rows of as many cells as its first line has names ({first_line(error)}): "
+        raise InputError(
+            f"`{path}` cannot be read: each row needs as many cells as the first line has names ({first_line(error)}); "
             "write decimal points, not commas, and quotes around a cell that has a comma; copy a damaged file again"
         ) from error
     except READ_ERRORS as error:
@@ -67,14 +68,14 @@ def read_csv(path: Path, known: Collection[str] | None = None) -> pd.DataFrame:
 
 def _check_separator(path: Path) -> None:
     if dialect := _dialect(path, "utf-8-sig"):
-        raise DataError(
+        raise InputError(
             f"`{path}`: its first line and its rows look separated by {dialect['sep']!r}, not by commas; "
-            + _rewritten(dialect)
+            + _advice(dialect)
         )
 
 
 def _dialect(path: Path, encoding: str, errors: str = "strict") -> dict[str, str]:
-    """The options for pandas of a file that is separated by something else than commas; none of one that is not."""
+    """Returns the options of `read_csv` for a file with another separator than the comma; else an empty dictionary."""
     with path.open(encoding=encoding, errors=errors) as lines:
         head, *rows = [line.rstrip("\n") for line in islice(lines, 20)] or [""]
     separator = next((each for each in _SEPARATORS if each in head and all(each in row for row in rows if row)), None)
@@ -85,13 +86,13 @@ def _dialect(path: Path, encoding: str, errors: str = "strict") -> dict[str, str
 
 
 def _encoding(path: Path) -> str:
-    """What a file that is not in UTF-8 is likely to be in."""
+    """Returns the likely encoding of a file that is not in UTF-8."""
     with path.open("rb") as stream:
         return "utf-16" if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
 
 
-def _rewritten(dialect: Mapping[str, str]) -> str:
-    """What to do with a file of another dialect, whose options for pandas these are."""
+def _advice(dialect: Mapping[str, str]) -> str:
+    """Returns how to rewrite a file of another dialect, given the options of `read_csv` for it."""
     options = ", ".join(f"{name}={value!r}" for name, value in dialect.items())
     return (
         "write it with commas between cells, decimal points, and in UTF-8: in pandas, "
@@ -101,16 +102,16 @@ def _rewritten(dialect: Mapping[str, str]) -> str:
 
 def _check_header(path: Path, names: list[str]) -> None:
     if "" in names:
-        raise DataError(
-            f"`{path}`: column {names.index('') + 1} has no name in the first line; name it, or leave an "
-            "index out when writing the file (`index=False` in pandas)"
+        raise InputError(
+            f"`{path}`: column {names.index('') + 1} has no name in the first line; name it, or write the file "
+            "without an index (`index=False` in pandas)"
         )
     repeated = next((name for name in names if names.count(name) > 1), None)
     numbers = pd.to_numeric(pd.Series(names), errors="coerce").notna().all()
     if numbers and names != [str(index) for index in range(len(names))]:
-        raise DataError(
-            f"`{path}`: its first line holds numbers (`{','.join(names)[:60]}`); expected the columns' "
-            "names: add a first line of names"
+        raise InputError(
+            f"`{path}`: its first line holds numbers (`{','.join(names)[:60]}`), not column names; add a first line of "
+            "names"
         )
     if repeated is not None:
-        raise DataError(f"`{path}`: the column name `{repeated}` occurs twice; give each column its own name")
+        raise InputError(f"`{path}`: the column name `{repeated}` occurs twice; give each column its own name")

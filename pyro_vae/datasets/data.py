@@ -1,4 +1,4 @@
-"""A data set, split and in the units of the model."""
+"""A data set, split into parts and scaled to model units."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from torch import Tensor
 from pyro_vae.batch import Batch
 from pyro_vae.datasets.binarisation import bernoulli_draw
 from pyro_vae.datasets.data_transform import DataTransform
-from pyro_vae.datasets.errors import DataError
 from pyro_vae.datasets.raw_data import Binarisation, Scaling
+from pyro_vae.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    r"""Training, validation and test data in model units, with all that a result must record about them.
+    r"""Training, validation and test data in model units, with the facts that a result must record about them.
 
     Attributes:
-        train: N x D float32. Under dynamic binarisation grey values in [0, 1], from which `transform`
-            draws anew; already binarised under static and threshold binarisation.
-        valid: N x D float32, or None. Binarised once, by the recorded seed.
-        test: N x D float32, or None. Binarised once, by the recorded seed.
-        units: the map between model units and the data's own.
-        labels: for each part the N labels (int64), aligned to its rows; empty where there are none.
-        seed: of the split and of every binarisation but the dynamic one of `train`.
-        split: fractions that were split off; None where the official sets are used as they are.
-        source: name and sha256 of each file.
-        context: for each part the covariates of its rows, N x C float32; empty where nothing conditions the model.
+        train: N x D float32. Grey values in [0, 1] under dynamic binarisation, where `transform` draws new bits for
+            every minibatch; bits under static and threshold binarisation.
+        valid: N x D float32, or None. Binarised once, with the recorded seed.
+        test: N x D float32, or None. Binarised once, with the recorded seed.
+        units: The map between model units and own units.
+        labels: For each part the N labels (int64) of its rows; empty where there are none.
+        seed: Seed of the split and of every binarisation except the dynamic one of `train`.
+        split: Fractions of the parts; None where the official sets are used as they are.
+        source: Name and sha256 of each file.
+        context: For each part the covariates of its rows, N x C float32; empty where nothing conditions the model.
             Rows of `train` whose label is hidden are nan.
-        offset: for each part the offsets of its rows, N x 1 float32; empty where there are none.
+        offset: For each part the offsets of its rows, N x 1 float32; empty where there are none.
     """
 
     train: Tensor
@@ -48,22 +48,22 @@ class Data:
     offset: Mapping[str, Tensor] = field(default_factory=dict)
 
     def batch(self, part: str = "train") -> Batch:
-        r"""Return a part with all that is known of its rows: context, mask and offset, where the data have them.
+        r"""Returns the rows of a part with their context, mask and offset, where the data have them.
 
-        Hidden cells are 0 in the batch (NaN in `train`, `valid` and `test`).
+        Missing cells are 0 in the batch (NaN in `train`, `valid` and `test`).
 
-        Args:
+        Arguments:
             part: `train`, `valid` or `test`.
 
         Raises:
-            DataError: where the part is none, or has no rows.
+            InputError: If there is no such part, or it has no rows.
         """
         sizes = {"train": self.train, "valid": self.valid, "test": self.test}
         have = [name for name, x in sizes.items() if x is not None]
         x = sizes.get(part)
         if x is None:
-            raise DataError(
-                f"`{self.name}`: there is no part `{part}`; it has {', '.join(f'`{name}`' for name in have)}"
+            raise InputError(
+                f"`{self.name}`: there is no part `{part}`; choose one of {', '.join(f'`{name}`' for name in have)}"
             )
         x, mask = observed(x) if self.units.missing == "mask" else (x, None)
         return Batch(x, self.context.get(part), mask, self.offset.get(part))
@@ -75,15 +75,15 @@ class Data:
 
     @property
     def labelled(self) -> int | None:
-        r"""Number of training rows whose label is known; None where none is hidden."""
+        r"""Number of training rows whose label is known; None where no label is hidden."""
         context = self.context.get("train")
         known = -1 if context is None else int((~context.isnan().any(1)).sum())
         return None if context is None or known == len(context) else known
 
     def context_of(self, n: int) -> Tensor | None:
-        r"""Return n rows of context, those of the training rows in turn; None where nothing conditions the model.
+        r"""Returns n rows of context, cycling through the training rows; None where nothing conditions the model.
 
-        Rows whose label is hidden are passed over.
+        Rows with a hidden label are skipped.
         """
         context = self.context.get("train")
         if context is None:
@@ -92,7 +92,7 @@ class Data:
         return known[torch.arange(n) % len(known)]
 
     def mean_log_jacobian(self, part: str) -> float:
-        r"""Return `log_jacobian` of the observed cells, mean over the rows of a part, in nats."""
+        r"""Returns the mean over a part's rows of the log Jacobian of their observed cells, in nats."""
         return float(torch.as_tensor(self.units.log_jacobian_of(self.batch(part).mask)).double().mean())
 
     @property
@@ -122,42 +122,42 @@ class Data:
 
     @property
     def centre(self) -> Tensor | None:
-        r"""What `to_model_units` subtracts, () or (D,) float64; None where scaling is `none`."""
+        r"""Numbers that `to_model_units` subtracts, () or (D,) float64; None where scaling is `none`."""
         return self.units.centre
 
     @property
     def scale(self) -> Tensor | None:
-        r"""What `to_model_units` divides by, () or (D,) float64; None where scaling is `none`."""
+        r"""Numbers that `to_model_units` divides by, () or (D,) float64; None where scaling is `none`."""
         return self.units.scale
 
     @property
     def cross_entropy(self) -> bool:
-        r"""Whether numbers are a cross-entropy, not a log-likelihood: a Bernoulli likelihood on grey values."""
+        r"""Whether results are cross-entropies, not log-likelihoods: a Bernoulli likelihood on grey values."""
         return self.units.cross_entropy
 
     @property
     def log_jacobian(self) -> float:
-        r"""Nats to add to log p(x) in model units to have it in the data's own units."""
+        r"""Nats to add to log p(x) in model units for log p(x) in own units."""
         return self.units.log_jacobian
 
     def transform(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        r"""Do to a training minibatch what every step does: a Bernoulli draw if binarisation is dynamic.
+        r"""Returns a training minibatch as a step uses it: binarised by a new draw if binarisation is dynamic.
 
-        Args:
-            x: rows of `train`, B x D.
-            generator: of the draw; unused otherwise.
+        Arguments:
+            x: Rows of `train`, B x D.
+            generator: Random generator of the draw; unused where binarisation is not dynamic.
 
         Returns:
-            B x D, same dtype: in {0, 1} under dynamic binarisation, `x` itself otherwise.
+            B x D, same dtype: bits under dynamic binarisation, `x` itself otherwise.
         """
         return bernoulli_draw(x, generator) if self.binarisation == "dynamic" else x
 
     def to_model_units(self, x: Tensor | ArrayLike) -> Tensor:
-        r"""Centre and scale data in their own units; see `DataTransform.to_model_units`."""
+        r"""Centres and scales data in own units; see `DataTransform.to_model_units`."""
         return self.units.to_model_units(x)
 
     def to_own_units(self, x: Tensor | ArrayLike) -> Tensor:
-        r"""Undo `to_model_units`; see `DataTransform.to_own_units`."""
+        r"""Undoes `to_model_units`; see `DataTransform.to_own_units`."""
         return self.units.to_own_units(x)
 
     def __repr__(self) -> str:
@@ -166,7 +166,7 @@ class Data:
         return f"Data({self.name}: {parts}, binarisation={self.binarisation}, scaling={self.scaling})"
 
     def record(self) -> dict[str, Any]:
-        r"""Return what a result must record, ready for JSON; `DataTransform.from_record` reads it too."""
+        r"""Returns the facts that a result must record, ready for JSON; `DataTransform.from_record` reads them too."""
         sizes = {"train": self.train, "valid": self.valid, "test": self.test}
         return self.units.record() | {
             "n": {part: len(x) for part, x in sizes.items() if x is not None},
@@ -179,6 +179,6 @@ class Data:
 
 
 def observed(x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Return rows with 0 in place of NaN, and the mask: true where a cell is observed."""
+    r"""Returns the rows with 0 in place of NaN, and the mask: true where a cell is observed."""
     mask = ~x.isnan()
     return x.masked_fill(~mask, 0.0), mask

@@ -1,4 +1,4 @@
-"""Between the data's own units and the model's: what a trained model must remember of its data."""
+"""The map between own units and model units, which is saved with a trained model."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from pyro_vae.batch import Batch
 from pyro_vae.datasets.binarisation import bernoulli_draw, threshold
 from pyro_vae.datasets.cells import Cells, Levels, decoded
 from pyro_vae.datasets.context import ContextColumn, Offset
-from pyro_vae.datasets.errors import DataError
 from pyro_vae.datasets.raw_data import Binarisation, Missing, RawData, Scaling
 from pyro_vae.datasets.user_file import Wanted, from_frame
+from pyro_vae.errors import InputError
 
-# Entries that a record may lack.
-_LATER = ("missing", "levels", "context", "offset")
+# Entries that old records lack.
+_OPTIONAL = ("missing", "levels", "context", "offset")
 
 
 @dataclass(frozen=True, eq=False)
 class DataTransform:
-    r"""The affine map from a data set's own units to the units in which the model sees it.
+    r"""The affine map from a data set's own units to model units.
 
     .. math:: x_\mathrm{model} = (x_\mathrm{own} - c) / s, \qquad
         \log p(x_\mathrm{own}) = \log p(x_\mathrm{model}) - \sum_d \log s_d
 
-    It needs no data: `from_record(record())` restores it, bit for bit, so that a saved model can score
-    new data and write what it generates in the units of the file that it was trained on.
+    `from_record(record())` restores it exactly, without the data. So a saved model can score new data, and can write
+    generated data in the units of its training file.
 
     Attributes:
-        name: name of the data set.
-        dim: number D of cells of one datum.
+        name: Name of the data set.
+        dim: Number D of cells of one datum.
         binarisation: `none`, `static`, `dynamic` or `threshold`.
         scaling: `none`, `unit` or `standardise`.
-        image_shape: shape of one datum, with product D; None for a table.
-        columns: names of a table's D columns; None where they have none.
-        centre: c, float64, (D,), or () and 0 for images; None where scaling is `none`.
-        scale: s, float64, (D,), or () for images; None where scaling is `none`.
-        log_jacobian: :math:`-\sum_d \log s_d` in nats, to be added to a log density in model units; 0 where
-            the model's data are binarised or a cross-entropy, since a mass has no Jacobian.
-        cross_entropy: whether a Bernoulli likelihood on grey values was asked for, which has no log p(x).
-        missing: `mask` where cells may be missing (NaN), `error` where none may.
-        levels: of each column what its codes 0, 1, ... mean, None for a column of numbers; None where no column
-            has levels.
-        context: the columns, or labels, that condition the model, in the order of their covariates.
-        offset: of which size the log is the offset; None where there is none.
+        image_shape: Shape of one datum, with product D; None for a table.
+        columns: Names of a table's D columns; None where they have none.
+        centre: The c of the formula, float64, (D,), or () and 0 for images; None where scaling is `none`.
+        scale: The s of the formula, float64, (D,), or () for images; None where scaling is `none`.
+        log_jacobian: :math:`-\sum_d \log s_d` in nats, to be added to a log density in model units. It is 0 for
+            binarised data, other discrete data and cross-entropies, since a mass has no Jacobian.
+        cross_entropy: Whether the likelihood is a Bernoulli on grey values, which gives a cross-entropy, not log p(x).
+        missing: `mask` where cells may be missing (NaN), `error` where not.
+        levels: For each column the meanings of its codes 0, 1, ..., or None for a column of numbers; None where no
+            column has levels.
+        context: The columns, or labels, that condition the model, in the order of their covariates.
+        offset: Rule of the offset; None where the model has none.
 
     Example:
         >>> import torch
@@ -89,19 +89,19 @@ class DataTransform:
         return self.columns or tuple(f"x{index}" for index in range(self.dim))
 
     def to_model_units(self, x: Tensor | ArrayLike | pd.DataFrame) -> Tensor:
-        r"""Centre and scale; binarise nothing (`binarise` does).
+        r"""Centres and scales data, without binarisation (see `binarise`).
 
-        Where cells are missing, or columns condition the model, `read_rows` makes a batch of them.
+        For data with missing cells, or with columns that condition the model, use `read_rows`, which returns a batch.
 
-        Args:
-            x: (..., D), own units, any dtype, a tensor, array or data frame (its columns by their names, with words
-                where they have levels); computed in float64. Missing cells (NaN) stay NaN.
+        Arguments:
+            x: (..., D), own units, any dtype: a tensor, an array or a data frame (columns are found by name; columns
+                with levels hold words). Missing cells (NaN) stay NaN. The computation is in float64.
 
         Returns:
             float32 of the same shape, model units.
 
         Raises:
-            DataError: if the last dimension is not D, or a data frame's column or cell cannot be used.
+            InputError: If the last dimension is not D, or a column or cell of a data frame cannot be used.
         """
         x = self._own_numbers(x) if isinstance(x, pd.DataFrame) else as_tensor(x)
         self._check(x)
@@ -114,22 +114,22 @@ class DataTransform:
         return ((own - self.centre.to(x.device)) / self.scale.to(x.device)).to(torch.float32)
 
     def to_own_units(self, x: Tensor | ArrayLike) -> Tensor:
-        r"""Undo `to_model_units`; of binarised data it maps a grey value (a Bernoulli mean) to a grey level.
+        r"""Undoes `to_model_units`; for binarised data, maps a grey value (a Bernoulli mean) to a grey level.
 
-        Args:
+        Arguments:
             x: (..., D), model units.
 
         Returns:
-            float64 of the same shape, own units: float32 would lose a column whose centre is large. A column with
-            levels keeps their codes; `to_frame` writes the levels.
+            float64 of the same shape, own units (float32 is too coarse for a column with a large centre). A column
+            with levels keeps their codes; `to_frame` writes the levels.
 
         Raises:
-            DataError: if the last dimension is not D.
+            InputError: If the last dimension is not D.
         """
         x = as_tensor(x)
         self._check(x)
         if self.scale is not None and self.scale.ndim == 0:
-            # In the precision of x, so that a grey level comes back as the integer that it was.
+            # In the precision of x, so that a grey level becomes the same integer again.
             return (x * self.scale.item()).to(torch.float64)
         model = x.to(torch.float64)
         if self.centre is None or self.scale is None:
@@ -137,27 +137,27 @@ class DataTransform:
         return model * self.scale.to(x.device) + self.centre.to(x.device)
 
     def to_frame(self, x: Tensor | ArrayLike) -> pd.DataFrame:
-        r"""Return rows in own units under the columns' names, with the levels in place of their codes.
+        r"""Returns rows in own units as a data frame with named columns, and levels in place of codes.
 
-        Args:
+        Arguments:
             x: (N, D), model units.
         """
         return self.named(self.to_own_units(x))
 
     def named(self, x: Tensor) -> pd.DataFrame:
-        r"""Return rows, (N, D) in own units, as `to_frame` does; a code is rounded to the nearest level."""
+        r"""Returns `to_frame` of rows that are in own units already, (N, D); codes are rounded to the nearest level."""
         own = x.double().cpu().numpy()
         levels = self.levels or (None,) * self.dim
         return pd.DataFrame({name: decoded(own[:, i], levels[i]) for i, name in enumerate(self.cell_names)})
 
     def log_jacobian_of(self, rows: Batch | Tensor | None) -> Tensor | float:
-        r"""Return what log p of the observed cells adds in own units, in nats.
+        r"""Returns the log Jacobian of the observed cells, in nats: the addend to log p(x) in model units.
 
-        Args:
-            rows: a batch in model units; or its mask, (N, D), true where a cell is observed, None where all are.
+        Arguments:
+            rows: A batch in model units, or its mask, (N, D), true where a cell is observed; None if all are observed.
 
         Returns:
-            (N,) float64, of each row; or `log_jacobian` where all rows have the same.
+            One number for each row, (N,) float64; or `log_jacobian`, if it is the same for all rows.
         """
         mask = rows.mask if isinstance(rows, Batch) else rows
         if mask is None or self.scale is None or self.log_jacobian == 0:
@@ -165,36 +165,39 @@ class DataTransform:
         return -(mask.reshape(len(mask), -1).double().cpu() * self.scale.log()).sum(-1)
 
     def encode_context(self, cells: Mapping[str, Cells]) -> Tensor | None:
-        r"""Return the covariates, N x C float32, of the context columns' cells; None where there are none."""
+        r"""Returns the covariates, N x C float32, from the cells of the context columns; None without a context."""
         if not self.context:
             return None
         return torch.cat([column.encode(cells[column.name].values) for column in self.context], dim=1)
 
     def binarise(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        r"""Binarise grey values as this data set does: a draw, the threshold 0.5, or not at all.
+        r"""Binarises grey values as `binarisation` says: by a draw, by the threshold 0.5, or not at all.
 
-        Args:
+        Arguments:
             x: (..., D), model units, in [0, 1] unless `binarisation` is `none`.
-            generator: used by `static` and `dynamic` alone.
+            generator: Random generator of the draw for `static` and `dynamic`.
 
         Returns:
-            Same shape and dtype.
+            Bits (or `x` itself where `binarisation` is `none`) of the same shape and dtype.
+
+        Raises:
+            InputError: If a value is outside [0, 1]; the message names the first one.
         """
         if self.binarisation == "none":
             return x
         bad = ((x < 0) | (x > 1)).reshape(-1, self.dim).nonzero()
         if len(bad):
             row, column = bad[0].tolist()
-            raise DataError(
+            raise InputError(
                 f"`{self.name}`: row {row + 1}, column {column + 1} is {x.reshape(-1, self.dim)[row, column].item():g} "
-                f"after scaling, and binarisation=`{self.binarisation}` needs values in [0, 1]; give values in the "
+                f"after scaling, but binarisation=`{self.binarisation}` needs values in [0, 1]; give values in the "
                 "range of the training data"
             )
         drawn = threshold(x) if self.binarisation == "threshold" else bernoulli_draw(x, generator)
         return torch.where(x.isnan(), x, drawn) if self.missing == "mask" else drawn
 
     def record(self) -> dict[str, Any]:
-        r"""Return every field as plain numbers, strings and lists, ready for JSON."""
+        r"""Returns every field as plain numbers, strings and lists, ready for JSON."""
         return {
             "name": self.name,
             "dim": self.dim,
@@ -216,17 +219,17 @@ class DataTransform:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> DataTransform:
-        r"""Restore what `record` returned; other entries, such as those of `Data.record`, are ignored.
+        r"""Returns the transform of a record; other entries, such as those of `Data.record`, are ignored.
 
-        Records of before there were missing cells, levels, context and offset have no such entries: none are there.
+        The entries `missing`, `levels`, `context` and `offset` may be absent, as in old records.
 
         Raises:
-            DataError: naming the entries that are missing.
+            InputError: If other entries are missing; the message names them.
         """
-        fields = [name for name in cls.__dataclass_fields__ if name not in _LATER]
+        fields = [name for name in cls.__dataclass_fields__ if name not in _OPTIONAL]
         missing = [name for name in fields if name not in record]
         if missing:
-            raise DataError(
+            raise InputError(
                 "`DataTransform.from_record`: the record lacks "
                 f"{', '.join(f'`{name}`' for name in missing)}; pass what `record()` returned"
             )
@@ -246,56 +249,58 @@ class DataTransform:
 
     @property
     def known_levels(self) -> dict[str, Levels]:
-        r"""What the codes of columns with levels mean, by the columns' names."""
+        r"""Levels of each column that has levels, by the column's name."""
         pairs = zip(self.columns or (), self.levels or (), strict=False)
         return {name: levels for name, levels in pairs if levels is not None}
 
     def _own_numbers(self, frame: pd.DataFrame) -> Tensor:
-        """The numbers and codes of a data frame."""
+        """Returns the numbers and codes of a data frame."""
         wanted = Wanted(self.columns, (), self.missing == "mask", levels=self.known_levels)
         return torch.from_numpy(from_frame(frame, wanted, self.name).arrays["all"])
 
     def _check(self, x: Tensor) -> None:
         if x.ndim == 0 or x.shape[-1] != self.dim:
-            raise DataError(
+            raise InputError(
                 f"`{self.name}`: got data of shape {tuple(x.shape)}; expected (..., {self.dim}): flatten "
-                "images, and give a table the columns of the training data"
+                "images; pass tables with the columns of the training data"
             )
 
 
 def as_tensor(x: Tensor | ArrayLike) -> Tensor:
-    r"""Return an array-like as a tensor.
+    r"""Returns an array-like as a tensor.
 
     Raises:
-        DataError: if it does not hold numbers.
+        InputError: If it does not hold real numbers.
     """
     if isinstance(x, Tensor):
         return x
     array = np.array(x)
     if array.dtype.kind not in "biuf":
-        raise DataError(f"got an array of dtype `{array.dtype}`; pass real numbers, or words in a DataFrame")
+        raise InputError(f"got an array of dtype `{array.dtype}`; pass real numbers, or words in a DataFrame")
     return torch.from_numpy(array)
 
 
 def fit_transform(
     raw: RawData, train: Tensor, binarisation: Binarisation, scaling: Scaling, scaled: Tensor | None = None
 ) -> DataTransform:
-    r"""Fit centre and scale on the observed cells of the training rows (images: the greatest grey level, no fit).
+    r"""Returns the transform, with centre and scale fitted on the observed cells of the training rows.
 
-    Args:
-        raw: the data set.
-        train: N x D, own units; NaN where a cell is missing.
-        binarisation: decides whether the Jacobian counts.
+    Images are not fitted: `unit` scaling divides them by their greatest grey level.
+
+    Arguments:
+        raw: The data set.
+        train: Training rows, N x D, own units; NaN where a cell is missing.
+        binarisation: Kind of binarisation; the log Jacobian is 0 unless it is `none`.
         scaling: `none`, `unit` or `standardise`.
-        scaled: (D,) bool, which columns are scaled; None for all.
+        scaled: Mask of the columns to be scaled, (D,) bool; None for all.
 
     Raises:
-        DataError: naming the column that is empty or constant on the training rows.
+        InputError: If a column is empty or constant on the training rows; the message names it.
     """
     if raw.missing and bool((empty := train.isnan().all(0)).any()):
-        raise DataError(
+        raise InputError(
             f"`{raw.title}`: column {_named(raw, int(empty.nonzero()[0]))} is empty on all {len(train)} training rows, "
-            "so that nothing can be learned of it; drop it, or choose another split"
+            "so it cannot be learned; drop it, or choose another split"
         )
     centre: Tensor | None = None
     scale: Tensor | None = None
@@ -323,16 +328,16 @@ def fit_transform(
 
 
 def _fit_columns(raw: RawData, rows: Tensor, scaling: Scaling, scaled: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Centre and scale of each column; 0 and 1 of those that stay as they are."""
+    """Returns the centre and the scale of each column; 0 and 1 for columns that are not scaled."""
     missing = rows.isnan()
     low, high = rows.masked_fill(missing, math.inf).amin(0), rows.masked_fill(missing, -math.inf).amax(0)
     chosen = torch.ones_like(low, dtype=torch.bool) if scaled is None else scaled
     constant = ((low == high) & chosen).nonzero()
     if len(constant):
         column = int(constant[0])
-        raise DataError(
+        raise InputError(
             f"`{raw.title}`: column {_named(raw, column)} is constant ({float(low[column]):g}) on the {len(rows)} "
-            f"training rows, so that scaling=`{scaling}` would divide by zero; drop it, or pass scaling=`none`"
+            f"training rows, so scaling=`{scaling}` would divide by zero; drop it, or pass scaling=`none`"
         )
     if scaling == "unit":
         centre, scale = low, high - low

@@ -1,4 +1,4 @@
-"""What the columns of a table hold, from which a likelihood of each can be chosen."""
+"""Description of a table's columns, as a basis for the choice of their likelihoods."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pyro_vae.datasets.user_file import Wanted, read_file
 
 @dataclass(frozen=True)
 class Content:
-    r"""What the observed cells of one column are.
+    r"""Description of the observed cells of one column.
 
     Attributes:
-        name: of the column.
-        levels: sorted, where the cells are words; else None.
-        distinct: number of distinct values.
-        whole: whether all are whole numbers.
-        low: least value (of words: 0).
-        high: greatest value (of words: number of levels - 1).
-        mean: of the values.
-        variance: of the values.
+        name: Name of the column.
+        levels: Sorted levels of a column of words; None for a column of numbers.
+        distinct: Number of distinct values.
+        whole: Whether all values are whole numbers.
+        low: Least value (0 for words).
+        high: Greatest value (number of levels - 1 for words).
+        mean: Mean of the values.
+        variance: Variance of the values.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Content:
 
     @property
     def num_codes(self) -> int:
-        r"""How many levels a Categorical needs: one more than the greatest code, or the number of distinct values."""
+        r"""Number of levels that a Categorical needs: the greatest code plus 1, or the number of distinct values."""
         return int(self.high) + 1 if self.whole and self.low == 0 and self.high < self.distinct else self.distinct
 
     @classmethod
     def of(cls, name: str, values: NDArray[np.float64], levels: Levels | None) -> Content:
-        r"""Describe a column's numbers or codes, NaN where a cell is missing."""
+        r"""Returns the description of a column's numbers or codes; NaN where a cell is missing."""
         seen = values[~np.isnan(values)]
         seen = seen if len(seen) else np.zeros(1)
         whole = bool((np.rint(seen) == seen).all())
@@ -55,16 +55,16 @@ class Content:
 def describe(
     path: str | os.PathLike[str], *, missing: str | None = None, context: Asked = None, offset: str | None = None
 ) -> tuple[Content, ...]:
-    r"""Describe the columns of a table that are modelled, in the file's order.
+    r"""Returns a description of each modelled column of a table, in the file's order.
 
-    Args:
-        path: a `.csv` or `.parquet` file.
-        missing: as for `load`.
-        context: as for `load`; these columns are left out.
-        offset: as for `load`; so is this one.
+    Arguments:
+        path: Path of a `.csv` or `.parquet` file.
+        missing: As for `load`.
+        context: As for `load`; these columns are not described.
+        offset: As for `load`; this column is not described.
 
     Raises:
-        DataError: as `load`.
+        InputError: As `load`.
 
     Example:
         >>> import pathlib, tempfile

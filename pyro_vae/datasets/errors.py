@@ -1,4 +1,4 @@
-"""The one error of the data sets, and the suggestion of a near match."""
+"""Parts of error messages about data: near matches, choices, damaged files."""
 
 from __future__ import annotations
 
@@ -8,39 +8,35 @@ from pathlib import Path
 from pyro_vae.errors import InputError, nearest
 
 
-class DataError(InputError):
-    r"""Data that cannot be used: one line that says what was given, what was expected and what to do."""
-
-
 def suggestion(given: str, allowed: Sequence[str]) -> str:
-    r"""Return " (did you mean `x`?)" for the allowed name nearest to `given`, or an empty string."""
+    r"""Returns " (did you mean `x`?)" for the allowed name nearest to `given`; an empty string where none is near."""
     near = nearest(given, allowed)
     return "" if near is None else f" (did you mean `{near}`?)"
 
 
 def check_choice(argument: str, given: object, allowed: Sequence[str]) -> None:
-    r"""Refuse a value of an argument that is not one of the allowed words.
+    r"""Checks that the value of an argument is None or one of the allowed words.
 
     Raises:
-        DataError: naming the argument, the value, the allowed values and the nearest of them.
+        InputError: If it is neither; the message names the argument, the value and the allowed words.
     """
     if given is not None and given not in allowed:
         words = ", ".join(f"`{word}`" for word in allowed)
-        raise DataError(
+        raise InputError(
             f"`{argument}`: got `{given}`{suggestion(str(given), allowed)}; pass one of {words}, "
             "or leave it out for the default of the likelihood's support"
         )
 
 
-def damaged(path: Path, error: BaseException) -> DataError:
-    r"""Return the error of a file that cannot be read as its name says."""
-    return DataError(
+def damaged(path: Path, error: BaseException) -> InputError:
+    r"""Returns the error for a file that cannot be read in the format of its suffix."""
+    return InputError(
         f"`{path}` cannot be read as `{path.suffix.lower()}` ({first_line(error)}): it may be truncated or "
         "damaged; write or copy it again"
     )
 
 
 def first_line(error: BaseException) -> str:
-    r"""Return the first line of an error's message, or its root cause's: at most 160 characters."""
+    r"""Returns the first line of an error's message (of its root cause, if named): at most 160 characters."""
     lines = str(error).split("(Caused by ")[-1].strip().splitlines()
     return lines[0][:160] if lines else type(error).__name__

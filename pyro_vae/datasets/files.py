@@ -1,4 +1,4 @@
-"""Files of the catalogue: found in a folder or the cache, else downloaded; never used unchecked."""
+"""Files of the named data sets: found in a folder or the cache, or downloaded; always with a checksum."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vae.datasets.errors import DataError, first_line
+from pyro_vae.datasets.errors import first_line
+from pyro_vae.errors import InputError
 
-TIMEOUT = 30.0  # seconds without a byte before a mirror counts as dead
+TIMEOUT = 30.0  # seconds without a byte until a mirror counts as dead
 
-# All that a broken archive has been seen to raise when numpy or gzip reads it.
+# Errors that numpy and gzip are known to raise for a broken archive.
 READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError)
 
 
@@ -34,27 +35,27 @@ class Download:
 
 @dataclass(frozen=True)
 class CatalogueFile:
-    r"""A file that a data set reads.
+    r"""A file of a named data set.
 
     Attributes:
-        path: where it lies below a data folder, such as `mnist/train-images-idx3-ubyte.gz`.
-        sha256: of its bytes.
-        alternatives: ways to get it, in order; each is all that must be downloaded for it.
-        convert: makes the arrays of the npz file out of the downloads' paths, by name; None where the one
+        path: Path below a data folder, such as `mnist/train-images-idx3-ubyte.gz`.
+        sha256: sha256 of its bytes.
+        alternatives: Ways to get it, in order of preference; each way is a tuple of all downloads that it needs.
+        convert: Function from the downloads' paths, by name, to the arrays of the npz file; None where the only
             download is the file itself.
-        content: `content_digest` of an npz file's arrays, which a conversion must reproduce even where
-            another compressor makes other bytes; None where bytes alone count.
+        digest: `content_digest` of the arrays of an npz file. A file whose arrays have this digest is valid, even if
+            another compressor wrote other bytes. None where only the bytes are checked.
     """
 
     path: str
     sha256: str
     alternatives: tuple[tuple[Download, ...], ...]
     convert: Callable[[Mapping[str, Path]], dict[str, NDArray[Any]]] | None = None
-    content: str | None = None
+    digest: str | None = None
 
 
 def cache_folder() -> Path:
-    r"""Return the folder of downloads: `PYRO_VAE_CACHE` from the environment, else the user's cache."""
+    r"""Returns the folder of downloads: the environment variable `PYRO_VAE_CACHE`, else the user's cache folder."""
     import pooch
 
     given = os.environ.get("PYRO_VAE_CACHE")
@@ -62,18 +63,19 @@ def cache_folder() -> Path:
 
 
 def fetch(file: CatalogueFile, folder: str | os.PathLike[str] | None = None, progress: bool = False) -> Path:
-    r"""Return the path of a catalogue's file whose checksum is right.
+    r"""Returns the path of a valid copy of a file; downloads it if needed.
 
-    Looked for in `folder`, in `PYRO_VAE_DATA`, in the cache, then downloaded into the cache. A damaged file
-    of the user's is an error; a damaged one in the cache is removed and downloaded again.
+    The file is searched in `folder`, in `PYRO_VAE_DATA` and in the cache. If it is absent, it is downloaded into the
+    cache. A damaged file in a data folder is an error; a damaged file in the cache is downloaded again.
 
-    Args:
-        file: which file.
-        folder: a data folder, with the catalogue's layout.
-        progress: whether to show a bar while downloading.
+    Arguments:
+        file: The file.
+        folder: Data folder with the layout of `CatalogueFile.path`.
+        progress: Whether to show a progress bar during a download.
 
     Raises:
-        DataError: naming a damaged file with both checksums, or all places and mirrors that had none.
+        InputError: If a data folder holds a damaged file (the message has both checksums), or the file is found in
+            no folder and on no mirror (the message names all of them).
     """
     places = [("folder", folder), ("PYRO_VAE_DATA", os.environ.get("PYRO_VAE_DATA"))]
     looked = []
@@ -85,9 +87,9 @@ def fetch(file: CatalogueFile, folder: str | os.PathLike[str] | None = None, pro
         if path.is_file():
             found = checksum(path)
             if not _genuine(file, path, found):
-                raise DataError(
+                raise InputError(
                     f"`{path}` is damaged or another file: expected sha256 `{file.sha256}`, found `{found}`; "
-                    f"delete it to have it downloaded, or get it again from {file.alternatives[0][0].urls[0]}"
+                    f"delete it, so that it is downloaded, or get it again from {file.alternatives[0][0].urls[0]}"
                 )
             return path
     cache = cache_folder()
@@ -104,28 +106,28 @@ def fetch(file: CatalogueFile, folder: str | os.PathLike[str] | None = None, pro
             return target
     except OSError as error:
         reasons.append(f"cache not writable: {first_line(error)}")
-    raise DataError(
-        f"`{file.path}` was not found: looked for {', '.join(looked)}, then downloaded in vain "
+    raise InputError(
+        f"`{file.path}` was not found: looked for {', '.join(looked)}; then every download failed "
         f"({'; '.join(reasons)}); connect to the network, or put the file below a folder and name "
         "that folder by `folder` or the environment variable `PYRO_VAE_DATA`"
     )
 
 
 def checksum(path: Path) -> str:
-    r"""Return the sha256 of a file's bytes.
+    r"""Returns the sha256 of a file's bytes.
 
     Raises:
-        DataError: if it cannot be read.
+        InputError: If the file cannot be read.
     """
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"`{path}` cannot be read ({first_line(error)}); check its permissions") from error
+        raise InputError(f"`{path}` cannot be read ({first_line(error)}); check its permissions") from error
 
 
 def content_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    r"""Return a sha256 over names, dtypes, shapes and values of arrays, whatever their compression."""
+    r"""Returns a sha256 of the names, dtypes, shapes and values of arrays, independent of their compression."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = arrays[name]
@@ -137,11 +139,11 @@ def content_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
 def _genuine(file: CatalogueFile, path: Path, found: str) -> bool:
     if found == file.sha256:
         return True
-    if file.content is None:
+    if file.digest is None:
         return False
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return content_digest(archive) == file.content
+            return content_digest(archive) == file.digest
     except READ_ERRORS:
         return False
 
@@ -156,10 +158,10 @@ def _download(file: CatalogueFile, way: tuple[Download, ...], target: Path, prog
                 return False
         try:
             arrays = file.convert(sources)
-        except Exception as error:  # a foreign format can fail in any way, and is then one more dead mirror
+        except Exception as error:  # an unknown format can fail in any way; then the next way is tried
             reasons.append(f"{way[0].urls[0]}: unreadable ({first_line(error)})")
             return False
-        if content_digest(arrays) != file.content:
+        if content_digest(arrays) != file.digest:
             reasons.append(f"{way[0].urls[0]}: not the expected arrays")
             return False
         part = Path(scratch) / target.name

@@ -1,4 +1,4 @@
-"""From a name to data in model units."""
+"""Loading of a named data set or a file as data in model units."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from pyro_vae.datasets.cells import Cells, with_levels
 from pyro_vae.datasets.conditioning import condition, hide_labels
 from pyro_vae.datasets.context import TOTAL, Asked, asked_for
 from pyro_vae.datasets.data import Data
-from pyro_vae.datasets.errors import DataError, check_choice, suggestion
+from pyro_vae.datasets.errors import check_choice, suggestion
 from pyro_vae.datasets.preparation import Preparation
 from pyro_vae.datasets.raw_data import Binarisation, Missing, RawData, Scaling
 from pyro_vae.datasets.split import partition
 from pyro_vae.datasets.support import Support, choose, has_levels, number_of_levels, support_kind
 from pyro_vae.datasets.user_file import FORMATS, Wanted, read_file
 from pyro_vae.distributions.support import base_support
+from pyro_vae.errors import InputError
 
 
 def names() -> tuple[str, ...]:
-    r"""Return the names of the data sets that `load` knows."""
+    r"""Returns the names of the data sets that `load` knows."""
     return tuple(SETS)
 
 
@@ -48,9 +49,9 @@ def load(
     folder: Path | None = None,
     progress: bool = False,
 ) -> Data:
-    r"""Load a named data set or a file, prepared for a likelihood.
+    r"""Loads a named data set or a file, prepared for a likelihood.
 
-    The likelihood's support decides what is not asked for:
+    The likelihood's support gives the defaults of `binarisation` and `scaling`:
 
     ================  ===================================  ====================================
     support           image sets                           tables
@@ -61,54 +62,56 @@ def load(
     any other         grey levels as they are              as they are
     ================  ===================================  ====================================
 
-    `unit` divides an image's grey levels by the greatest (16 for `digits`; for arrays 1 where all values are at
-    most 1, 255 where the greatest is above 127, else the greatest), so that `log_jacobian` is -D log 255, and
-    maps a table's columns to [0, 1];
-    `standardise` centres and scales columns to mean 0 and variance 1. Both are fitted on the training rows
-    alone. `static` draws every part once from `seed`, `dynamic` only `valid` and `test`, `threshold` is
-    1 from 0.5 on. An image file of the user's is not binarised unless asked for, and `static_mnist`, which
-    is binarised in its file, always counts as `static`. Grey values are not data of a Bernoulli likelihood:
-    with `binarisation="none"` they are allowed, and the result is marked as a cross-entropy.
+    Scaling `unit` divides grey levels by the greatest level g, so `log_jacobian` is -D log g; it maps a table's
+    columns to [0, 1]. g is 16 for `digits`, 1 for `static_mnist` and 255 for the other image sets. For image files, g
+    is 1 if no value exceeds 1, 255 if the greatest value is above 127 and at most 255, else the greatest value.
+    Scaling `standardise` gives columns mean 0 and variance 1. Columns are scaled by numbers from the training rows
+    alone.
 
-    A mapping from columns to supports chooses the modelled columns of a table and their order; those whose support
-    is the real line are standardised, and the others stay as they are. A column of words becomes the codes
-    0, 1, ... of its sorted levels where its support holds codes (that of Categorical, or {0, 1} for two levels);
-    one of numbers, where these are not codes already.
+    Binarisation `static` draws every part once, from `seed`; `dynamic` draws only `valid` and `test` once;
+    `threshold` replaces values of at least 0.5 by 1 and others by 0. A user's image file is binarised only on
+    request. `static_mnist`, whose file holds bits, is always `static`. A Bernoulli likelihood on grey values needs
+    `binarisation="none"`; its results are marked as cross-entropies.
 
-    The same arguments give the same rows and the same binarised test set; torch's global random state is
-    neither read nor changed.
+    A mapping from columns to supports selects the modelled columns of a table and their order. Columns whose support
+    is the real line are standardised; the others stay as they are. If the support of a column holds codes (that of
+    Categorical, or {0, 1} for two levels), words become the codes 0, 1, ... of their sorted levels; numbers become
+    codes in the same way, unless they are codes already.
 
-    Args:
-        name: one of `names()`, or the path of a `.csv`, `.parquet`, `.npy` (N x D, or N images) or `.npz`
-            file (arrays `train` and `valid` or `test`, or one array `x`, `images` or the only one).
-        support: support of the likelihood, maybe inside `constraints.independent`; or, for a table, that of each
-            column by name.
+    The same arguments give the same rows and the same binarised test set. The global random state of torch is
+    neither used nor changed.
+
+    Arguments:
+        name: One of `names()`; or the path of a `.csv`, `.parquet`, `.npy` (N x D, or N images) or `.npz`
+            file (with the arrays `train` and `valid` or `test`, or an array `x` or `images`, or a single array).
+        support: Support of the likelihood, maybe inside `constraints.independent`; or, for a table, a mapping from
+            column names to supports.
         binarisation: `none`, `static`, `dynamic` or `threshold`.
         scaling: `none`, `unit` or `standardise`.
-        missing: `mask` accepts empty cells (NaN), which `Data.batch` hides from the likelihood; by default, `error`,
-            they are refused.
-        context: what conditions the model and is not modelled: `labels` of a named set, one-hot; or names of a
-            table's columns, numbers standardised on the training rows and words one-hot. A mapping from names to
-            `standardise`, `one-hot` (also of numbers, such as codes) or `none` says so itself.
-        offset: `total`, the log of the sum of a row's cells (a library size, a document's length), or a column's
-            name, the log of its cells; less its mean over the training rows, see `Offset`.
-        labelled: number of training rows that keep their label, spread evenly over the labels; the context of the
-            others is nan, which only the algorithm `m2` takes. Validation and test rows keep theirs. None: all.
-        split: fractions of train, valid and test that sum to 1, 0 for none; (0.8, 0.1, 0.1) by default. Where
-            `train` and `test` are official (`mnist`, `fashion_mnist`), two fractions carve a validation set
-            out of `train`, and by default there is none. Refused where a validation set is official.
-        seed: of the split, of the binarisation and of which rows keep their label, at least 0.
-        folder: data folder in which the files of named sets are looked for first, in the layout
-            `mnist/train-images-idx3-ubyte.gz`, `static_mnist/binarized_mnist.npz`, `frey/frey_faces.npz`;
-            then that of the environment variable `PYRO_VAE_DATA`, then the cache (`PYRO_VAE_CACHE`), then
-            public mirrors, always with a checksum.
-        progress: whether downloads show a bar.
+        missing: `mask` accepts empty cells (NaN), which `Data.batch` hides from the likelihood; `error`, the default,
+            refuses them.
+        context: Covariates, which condition the model and are not modelled: `labels` for the labels of a named set
+            (one-hot); or names of a table's columns (numbers are standardised on the training rows, words are
+            one-hot); or a mapping from names to `standardise`, `one-hot` (also for numbers, such as codes) or `none`.
+        offset: `total` for the log of the sum of a row's cells (a library size, a document's length), or a column's
+            name for the log of its cells; the mean over the training rows is subtracted, see `Offset`.
+        labelled: Number of training rows that keep their label, spread evenly over the labels. The context of the
+            other training rows is nan, which only the algorithm `m2` accepts. None: all rows.
+        split: Fractions of train, valid and test, which sum to 1; 0 for no such part; (0.8, 0.1, 0.1) by default.
+            Where only `train` and `test` are official (`mnist`, `fashion_mnist`): two fractions, to split a
+            validation set off `train`; by default there is none. Not allowed where a validation set is official.
+        seed: Seed of the split, of the binarisation and of the choice of labelled rows; at least 0.
+        folder: Data folder, where the files of named sets are searched first, such as
+            `mnist/train-images-idx3-ubyte.gz`, `static_mnist/binarized_mnist.npz`, `frey/frey_faces.npz`. Next are
+            the folder of the environment variable `PYRO_VAE_DATA`, the cache (`PYRO_VAE_CACHE`) and public mirrors.
+            Checksums are always compared.
+        progress: Whether downloads show a progress bar.
 
     Returns:
         The data in model units.
 
     Raises:
-        DataError: one line that names what was given, what was expected and what to do.
+        InputError: If an argument, a file or a cell cannot be used.
 
     Example:
         >>> from torch.distributions import constraints
@@ -126,7 +129,7 @@ def load(
     if isinstance(support, Mapping):
         raw = _with_codes(raw, support)
     if raw.bernoulli == "static" and binarisation not in (None, "static"):
-        raise DataError(
+        raise InputError(
             f"`{raw.name}`: got binarisation=`{binarisation}`, but its file is binarised; leave it out, or "
             "load `mnist` for grey levels"
         )
@@ -154,21 +157,21 @@ def load(
 
 
 def _check_arguments(binarisation: str | None, scaling: str | None, missing: str | None, seed: int) -> None:
-    r"""Raise a `DataError` for a choice that is not one, or two that exclude each other."""
+    r"""Checks the arguments that need no data; raises an `InputError` if one is unknown or two exclude each other."""
     check_choice("binarisation", binarisation, get_args(Binarisation))
     check_choice("scaling", scaling, get_args(Scaling))
     if scaling == "standardise" and binarisation not in (None, "none"):
-        raise DataError(
+        raise InputError(
             f"`scaling`: got `standardise` with binarisation=`{binarisation}`, which needs grey values "
             "in [0, 1]; pass scaling=`unit`, or binarisation=`none`"
         )
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise DataError(f"`seed`: got {seed!r}; pass an integer of at least 0")
+        raise InputError(f"`seed`: got {seed!r}; pass an integer of at least 0")
     check_choice("missing", missing, get_args(Missing))
 
 
 def _wanted(support: Support | None, missing: str | None, beside: Sequence[str]) -> Wanted:
-    """What is asked of a user's file."""
+    """Returns the requirements on a user's file."""
     others, mask = tuple(dict.fromkeys(beside)), missing == "mask"
     if isinstance(support, Mapping):
         words = frozenset(name for name, each in support.items() if has_levels(each))
@@ -177,10 +180,10 @@ def _wanted(support: Support | None, missing: str | None, beside: Sequence[str])
 
 
 def _with_codes(raw: RawData, support: Mapping[str, Constraint]) -> RawData:
-    """The data with each column that must hold codes in codes, those of its levels where it held none.
+    """Returns the data with codes in each column whose support holds codes; other numbers there become levels.
 
     Raises:
-        DataError: naming a column with more levels than its likelihood.
+        InputError: If a column has more levels than its likelihood; the message names it.
     """
     array, levels = raw.arrays["all"].copy(), list(raw.levels or (None,) * len(support))
     for index, (name, each) in enumerate(support.items()):
@@ -191,22 +194,22 @@ def _with_codes(raw: RawData, support: Mapping[str, Constraint]) -> RawData:
         observed = values[~np.isnan(values)]
         codes = levels[index] is not None or bool(np.isin(observed, np.arange(number)).all())
         two = len(np.unique(observed)) <= 2 and bool((np.rint(observed) == observed).all())
-        # Grey values are no levels of a Bernoulli.
+        # The grey values of a Bernoulli column are not levels.
         if not codes and (two or not isinstance(base_support(each), type(constraints.boolean))):
             coded = with_levels(Cells(values))
             array[:, index], levels[index] = coded.values, coded.levels
         found = levels[index]
         if found is not None and len(found) > number:
             said = ", ".join(f"`{level}`" for level in found)
-            raise DataError(
-                f"`{raw.title}`: column `{name}` has {len(found)} levels ({said[:200]}), and its likelihood {number}; "
-                f"declare {len(found)}, such as `{name}: {{Categorical: {len(found)}}}`"
+            raise InputError(
+                f"`{raw.title}`: column `{name}` has {len(found)} levels ({said[:200]}), but its likelihood has "
+                f"{number}; declare {len(found)}, such as `{name}: {{Categorical: {len(found)}}}`"
             )
     return replace(raw, arrays={"all": array}, levels=tuple(levels) if any(levels) else None)
 
 
 def _scaled_columns(support: Support | None) -> Tensor | None:
-    """Which columns are scaled: those whose likelihood lives on the real line; None for all."""
+    """Returns the mask of the columns whose support is the real line, which are scaled; None for all."""
     if not isinstance(support, Mapping):
         return None
     return torch.tensor([support_kind(each) == "real" for each in support.values()])
@@ -215,15 +218,15 @@ def _scaled_columns(support: Support | None) -> Tensor | None:
 def _read(name: str | os.PathLike[str], folder: Path | None, progress: bool, wanted: Wanted) -> RawData:
     if isinstance(name, str) and name in SETS:
         if wanted.exhaustive:
-            raise DataError(
-                f"`{name}`: a likelihood of each column is for tables with named columns, and this is a named set; "
-                "choose one likelihood for all of its cells"
+            raise InputError(
+                f"`{name}`: a likelihood for each column needs a table with named columns, but this is a named set; "
+                "choose one likelihood for all cells"
             )
         return replace(SETS[name](folder, progress), missing=wanted.missing)
     if Path(name).suffix.lower() in FORMATS or Path(name).expanduser().is_file():
         return read_file(name, wanted)
     known = ", ".join(f"`{known}`" for known in SETS)
-    raise DataError(
+    raise InputError(
         f"`{name}` is no data set{suggestion(str(name), names())} and no file; pass one of {known}, "
         f"or the path of a {', '.join(f'`{form}`' for form in FORMATS)} file"
     )

@@ -1,4 +1,4 @@
-"""New rows for a trained model: read with the columns, levels and covariates of its training data."""
+"""Reading of new rows for a trained model, with the columns, levels and covariates of its training data."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from pyro_vae.datasets.conditioning import row_totals
 from pyro_vae.datasets.context import TOTAL
 from pyro_vae.datasets.data import observed
 from pyro_vae.datasets.data_transform import DataTransform
-from pyro_vae.datasets.errors import DataError, suggestion
+from pyro_vae.datasets.errors import suggestion
 from pyro_vae.datasets.user_file import Source, Wanted, read_frame, read_rows_of, title_of
+from pyro_vae.errors import InputError
 
-# One row in words, the path of a table, or a table.
+# One row such as "age=40,sex=f", the path of a table, or a table.
 Context = str | os.PathLike[str] | pd.DataFrame
 
 
 class Rows(NamedTuple):
-    r"""Rows in own units, as a model receives them and as they stand.
+    r"""New rows, in model units and in own units.
 
     Attributes:
-        batch: in model units, with context, mask and offset.
-        own: (N, D) float64 in own units, NaN where missing.
-        beside: the columns that condition the model, context and offset, in own units; N rows.
-        order: names of all columns, in their order; empty where they have none.
-        title: what an error calls them.
-        rest: the columns that the model does not know, such as identifiers, as they stand; N rows.
+        batch: The rows in model units, with context, mask and offset.
+        own: The rows in own units, (N, D) float64; NaN where a cell is missing.
+        beside: The columns that condition the model (context and offset) in own units; N rows.
+        order: Names of all columns of the source, in its order; empty where they have none.
+        title: Name of the source in errors.
+        rest: Unchanged columns that the model does not use, such as identifiers; N rows.
     """
 
     batch: Batch
@@ -45,32 +46,32 @@ class Rows(NamedTuple):
     rest: pd.DataFrame = pd.DataFrame()
 
     def table(self, units: DataTransform, x: Tensor) -> pd.DataFrame:
-        r"""Return other values of the modelled cells, (N, D) in own units, with what stands beside them.
+        r"""Returns a table with `x` (N x D, own units) as the modelled cells, and all other columns of the source.
 
-        Columns are in the file's order; those that the file lacks come last.
+        Columns are in the order of the source; columns that the source lacks come last.
         """
         frame = self.identified(pd.concat([units.named(x), self.beside], axis=1))
         known = [name for name in self.order if name in frame.columns]
         return frame[known + [name for name in frame.columns if name not in set(known)]]
 
     def identified(self, table: pd.DataFrame) -> pd.DataFrame:
-        r"""Return a table of N rows behind the columns that the model does not know, but those of a name of its own."""
+        r"""Returns a table of N rows with `rest` as its first columns, except those whose names the table has."""
         return pd.concat([self.rest.drop(columns=table.columns, errors="ignore"), table], axis=1)
 
 
 class Given(NamedTuple):
-    r"""What a model is conditioned on.
+    r"""Rows of context.
 
     Attributes:
-        covariates: N x C float32, as the model receives them.
-        columns: the context columns in own units, as they were given; N rows.
+        covariates: Encoded context, N x C float32.
+        columns: Context columns in own units, as they were given; N rows.
     """
 
     covariates: Tensor
     columns: pd.DataFrame
 
     def in_turn(self, n: int) -> Given:
-        r"""Return n rows, these in turn."""
+        r"""Returns n rows, cycling through these."""
         rows = np.arange(n) % len(self.columns)
         return Given(self.covariates[torch.from_numpy(rows)], self.columns.iloc[rows].reset_index(drop=True))
 
@@ -78,19 +79,19 @@ class Given(NamedTuple):
 def read_rows(
     source: Source, units: DataTransform, generator: torch.Generator, context: Context | None = None
 ) -> Batch:
-    r"""Read rows as a batch in model units, with context, mask and offset as in training.
+    r"""Reads rows as a batch in model units, with context, mask and offset as in training.
 
-    A row without any observed cell is accepted: its log p is 0, and its imputation that of the model.
+    A row without observed cells is accepted: its log p is 0, and imputation fills it from the model alone.
 
-    Args:
-        source: a `.csv`, `.parquet`, `.npy` or `.npz` file, a data frame, an array or a tensor, in the training data's
-            own units.
-        units: of the training data.
-        generator: of the binarisation.
-        context: in place of the rows' own context columns; see `read_context`.
+    Arguments:
+        source: Path of a `.csv`, `.parquet`, `.npy` or `.npz` file, a data frame, an array or a tensor, in the
+            training data's own units.
+        units: Data transform of the training data.
+        generator: Random generator of the binarisation.
+        context: Context that replaces the context columns of the source; see `read_context`.
 
     Raises:
-        DataError: for a file, a column or a cell that cannot be used.
+        InputError: If a file, a column or a cell cannot be used.
     """
     return read_whole(source, units, generator, context).batch
 
@@ -98,7 +99,7 @@ def read_rows(
 def read_whole(
     source: Source, units: DataTransform, generator: torch.Generator, context: Context | None = None
 ) -> Rows:
-    r"""Read rows as `read_rows` does, and as they stand."""
+    r"""Reads rows as `read_rows` does; returns them in own units too."""
     by_name = {column.name: column.levels for column in units.context} | units.known_levels
     others = [] if context is not None else [column.name for column in units.context]
     if units.offset is not None and units.offset.source != TOTAL:
@@ -107,7 +108,7 @@ def read_whole(
     wanted = Wanted(units.columns, tuple(dict.fromkeys(others)), units.missing == "mask", levels=levels)
     raw = read_rows_of(source, wanted)
     if "all" not in raw.arrays:
-        raise DataError(f"`{raw.title}`: holds several sets, and one array is wanted; save the rows as the array `x`")
+        raise InputError(f"`{raw.title}`: holds several sets; expected one array: save the rows as the array `x`")
     own = torch.from_numpy(raw.arrays["all"].astype(np.float64))
     x = units.binarise(units.to_model_units(own), generator)
     x, mask = observed(x) if units.missing == "mask" else (x, None)
@@ -122,9 +123,9 @@ def read_whole(
         return Rows(batch, own, beside, raw.order, raw.title, raw.rest)
     given = read_given(context, units)
     if len(given.columns) not in (1, len(x)):
-        raise DataError(
+        raise InputError(
             f"`{title_of(context)}`: holds {len(given.columns)} rows of context for the {len(x)} rows of "
-            f"`{raw.title}`; give one, or as many"
+            f"`{raw.title}`; pass 1 or {len(x)}"
         )
     given = given.in_turn(len(x))
     beside = given.columns.join(beside[[name for name in beside.columns if name not in given.columns]])
@@ -132,18 +133,18 @@ def read_whole(
 
 
 def read_context(context: Context, units: DataTransform) -> Tensor:
-    r"""Read covariates in the context columns' own units.
+    r"""Reads covariates in own units and encodes them.
 
-    Args:
-        context: `label=3` or `age=40,sex=f`, one row; or the path of a `.csv` or `.parquet` file, or a data frame,
-            with the context columns.
-        units: of the training data.
+    Arguments:
+        context: One row such as `label=3` or `age=40,sex=f`; or the path of a `.csv` or `.parquet` file, or a data
+            frame, with the context columns.
+        units: Data transform of the training data.
 
     Returns:
-        N x C float32, as the model receives it.
+        Encoded context, N x C float32.
 
     Raises:
-        DataError: where the model has no context, or a column or a cell does not fit.
+        InputError: If the model has no context, or a column or a cell does not fit.
 
     Example:
         >>> from pyro_vae.datasets import load
@@ -154,10 +155,10 @@ def read_context(context: Context, units: DataTransform) -> Tensor:
 
 
 def read_given(context: Context, units: DataTransform) -> Given:
-    r"""Read covariates as `read_context` does, and as they were given."""
+    r"""Reads covariates as `read_context` does; returns them in own units too."""
     title, names = title_of(context), [column.name for column in units.context]
     if not names:
-        raise DataError(f"`{title}`: got a context, but the model of `{units.name}` has none; leave it out")
+        raise InputError(f"`{title}`: got a context, but the model of `{units.name}` has none; leave the context out")
     if isinstance(context, pd.DataFrame):
         frame = context.rename(columns=str)
     elif "=" in title and not Path(context).is_file():
@@ -166,39 +167,41 @@ def read_given(context: Context, units: DataTransform) -> Given:
         frame = read_frame(context)
     for name in names:
         if name not in frame.columns:
-            raise DataError(f"`{title}`: lacks the context `{name}`; the model needs {_said(names)}")
+            raise InputError(f"`{title}`: lacks the context `{name}`; the model needs {_listed(names)}")
     cells = {
         column.name: read_cells(title, column.name, frame[column.name], levels=column.levels, modelled=False)
         for column in units.context
     }
     encoded = units.encode_context(cells)
     if encoded is None:
-        raise DataError(f"`{units.name}`: has no context")
+        raise InputError(f"`{units.name}`: has no context; leave the context out")
     return Given(encoded, own_columns(cells))
 
 
 def _pairs(text: str, names: list[str]) -> pd.DataFrame:
-    """The one row of `age=40,sex=f`."""
+    """Returns the row that a text such as `age=40,sex=f` describes."""
     pairs = [pair.partition("=") for pair in text.split(",")]
     frame = pd.DataFrame({name.strip(): [value.strip()] for name, _, value in pairs})
     for name in frame.columns:
         if name not in names:
-            raise DataError(f"`{text}`: there is no context `{name}`{suggestion(name, names)}; it is {_said(names)}")
+            raise InputError(
+                f"`{text}`: there is no context `{name}`{suggestion(name, names)}; the model has {_listed(names)}"
+            )
     return frame
 
 
 def own_columns(cells: Mapping[str, Cells]) -> pd.DataFrame:
-    r"""Return columns as they were given: numbers, whole ones as integers, or words."""
+    r"""Returns columns in own units: words, or numbers, with whole numbers as integers."""
     return pd.DataFrame({name: _whole(decoded(column.values, column.levels)) for name, column in cells.items()})
 
 
 def _whole(column: pd.Series) -> pd.Series:
-    """Whole numbers as integers, unless some are too large to be told apart."""
+    """Returns a column of whole numbers as integers, unless float64 cannot hold some of them exactly."""
     if not pd.api.types.is_numeric_dtype(column):
         return column
     exact = (column == column.round()) & (column.abs() < 2**53)
     return column.astype(np.int64) if bool(exact.all()) else column
 
 
-def _said(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)

@@ -1,4 +1,4 @@
-"""20 Newsgroups as a bag of words, as preprocessed for the embedded topic model."""
+"""20 Newsgroups as bags of words, preprocessed as for the embedded topic model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FILES = tuple(f"bow_{short}_{what}.mat" for short in _SETS.values() for what in
 
 
 def read_mat(paths: Mapping[str, Path]) -> dict[str, NDArray[Any]]:
-    r"""Read the vocabulary and, of each set, the rows of word numbers and of counts, as CSR arrays."""
+    r"""Reads the vocabulary and, for each set, the word numbers and counts of its documents as CSR arrays."""
     from scipy.io import loadmat
 
     with paths["vocab.pkl"].open("rb") as stream:
@@ -43,10 +43,10 @@ def read_mat(paths: Mapping[str, Path]) -> dict[str, NDArray[Any]]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    r"""Reads pickled lists of words and refuses everything else: a foreign pickle may run any code."""
+    r"""Reads pickled lists of words; refuses everything else, since an unknown pickle may run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        r"""Refuse every name."""
+        r"""Refuses every name."""
         raise pickle.UnpicklingError(f"`{module}.{name}` is no list of words")
 
 
@@ -60,7 +60,7 @@ NEWSGROUPS_FILE = CatalogueFile(
 
 
 def read_newsgroups(folder: str | os.PathLike[str] | None, progress: bool) -> RawData:
-    r"""Read the official train, valid and test documents as dense counts, float32: 138 MB of train."""
+    r"""Reads the official train, valid and test documents as dense counts, float32 (train: 138 MB)."""
     with np.load(fetch(NEWSGROUPS_FILE, folder, progress), allow_pickle=False) as archive:
         vocabulary = tuple(str(word) for word in archive["vocab"])
         arrays = {part: _dense(archive, part, len(vocabulary)) for part in ("train", "valid", "test")}
@@ -69,14 +69,14 @@ def read_newsgroups(folder: str | os.PathLike[str] | None, progress: bool) -> Ra
 
 
 def newsgroups_halves(folder: str | os.PathLike[str] | None = None, progress: bool = False) -> tuple[Tensor, Tensor]:
-    r"""Return the two halves of each test document of `20newsgroups`, for document completion.
+    r"""Returns the two halves of each test document of `20newsgroups`, for document completion.
 
-    A model infers a document's topics from the first half and is judged by the perplexity of the second. The halves
-    sum to the test documents, row by row.
+    A model infers a document's topics from the first half; the perplexity of the second half measures its quality.
+    Row by row, the halves sum to the test documents.
 
-    Args:
-        folder: data folder, as for `load`.
-        progress: whether downloads show a bar.
+    Arguments:
+        folder: Data folder, as for `load`.
+        progress: Whether downloads show a progress bar.
 
     Returns:
         Counts, each 7531 x 3072 float32.

@@ -1,4 +1,4 @@
-"""Rows on their way from a file to the model: scaled, checked against the support, binarised."""
+"""Preparation of rows for the model: scaling, check against the support, binarisation."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from torch.distributions.constraints import Constraint
 
 from pyro_vae.datasets.binarisation import bernoulli_draw, generator_for, threshold
 from pyro_vae.datasets.data_transform import fit_transform
-from pyro_vae.datasets.errors import DataError
 from pyro_vae.datasets.raw_data import Binarisation, RawData, Scaling
 from pyro_vae.datasets.support import Kind, Support, outside
 from pyro_vae.distributions.support import is_discrete
+from pyro_vae.errors import InputError
 
 
 class Preparation:
     r"""The parts of a data set, scaled at construction, then checked and binarised by `finish`.
 
-    Args:
-        raw: the data set.
-        parts: for each part the name of its array and its rows (None: all, in order).
-        binarisation: what is done to grey values.
-        scaling: fitted on the training rows.
-        scaled: (D,) bool, which columns are scaled; None for all.
+    Arguments:
+        raw: The data set.
+        parts: For each part the name of its array and its rows (None: all, in order).
+        binarisation: `none`, `static`, `dynamic` or `threshold`.
+        scaling: `none`, `unit` or `standardise`, fitted on the training rows.
+        scaled: Mask of the columns to be scaled, (D,) bool; None for all.
 
     Raises:
-        DataError: naming a constant or empty column, a row without observed cells, or a cell beyond float32.
+        InputError: If a column is constant or empty, a row has no observed cell, or a cell is beyond float32.
     """
 
     def __init__(
@@ -50,16 +50,16 @@ class Preparation:
         self._check_float32()
 
     def finish(self, kind: Kind, support: Support | None, *, asked: bool, seed: int) -> None:
-        r"""Check every part against the support and binarise it.
+        r"""Checks every part against the support and binarise it.
 
-        Args:
-            kind: of the support.
-            support: of one datum, or of each column; None checks nothing.
-            asked: whether the binarisation was asked for, which is what allows a cross-entropy.
-            seed: of the binarisation.
+        Arguments:
+            kind: Kind of the support.
+            support: Support of one datum, or of each column; None checks nothing.
+            asked: Whether the user chose the binarisation; only then is a cross-entropy allowed.
+            seed: Seed of the binarisation.
 
         Raises:
-            DataError: naming the first cell outside the support.
+            InputError: If a cell is outside the support; the message names the first one.
         """
         how = self.units.binarisation
         if how != "none":
@@ -70,15 +70,15 @@ class Preparation:
             if not asked:
                 self._check_binary()
             self._check_unit("a Bernoulli likelihood on grey values")
-            # A mass has no Jacobian, and a cross-entropy neither.
+            # Neither a mass nor a cross-entropy has a Jacobian.
             self.units = replace(self.units, log_jacobian=0.0, cross_entropy=self._first_grey() is not None)
         if isinstance(support, Constraint) and is_discrete(support):
-            self.units = replace(self.units, log_jacobian=0.0)  # of a mass
+            self.units = replace(self.units, log_jacobian=0.0)  # a mass has no Jacobian
         if support is not None and kind != "binary":
             self._check_support(support, leave_out="train" if how == "dynamic" else None)
 
     def labels(self) -> dict[str, Tensor]:
-        r"""Return the labels of each part that has them, aligned to its rows."""
+        r"""Returns the labels of the rows of each part; parts without labels are left out."""
         return {
             part: self._rows(self.raw.labels[array], rows).to(torch.int64)
             for part, (array, rows) in self.parts.items()
@@ -86,7 +86,7 @@ class Preparation:
         }
 
     def _binarise(self, how: Binarisation, seed: int) -> None:
-        r"""Binarise every part, but leave the training part's grey values to the draws of each step."""
+        r"""Binarises every part; under dynamic binarisation, the training part stays grey."""
         for part, x in self.x.items():
             if how == "threshold":
                 self.x[part] = threshold(x)
@@ -101,7 +101,7 @@ class Preparation:
         return x if rows is None else x[rows]
 
     def _first(self, bad: dict[str, Tensor]) -> str | None:
-        r"""Describe the flagged cell that comes first in the file; None where none is flagged."""
+        r"""Returns a description of the first flagged cell in the order of the file; None where none is flagged."""
         places = []
         for part, flags in bad.items():
             hits = flags.any(1).nonzero().flatten()
@@ -126,24 +126,24 @@ class Preparation:
             hidden = np.isnan(array).all(1)
             if hidden.any():
                 of = "" if name == "all" else f" of `{name}`"
-                raise DataError(
+                raise InputError(
                     f"`{self.raw.title}`: data row {int(hidden.argmax()) + 1}{of} (counted from 1, below the header) "
-                    "has no observed cell, so that it tells nothing; drop the row"
+                    "has no observed cell, so it has no information; drop the row"
                 )
 
     def _check_float32(self) -> None:
         cell = self._first({part: x.isinf() if self.raw.missing else ~x.isfinite() for part, x in self.x.items()})
         if cell:
-            raise DataError(
+            raise InputError(
                 f"`{self.raw.title}`: found {cell}, beyond float32; rescale the column, or pass scaling=`standardise`"
             )
 
     def _check_unit(self, what: str) -> None:
         cell = self._first({part: (x < 0) | (x > 1) for part, x in self.x.items()})
         if cell:
-            raise DataError(
+            raise InputError(
                 f"`{self.raw.title}`: found {cell}; {what} needs values in [0, 1]: pass scaling=`unit`, "
-                "or rescale the file (scaling is fitted on the training rows, and others may lie beyond)"
+                "or rescale the file (scaling is fitted on the training rows alone; other rows may exceed their range)"
             )
 
     def _check_binary(self) -> None:
@@ -154,10 +154,10 @@ class Preparation:
                 if self.raw.level is not None
                 else "a likelihood on such values, such as Normal (`likelihood: Normal`, or --likelihood Normal)"
             )
-            raise DataError(
-                f"`{self.raw.title}`: found {cell}, outside the likelihood's support {{0, 1}}; choose {likelihood}, or "
-                "for values in [0, 1] binarisation=`dynamic`, `static` or `threshold`, or `none` for a cross-entropy "
-                "that is no log-likelihood"
+            raise InputError(
+                f"`{self.raw.title}`: found {cell}, outside the likelihood's support {{0, 1}}; choose {likelihood}; "
+                "or, for values in [0, 1], binarisation=`dynamic`, `static` or `threshold`, or `none` for a "
+                "cross-entropy (no log-likelihood)"
             )
 
     def _check_support(self, support: Support, leave_out: str | None) -> None:
@@ -168,12 +168,12 @@ class Preparation:
                 bad = {part: flags & _only(index, flags) for part, flags in bad.items()}
             if cell := self._first(bad):
                 said = " ".join(str(of_column).split())[:100]
-                raise DataError(
+                raise InputError(
                     f"`{self.raw.title}`: found {cell}, outside the likelihood's support `{said}`; choose "
                     "another likelihood, or another `scaling` or `binarisation`"
                 )
 
 
 def _only(column: int, flags: Tensor) -> Tensor:
-    """True in one column alone."""
+    """Returns flags of the same shape that are true in one column alone."""
     return torch.arange(flags.shape[1]) == column

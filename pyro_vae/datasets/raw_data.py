@@ -1,4 +1,4 @@
-"""A data set as its files hold it: before any split, scaling or binarisation."""
+"""A data set as read from its files, before any split, scaling or binarisation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_vae.datasets.cells import Cells, Levels
-from pyro_vae.datasets.errors import DataError
+from pyro_vae.errors import InputError
 
 Binarisation = Literal["none", "static", "dynamic", "threshold"]
 Scaling = Literal["none", "unit", "standardise"]
@@ -20,24 +20,24 @@ Missing = Literal["error", "mask"]
 
 @dataclass(frozen=True, eq=False)
 class RawData:
-    r"""Arrays in the data's own units, and what is known of them.
+    r"""Arrays in own units, with their description.
 
     Attributes:
-        name: the catalogue's name, or the file's stem.
-        arrays: N x D each; one array `all`, or official sets among `train`, `valid` and `test`.
-        files: sha256 of each file that was read.
+        name: Name of the data set, or the file's stem.
+        arrays: Arrays of N x D: one array `all`, or official sets among `train`, `valid` and `test`.
+        files: Mapping from each file that was read to its sha256.
         labels: N integers for each array, or empty.
-        image_shape: shape of one datum; None for a table.
-        columns: names of a table's columns.
-        level: greatest grey level of an image's cell; None for a table.
-        bernoulli: binarisation that a Bernoulli likelihood gets unless another is asked for; `static` says
-            that the file itself is binarised.
-        path: of the user's file, as given; None for the catalogue.
-        missing: whether cells may be NaN, which are hidden from the likelihood.
-        levels: for each column what its codes mean, None for a column of numbers; None where no column has levels.
-        others: a table's columns that are not modelled, by name.
-        order: names of all of a table's columns, in the file's order.
-        rest: the columns that are neither modelled nor in `others`, as they stand; N rows.
+        image_shape: Shape of one datum; None for a table.
+        columns: Names of a table's modelled columns.
+        level: Greatest grey level that an image can have; None for a table.
+        bernoulli: Default binarisation for a Bernoulli likelihood; `static` means that the file holds bits.
+        path: Path of the user's file, as given; None for a named set.
+        missing: Whether cells may be NaN; these are hidden from the likelihood.
+        levels: For each column the meanings of its codes 0, 1, ..., or None for a column of numbers; None where no
+            column has levels.
+        others: A table's columns that condition the model, by name.
+        order: Names of all columns of a table, in the file's order.
+        rest: Unchanged columns that are neither modelled nor in `others`; N rows.
     """
 
     name: str
@@ -57,7 +57,7 @@ class RawData:
 
     @property
     def title(self) -> str:
-        r"""What an error calls it: the path of a user's file, else the name."""
+        r"""Name in errors: the path of a user's file, else the name."""
         return self.path or self.name
 
     @property
@@ -66,7 +66,7 @@ class RawData:
         return int(next(iter(self.arrays.values())).shape[1])
 
     def cell(self, part: str, row: int, column: int) -> str:
-        r"""Describe the cell at 0-based (row, column): its value and its place, counted from 1."""
+        r"""Returns a description of the cell at 0-based (row, column): its value and its place, counted from 1."""
         value = self.arrays[part][row, column]
         levels = None if self.levels is None else self.levels[column]
         said = f"{value:g}" if levels is None else levels[int(value)]
@@ -76,15 +76,15 @@ class RawData:
 
 
 def check_finite(raw: RawData) -> RawData:
-    r"""Return `raw` if it has rows and columns, and every cell that is not missing is finite.
+    r"""Returns `raw` unchanged, if it has rows and columns, and every cell that is not missing is finite.
 
     Raises:
-        DataError: naming the first empty array, or the first NaN or infinite cell.
+        InputError: If an array is empty or a cell is NaN or infinite; the message names the first one.
     """
     for part, array in raw.arrays.items():
         of = "" if part == "all" else f"array `{part}` "
         if 0 in array.shape:
-            raise DataError(
+            raise InputError(
                 f"`{raw.title}`: {of}holds {array.shape[0]} rows of {array.shape[1]} columns; at least "
                 "one row and one column are needed"
             )
@@ -92,7 +92,7 @@ def check_finite(raw: RawData) -> RawData:
             bad = np.isinf(array) if raw.missing else ~np.isfinite(array)
             if bad.any():
                 row, column = divmod(int(bad.argmax()), array.shape[1])
-                raise DataError(
+                raise InputError(
                     f"`{raw.title}`: found {raw.cell(part, row, column)}; every cell must be a finite "
                     "number: fill in or drop missing values first, or hide them with `missing: mask`"
                 )

@@ -1,4 +1,4 @@
-"""Which rows train, validate and test."""
+"""Split of the rows into training, validation and test set."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_vae.datasets.binarisation import generator_for
-from pyro_vae.datasets.errors import DataError
 from pyro_vae.datasets.raw_data import RawData
+from pyro_vae.errors import InputError
 
 DEFAULT_SPLIT = (0.8, 0.1, 0.1)
 
@@ -18,29 +18,29 @@ DEFAULT_SPLIT = (0.8, 0.1, 0.1)
 def partition(
     raw: RawData, split: Sequence[float] | None, seed: int
 ) -> tuple[dict[str, tuple[str, Tensor | None]], tuple[float, ...] | None]:
-    r"""Say for each of `train`, `valid` and `test` from which array, and which of its rows, it comes.
+    r"""Returns the array and the rows that form each of `train`, `valid` and `test`.
 
-    One array is permuted: its first rows test, its last ones validate, the others train, so that changing
-    the size of the test set leaves the validation set as it is, and the reverse. Official sets stay as they
-    are; where only `train` and `test` are official, `split` carves a validation set out of `train`.
+    A single array is permuted: the first rows are the test set, the last rows the validation set, the others the
+    training set. So the size of the test set does not change the validation set, and vice versa. Official sets stay
+    as they are; where only `train` and `test` are official, `split` takes a validation set from `train`.
 
-    Args:
-        raw: the data set.
-        split: fractions of train, valid and test (the last left out, or 0, where the test set is official).
-        seed: of the permutation.
+    Arguments:
+        raw: The data set.
+        split: Fractions of train, valid and test (the last left out, or 0, where the test set is official).
+        seed: Seed of the permutation.
 
     Returns:
-        The array's name and the rows (None: all, in order) of each part, and the fractions, None if unsplit.
+        For each part the array's name and the rows (None: all, in order); and the fractions, None if unsplit.
 
     Raises:
-        DataError: for fractions that are not a split, a split of official sets, or a part without rows.
+        InputError: If the fractions are not valid, official sets were to be split, or a part has no rows.
     """
     official = "all" not in raw.arrays
     if official and split is None:
         return {part: (part, None) for part in raw.arrays}, None
     if official and set(raw.arrays) != {"train", "test"}:
         sets = ", ".join(f"`{part}`" for part in raw.arrays)
-        raise DataError(f"`{raw.title}`: its sets {sets} are official; leave `split` out to use them as they are")
+        raise InputError(f"`{raw.title}`: its sets {sets} are official; leave `split` out to use them as they are")
     fractions = _fractions(raw.title, DEFAULT_SPLIT if split is None else split, official)
     source = "train" if official else "all"
     size = len(raw.arrays[source])
@@ -49,7 +49,7 @@ def partition(
     sizes = {"train": size - valid - test, "valid": valid, "test": test}
     for (part, number), fraction in zip(sizes.items(), fractions, strict=False):
         if fraction > 0 and number < 1:
-            raise DataError(
+            raise InputError(
                 f"`{raw.title}`: split={fractions} leaves no row for `{part}` out of {size}; give it a "
                 "greater fraction, or 0 for none"
             )
@@ -70,9 +70,9 @@ def _fractions(name: str, split: Sequence[float], official: bool) -> tuple[float
     except (TypeError, ValueError):
         fractions = ()
     if official and len(fractions) == 3 and fractions[2] != 0:
-        raise DataError(
+        raise InputError(
             f"`{name}`: got split={fractions}, but its test set is official and stays whole; pass two "
-            "fractions of the training set, train and valid, such as split=(0.9, 0.1)"
+            "fractions for train and valid, such as split=(0.9, 0.1)"
         )
     if official and len(fractions) == 3:
         fractions = fractions[:2]
@@ -85,8 +85,8 @@ def _fractions(name: str, split: Sequence[float], official: bool) -> tuple[float
     if not good:
         wanted = "(train, valid)" if official else "(train, valid, test)"
         example = "(0.9, 0.1)" if official else "(0.8, 0.1, 0.1)"
-        raise DataError(
+        raise InputError(
             f"`{name}`: got split={split!r}; expected fractions {wanted} that sum to 1, train above 0 and "
-            f"the others 0 (none) or above, such as {example}"
+            f"the others at least 0, such as {example}"
         )
     return fractions

@@ -1,4 +1,4 @@
-"""What the support of a likelihood asks of its data."""
+"""Requirements of a likelihood's support on its data."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from pyro_vae.distributions.support import base_support
 
 Kind = Literal["binary", "unit", "real", "other", "columns"]
 
-# Of one datum; or one for each column of a table, by its name.
+# The support of one datum; or the support of each column of a table, by name.
 Support = Constraint | Mapping[str, Constraint]
 
 
 def support_kind(support: Support | None) -> Kind:
-    r"""Name the support: `binary` for {0, 1}, `unit` for [0, 1], `real` for the real line (and None).
+    r"""Returns the kind of a support.
 
-    `columns` stands for a support of each column.
+    `binary` is {0, 1}; `unit` is [0, 1]; `real` is the real line (and None); `columns` is a mapping from columns to
+    supports.
     """
     if support is None:
         return "real"
@@ -41,7 +42,7 @@ def support_kind(support: Support | None) -> Kind:
 
 
 def has_levels(support: Constraint) -> bool:
-    r"""Tell whether a support holds the codes 0, 1, ... of levels, so that a column may hold words."""
+    r"""Returns whether a support holds the codes 0, 1, ... of levels, so that a column may hold words."""
     base = base_support(support)
     if isinstance(base, type(constraints.boolean)):
         return True
@@ -49,7 +50,7 @@ def has_levels(support: Constraint) -> bool:
 
 
 def number_of_levels(support: Constraint) -> int | None:
-    r"""Return how many codes a support of levels holds; None where it holds no levels."""
+    r"""Returns the number of codes in a support of levels; None for another support."""
     if not has_levels(support):
         return None
     base = base_support(support)
@@ -59,7 +60,7 @@ def number_of_levels(support: Constraint) -> int | None:
 def choose(
     raw: RawData, kind: Kind, binarisation: Binarisation | None, scaling: Scaling | None
 ) -> tuple[Binarisation, Scaling]:
-    r"""Fill in what was not asked for: the defaults of `load`."""
+    r"""Fills in the defaults of `load` where binarisation or scaling is None."""
     if raw.bernoulli == "static":
         binarisation = "static"
     elif binarisation is None:
@@ -73,15 +74,15 @@ def choose(
 
 
 def outside(support: Constraint, x: Tensor) -> Tensor:
-    r"""Flag the cells outside the support.
+    r"""Returns flags, true for cells outside the support.
 
-    A support of whole vectors (a simplex) is checked row by row, and column 0 is flagged. What cannot be
-    told from flat rows (a support that depends on parameters, one of several vectors a datum, bounds of
-    another shape) passes: the likelihood's own validation decides it.
+    A support of whole vectors (a simplex) is checked row by row; column 0 of a bad row is flagged. Nothing is flagged
+    where flat rows are not enough for the check (a support that depends on parameters, several vectors in a datum,
+    bounds of another shape); the likelihood's own validation follows later.
 
-    Args:
-        support: of one datum, maybe inside `constraints.independent`.
-        x: N x D, model units; NaN where a cell is missing, which is never flagged.
+    Arguments:
+        support: Support of one datum, maybe inside `constraints.independent`.
+        x: N x D, model units; NaN where a cell is missing; such cells are not flagged.
 
     Returns:
         N x D, bool.

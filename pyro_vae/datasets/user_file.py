@@ -1,4 +1,4 @@
-"""The user's own files: tables and arrays of numbers, with every bad cell named."""
+"""Reading of a user's files, data frames and arrays; errors name the first bad cell."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from torch import Tensor
 
 from pyro_vae.datasets.cells import Levels, read_cells
 from pyro_vae.datasets.csv_file import read_csv
-from pyro_vae.datasets.errors import DataError, damaged, suggestion
+from pyro_vae.datasets.errors import damaged, suggestion
 from pyro_vae.datasets.files import READ_ERRORS, checksum
 from pyro_vae.datasets.raw_data import RawData, check_finite
+from pyro_vae.errors import InputError
 
 FORMATS = (".csv", ".parquet", ".npy", ".npz")
-# Rows in the training data's own units: a file, or what is held in memory.
+# Rows in own units: the path of a file, or an object in memory.
 Source = str | os.PathLike[str] | pd.DataFrame | Tensor | NDArray[Any]
 _PARTS = ("train", "valid", "test")
 
@@ -29,20 +30,20 @@ _PARTS = ("train", "valid", "test")
 def read_table(
     path: str | os.PathLike[str], columns: Sequence[str] | None = None
 ) -> tuple[Tensor, tuple[str, ...] | None]:
-    r"""Read new data to score: the reader of `load`, with its errors, but no split and no scaling.
+    r"""Reads a file as `load` does, but without split and scaling.
 
-    Args:
-        path: a `.csv` (comma-separated, names in its first line), `.parquet`, `.npy` or `.npz` file; of an
-            `.npz` file, the array `x`, `images` or the only one.
-        columns: names that the table must have, in the order wanted; its other columns are left out.
-            Without names in the file, their number alone is checked.
+    Arguments:
+        path: Path of a `.csv` (comma-separated, names in its first line), `.parquet`, `.npy` or `.npz` file. From
+            an `.npz` file, the array `x` or `images` is read, or the only array.
+        columns: Names of the columns to read, in the wanted order; other columns are left out. If the file has no
+            names, only their number is checked.
 
     Returns:
-        N x D float64 in the file's own units (images are flattened), and the columns' names, if any.
+        The rows, N x D float64 in own units (images are flattened), and the columns' names, if any.
 
     Raises:
-        DataError: for a file that is absent, damaged or empty, a cell that is not a finite number (with its
-            row, counted from 1 without the header, and its column), or columns that are missing.
+        InputError: If the file is absent, damaged or empty, a cell is not a finite number (the message names its row,
+            counted from 1 without the header, and its column), or a column is missing.
 
     Example:
         >>> import pathlib, tempfile
@@ -57,15 +58,13 @@ def read_table(
     raw = read_file(path, Wanted(columns))
     if "all" not in raw.arrays:
         sets = ", ".join(f"`{part}`" for part in raw.arrays)
-        raise DataError(
-            f"`{path}`: holds the sets {sets}, and one array is wanted; save the rows to read as the array `x`"
-        )
+        raise InputError(f"`{path}`: holds the sets {sets}; expected one array: save the rows as the array `x`")
     names = raw.columns if raw.columns is not None else (None if columns is None else tuple(columns))
     return torch.from_numpy(raw.arrays["all"].astype(np.float64)), names
 
 
 def _level(arrays: Mapping[str, NDArray[Any]]) -> float | None:
-    """The greatest grey level that images can have, as far as theirs tell; None where some are negative."""
+    """Returns the greatest possible grey level of images, guessed from their values; None if some are negative."""
     low, high = (float(f([f(array) for array in arrays.values()])) for f in (np.nanmin, np.nanmax))
     if not low >= 0:
         return None
@@ -76,16 +75,16 @@ def _level(arrays: Mapping[str, NDArray[Any]]) -> float | None:
 
 @dataclass(frozen=True)
 class Wanted:
-    r"""What is asked of a user's file.
+    r"""Requirements on a user's file.
 
     Attributes:
-        columns: names of the modelled columns of a table, in order; None: all but `others`.
-        others: names of columns that are read but not modelled, such as covariates.
-        missing: whether cells may be missing.
-        words: names of modelled columns that may hold words.
-        all_words: whether all of them may.
-        exhaustive: whether `columns` and `others` must be all of the table's columns.
-        levels: of columns whose levels are known, by name.
+        columns: Names of the modelled columns of a table, in order; None: all except `others`.
+        others: Names of columns that are read but not modelled, such as covariates.
+        missing: Whether cells may be missing.
+        words: Names of modelled columns that may hold words.
+        all_words: Whether all modelled columns may hold words.
+        exhaustive: Whether `columns` and `others` must be all of the table's columns.
+        levels: Known levels of columns, by name.
     """
 
     columns: Sequence[str] | None = None
@@ -98,12 +97,12 @@ class Wanted:
 
     @property
     def known(self) -> frozenset[str] | None:
-        r"""Names of all columns that are asked for; None where these are all of the table's."""
+        r"""Names of `columns` and `others`; None where all columns of the table are read."""
         return None if self.columns is None or self.exhaustive else frozenset((*self.columns, *self.others))
 
 
 def read_file(path: str | os.PathLike[str], wanted: Wanted = Wanted()) -> RawData:
-    r"""Read a user's file as it is; see `read_table` for formats and errors."""
+    r"""Reads a user's file, without split and scaling; see `read_table` for formats and errors."""
     columns = wanted.columns
     path, suffix = _checked(path, FORMATS)
     files = {path.name: checksum(path)}
@@ -112,91 +111,94 @@ def read_file(path: str | os.PathLike[str], wanted: Wanted = Wanted()) -> RawDat
         raw = replace(_table(str(path), frame, wanted), name=path.stem, files=files)
     else:
         if by_name := [*wanted.others, *(columns or () if wanted.exhaustive else ())]:
-            raise DataError(
-                f"`{path}`: column `{by_name[0]}` is asked for by name, and a `{suffix}` file has no names; save "
+            raise InputError(
+                f"`{path}`: column `{by_name[0]}` is wanted by name, but a `{suffix}` file has no names; save "
                 "the table as `.csv` or `.parquet`"
             )
         arrays = _arrays(path)
         shapes = {array.shape[1:] for array in arrays.values()}
         if len(shapes) > 1:
-            raise DataError(
-                f"`{path}`: its arrays have rows of different shapes {sorted(shapes)}; save sets of one shape"
+            raise InputError(
+                f"`{path}`: its arrays have rows of different shapes {sorted(shapes)}; save arrays with rows of "
+                "one shape"
             )
         shape = shapes.pop()
         flat = {part: array.reshape(len(array), -1) for part, array in arrays.items() if array.size}
         if len(flat) < len(arrays):
             empty = next(part for part in arrays if part not in flat)
-            raise DataError(f"`{path}`: array `{empty}` holds zero rows or columns; at least one of each is needed")
+            raise InputError(f"`{path}`: array `{empty}` holds zero rows or columns; save at least one of each")
         image = tuple(int(size) for size in shape) if len(shape) > 1 else None
         level = None if image is None else _level(flat)
         raw = RawData(path.stem, flat, files, image_shape=image, level=level, path=str(path), missing=wanted.missing)
         if columns is not None and len(columns) != raw.dim:
-            raise DataError(f"`{path}`: got {raw.dim} columns; expected the {len(columns)} of the training data")
+            raise InputError(f"`{path}`: got {raw.dim} columns; expected the {len(columns)} of the training data")
     return check_finite(raw)
 
 
 def read_rows_of(source: Source, wanted: Wanted) -> RawData:
-    r"""Read a user's rows, in a file or in memory, as `read_file` does: the same columns, the same errors."""
+    r"""Reads rows from a file or from memory, with the columns and errors of `read_file`."""
     if isinstance(source, str | os.PathLike):
         return read_file(source, wanted)
     if isinstance(source, pd.DataFrame):
         return from_frame(source, wanted, title_of(source))
     array = source.detach().cpu().numpy() if isinstance(source, Tensor) else np.asarray(source)
     if wanted.others:
-        raise DataError(
-            f"`{title_of(source)}`: column `{wanted.others[0]}` is asked for by name, and an array has no names; pass "
+        raise InputError(
+            f"`{title_of(source)}`: column `{wanted.others[0]}` is wanted by name, but an array has no names; pass "
             "a DataFrame"
         )
     _check_array(title_of(source), "rows", array)
     raw = RawData("array", {"all": _plain(array).reshape(len(array), -1)}, {}, path="array", missing=wanted.missing)
     if wanted.columns is not None and len(wanted.columns) != raw.dim:
-        raise DataError(f"`array`: got {raw.dim} columns; expected the {len(wanted.columns)} of the training data")
+        raise InputError(f"`array`: got {raw.dim} columns; expected the {len(wanted.columns)} of the training data")
     return check_finite(raw)
 
 
 def from_frame(frame: pd.DataFrame, wanted: Wanted, title: str) -> RawData:
-    r"""Read a data frame as a file; columns without names, which pandas numbers from 0, are taken in their order.
+    r"""Reads a data frame as `read_file` reads a file.
 
-    Args:
-        frame: rows in the training data's own units.
-        wanted: what is asked of it.
-        title: what an error calls it.
+    Columns without names (numbered by pandas from 0) are the wanted columns in their order.
+
+    Arguments:
+        frame: Rows in own units.
+        wanted: Requirements on the frame.
+        title: Name of the frame in errors.
 
     Raises:
-        DataError: as `read_table`.
+        InputError: As `read_table`.
     """
     names = list(wanted.columns or ())
     if names and not wanted.others and frame.columns.tolist() == [*range(len(names))]:
         frame = frame.set_axis(names, axis=1)
     if len(repeated := frame.columns[frame.columns.duplicated()]):
-        raise DataError(f"`{title}`: the column name `{repeated[0]}` occurs twice; give each column its own name")
+        raise InputError(f"`{title}`: the column name `{repeated[0]}` occurs twice; give each column its own name")
     return check_finite(_table(title, frame, wanted))
 
 
 def title_of(source: Source) -> str:
-    r"""Return what an error calls a user's rows: the path of a file, else what they are."""
+    r"""Returns the name of a user's rows in errors: the path of a file, `DataFrame` or `array`."""
     if isinstance(source, str | os.PathLike):
         return str(source)
     return "DataFrame" if isinstance(source, pd.DataFrame) else "array"
 
 
 def read_frame(path: str | os.PathLike[str]) -> pd.DataFrame:
-    r"""Read a `.csv` or `.parquet` file as it is."""
+    r"""Reads a `.csv` or `.parquet` file as a data frame, without a check of its cells."""
     path, suffix = _checked(path, (".csv", ".parquet"))
     return (read_csv(path) if suffix == ".csv" else _parquet(path)).rename(columns=str)
 
 
 def _checked(path: str | os.PathLike[str], formats: Sequence[str]) -> tuple[Path, str]:
-    """The path of a file that is there, and its type, one of ``formats``."""
+    """Returns the path of a file that exists, and its suffix, one of ``formats``."""
     path = Path(path).expanduser()
     suffix = path.suffix.lower()
     if suffix not in formats:
-        raise DataError(
+        raise InputError(
             f"`{path}`: got a file of type `{suffix or 'none'}`; expected one of "
             f"{', '.join(f'`{form}`' for form in formats)}: save the data in one of these"
         )
     if not path.is_file():
-        raise DataError(f"`{path}`: there is no such file; check the path (looked from `{Path.cwd()}`)")
+        raise InputError(f"`{path}`: there is no such file; check the path (current folder: `{Path.cwd()}`)")
     return path, suffix
 
 
@@ -204,7 +206,7 @@ def _parquet(path: Path) -> pd.DataFrame:
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise DataError(
+        raise InputError(
             f"`{path}`: reading `.parquet` needs pyarrow; install it by `pip install pyro-vae[parquet]`, or "
             "save the table as `.csv`"
         ) from error
@@ -219,7 +221,7 @@ def _select(title: str, frame: pd.DataFrame, columns: Sequence[str], why: str = 
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         have = ", ".join(f"`{name}`" for name in frame.columns)
-        raise DataError(
+        raise InputError(
             f"`{title}`: lacks the columns {', '.join(f'`{name}`' for name in missing)}"
             f"{why}{suggestion(missing[0], list(frame.columns))}; it has {have[:300]}: name the columns as in the "
             "training data"
@@ -228,7 +230,7 @@ def _select(title: str, frame: pd.DataFrame, columns: Sequence[str], why: str = 
 
 
 def _table(title: str, frame: pd.DataFrame, wanted: Wanted) -> RawData:
-    """The table's modelled columns as one array, and the others beside it."""
+    """Returns the table's modelled columns as one array, with its other columns."""
     frame = frame.rename(columns=str)
     others = _select(title, frame, wanted.others, " of `context` or `offset`")
     if wanted.columns is None:
@@ -239,7 +241,7 @@ def _table(title: str, frame: pd.DataFrame, wanted: Wanted) -> RawData:
     if wanted.exhaustive:
         _check_exhaustive(title, frame, wanted)
     if not names:
-        raise DataError(f"`{title}`: no column is left to be modelled; leave one out of `context` and `offset`")
+        raise InputError(f"`{title}`: no column is left to be modelled; leave one out of `context` and `offset`")
     cells = {
         name: read_cells(
             title,
@@ -271,15 +273,15 @@ def _table(title: str, frame: pd.DataFrame, wanted: Wanted) -> RawData:
 
 
 def _check_exhaustive(title: str, frame: pd.DataFrame, wanted: Wanted) -> None:
-    """Refuses columns without a likelihood, and columns that have one and condition the model too."""
+    """Checks that each column either has a likelihood or conditions the model, not both."""
     names = list(wanted.columns or ())
     if both := [name for name in names if name in wanted.others]:
-        raise DataError(
-            f"`{title}`: column `{both[0]}` has a likelihood and is in `context` or `offset` too; a column is modelled "
-            "or conditions the model"
+        raise InputError(
+            f"`{title}`: column `{both[0]}` has a likelihood and is in `context` or `offset` too; leave it out of one "
+            "of them: a column is modelled or conditions the model"
         )
     if left := [name for name in frame.columns if name not in names and name not in wanted.others]:
-        raise DataError(
+        raise InputError(
             f"`{title}`: column `{left[0]}` has no likelihood{suggestion(left[0], names)}; give it one in `mixed`, "
             "name it in `context`, or drop it"
         )
@@ -296,7 +298,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
                     arrays = {name: loaded[name] for name in loaded.files}
     except READ_ERRORS as error:
         if "allow_pickle" in str(error):
-            raise DataError(
+            raise InputError(
                 f"`{path}`: holds Python objects or is no numpy file, and unpickling may run any code; save "
                 "a plain array of numbers with `numpy.save`"
             ) from error
@@ -309,16 +311,16 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 def _check_array(title: str, name: str, array: NDArray[Any]) -> None:
     if array.dtype.kind not in "biuf":
-        raise DataError(f"`{title}`: array `{name}` is of dtype `{array.dtype}`; save real numbers")
+        raise InputError(f"`{title}`: array `{name}` is of dtype `{array.dtype}`; save real numbers")
     if array.ndim < 2:
-        raise DataError(
+        raise InputError(
             f"`{title}`: array `{name}` has shape {array.shape}; expected rows of columns, N x D, or N images: reshape "
             "a single column to (N, 1)"
         )
 
 
 def _plain(array: NDArray[Any]) -> NDArray[Any]:
-    # Other integers, half and long precision and foreign byte orders lack kernels in torch.
+    # Torch lacks kernels for other integers, half and long precision, and other byte orders.
     if array.dtype == np.bool_:
         return array.astype(np.uint8)
     return array if array.dtype in (np.uint8, np.float32, np.float64) else array.astype(np.float64)
@@ -333,7 +335,7 @@ def _choose_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, NDA
         singles = list(arrays)
     if not singles:
         have = ", ".join(f"`{given}`" for given in arrays) or "none"
-        raise DataError(
+        raise InputError(
             f"`{path}`: its arrays are {have}; expected `train` with `valid` or `test`, or one array `x` or "
             "`images`: save it under one of these names"
         )

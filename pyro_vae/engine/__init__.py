@@ -1,4 +1,4 @@
-"""How a program runs, never what it computes: capture, compiled steps, replicates."""
+"""Execution of programs: capture, compiled steps, replicates. The engine never changes what a program computes."""
 
 from pyro_vae.engine.capture.capture import Capture, Outputs, capture, tensors_of
 from pyro_vae.engine.capture.noise import Draw, Lifted

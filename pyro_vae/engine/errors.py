@@ -1,4 +1,4 @@
-"""What the engine raises."""
+"""Errors of the engine."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pyro_vae.errors import InputError
 
 
 class CaptureError(InputError):
-    """A program that is no fixed list of tensor operations, and the line that makes it so."""
+    """A program that cannot be captured as a fixed list of tensor operations; the message names the line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(without_shapes(message))
 
 
 def without_shapes(message: object) -> str:
-    """Returns what an error says without the table of shapes that Pyro appends as it passes."""
+    """Returns the message of an error without the table of shapes that Pyro appends."""
     return re.split(r"\n *Trace Shapes:", str(message))[0].strip()
 
 
 class CompilationError(RuntimeError):
-    """A captured program that could not be compiled on this machine, and why."""
+    """A captured program that cannot be compiled on this machine; the message says why."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_vae.batch import Batch
 from pyro_vae.engine.capture.capture import tensors_of
 from pyro_vae.engine.capture.noise import Lifted
-from pyro_vae.engine.compilation.cost import price
+from pyro_vae.engine.compilation.cost import compile_cost
 from pyro_vae.engine.step.consecutive_steps import Stretch
 from pyro_vae.engine.step.step import Step
 from pyro_vae.inference.interface import Inference, Loss, Phase
@@ -75,7 +75,7 @@ class Plan:
     @property
     def cost(self) -> float:
         """Seconds that compiling takes, as far as is known beforehand."""
-        return sum(price(step.known()) for step in {id(s): s for _, s in self.steps if s is not None}.values())
+        return sum(compile_cost(step.known()) for step in {id(s): s for _, s in self.steps if s is not None}.values())
 
     def draw(self) -> Noise:
         """Returns noise for one step, by phase; none where an uncaptured phase draws among the others."""

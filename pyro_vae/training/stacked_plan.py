@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.engine.capture.capture import tensors_of
-from pyro_vae.engine.compilation.cost import price
+from pyro_vae.engine.compilation.cost import compile_cost
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.step.replicated_step import ReplicatedStep, Stack, check_rules
-from pyro_vae.engine.step.same_program import alike
+from pyro_vae.engine.step.same_program import same_program
 from pyro_vae.engine.step.step import Step
 from pyro_vae.training.member import Member
 from pyro_vae.training.plan import Plan, named_failure
@@ -68,7 +68,7 @@ class StackedPlan:
     @property
     def cost(self) -> float:
         """Seconds that compiling takes, as far as is known beforehand."""
-        return sum(price(step.known()) for step in self._different)
+        return sum(compile_cost(step.known()) for step in self._different)
 
     def check_reads(self) -> None:
         """Does nothing: each step checks what it reads."""
@@ -134,7 +134,7 @@ def kinds_of(members: Sequence[Member]) -> list[int]:
     """Returns for each member the first one whose program is certainly the same."""
     kinds: list[int] = []
     for r, member in enumerate(members):
-        same = (k for k in dict.fromkeys(kinds) if alike(_declared(members[k]), _declared(member)))
+        same = (k for k in dict.fromkeys(kinds) if same_program(_declared(members[k]), _declared(member)))
         kinds.append(next(same, r))
     return kinds
 

@@ -21,8 +21,9 @@ import pytest
 import torch
 from torch.distributions import Normal, constraints
 
-from pyro_vae.datasets import Data, DataError, DataTransform, catalogue, files, load, names, read_table
+from pyro_vae.datasets import Data, DataTransform, catalogue, files, load, names, read_table
 from pyro_vae.datasets.files import CatalogueFile, Download, fetch
+from pyro_vae.errors import InputError
 
 BINARY = constraints.independent(constraints.boolean, 1)
 REAL = constraints.independent(constraints.real, 1)
@@ -41,7 +42,7 @@ def write_csv(path: Path, text: str) -> Path:
     return path
 
 
-def message(error: pytest.ExceptionInfo[DataError]) -> str:
+def message(error: pytest.ExceptionInfo[InputError]) -> str:
     """Return an error's message, which must be one line with a name in backticks."""
     text = str(error.value)
     assert "\n" not in text
@@ -245,7 +246,7 @@ def test_transform_is_restored_from_its_json_record(numbers: tuple[Path, pd.Data
         assert torch.equal(units.to_model_units(own), data.to_model_units(own))
         assert units.record() == data.units.record()
         assert (units.name, units.columns, units.image_shape) == (data.name, data.columns, data.image_shape)
-    with pytest.raises(DataError, match="lacks `centre`"):
+    with pytest.raises(InputError, match="lacks `centre`"):
         DataTransform.from_record({k: v for k, v in units.record().items() if k != "centre"})
 
 
@@ -259,7 +260,7 @@ def test_transform_binarises_new_data_as_the_set_does() -> None:
 
 def test_transform_refuses_data_of_another_width() -> None:
     units = load("digits").units
-    with pytest.raises(DataError, match=r"shape \(3, 8, 8\); expected \(\.\.\., 64\)"):
+    with pytest.raises(InputError, match=r"shape \(3, 8, 8\); expected \(\.\.\., 64\)"):
         units.to_model_units(torch.zeros(3, 8, 8))
 
 
@@ -284,7 +285,7 @@ def test_record_holds_what_a_result_must_record(numbers: tuple[Path, pd.DataFram
     "split", [(0.5, 0.5), (0.8, 0.1, 0.2), (0.8, 0.3, -0.1), (0.0, 0.5, 0.5), "abc", 3, (math.nan, 0.5, 0.5)]
 )
 def test_fractions_that_are_no_split_are_refused(split: object) -> None:
-    with pytest.raises(DataError, match="sum to 1") as error:
+    with pytest.raises(InputError, match="sum to 1") as error:
         load("digits", split=split)  # type: ignore[arg-type]
     assert "split=" in message(error)
 
@@ -301,14 +302,14 @@ def test_split_without_valid_or_test() -> None:
 
 def test_every_part_that_is_asked_for_needs_a_row(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "few.csv", "a\n1\n2\n3\n4\n")
-    with pytest.raises(DataError, match="no row for `valid` out of 4"):
+    with pytest.raises(InputError, match="no row for `valid` out of 4"):
         load(path)
     assert len(load(path, split=(0.5, 0.25, 0.25)).train) == 2
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True, "x"])
 def test_seeds_are_non_negative_integers(seed: object) -> None:
-    with pytest.raises(DataError, match="`seed`: got"):
+    with pytest.raises(InputError, match="`seed`: got"):
         load("digits", seed=seed)  # type: ignore[arg-type]
 
 
@@ -316,19 +317,19 @@ def test_seeds_are_non_negative_integers(seed: object) -> None:
 
 
 def test_unknown_names_and_words_suggest_the_nearest() -> None:
-    with pytest.raises(DataError, match="did you mean `mnist`") as error:
+    with pytest.raises(InputError, match="did you mean `mnist`") as error:
         load("minst")
     assert "`fashion_mnist`" in message(error)
-    with pytest.raises(DataError, match=r"`binarisation`: got `dinamic` \(did you mean `dynamic`\?\)"):
+    with pytest.raises(InputError, match=r"`binarisation`: got `dinamic` \(did you mean `dynamic`\?\)"):
         load("digits", binarisation="dinamic")
-    with pytest.raises(DataError, match=r"`scaling`: got `standardize` \(did you mean `standardise`\?\)"):
+    with pytest.raises(InputError, match=r"`scaling`: got `standardize` \(did you mean `standardise`\?\)"):
         load("digits", scaling="standardize")
 
 
 def test_files_that_are_absent_or_of_unknown_type_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"absent\.csv`: there is no such file"):
+    with pytest.raises(InputError, match=r"absent\.csv`: there is no such file"):
         load(tmp_path / "absent.csv")
-    with pytest.raises(DataError, match=r"got a file of type `\.txt`; expected one of `\.csv`"):
+    with pytest.raises(InputError, match=r"got a file of type `\.txt`; expected one of `\.csv`"):
         load(write_csv(tmp_path / "some.txt", "1 2"))
 
 
@@ -350,7 +351,7 @@ def test_files_that_are_absent_or_of_unknown_type_are_named(tmp_path: Path) -> N
 def test_bad_cells_are_named_by_row_and_column(tmp_path: Path, text: str, place: str, given: str) -> None:
     path = write_csv(tmp_path / "bad.csv", text)
     for read in (load, read_table):
-        with pytest.raises(DataError, match=place) as error:
+        with pytest.raises(InputError, match=place) as error:
             read(path)
         assert given in message(error)
         assert "bad.csv" in message(error)
@@ -371,7 +372,7 @@ def test_bad_cells_are_named_by_row_and_column(tmp_path: Path, text: str, place:
     ],
 )
 def test_tables_that_are_no_tables_are_refused(tmp_path: Path, text: str, reason: str) -> None:
-    with pytest.raises(DataError, match=reason) as error:
+    with pytest.raises(InputError, match=reason) as error:
         read_table(write_csv(tmp_path / "odd.csv", text))
     assert "odd.csv" in message(error)
 
@@ -386,7 +387,7 @@ def test_csv_as_pandas_and_spreadsheets_write_it(tmp_path: Path) -> None:
     (tmp_path / "bom.csv").write_bytes("\ufeffa, b\r\n1, 2\r\n".encode())
     assert read_table(tmp_path / "bom.csv")[1] == ("a", "b")
     (tmp_path / "latin.csv").write_bytes(b"\xff\xfe\x00\x01\x02")
-    with pytest.raises(DataError, match=r"latin\.csv` is not in UTF-8 .*encoding='utf-16'"):
+    with pytest.raises(InputError, match=r"latin\.csv` is not in UTF-8 .*encoding='utf-16'"):
         read_table(tmp_path / "latin.csv")
 
 
@@ -399,16 +400,19 @@ def test_csv_as_pandas_and_spreadsheets_write_it(tmp_path: Path) -> None:
         (b"\xe2ge,b\n1,2\n", r"is not in UTF-8 \(byte 0xe2\); .*read_csv\(path, encoding='latin-1'\)"),
         (b"\xe2ge;b\n1,5;2\n", r"encoding='latin-1', sep=';', decimal=','\)"),
         ("a,b\n1,2\n".encode("utf-16"), r"encoding='utf-16'\)"),
-        (b"a,b\n1,5,2,5\n", "as many cells as its first line has names .*decimal points, not commas"),
+        (b"a,b\n1,5,2,5\n", "as many cells as the first line has names .*decimal points, not commas"),
         (b'a,b\n"1,5",2\n', "`1,5` in data row 1 .*column `a`; .*has a decimal comma"),
-        (b"a,b\n1,2\n3,4\n-,6\n", "`-` in data row 3 .*column `a`; .*most of the column are; write the number alone"),
+        (
+            b"a,b\n1,2\n3,4\n-,6\n",
+            "`-` in data row 3 .*column `a`; .*most cells of the column are numbers; ",
+        ),
         (b"a,b\nx,2\ny,4\n1,6\n", "`x` in data row 1 .*make them levels"),
     ],
     ids=repr,
 )
 def test_another_dialect_is_called_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "t.csv").write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         read_table(tmp_path / "t.csv")
 
 
@@ -422,7 +426,7 @@ def test_read_table_selects_the_training_columns(numbers: tuple[Path, pd.DataFra
     x, columns = read_table(path, columns=["time", "a"])
     assert columns == ("time", "a")
     np.testing.assert_allclose(x.numpy(), frame[["time", "a"]].to_numpy(), rtol=1e-15)
-    with pytest.raises(DataError, match=r"lacks the columns `c`; it has `a`, `b`, `time`"):
+    with pytest.raises(InputError, match=r"lacks the columns `c`; it has `a`, `b`, `time`"):
         read_table(path, columns=["a", "c"])
 
 
@@ -434,18 +438,18 @@ def test_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert columns == ("a", "b", "c")
     assert x.tolist() == [[1, 0.5, 1], [2, 1.5, 0], [3, 2.5, 1]]
     pd.DataFrame({"a": [1, None, 3], "w": ["u", "v", "w"]}).to_parquet(tmp_path / "holes.parquet")
-    with pytest.raises(DataError, match=r"missing cell in data row 2 .*column `a`"):
+    with pytest.raises(InputError, match=r"missing cell in data row 2 .*column `a`"):
         load(tmp_path / "holes.parquet")
-    with pytest.raises(DataError, match=r"`u` in data row 1 .*column `w`"):
+    with pytest.raises(InputError, match=r"`u` in data row 1 .*column `w`"):
         read_table(tmp_path / "holes.parquet", columns=["w"])
     pd.DataFrame({"when": pd.to_datetime(["2020-01-01"])}).to_parquet(tmp_path / "dates.parquet")
-    with pytest.raises(DataError, match=r"data row 1 .*column `when`"):
+    with pytest.raises(InputError, match=r"data row 1 .*column `when`"):
         read_table(tmp_path / "dates.parquet")
     (tmp_path / "short.parquet").write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"short\.parquet` cannot be read .*truncated or damaged; write"):
+    with pytest.raises(InputError, match=r"short\.parquet` cannot be read .*truncated or damaged; write"):
         load(tmp_path / "short.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"pip install pyro-vae\[parquet\]"):
+    with pytest.raises(InputError, match=r"pip install pyro-vae\[parquet\]"):
         load(path)
 
 
@@ -480,9 +484,9 @@ def test_npz_sets_and_single_arrays(tmp_path: Path) -> None:
     data = load(path, scaling="none")
     assert torch.equal(data.valid, torch.from_numpy(rows[30:35]).float())  # type: ignore[arg-type]
     assert data.split is None
-    with pytest.raises(DataError, match=r"`train`, `valid`, `test` are official; leave `split` out"):
+    with pytest.raises(InputError, match=r"`train`, `valid`, `test` are official; leave `split` out"):
         load(path, split=(0.8, 0.1, 0.1))
-    with pytest.raises(DataError, match=r"holds the sets `train`, `valid`, `test`, and one array is wanted"):
+    with pytest.raises(InputError, match=r"holds the sets `train`, `valid`, `test`; expected one array"):
         read_table(path)
     np.savez(path, train=rows[:30], test=rows[30:])
     data = load(path, split=(0.8, 0.2), scaling="none")
@@ -493,13 +497,13 @@ def test_npz_sets_and_single_arrays(tmp_path: Path) -> None:
         np.savez(path, **arrays)  # type: ignore[arg-type]
         assert len(load(path).train) == 32
     np.savez(path, one=rows, two=rows)
-    with pytest.raises(DataError, match=r"its arrays are `one`, `two`; expected `train`"):
+    with pytest.raises(InputError, match=r"its arrays are `one`, `two`; expected `train`"):
         load(path)
     np.savez(path, train=rows, test=rows[:, :1])
-    with pytest.raises(DataError, match="rows of different shapes"):
+    with pytest.raises(InputError, match="rows of different shapes"):
         load(path)
     np.savez(path, train=rows, test=rows[:0])
-    with pytest.raises(DataError, match="`test` holds zero rows"):
+    with pytest.raises(InputError, match="`test` holds zero rows"):
         load(path)
 
 
@@ -511,35 +515,35 @@ class _Trap:
 def test_bad_arrays_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.npy"
     np.save(path, np.array([[1, "a"]], dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match=r"bad\.npy`: holds Python objects .*`numpy\.save`"):
+    with pytest.raises(InputError, match=r"bad\.npy`: holds Python objects .*`numpy\.save`"):
         load(path)
     path.write_bytes(pickle.dumps(_Trap()))
-    with pytest.raises(DataError, match="holds Python objects"):
+    with pytest.raises(InputError, match="holds Python objects"):
         load(path)
     np.save(path, np.array([["a", "b"]]))
-    with pytest.raises(DataError, match="is of dtype `<U1`; save real numbers"):
+    with pytest.raises(InputError, match="is of dtype `<U1`; save real numbers"):
         load(path)
     np.save(path, np.zeros(5))
-    with pytest.raises(DataError, match=r"shape \(5,\).*reshape a single column to \(N, 1\)"):
+    with pytest.raises(InputError, match=r"shape \(5,\).*reshape a single column to \(N, 1\)"):
         load(path)
     np.save(path, np.zeros((0, 3)))
-    with pytest.raises(DataError, match="zero rows"):
+    with pytest.raises(InputError, match="zero rows"):
         load(path)
     rows = np.zeros((4, 3))
     rows[2, 1] = np.nan
     np.save(path, rows)
-    with pytest.raises(DataError, match=r"bad\.npy`: found `nan` in data row 3 .*column 2"):
+    with pytest.raises(InputError, match=r"bad\.npy`: found `nan` in data row 3 .*column 2"):
         read_table(path)
     np.save(path, np.zeros((50, 3)))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"bad\.npy` cannot be read .*truncated or damaged; write or copy"):
+    with pytest.raises(InputError, match=r"bad\.npy` cannot be read .*truncated or damaged; write or copy"):
         load(path)
     np.savez(tmp_path / "bad.npz", x=np.zeros((50, 3)))
     whole = bytearray((tmp_path / "bad.npz").read_bytes())
     whole[700] ^= 255
     for content in (bytes(whole), bytes(whole[:300]), b""):
         (tmp_path / "bad.npz").write_bytes(content)
-        with pytest.raises(DataError, match=r"bad\.npz` cannot be read"):
+        with pytest.raises(InputError, match=r"bad\.npz` cannot be read"):
             load(tmp_path / "bad.npz")
 
 
@@ -553,7 +557,7 @@ def test_binary_tables(tmp_path: Path) -> None:
     assert data.train[:, 1].tolist() == [1.0] * 16
     grey = write_csv(tmp_path / "grey.csv", "a,b\n" + "0,1\n" * 6 + "0.25,1\n" + "0,0.75\n" * 13)
     with pytest.raises(
-        DataError, match=r"found `0\.25` in data row 7 .*column `a`.*choose a likelihood on such values"
+        InputError, match=r"found `0\.25` in data row 7 .*column `a`.*choose a likelihood on such values"
     ) as error:
         load(grey, support=BINARY)
     assert "cross-entropy" in message(error)
@@ -564,9 +568,9 @@ def test_binary_tables(tmp_path: Path) -> None:
     assert set(dynamic.test.unique().tolist()) <= {0.0, 1.0}  # type: ignore[union-attr]
     large = write_csv(tmp_path / "large.csv", "a\n" + "0\n0.5\n" * 10 + "3\n")
     for how in ("none", "dynamic", "static", "threshold"):
-        with pytest.raises(DataError, match=r"`3` in data row 21 .*column `a`.*needs values in \[0, 1\]"):
+        with pytest.raises(InputError, match=r"`3` in data row 21 .*column `a`.*needs values in \[0, 1\]"):
             load(large, support=BINARY, binarisation=how)
-    with pytest.raises(DataError, match=r"`scaling`: got `standardise` with binarisation=`static`"):
+    with pytest.raises(InputError, match=r"`scaling`: got `standardise` with binarisation=`static`"):
         load(grey, binarisation="static", scaling="standardise")
     assert set(load(large, binarisation="threshold", scaling="unit", split=(1, 0, 0)).train.unique().tolist()) == {0, 1}
 
@@ -585,7 +589,7 @@ def test_binary_tables(tmp_path: Path) -> None:
 def test_data_outside_the_support_are_named(tmp_path: Path, support: constraints.Constraint, cell: str) -> None:
     path = write_csv(tmp_path / "out.csv", "a,b\n1,0.5\n0,0.5\n1,-2\n" + "1,0.5\n" * 17)
     for seed in (0, 1):
-        with pytest.raises(DataError, match=cell + ".*outside the likelihood's support") as error:
+        with pytest.raises(InputError, match=cell + ".*outside the likelihood's support") as error:
             load(path, support=support, seed=seed)
         assert "out.csv" in message(error)
 
@@ -607,10 +611,10 @@ def test_supports_that_fit_leave_tables_as_they_are(tmp_path: Path) -> None:
 def test_constant_columns_and_huge_cells_are_named(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "flat.csv", "a,b\n" + "".join(f"{i},7\n" for i in range(20)))
     for scaling in ("standardise", "unit"):
-        with pytest.raises(DataError, match=r"column `b` is constant \(7\) on the 16 training rows"):
+        with pytest.raises(InputError, match=r"column `b` is constant \(7\) on the 16 training rows"):
             load(path, scaling=scaling)
     huge = write_csv(tmp_path / "huge.csv", "a\n" + "1\n" * 18 + "1e200\n2\n")
-    with pytest.raises(DataError, match=r"`1e\+200` in data row 19 .*beyond float32"):
+    with pytest.raises(InputError, match=r"`1e\+200` in data row 19 .*beyond float32"):
         load(huge, scaling="none")
 
 
@@ -629,7 +633,7 @@ def test_mnist() -> None:
     assert float(data.train.double().mean()) == pytest.approx(0.1306604762738429, abs=1e-8)
     assert set(data.test.unique().tolist()) == {0.0, 1.0}
     assert data.record()["source"]["mnist/train-images-idx3-ubyte.gz"].startswith("440fcabf")
-    with pytest.raises(DataError, match=r"its test set is official and stays whole; pass two fractions"):
+    with pytest.raises(InputError, match=r"its test set is official and stays whole; pass two fractions"):
         load("mnist", split=(0.8, 0.1, 0.1))
     carved = load("mnist", support=BINARY, split=(0.9, 0.1))
     assert carved.valid is not None
@@ -661,9 +665,9 @@ def test_static_mnist() -> None:
     text = b"".join(b" ".join(b"1" if v else b"0" for v in row) + b"\n" for row in data.valid[:2].tolist())  # type: ignore[index]
     assert len(text) == 2 * 1568
     for wrong in ("none", "dynamic"):
-        with pytest.raises(DataError, match="its file is binarised"):
+        with pytest.raises(InputError, match="its file is binarised"):
             load("static_mnist", binarisation=wrong)
-    with pytest.raises(DataError, match="are official"):
+    with pytest.raises(InputError, match="are official"):
         load("static_mnist", split=(0.8, 0.1, 0.1))
 
 
@@ -685,7 +689,7 @@ def test_folder_comes_before_the_environment(tmp_path: Path, monkeypatch: pytest
     broken = tmp_path / "frey" / "frey_faces.npz"
     broken.parent.mkdir()
     broken.write_bytes((Path(folder) / "frey/frey_faces.npz").read_bytes()[:-5])
-    with pytest.raises(DataError, match="frey_faces") as error:
+    with pytest.raises(InputError, match="frey_faces") as error:
         load("frey")
     text = message(error)
     assert str(broken) in text
@@ -804,7 +808,7 @@ def test_download_lands_in_the_cache_and_is_not_repeated(server: str, tmp_path: 
     ],
 )
 def test_failed_downloads_say_why_and_leave_nothing(server: str, tmp_path: Path, kind: str, reason: str) -> None:
-    with pytest.raises(DataError, match=reason) as error:
+    with pytest.raises(InputError, match=reason) as error:
         fetch(source(server, kind), folder=tmp_path / "mine")
     text = message(error)
     for place in ("mine", "cache"):
@@ -821,7 +825,7 @@ def test_a_failing_mirror_falls_to_the_next(server: str, dead: str) -> None:
 
 def test_no_network_is_an_error_with_every_place(server: str, tmp_path: Path) -> None:
     dead = "http://127.0.0.1:1"
-    with pytest.raises(DataError, match="was not found") as error:
+    with pytest.raises(InputError, match="was not found") as error:
         fetch(source(dead, "good"), folder=tmp_path / "mine")
     assert "connect to the network" in message(error)
 
@@ -831,7 +835,7 @@ def test_damaged_cache_is_downloaded_again(server: str, tmp_path: Path) -> None:
     path.write_bytes(GOOD[:100])
     assert fetch(source(server, "good")).read_bytes() == GOOD
     path.write_bytes(GOOD[:100])
-    with pytest.raises(DataError, match="404"):
+    with pytest.raises(InputError, match="404"):
         fetch(source(server, "absent"))
     assert cached(tmp_path) == []
 
@@ -868,7 +872,7 @@ def test_conversions_are_checked_by_their_arrays(server: str, tmp_path: Path) ->
     assert fetch(good) == path
     assert cached(tmp_path) == ["it.npz"]
     other = CatalogueFile("set/other.npz", "0" * 64, ways("corrupt", "good"), convert, "1" * 64)
-    with pytest.raises(DataError, match=r"unreadable \(foreign format\); .*not the expected arrays"):
+    with pytest.raises(InputError, match=r"unreadable \(foreign format\); .*not the expected arrays"):
         fetch(other)
     assert cached(tmp_path) == ["it.npz"]
 

@@ -21,7 +21,6 @@ from pyro_vae.comparison import new_data as trained
 from pyro_vae.comparison.comparison import check, compare
 from pyro_vae.comparison.folder import new_folder, write_run
 from pyro_vae.datasets import (
-    DataError,
     DataTransform,
     load,
     newsgroups,
@@ -71,7 +70,7 @@ def test_labels_are_one_hot_and_stay_beside_their_rows():
     assert data.context_features == 10
     assert plain.batch().context is None
     assert torch.equal(data.context_of(3000), data.context["train"].repeat(3, 1)[:3000])
-    with pytest.raises(DataError, match=r"no part `vallid`; it has `train`, `valid`, `test`"):
+    with pytest.raises(InputError, match=r"no part `vallid`; choose one of `train`, `valid`, `test`"):
         data.batch("vallid")
 
 
@@ -121,27 +120,29 @@ def test_an_encoding_may_be_asked_for(table):
     ],
 )
 def test_context_that_cannot_be_is_named(table, context, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         load(table[0], context=context)
 
 
 def test_context_needs_names_labels_and_every_cell(table, tmp_path):
     path, frame = table
     np.save(tmp_path / "x.npy", np.zeros((20, 3)))
-    with pytest.raises(DataError, match=r"column `age` is asked for by name, and a `.npy` file has no names"):
+    with pytest.raises(InputError, match=r"column `age` is wanted by name, but a `.npy` file has no names"):
         load(tmp_path / "x.npy", context=["age"])
-    with pytest.raises(DataError, match=r"`context: lables`: a named set has no columns .*did you mean `labels`"):
+    with pytest.raises(InputError, match=r"`context: lables`: a named set has no columns .*did you mean `labels`"):
         load("digits", context="lables")
     frame.drop(columns="sex").assign(age=7).to_csv(path, index=False)
-    with pytest.raises(DataError, match=r"context column `age` is constant \(7\)"):
+    with pytest.raises(InputError, match=r"context column `age` is constant \(7\)"):
         load(path, context="age")
     frame.drop(columns="sex").astype({"age": float}).assign(age=lambda f: f.age.mask(f.index == 2)).to_csv(
         path, index=False
     )
-    with pytest.raises(DataError, match=r"missing cell in data row 3 .*column `age`; .*fill it in, .*or drop the row$"):
+    with pytest.raises(
+        InputError, match=r"missing cell in data row 3 .*column `age`; .*fill them in, .*or drop the row$"
+    ):
         load(path, context="age", missing="mask")
     if os.environ.get("PYRO_VAE_DATA") and (Path(os.environ["PYRO_VAE_DATA"]) / "frey").is_dir():
-        with pytest.raises(DataError, match="`frey`: `context: labels`: this set has no labels"):
+        with pytest.raises(InputError, match="`frey`: `context: labels`: this set has no labels"):
             load("frey", context="labels")
 
 
@@ -164,9 +165,9 @@ def test_a_context_is_read_from_words_or_from_a_table(table, tmp_path):
         ("sex=m,age=50,aeg=3", "no context `aeg` .*did you mean `age`"),
         ("sex=m,age=old", "found `old` in data row 1"),
     ):
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(InputError, match=message):
             read_context(text, units)
-    with pytest.raises(DataError, match="the model of `digits` has none"):
+    with pytest.raises(InputError, match="the model of `digits` has none"):
         read_context("label=3", load("digits").units)
 
 
@@ -196,18 +197,18 @@ def test_the_offset_is_the_log_of_the_total_or_of_a_column(table):
 def test_offsets_that_cannot_be_are_named(table, tmp_path):
     path, frame = table
     for offset, message in (("dayz", "did you mean `days`"), ("sex", r"holds words \(`f`\), which have no log")):
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(InputError, match=message):
             load(path, context=["sex"], offset=offset)
     frame.assign(days=frame.days.where(frame.index != 4, 0)).to_csv(path, index=False)
-    with pytest.raises(DataError, match=r"data row 5 .* has `days` 0, of which `offset: days` takes the log"):
+    with pytest.raises(InputError, match=r"data row 5 .* has `days` 0, but `offset: days` takes its log"):
         load(path, context=["sex"], offset="days")
     frame[["a", "b"]].mul(frame.index != 3, axis=0).to_csv(path, index=False)
-    with pytest.raises(DataError, match=r"data row 4 .* has total 0, of which `offset: total`"):
+    with pytest.raises(InputError, match=r"data row 4 .* has total 0, but `offset: total`"):
         load(path, support=COUNTS, offset="total")
     frame[["a", "b"]].rename(columns={"b": "total"}).to_csv(path, index=False)
-    with pytest.raises(DataError, match="the table has a column of that name"):
+    with pytest.raises(InputError, match="the table has a column of that name"):
         load(path, support=COUNTS, offset="total")
-    with pytest.raises(DataError, match="`offset: words`: a named set has no columns"):
+    with pytest.raises(InputError, match="`offset: words`: a named set has no columns"):
         load("digits", offset="words")
 
 
@@ -251,7 +252,7 @@ def test_a_conditional_vae_runs_from_its_file_to_its_folder(tmp_path, monkeypatc
     assert written.label.tolist() == [3, 3]
     assert np.array_equal(np.load(tmp_path / "three.npy"), written.drop(columns="label").to_numpy())  # the images
     np.save(tmp_path / "new.npy", load("digits", scaling="none").test.numpy())
-    with pytest.raises(DataError, match="column `label` is asked for by name"):
+    with pytest.raises(InputError, match="column `label` is wanted by name"):
         trained.read_rows(vae, tmp_path / "new.npy")
     rows = trained.read_rows(vae, tmp_path / "new.npy", context="label=3")
     other = trained.read_rows(vae, tmp_path / "new.npy", context="label=8")
@@ -301,7 +302,7 @@ def test_newsgroups():
     first, second = newsgroups_halves()
     assert torch.equal(first + second, data.test)
     torch.testing.assert_close(data.offset["test"].squeeze(1) + data.units.offset.centre, data.test.sum(1).log())
-    with pytest.raises(DataError, match="this set has no labels"):
+    with pytest.raises(InputError, match="this set has no labels"):
         load("20newsgroups", support=COUNTS, context="labels")
 
 

@@ -117,8 +117,8 @@ def branches(x):
 
 def free(monkeypatch):
     """Has compiling cost nothing."""
-    for name, value in {"WARM": 0.0, "CAPTURE": 0.0, "price": lambda known: 0.0}.items():
-        monkeypatch.setattr(f"pyro_vae.engine.svi.{name}", value)
+    for name, value in {"WARM": 0.0, "CAPTURE": 0.0, "compile_cost": lambda known: 0.0}.items():
+        monkeypatch.setattr(f"pyro_vae.engine.svi.svi.{name}", value)
 
 
 def steps(svi, times, *arguments):

@@ -1,1 +1,1 @@
-"""From a Pyro program to a graph of tensor operations."""
+"""Capture of a Pyro program as a graph of tensor operations."""

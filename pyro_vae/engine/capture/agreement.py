@@ -1,4 +1,4 @@
-r"""At which second point a captured program is compared with the program itself, and when both agree."""
+r"""Check of a captured program: the second point, and the comparison of its results with those of the program."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# By how much the second point, at which a capture is checked, differs from the first.
+# Relative and absolute distance of the second point from the first.
 _RELATIVE, _ABSOLUTE = 0.05, 0.01
-# How far graph and program may be apart there: they run the same operations.
+# Largest relative difference of graph and program, which run the same operations.
 _TOLERANCE = {torch.float64: 1e-9}
 _TOLERANCE_ELSE = 1e-4
 
@@ -17,13 +17,13 @@ _TOLERANCE_ELSE = 1e-4
 def at_other_inputs(
     program: Callable[[list[Tensor]], list[Tensor]], tensors: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Results at inputs whose rows have changed places, and these inputs; at the examples where that means nothing."""
+    """Returns the results at inputs with permuted rows, and these inputs; or at the examples, if the former fails."""
     others = [_other(tensor) for tensor in tensors]
     try:
         results = program(others)
         if all(bool(r.isfinite().all()) for r in results if r.dtype.is_floating_point):
             return results, others
-    except (RuntimeError, ValueError, IndexError):  # a matrix whose rows must stay in order, say
+    except (RuntimeError, ValueError, IndexError):  # for example, a matrix whose rows must stay in order
         pass
     return program(tensors), tensors
 
@@ -34,8 +34,8 @@ def _other(tensor: Tensor) -> Tensor:
     return tensor * (1 - _RELATIVE) if tensor.dtype.is_floating_point else tensor.clone()
 
 
-def moved(tensor: Tensor) -> Tensor:
-    """Returns a parameter's second value."""
+def perturbed(tensor: Tensor) -> Tensor:
+    """Returns the value of a parameter at the second point."""
     if not tensor.dtype.is_floating_point:
         return tensor
     noise = torch.rand_like(tensor) - 0.5
@@ -43,7 +43,7 @@ def moved(tensor: Tensor) -> Tensor:
 
 
 def close(a: Tensor, b: Tensor) -> bool:
-    """Whether two results agree, also in where they are not finite."""
+    """Returns whether two results agree: in their finite values, and in which values are finite."""
     if not a.dtype.is_floating_point:
         return bool((a == b).all())
     finite = a.isfinite()

@@ -1,4 +1,4 @@
-r"""From a program of modules and distributions to a pure function of tensors."""
+r"""Capture of a program of modules and distributions as a pure function of tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.func import functional_call, functionalize
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from pyro_vae.engine.capture.agreement import at_other_inputs, close, moved
+from pyro_vae.engine.capture.agreement import at_other_inputs, close, perturbed
 from pyro_vae.engine.capture.graph import lift_constants, traced
 from pyro_vae.engine.capture.noise import Draw, Lifted
 from pyro_vae.engine.capture.origins import Read
@@ -23,12 +23,12 @@ from pyro_vae.engine.errors import CaptureError
 
 @dataclass
 class Outputs:
-    """What one call gives.
+    """Outputs of one call.
 
     Attributes:
-        result: What the program returns, its tensors detached.
-        gradients: Of its first scalar, by name of parameter.
-        buffers: New values of the buffers that the program changes, by name.
+        result: Return value of the program, with detached tensors.
+        gradients: Gradients of the first tensor of the result, by parameter name.
+        buffers: New values of the changed buffers, by name.
     """
 
     result: Any
@@ -41,14 +41,15 @@ class Capture:
     r"""A program as a pure function of parameters, buffers, inputs and noise.
 
     Attributes:
-        graph: Its tensor operations: from `arguments` to the leaves of the result, gradients and new buffers.
+        graph: Tensor operations from `arguments` to the tensors of the result, gradients and new buffers.
         parameters: Names of the parameters, trainable or not.
         buffers: Names of the buffers.
-        draws: The noise, in order.
-        held: Tensors that the program holds elsewhere.
-        reads: Those of which it has read values, on which the graph depends.
+        draws: Draws of standard noise, in order.
+        held: Tensors that the program uses without being given them, such as tensors in a closure.
+        reads: Held tensors whose values were read during capture; the graph is valid only for these values.
         differentiated: Names of the parameters whose gradients are returned.
         changed: Names of the buffers that the program changes.
+        template: Structure of the result.
     """
 
     graph: GraphModule
@@ -63,7 +64,7 @@ class Capture:
 
     @property
     def constants(self) -> list[Tensor]:
-        """The tensors that the program holds elsewhere, the graph's last arguments.
+        """The held tensors, which are the graph's last arguments.
 
         Raises:
             CaptureError: See `check_reads`.
@@ -72,13 +73,13 @@ class Capture:
         return self.held
 
     def check_reads(self) -> None:
-        """Raises a `CaptureError` where one of `reads` has been changed since."""
+        """Raises a `CaptureError` if one of `reads` was changed since."""
         for read in self.reads:
             if read.changed():
                 raise CaptureError(
-                    f"capture: a tensor of shape {tuple(read.tensor.shape)} was changed in place, whose values decided "
-                    f"what the program does when it was captured, at {read.line}; make it an input or a buffer and "
-                    "keep to tensor operations, or leave the program uncompiled (compile=False)."
+                    f"capture: a tensor of shape {tuple(read.tensor.shape)} was changed in place after the capture, "
+                    f"which read its values at {read.line}; make it an input or a buffer and use tensor operations "
+                    "only, or leave the program uncompiled (compile=False)."
                 )
 
     def arguments(
@@ -98,7 +99,7 @@ class Capture:
         ]
 
     def outputs(self, flat: Sequence[Tensor]) -> Outputs:
-        """Returns what the graph's flat results are."""
+        """Returns the graph's flat results as `Outputs`."""
         n, m = self.template.size, len(self.differentiated)
         return Outputs(
             self.template.fill(flat[:n]),
@@ -121,10 +122,10 @@ class Capture:
         """Runs the graph, uncompiled.
 
         Arguments:
-            parameters: By name.
-            buffers: By name.
-            inputs: Like the example inputs.
-            noise: As `draws` says; by default from torch's random stream.
+            parameters: Parameters by name.
+            buffers: Buffers by name.
+            inputs: Inputs of the same structure, shapes and types as the example inputs.
+            noise: Noise of each of `draws`; by default from torch's random stream.
         """
         given = self.noise() if noise is None else noise
         return self.outputs(self.graph(*self.arguments(parameters, buffers, inputs, given)))
@@ -132,7 +133,7 @@ class Capture:
 
 @dataclass
 class Template:
-    """The structure of nested values, and those of its leaves that are no tensors."""
+    """The structure of a nested value, with its leaves that are no tensors."""
 
     spec: pytree.TreeSpec
     leaves: list[Any]
@@ -148,7 +149,7 @@ class Template:
         return sum(leaf is _HOLE for leaf in self.leaves)
 
     def fill(self, tensors: Iterable[Any]) -> Any:
-        """Returns the value with other tensors."""
+        """Returns the nested value with the given tensors."""
         rest = iter(tensors)
         return pytree.tree_unflatten([next(rest) if leaf is _HOLE else leaf for leaf in self.leaves], self.spec)
 
@@ -157,7 +158,7 @@ _HOLE = object()
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """Returns the tensors in a nested value, in order, contiguous: a graph knows one layout of each argument."""
+    """Returns the tensors of a nested value, in order, as contiguous tensors: a graph is for one layout."""
     return [leaf.contiguous() for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
@@ -165,8 +166,8 @@ class Program(nn.Module):
     """A function together with the modules whose parameters and buffers it uses.
 
     Arguments:
-        function: From the inputs to any nested value.
-        modules: By name.
+        function: Function from the inputs to any nested value.
+        modules: Modules by name.
     """
 
     def __init__(self, function: Callable[..., Any], modules: Mapping[str, nn.Module]) -> None:
@@ -176,7 +177,7 @@ class Program(nn.Module):
             self.add_module(name, module)
 
     def forward(self, then: Callable[[Any], Any], *inputs: Any) -> Any:
-        """Runs the function, and what is to be done with its value while the modules are as it saw them."""
+        """Returns ``then(value)`` of the function's value; both run with the same parameters in the modules."""
         return then(self.function(*inputs))
 
 
@@ -188,26 +189,26 @@ def capture(
 ) -> Capture:
     r"""Captures a program as a pure function of tensors.
 
-    The program runs three times: to see what it draws, to record its operations, and beside the recording at other
-    parameters, other rows of the inputs and other noise, where both must agree. None of it changes the modules, the
-    param store or the random state. Batch statistics and other buffers that the program changes are among what the
-    captured function returns.
+    The program runs three times: to list its draws, to record its operations, and to check the record. The check
+    compares program and graph at other parameters, permuted input rows and other noise. The modules, the param store
+    and the random state do not change. Batch statistics and other changed buffers are outputs of the captured
+    function.
 
-    The third run finds what enters the result as a Python number and changes from run to run or with parameters and
-    inputs, such as a counter of calls. It cannot find what changes later: a number that the caller sets between two
-    calls (an annealing factor as an attribute), or one that counts epochs. Make such numbers inputs or buffers.
+    The check finds Python numbers in the result that change from run to run, or with parameters and inputs, such as a
+    counter of calls. It cannot find numbers that change later: one that the caller sets between two calls (an
+    annealing factor as an attribute), or one that counts epochs. Make such numbers inputs or buffers.
 
     Arguments:
-        function: From ``inputs`` to a nested value; if gradients are asked for, its first tensor is the scalar to
-            differentiate. It may use effect handlers, hooks and gradients of its own.
-        modules: By name; every parameter and buffer that the function uses belongs to one of them.
-        inputs: Examples: nested values, whose tensors may change from call to call and all else may not.
-        gradients_of: Names of parameters, with the module's name in front.
+        function: Function from ``inputs`` to a nested value. For gradients, the first tensor of the value must be the
+            scalar to differentiate. The function may use effect handlers, hooks and gradients itself.
+        modules: Modules by name; they must own all parameters and buffers that the function uses.
+        inputs: Example inputs: nested values. In later calls, only the values of their tensors may differ.
+        gradients_of: Names of parameters, each with the module's name in front.
 
     Raises:
-        CaptureError: Where the program is no fixed list of operations (what it does depends on values), draws from a
-            generator of its own, holds trainable tensors that are no parameters of the modules, changes parameters
-            or inputs in place, or does not depend on a parameter of ``gradients_of``. Names the line and the site.
+        CaptureError: If the program's operations depend on values of tensors, or it draws from its own generator,
+            holds trainable tensors that are no parameters of the modules, changes parameters or inputs in place, or
+            does not depend on a parameter of ``gradients_of``. The message names the line and the site.
 
     Example:
         >>> linear = nn.Linear(3, 2)
@@ -218,7 +219,7 @@ def capture(
     """
     try:
         return _captured(function, modules, inputs, gradients_of)
-    except ValueError as error:  # Pyro raises its own for what is raised within a density
+    except ValueError as error:  # Pyro wraps an error from within a density in its own
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, CaptureError):
             cause = cause.__cause__
@@ -266,7 +267,7 @@ def _leaves(value: Any) -> list[Tensor]:
 
 
 class _Pure:
-    """A program as a function of flat tensors, which leaves its modules as they are."""
+    """A program as a function of flat tensors, without changes of its modules."""
 
     def __init__(self, program: Program, inputs: list[Any], gradients_of: tuple[str, ...]) -> None:
         self.program, self.inputs, self.gradients_of = program, inputs, gradients_of
@@ -283,14 +284,14 @@ class _Pure:
         self.reads: list[Read] = []
 
     def state(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Copies of the parameters and buffers."""
+        """Returns copies of the parameters and buffers."""
         return (
             [parameter.detach().clone() for parameter in self.program.parameters()],
             [buffer.detach().clone() for buffer in self.program.buffers()],
         )
 
     def grouped(self, flat: Sequence[Tensor]) -> tuple[list[Tensor], ...]:
-        """The flat tensors as parameters, buffers, inputs and noise."""
+        """Returns the flat tensors as lists of parameters, buffers, inputs and noise."""
         sizes = (len(self.parameters), len(self.buffers), self.template_of_inputs.size, len(self.draws))
         groups, start = [], 0
         for size in sizes:
@@ -301,14 +302,14 @@ class _Pure:
     def at_noise(
         self, parameters: list[Tensor], buffers: list[Tensor], tensors: list[Tensor], noise: list[Tensor]
     ) -> list[Tensor]:
-        """The program at given noise; see `__call__`."""
+        """Runs the program with given noise; see `__call__`."""
         rest = iter(noise)
         with Lifted.at(rest, self.draws):
             results = self(parameters, buffers, tensors)
         if next(rest, None) is not None:
             raise CaptureError(
-                "capture: the program draws less at its second run than at its first; what it draws must not depend on "
-                "values or on how often it has run."
+                "capture: the program draws less in its second run than in its first; its draws must not depend on "
+                "values or on the number of runs."
             )
         return results
 
@@ -329,7 +330,7 @@ class _Pure:
                 (lambda result: (result, self._gradients(result, leaves, fixed)), *self.template_of_inputs.fill(given)),
             )
         self.reads += static.reads
-        after = {name: state[name] for name in own}  # a buffer that was assigned is another tensor now
+        after = {name: state[name] for name in own}  # an assigned buffer is another tensor now
         changed = tuple(n for n, b in after.items() if b is not own[n] or b._version != versions[n])
         self.changed, self.template = changed, Template.of(result)
         return [t.detach() for t in (*tensors_of(result), *gradients, *(after[name] for name in changed))]
@@ -339,19 +340,19 @@ class _Pure:
         for name, (tensor, version) in zip(names, fixed, strict=False):
             if tensor._version != version:
                 raise CaptureError(
-                    f"capture: the program changes {name} in place; change a copy (x.clone()), keep what lasts from "
-                    "call to call in a buffer, and leave parameters to the optimizer."
+                    f"capture: the program changes {name} in place; change a copy (x.clone()); use a buffer for values "
+                    "that last from call to call; only the optimizer may change parameters."
                 )
 
     def _gradients(self, result: Any, leaves: dict[str, Tensor], fixed: list[tuple[Tensor, int]]) -> list[Tensor]:
-        """Taken while the modules have these parameters: some programs compute parts anew on the way back."""
+        """Returns the gradients; the modules must still have these parameters, which checkpointing reads again."""
         self._refuse_mutation(fixed)
         if not self.gradients_of:
             return []
         value = next(iter(tensors_of(result)), None)
         if value is None or value.dim():
             found = "no tensor" if value is None else f"a tensor of shape {tuple(value.shape)}"
-            raise CaptureError(f"capture: the program's first tensor is the scalar to differentiate; it is {found}.")
+            raise CaptureError(f"capture: the program must return the scalar to differentiate first; it is {found}.")
         wanted = [leaves[name] for name in self.gradients_of]
         gradients = (
             torch.autograd.grad(value, wanted, allow_unused=True) if value.requires_grad else [None] * len(wanted)
@@ -363,13 +364,13 @@ class _Pure:
 
 
 def _check(captured: Capture, run: _Pure, flat: list[Tensor], devices: list[torch.device]) -> None:
-    """Raises where the graph and the program differ at other parameters, other inputs or other noise."""
+    """Raises a `CaptureError` if graph and program differ at other parameters, inputs and noise."""
     parameters, buffers, tensors, noise = run.grouped(flat)
-    parameters = [moved(tensor) for tensor in parameters]
+    parameters = [perturbed(tensor) for tensor in parameters]
     noise = [draw.sample() for draw in captured.draws]
 
     def program(inputs: list[Tensor]) -> list[Tensor]:
-        with torch.random.fork_rng(devices=devices):  # so that both see the same draws that are no noise
+        with torch.random.fork_rng(devices=devices):  # the same opaque draws for the program and the graph
             return run.at_noise(parameters, buffers, inputs, [value.clone() for value in noise])
 
     expected, tensors = at_other_inputs(program, tensors)
@@ -379,15 +380,15 @@ def _check(captured: Capture, run: _Pure, flat: list[Tensor], devices: list[torc
     names += [f"the gradient of `{n}`" for n in captured.differentiated] + [f"buffer `{n}`" for n in captured.changed]
     if len(expected) != len(names):
         raise CaptureError(
-            "capture: what the program returns or which buffers it changes differs from run to run; it must not "
-            "depend on how often it has run."
+            "capture: the outputs of the program or the buffers that it changes differ from run to run; they must not "
+            "depend on the number of runs."
         )
     for name, a, b in zip(names, expected, got, strict=True):
         if a.shape != b.shape or not close(a, b):
             raise CaptureError(
-                f"capture: {name} of the captured program is not that of the program itself at other parameters and "
-                "inputs; it depends on values that are no tensors: read out of tensors, drawn by `random` or NumPy, "
-                "or Python numbers kept between calls (a counter). Make them tensors, inputs or buffers."
+                f"capture: {name} of the captured program differs from that of the program itself at other parameters "
+                "and inputs; it depends on values that are no tensors: numbers read out of tensors, drawn by `random` "
+                "or NumPy, or kept between calls (a counter). Make them tensors, inputs or buffers."
             )
 
 

@@ -1,4 +1,4 @@
-r"""What is done to a captured graph: its constants, its replicates, its text."""
+r"""Tracing of functions to graphs, constants of a graph, and digests of graphs."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 
 def traced(function: Callable[..., Any], arguments: Sequence[Any], **options: Any) -> GraphModule:
-    """Returns the tensor operations of a function at given arguments; torch's random stream is left as it is.
+    """Returns the tensor operations of a function as a graph; torch's random state is unchanged.
 
     Arguments:
-        function: Of the arguments.
-        arguments: Nested tensors, which are computed with.
-        options: Of `make_fx`.
+        function: The function to trace.
+        arguments: Example arguments of the function: nested tensors.
+        options: Options of `make_fx`.
     """
-    # One mode of fake tensors for the whole trace; else each operation makes one of its own, which takes longer.
+    # One fake-tensor mode for the whole trace is faster than one for each operation.
     context = TracingContext(FakeTensorMode(allow_fallback_kernels=True))
     with tracing(context), torch.random.fork_rng():
         return make_fx(function, **options)(*arguments)
 
 
 def lift_constants(graph: GraphModule) -> list[Tensor]:
-    """Makes the tensors that a graph holds its last arguments; returns them in order."""
+    """Turns the tensors stored in a graph into its last arguments; returns them in order."""
     nodes = list(graph.graph.nodes)
     body = next(node for node in nodes if node.op != "placeholder")
     found: dict[str, torch.fx.Node] = {}
@@ -49,11 +49,11 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
 
 
 def fingerprint(graph: GraphModule, arguments: Sequence[Tensor]) -> str:
-    """Returns a digest by which two graphs are the same program on tensors of the same kind.
+    """Returns a digest: graphs of equal digest are the same program on tensors of the same kind.
 
-    The text of a graph shows its operators, their order and every argument that is no tensor: types, layouts, and
-    numbers to the last digit. It does not show the tensors that a graph holds, which `lift_constants` makes arguments.
-    What a process has set for all its operations and a compiled program holds fast is part of the digest.
+    The digest covers the text of the graph (its operators, their order, and all arguments that are no tensors, with
+    every digit of a number) and the process-wide settings that become part of a compiled program. It does not cover
+    tensors stored in the graph, so call `lift_constants` first.
     """
     kinds = [(str(a.dtype), tuple(a.shape), a.stride(), str(a.device)) for a in arguments]
     parts = [graph.code, *(part.code for part in graph.children() if isinstance(part, GraphModule))]

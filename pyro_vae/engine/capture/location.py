@@ -1,4 +1,4 @@
-"""Where a program is: the line of its source and the site of its model."""
+"""The current location of a running program: source line and sample site."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.distributions import Distribution
 
 from pyro_vae.distributions.support import cells_of
 
-# Pyro's functions that run a distribution of a site.
+# Functions of Pyro that call the distribution of a site.
 _AT_SITES = ("sample", "compute_log_prob", "log_prob_sum", "compute_score_parts")
-# Characters of a source line that a message shows.
+# Largest number of characters of a source line in a message.
 _WIDTH = 120
 _TORCH, _PYRO = (str(Path(str(package.__file__)).parent) + "/" for package in (torch, pyro))
 _ENGINE = str(Path(__file__).parents[1]) + "/"
@@ -38,12 +38,12 @@ def caller_outside_engine() -> FrameType:
 
 
 def is_pyros(frame: FrameType) -> bool:
-    """Whether a frame runs Pyro's own code."""
+    """Returns whether a frame runs Pyro's own code."""
     return frame.f_code.co_filename.startswith(_PYRO)
 
 
-def where() -> str:
-    """Returns the line that runs now, outside torch, Pyro and the engine, and the site that is being sampled."""
+def current_location() -> str:
+    """Returns the current line outside torch, Pyro and the engine, with the current sample site, if any."""
     frames = []
     frame: FrameType | None = caller_outside_torch()
     while frame is not None:
@@ -58,7 +58,7 @@ def where() -> str:
 
 
 def _site(frames: list[FrameType]) -> str:
-    """The sample statement that the frames are in, or the distribution."""
+    """Returns the sample site of the frames, else their distribution, else an empty string."""
     for frame in frames:
         name = frame.f_locals.get("name")
         if is_pyros(frame) and frame.f_code.co_name in _AT_SITES and isinstance(name, str):
@@ -72,7 +72,7 @@ def _site(frames: list[FrameType]) -> str:
 
 
 def families_here() -> list[str]:
-    """Returns the names of the distributions whose methods run now, the innermost first."""
+    """Returns the names of the distributions whose methods are running, the innermost first."""
     found, frame = [], sys._getframe(1)
     while frame.f_back is not None:
         if isinstance(owner := frame.f_locals.get("self"), Distribution):

@@ -1,4 +1,4 @@
-r"""Random draws as explicit inputs: what a program draws, and the same program at noise that is given."""
+r"""Random draws as explicit inputs: a program as a function of its standard noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from pyro_vae.engine.capture.location import where
+from pyro_vae.engine.capture.location import current_location
 from pyro_vae.engine.capture.opaque import OPAQUE
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.runtime.random_streams import depth
@@ -23,9 +23,9 @@ class Draw(NamedTuple):
 
     Attributes:
         kind: ``"normal"``, N(0, 1); ``"uniform"`` on [0, 1); ``"exponential"`` of rate 1.
-        shape: Of the noise.
-        dtype: Of the noise.
-        device: On which it lies.
+        shape: Shape of the noise.
+        dtype: Type of the noise.
+        device: Device of the noise.
     """
 
     kind: str
@@ -34,11 +34,11 @@ class Draw(NamedTuple):
     device: torch.device
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Returns the noise, from torch's global random stream or from a generator's."""
+        """Returns the noise, from torch's global random stream or from a generator."""
         return self.fill(torch.empty(self.shape, dtype=self.dtype, device=self.device), generator)
 
     def fill(self, out: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Fills a tensor of the noise's shape with what `sample` returns, and returns it."""
+        """Fills a tensor of the noise's shape like `sample`, and returns it."""
         return _SAMPLERS[self.kind](out, generator)
 
 
@@ -52,22 +52,23 @@ Source = Callable[[Draw], Tensor]
 
 
 class Lifted(TorchDispatchMode):
-    r"""Runs a block in which every normal, uniform, exponential, Bernoulli and categorical draw is made of noise.
+    r"""A block in which normal, uniform, exponential, Bernoulli and categorical draws are functions of standard noise.
 
     .. math:: \mu + \sigma \epsilon, \qquad a + (b - a) u, \qquad e / \lambda, \qquad [u < p], \qquad F^{-1}(u)
 
-    So a program is the same function of its noise whether it runs as it is or as a captured graph. Standard normal,
-    uniform and exponential draws are those that torch makes of the same seed, bit for bit, shifted and scaled ones but
-    for rounding. Bernoulli and categorical draws, dropout, whole numbers and permutations have the same law and
-    another stream. What is drawn aside, in a block of `isolated` within this one, is drawn from that
-    block's seed, the same each time. Draws from gamma, Dirichlet, Poisson and binomial distributions have no such
-    form; they stay draws from torch's random stream. Draws from a generator of their own are left alone.
+    So a program and its captured graph are the same function of the noise. Standard normal, uniform and exponential
+    draws equal torch's draws from the same seed bit by bit; shifted and scaled ones equal them up to rounding.
+    Bernoulli and categorical draws, dropout, whole numbers and permutations have the same law, but another stream.
+    Draws within a block of `isolated` come from the seed of that block, so they are always the same. Draws from gamma,
+    Dirichlet, Poisson and binomial distributions are no functions of standard noise; they stay draws from torch's
+    random stream. Draws from an explicit generator are not changed.
 
     Arguments:
-        source: Gives the noise of each draw, in the order of the program; by default from torch's random stream.
+        source: Function that returns the noise of each draw, in the order of the program; by default from torch's
+            random stream.
 
     Raises:
-        CaptureError: Within the block, where given noise does not fit.
+        CaptureError: Within the block, if given noise does not fit.
 
     Example:
         >>> noise = [torch.tensor([0.5, -0.5])]
@@ -86,28 +87,28 @@ class Lifted(TorchDispatchMode):
 
     @classmethod
     def at(cls, noise: Iterable[Tensor], draws: Sequence[Draw] = ()) -> Lifted:
-        """Returns the block at given noise.
+        """Returns the block with given noise.
 
         Arguments:
-            noise: Of each draw.
-            draws: What the program is expected to draw; a `CaptureError` says where it draws otherwise.
+            noise: Noise of each draw, in order.
+            draws: Expected draws; the block raises a `CaptureError` at the first different draw.
         """
         values, expected = iter(noise), iter(draws)
 
         def source(draw: Draw) -> Tensor:
             if draws and next(expected, None) != draw:
                 raise CaptureError(
-                    f"capture: the program draws differently from run to run, at {where()}; what it draws must not "
-                    "depend on values or on how often it has run."
+                    f"capture: the program draws differently from run to run, at {current_location()}; its draws must "
+                    "not depend on values or on the number of runs."
                 )
             value = next(values, None)
             if value is None or value.shape != draw.shape:
                 found = "there is none left" if value is None else f"it has shape {tuple(value.shape)}"
                 raise CaptureError(
-                    f"capture: the draw at {where()} takes {draw.kind} noise of shape {tuple(draw.shape)}, but "
-                    f"{found}; give the noise of each draw, in order."
+                    f"capture: the draw at {current_location()} needs {draw.kind} noise of shape {tuple(draw.shape)}, "
+                    f"but {found}; give the noise of each draw, in order."
                 )
-            return value.clone()  # which the program may change in place
+            return value.clone()  # the program may change it in place
 
         return cls(source)
 
@@ -123,16 +124,16 @@ class Lifted(TorchDispatchMode):
             return rule(self, *arguments, **{k: v for k, v in named.items() if k != "generator"})
 
     def noise(self, kind: str, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """Returns the next noise, of the type and device of a tensor, and of its shape unless said otherwise."""
+        """Returns the next noise, of the type and device of a tensor; also of its shape, unless ``shape`` is given."""
         dtype = like.dtype if like.dtype.is_floating_point else torch.get_default_dtype()
         return self._next(Draw(kind, torch.Size(like.shape if shape is None else shape), dtype, like.device))
 
     def level(self, like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-        """Returns uniform noise to compare with a probability, in float32 at least: 256 levels are too few."""
+        """Returns uniform noise for comparison with a probability, at least in float32 (others are too coarse)."""
         return self.noise("uniform", like.float() if like.dtype.itemsize < 4 else like, shape)
 
     def made(self, kind: str, size: Sequence[int], **options: Any) -> Tensor:
-        """Returns the next noise, as a factory function such as ``torch.randn`` is asked for it."""
+        """Returns the next noise, with the size and options of a factory function such as ``torch.randn``."""
         dtype = options.get("dtype") or torch.get_default_dtype()
         device = torch.device(options.get("device") or "cpu")
         return self._next(Draw(kind, torch.Size(size), dtype, device))
@@ -140,7 +141,7 @@ class Lifted(TorchDispatchMode):
     def _next(self, draw: Draw) -> Tensor:
         if depth() == self._depth:
             return self.source(draw)
-        with _disable_current_modes():  # for a tracer a constant
+        with _disable_current_modes():  # a constant for a tracer
             return draw.sample()
 
 
@@ -192,7 +193,7 @@ def _cauchy_(mode: Lifted, out: Tensor, median: float = 0.0, sigma: float = 1.0)
 
 
 def _geometric_(mode: Lifted, out: Tensor, p: float) -> Tensor:
-    # An exponential waiting time of rate -log(1 - p), in whole steps.
+    # An exponential waiting time of rate -log(1 - p), rounded up to whole steps.
     wait = mode.noise("exponential", out)
     return out.copy_((wait / -math.log1p(-p)).floor() + 1 if p < 1 else torch.ones_like(wait))
 
@@ -219,9 +220,9 @@ def _multinomial(mode: Lifted, weights: Tensor, num_samples: int, replacement: b
     cumulative = (weights.float() if weights.dtype.itemsize < 4 else weights).cumsum(-1)
     total = cumulative[..., -1:]
     u = mode.level(weights, (*weights.shape[:-1], num_samples))
-    # Below the total, so that no category behind the last possible one is drawn where the product rounds up.
+    # Strictly below the total: if the product rounds up, no category of weight 0 at the end is drawn.
     level = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
-    # Weights that are nan or all zero have no category; any index does that exists.
+    # Weights that are nan or all zero have no category; any valid index is returned.
     return torch.searchsorted(cumulative.contiguous(), level.contiguous(), right=True).clamp(max=weights.shape[-1] - 1)
 
 

@@ -1,4 +1,4 @@
-r"""Draws that cannot be made of given noise, as operators that a graph keeps, replicates included."""
+r"""Random draws that are no function of standard noise, as graph operators with a batching rule for replicates."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def binomial(count: Tensor, probability: Tensor) -> Tensor:
 
 
 def _vmap_elementwise(operator: Any) -> Callable[..., tuple[Tensor, int]]:
-    """The batching rule of draws that are independent along every further dimension in front."""
+    """Returns the batching rule of an operator that draws independently along additional leading dimensions."""
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
         width = max(t.dim() - (d is not None) for t, d in zip(tensors, in_dims, strict=True))
@@ -59,7 +59,7 @@ binomial.register_fake(
     lambda count, probability: count.new_empty(torch.broadcast_shapes(count.shape, probability.shape))
 )
 
-# What a captured program calls in place of torch's own operators, which have no batching rule.
+# Replacements for torch's own operators, which have no batching rule.
 OPAQUE: dict[Any, Any] = {
     aten._standard_gamma.default: standard_gamma,
     aten._sample_dirichlet.default: dirichlet,

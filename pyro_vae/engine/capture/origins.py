@@ -1,4 +1,7 @@
-r"""Which tensors of a program depend on what it is given, and on what it holds elsewhere."""
+r"""Dependence of a program's tensors on given tensors (parameters, buffers, inputs, noise) and on held tensors.
+
+A held tensor is one that the program uses without being given it, such as a tensor in a closure.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 
-# What tensors depend on: storages that were there before the run, and whether on anything that it is given or draws.
+# What a tensor depends on: the storages of held tensors; None stands for given tensors.
 Sources = frozenset[StorageWeakRef | None]
 
-# In the place of a storage: parameters, buffers, inputs and noise.
 _GIVEN = None
 _NOTHING: Sources = frozenset()
 GIVEN: Sources = frozenset([_GIVEN])
@@ -23,11 +25,11 @@ GIVEN: Sources = frozenset([_GIVEN])
 
 @dataclass
 class Read:
-    """A tensor that a program holds elsewhere and whose values decided what it does, as it was then.
+    """A held tensor whose values decide what the program does, with a copy of these values.
 
     Attributes:
-        tensor: Itself.
-        line: Where its values were read.
+        tensor: The tensor.
+        line: Source line at which its values were read.
     """
 
     tensor: Tensor
@@ -38,7 +40,7 @@ class Read:
         self._bytes = self._now().clone()
 
     def changed(self) -> bool:
-        """Whether it has been changed in place since; on a CUDA device by what torch knows about, without a look."""
+        """Returns whether the tensor was changed in place since; on a CUDA device, by torch's version counter."""
         version = _version(self.tensor)
         if version == self._version and self.tensor.is_cuda:
             return False
@@ -48,7 +50,7 @@ class Read:
         return False
 
     def _now(self) -> Tensor:
-        """Everything that lies there, so that another view of it cannot be changed unseen; nan is equal to itself."""
+        """Returns the bytes of the whole storage: they show changes by other views too, and nan equals nan."""
         empty = torch.empty(0, dtype=torch.uint8, device=self.tensor.device)
         return empty.set_(self.tensor.untyped_storage())
 
@@ -58,10 +60,10 @@ def _version(tensor: Tensor) -> int:
 
 
 class Origins:
-    """What each tensor of a run depends on, kept by the storage in which it lies: views share it.
+    """The sources of each tensor in a run, by its storage, which views share.
 
     Attributes:
-        reads: Tensors that were there before the run and whose values were read.
+        reads: Held tensors whose values were read.
     """
 
     def __init__(self) -> None:
@@ -74,12 +76,12 @@ class Origins:
         return list(self._reads.values())
 
     def give(self, tensors: Iterable[Tensor]) -> None:
-        """Adds tensors that the run is given."""
+        """Adds given tensors."""
         for tensor in tensors:
-            self._sources[_place(tensor)] = GIVEN
+            self._sources[_storage(tensor)] = GIVEN
 
     def of(self, tensors: Iterable[Tensor]) -> Sources:
-        """Returns what any of some tensors depends on."""
+        """Returns the union of the sources of some tensors."""
         sources = _NOTHING
         for tensor in tensors:
             sources |= self._of(tensor)
@@ -87,34 +89,40 @@ class Origins:
 
     def _of(self, tensor: Tensor) -> Sources:
         if tensor.layout is not torch.strided:
-            return GIVEN  # to be on the safe side
-        place = _place(tensor)
-        if place not in self._sources:
-            self._sources[place], self._held[place] = frozenset([place]), tensor
-        return self._sources[place]
+            return GIVEN  # the safe answer
+        storage = _storage(tensor)
+        if storage not in self._sources:
+            self._sources[storage], self._held[storage] = frozenset([storage]), tensor
+        return self._sources[storage]
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether a tensor, of which `of` has been asked, was there before the run, and not given to it."""
-        return tensor.layout is torch.strided and _place(tensor) in self._held
+        """Returns whether a tensor is a held one; `of` must have been called with it before."""
+        return tensor.layout is torch.strided and _storage(tensor) in self._held
 
     def record(self, results: Iterable[Tensor], arguments: Sequence[Tensor], sources: Sources) -> None:
-        """Notes what the results of an operation depend on, or the arguments that it has changed."""
-        before = {_place(tensor) for tensor in arguments if tensor.layout is torch.strided}
+        """Records the sources of an operation's results and changed arguments.
+
+        Arguments:
+            results: Results and changed arguments of the operation.
+            arguments: Arguments of the operation.
+            sources: Sources of these arguments.
+        """
+        before = {_storage(tensor) for tensor in arguments if tensor.layout is torch.strided}
         for tensor in results:
             if tensor.layout is torch.strided:
-                place = _place(tensor)
-                self._sources[place] = sources | (self._sources[place] if place in before else _NOTHING)
+                storage = _storage(tensor)
+                self._sources[storage] = sources | (self._sources[storage] if storage in before else _NOTHING)
 
     def read(self, sources: Sources, line: str) -> None:
-        """Notes that values which depend on nothing that the run is given decide what it does."""
-        for place in sources - self._reads.keys():
-            if place is not None:
+        """Records that the values of held tensors were read at a line."""
+        for storage in sources - self._reads.keys():
+            if storage is not None:
                 with _disable_current_modes():
-                    self._reads[place] = Read(self._held[place], line)
+                    self._reads[storage] = Read(self._held[storage], line)
 
 
-def _place(tensor: Tensor) -> StorageWeakRef:
-    """Where a tensor lies; while there is a reference, no other storage gets the same one."""
+def _storage(tensor: Tensor) -> StorageWeakRef:
+    """Returns a reference to a tensor's storage; it is unique as long as it exists."""
     return StorageWeakRef(tensor.untyped_storage())
 
 
@@ -126,9 +134,9 @@ def _changed_by(function: Any) -> tuple[int | str, ...]:
 
 def changed_by(function: Any, arguments: Sequence[Any], named: dict[str, Any]) -> list[Any]:
     """Returns the arguments that an operator changes in place."""
-    places = _changed_by(function)
+    positions = _changed_by(function)
     return [
         arguments[at] if isinstance(at, int) else named[at]
-        for at in places
+        for at in positions
         if (at < len(arguments) if isinstance(at, int) else at in named)
     ]

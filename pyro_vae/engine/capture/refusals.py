@@ -1,4 +1,4 @@
-r"""What a program must not do if it is to be a fixed list of tensor operations."""
+r"""Checks that a running program is a fixed list of tensor operations, with an error for everything else."""
 
 from __future__ import annotations
 
@@ -13,31 +13,36 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from pyro_vae.engine.capture.location import caller_outside_engine, caller_outside_torch, families_here, is_pyros, where
+from pyro_vae.engine.capture.location import (
+    caller_outside_engine,
+    caller_outside_torch,
+    current_location,
+    families_here,
+    is_pyros,
+)
 from pyro_vae.engine.capture.origins import GIVEN, Origins, Read, Sources, changed_by
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.runtime.random_streams import depth
 
 aten = torch.ops.aten
 
-# Where distributions validate, and by what.
+# The file in which distributions validate, and the function that they use.
 _VALIDATING = str(torch.distributions.distribution.__file__)
 _ALL_TRUE = torch._is_all_true
 
 
 class Static:
-    """A block in which a program may only do what does not depend on the values of its tensors.
+    """A block in which the operations of a program must not depend on the values of its tensors.
 
-    Pyro's own losses read their value out of the graph to return a number, and warn where it is nan; within the
-    block they get the detached tensor, and do not look. Distributions that were made beforehand, with validation, do
-    not validate within it, as those do not that are made within.
+    Pyro's losses return a number and warn if it is nan; within the block they return the detached tensor and do not
+    warn. Distributions do not validate within the block, even if they were made before it.
 
     Arguments:
-        given: What the program is a function of; its draws are too.
+        given: Tensors that the program is a function of. Draws count as given too.
 
     Raises:
-        CaptureError: Within the block, where a value that depends on `given` is read, or decides about a shape, and
-            where a tensor of others is changed in place; names line and site.
+        CaptureError: Within the block, if a value that depends on given tensors is read or determines a shape, or a
+            held tensor is changed in place. The message names line and site.
     """
 
     def __init__(self, given: Sequence[Tensor] = ()) -> None:
@@ -47,7 +52,7 @@ class Static:
 
     @property
     def reads(self) -> list[Read]:
-        """Tensors from elsewhere whose values were read within the block."""
+        """Held tensors whose values were read within the block."""
         return self._origins.reads
 
     def __enter__(self) -> None:
@@ -60,7 +65,7 @@ class Static:
 
 
 class _Values(TorchFunctionMode):
-    """Refuses conversions that would read values without the dispatcher's knowledge; serves Pyro's losses."""
+    """Refuses reads of values that the dispatcher does not see; adapts Pyro's losses, batch norm and `one_hot`."""
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
@@ -75,12 +80,12 @@ class _Values(TorchFunctionMode):
             if is_pyros(frame) and frame.f_code.co_name == "warn_if_nan":
                 return False
             if function not in (Tensor.item, Tensor.__bool__, Tensor.register_hook):
-                advice = _advice("keep to tensor operations")
-                raise CaptureError(f"capture: values are read out of a tensor at {where()}; {advice}.")
+                advice = _advice("use tensor operations")
+                raise CaptureError(f"capture: values are read out of a tensor at {current_location()}; {advice}.")
         if function in _FACTORIES and _holds_tensor(arguments, named):
             raise CaptureError(
-                f"capture: values are read out of tensors in a list at {where()}; use torch.stack, or leave the "
-                "program uncompiled (compile=False)."
+                f"capture: values are read out of tensors in a list at {current_location()}; use torch.stack, or leave "
+                "the program uncompiled (compile=False)."
             )
         if function in _BATCH_NORM:
             named = dict(zip(_BATCH_NORM[function], arguments, strict=False)) | named
@@ -105,7 +110,7 @@ _FACTORIES = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
 
 
 def _holds_tensor(arguments: Sequence[Any], named: dict[str, Any]) -> bool:
-    """Whether a factory is given tensors within a list, which it would make one tensor of by reading them."""
+    """Returns whether a factory gets a list with tensors, whose values it would read."""
     given = [*arguments, *(named[name] for name in ("data", "obj") if name in named)]
     return any(isinstance(leaf, Tensor) for a in given if isinstance(a, list | tuple) for leaf in tree_leaves(a))
 
@@ -115,7 +120,7 @@ def _number_of_classes(arguments: Sequence[Any], named: dict[str, Any]) -> int:
 
 
 def _one_hot(index: Tensor, classes: int) -> Tensor:
-    """torch's own reads the indices to check them."""
+    """Returns the one-hot encoding; torch's own function reads the indices to check them."""
     return (index.unsqueeze(-1) == torch.arange(classes, device=index.device)).long()
 
 
@@ -128,7 +133,7 @@ _BATCH_NORM = {
 
 
 def _with_declared_statistics(named: dict[str, Any]) -> dict[str, Any]:
-    """Moves the running statistics by operators that say so; torch's own does it without a word to the dispatcher."""
+    """Updates the running statistics by operators that the dispatcher sees; returns the other arguments."""
     mean, var = named["running_mean"], named["running_var"]
     if mean is None or var is None or not named.get("training"):
         return named
@@ -141,9 +146,9 @@ def _with_declared_statistics(named: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Shapes(TorchDispatchMode):
-    """Refuses operators whose result is no tensor of a shape that is known beforehand, or that change others' tensors.
+    """Refuses operators that return numbers or tensors of unknown shape, or that change held tensors.
 
-    What does not depend on anything that the program is given is computed beside the recording, and enters as it is.
+    Values that depend on no given tensor are computed outside the recording, and are constants of the graph.
     """
 
     supports_higher_order_operators = True
@@ -158,15 +163,15 @@ class _Shapes(TorchDispatchMode):
         named = named or {}
         if isinstance(function, HigherOrderOperator):
             raise CaptureError(
-                f"capture: `{function.name()}` runs programs of its own at {where()}; use torch.where, or leave the "
-                "program uncompiled (compile=False)."
+                f"capture: `{function.name()}` runs programs of its own at {current_location()}; use torch.where, or "
+                "leave the program uncompiled (compile=False)."
             )
         if named.get("generator") is not None:
             raise CaptureError(
-                f"capture: {where()} draws from a generator of its own, whose stream would be left behind; draw "
-                "without `generator=`, from torch's random stream."
+                f"capture: {current_location()} draws from a generator of its own, which the captured program would "
+                "not advance; draw without `generator=`, from torch's random stream."
             )
-        if function is aten.lift_fresh.default:  # of a tensor that was made of numbers
+        if function is aten.lift_fresh.default:  # a tensor made of numbers
             result = function(*arguments)
             self.origins.record([result], [], frozenset())
             return result
@@ -174,11 +179,11 @@ class _Shapes(TorchDispatchMode):
         sources = self.origins.of(given)
         if torch.Tag.nondeterministic_seeded in function.tags:
             sources |= GIVEN
-            # What is drawn aside finds out a shape or a support.
+            # Draws within `isolated` only find out a shape or a support.
             if torch.initial_seed() != self._seed and depth() == self._depth:
                 raise CaptureError(
-                    f"capture: {where()} draws from a seed that the program itself sets (torch.manual_seed, or "
-                    "poutine.seed around a part of it); set the seed outside, or make the draws beforehand."
+                    f"capture: {current_location()} draws from a seed that the program itself sets (torch.manual_seed, "
+                    "or poutine.seed around a part of it); set the seed outside, or draw beforehand."
                 )
         self._refuse_change_of_held(changed)
         result = self._run(function, arguments, named, sources)
@@ -191,36 +196,37 @@ class _Shapes(TorchDispatchMode):
         if torch.Tag.dynamic_output_shape in function.tags and function not in _INDEXING:
             if function is aten.masked_select.default:
                 return self._masked(aten.index.Tensor, _indexed(*arguments), named)
-            return self._beside(function, arguments, named, sources)
+            return self._constant(function, arguments, named, sources)
         if torch.Tag.data_dependent_output not in function.tags:
             return function(*arguments, **named)
         if sources.isdisjoint(GIVEN):
-            return self._beside(function, arguments, named, sources)
+            return self._constant(function, arguments, named, sources)
         try:
             return function(*arguments, **named)
         except RuntimeError as error:
             if "tracing tensor" not in str(error):
                 raise
             advice = _advice("use torch.where in place of a branch and a tensor in place of .item()")
-            raise CaptureError(f"capture: a value decides what the program does at {where()}; {advice}.") from None
+            line = current_location()
+            raise CaptureError(f"capture: a value decides what the program does at {line}; {advice}.") from None
 
-    def _beside(self, function: Any, arguments: Sequence[Any], named: dict[str, Any], sources: Sources) -> Any:
-        """What an operation gives that depends on nothing the program is given."""
+    def _constant(self, function: Any, arguments: Sequence[Any], named: dict[str, Any], sources: Sources) -> Any:
+        """Returns the result of an operation outside the recording; it must depend on no given tensor."""
         if not sources.isdisjoint(GIVEN):
             raise _shape_depends()
-        self.origins.read(sources, where())
+        self.origins.read(sources, current_location())
         with _disable_current_modes():
             return function(*arguments, **named)
 
     def _masked(self, function: Any, arguments: Sequence[Any], named: dict[str, Any]) -> Any:
-        """Indexing by boolean masks, as indexing by the numbers of their true cells."""
+        """Replaces indexing by boolean masks with indexing by the numbers of their true cells."""
         tensor, indices, *rest = arguments
         sources = self.origins.of(index for index in indices if index is not None and _is_mask(index))
         if not sources.isdisjoint(GIVEN):
             if function is aten.index.Tensor:
                 raise _shape_depends()
             return function(*arguments, **named)
-        self.origins.read(sources, where())
+        self.origins.read(sources, current_location())
         with _disable_current_modes():
             numbers = [_numbers(index) for index in indices]
         return function(tensor, [number for own in numbers for number in own], *rest, **named)
@@ -229,8 +235,9 @@ class _Shapes(TorchDispatchMode):
         for tensor in changed:
             if self.origins.holds(tensor):
                 raise CaptureError(
-                    f"capture: a tensor of shape {tuple(tensor.shape)} that the program holds elsewhere is changed in "
-                    f"place at {where()}; change a copy (.clone()), or make it a buffer of a module."
+                    f"capture: a tensor of shape {tuple(tensor.shape)} that belongs to none of the program's modules "
+                    f"is changed in place at {current_location()}; change a copy (.clone()), or make it a buffer of a "
+                    "module."
                 )
 
 
@@ -239,10 +246,10 @@ _INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
 
 def _shape_depends() -> CaptureError:
     advice = _advice("use torch.where or a mask, which keep the shape")
-    return CaptureError(f"capture: a shape depends on values at {where()}; {advice}.")
+    return CaptureError(f"capture: a shape depends on values at {current_location()}; {advice}.")
 
 
-# What to use in place of distributions whose own code depends on values.
+# Replacements for distributions whose code depends on values.
 _INSTEAD = {
     "VonMises": "it draws by rejection: take the angle of a Normal draw in the plane, torch.atan2(y, x)",
     "Wishart": "it draws until a matrix is definite: use LKJCholesky and a scale for each dimension",
@@ -257,7 +264,7 @@ def _advice(otherwise: str) -> str:
 
 
 def _tensors(value: Any) -> list[Tensor]:
-    """The tensors among an operator's arguments or results, which nest lists at most; tree_leaves takes far longer."""
+    """Returns the tensors among an operator's arguments or results, also in lists; faster than tree_leaves."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
@@ -272,26 +279,26 @@ def _is_mask(index: Tensor) -> bool:
 
 
 def _numbers(index: Tensor | None) -> Sequence[Tensor | None]:
-    """A mask as one index for each of its dimensions; other indices as they are."""
+    """Returns a mask as one index for each of its dimensions, and other indices unchanged."""
     return index.nonzero().unbind(-1) if index is not None and _is_mask(index) else [index]
 
 
 def _indexed(tensor: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """What selecting by a mask is as indexing: both of one shape, with a dimension at least."""
+    """Returns the arguments of an indexing that equals `masked_select`: tensor and mask of one shape."""
     shape = torch.broadcast_shapes(tensor.shape, mask.shape, (1,) if not tensor.dim() and not mask.dim() else ())
     return tensor.expand(shape), [mask.expand(shape)]
 
 
 def refuse_foreign(constants: Sequence[Tensor], changed: Mapping[str, Tensor]) -> None:
-    """Raises for tensors that a program holds elsewhere and that compiled steps would treat otherwise than it does.
+    """Raises a `CaptureError` for held tensors that compiled steps would treat differently than the program does.
 
     Arguments:
-        constants: All that it holds.
-        changed: Its parameters and buffers that steps change in place, by name.
+        constants: All held tensors.
+        changed: Parameters and buffers that steps change in place, by name.
     """
-    places = {tensor.untyped_storage().data_ptr(): name for name, tensor in changed.items() if tensor.numel()}
+    names = {tensor.untyped_storage().data_ptr(): name for name, tensor in changed.items() if tensor.numel()}
     for tensor in constants:
-        name = places.get(tensor.untyped_storage().data_ptr())
+        name = names.get(tensor.untyped_storage().data_ptr())
         if name is not None:
             raise CaptureError(
                 f"capture: the program holds a tensor of shape {tuple(tensor.shape)} that shares its memory with "
@@ -300,5 +307,5 @@ def refuse_foreign(constants: Sequence[Tensor], changed: Mapping[str, Tensor]) -
         if tensor.requires_grad:
             raise CaptureError(
                 f"capture: the program uses a trainable tensor of shape {tuple(tensor.shape)} that is no parameter of "
-                "its modules, and would never be trained; make it an nn.Parameter of one of them."
+                "its modules, so it would never be trained; make it an nn.Parameter of one of them."
             )

@@ -1,4 +1,4 @@
-r"""A program that is run in order to be looked at, and leaves nothing behind."""
+r"""A trial run of a program without side effects."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 
 @contextmanager
 def untouched(program: nn.Module, devices: list[torch.device]) -> Iterator[None]:
-    """Within the block validation is off; what a program does to the process beside computing ends with it.
+    """A block without validation, at whose end the side effects of a program are undone.
 
-    That is: the random streams of torch, NumPy and Python, Pyro's param store, and the attributes that modules are
-    given. In-place changes of what such an attribute holds (a list that grows) are not undone.
+    Restored are the random states of torch, NumPy and Python, the names in Pyro's param store, and the attributes of
+    modules. In-place changes of an attribute's value (a list that grows) stay.
 
     Arguments:
-        program: With all its modules.
+        program: The program with all its modules.
         devices: CUDA devices on which it may draw.
+
+    Raises:
+        CaptureError: If the program draws random numbers of Python or NumPy.
     """
     store = pyro.get_param_store()
     names, modules = set(store.keys()), [(module, _attributes(module)) for module in program.modules()]
@@ -36,13 +39,13 @@ def untouched(program: nn.Module, devices: list[torch.device]) -> Iterator[None]
     with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Encountered NaN")
         try:
-            # Which no program sets, so that one that seeds is seen.
+            # A sentinel seed: a program that reseeds is detected.
             torch.default_generator.manual_seed(_SEED)
             yield
             if random.getstate() != python_state or not _same(np.random.get_state(), numpy_state):  # noqa: NPY002
                 raise CaptureError(
-                    "capture: the program draws by Python's or NumPy's random numbers, which would stay as they are; "
-                    "draw by torch, or pass them as tensors."
+                    "capture: the program draws by Python's or NumPy's random numbers, which would be constants of the "
+                    "captured program; draw by torch, or pass the numbers as tensors."
                 )
         finally:
             np.random.set_state(numpy_state)  # noqa: NPY002

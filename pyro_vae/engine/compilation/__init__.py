@@ -1,1 +1,1 @@
-"""From a graph to a compiled program: what it costs, where it is kept, and how it is called."""
+"""Compilation of a graph: its cost, its cache, and calls of the compiled program."""

@@ -1,4 +1,4 @@
-r"""From a captured graph to machine code, by Inductor, with its cache on disk."""
+r"""Compilation of a captured graph to machine code by Inductor, with a cache on disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_vae.engine.errors import CompilationError
 
 Executable = Callable[[list[Tensor]], Sequence[Tensor]]
 
-# Versions of torch under which this was run; others may work, and say so where they do not.
+# Versions of torch with which this was tested; with others, compilation may raise a `CompilationError`.
 SUPPORTED = ("2.11", "2.13")
 
 _compiled: dict[str, Executable] = {}
@@ -31,7 +31,7 @@ _interpreted = False
 
 @contextmanager
 def interpreted() -> Iterator[None]:
-    """Within the block, captured programs run operation by operation: for debugging, and where compiling takes long."""
+    """A block in which captured programs run operation by operation, for debugging and for fast tests."""
     global _interpreted
     before, _interpreted = _interpreted, True
     try:
@@ -45,8 +45,8 @@ class Compiled:
     """A program as machine code.
 
     Attributes:
-        run: From the flat arguments to the flat results; arguments that the graph mutates are changed in place.
-        seconds: What compiling took; 0 where the process had the same program already.
+        run: Function from the flat arguments to the flat results; it changes the arguments that the graph mutates.
+        seconds: Seconds of the compilation; 0 if this process had compiled the same program before.
     """
 
     run: Executable
@@ -56,16 +56,16 @@ class Compiled:
 def compile_graph(graph: GraphModule, arguments: Sequence[Tensor]) -> Compiled:
     """Returns a graph as machine code.
 
-    A process compiles the same program once, whichever model it belongs to; Inductor keeps it on disk for the next
-    process, in the folder that ``TORCHINDUCTOR_CACHE_DIR`` names. Where that cannot be written, a temporary one
-    takes its place, with a warning.
+    A process compiles the same program once, for all models. Inductor stores it for later processes in the folder of
+    the environment variable ``TORCHINDUCTOR_CACHE_DIR``. If this folder cannot be written, a temporary one is used,
+    with a warning.
 
     Arguments:
-        graph: Of tensor operations without mutation, but for ``copy_`` into arguments at its end.
-        arguments: Examples; later calls have tensors of the same shapes, strides, types and devices.
+        graph: Graph of tensor operations; its only mutations are ``copy_`` into arguments, at its end.
+        arguments: Example arguments; those of later calls have the same shapes, strides, types and devices.
 
     Raises:
-        CompilationError: Where it cannot be compiled: no C++ compiler, or a version of torch without what is needed.
+        CompilationError: If compilation fails: there is no C++ compiler, or this version of torch lacks a function.
     """
     if _interpreted:
         return Compiled(lambda flat: graph(*flat), 0.0)
@@ -75,12 +75,12 @@ def compile_graph(graph: GraphModule, arguments: Sequence[Tensor]) -> Compiled:
     start = time.perf_counter()
     try:
         with writable_cache(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the modules that Inductor imports
+            warnings.simplefilter("ignore")  # warnings of modules that Inductor imports
             executable, entry = _inductor(graph, list(arguments))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise CompilationError(
-            f"cannot compile on this machine with torch {torch.__version__} (run with {', '.join(SUPPORTED)}): "
+            f"cannot compile on this machine with torch {torch.__version__} (tested with {', '.join(SUPPORTED)}): "
             f"{type(error).__name__}: {reason}"
         ) from error
     _compiled[key] = executable
@@ -91,28 +91,28 @@ def compile_graph(graph: GraphModule, arguments: Sequence[Tensor]) -> Compiled:
 
 
 def known(graph: GraphModule, arguments: Sequence[Tensor]) -> str:
-    """Returns where a program is as machine code already: ``"process"``, ``"disk"``, or nowhere, ``""``."""
+    """Returns where the compiled program is cached: ``"process"``, ``"disk"``, or ``""`` for nowhere."""
     key = fingerprint(graph, arguments)
     if key in _compiled:
         return "process"
     try:
         entry = _stamp(key).read_text()
         return "disk" if entry and (_stamp(key).parents[1] / "fxgraph" / entry[1:3] / entry).exists() else ""
-    except (OSError, ImportError, AttributeError):  # nothing there, or a version of torch without such a cache
+    except (OSError, ImportError, AttributeError):  # no entry, or a version of torch without such a cache
         return ""
 
 
 def _stamp(key: str) -> Path:
-    """The file that names the entry of Inductor's cache that is a program."""
+    """Returns the file that holds the name of a program's entry in Inductor's cache."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir()) / "pyro_vae" / key
 
 
 def _inductor(graph: GraphModule, arguments: list[Tensor]) -> tuple[Executable, str]:
-    """The program, and the name of its entry in the cache on disk, empty where it has none."""
+    """Returns the compiled program, and the name of its entry in the cache on disk (empty if it has none)."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Inductor's own parts, while they are imported too
+        warnings.simplefilter("ignore")  # Inductor's imports warn too
         from torch._guards import TracingContext, tracing
         from torch._inductor import config
         from torch._inductor.compile_fx import compile_fx_inner
@@ -124,22 +124,22 @@ def _inductor(graph: GraphModule, arguments: list[Tensor]) -> tuple[Executable, 
         table = select_decomp_table()
         with torch.no_grad(), config.patch(_OPTIONS):
             lowered = make_fx(lambda *flat: graph(*flat), decomposition_table=table)(*_copies(arguments))
-            # Of the decompositions, such as a zero: the same for all arguments, of which the program's own are some.
+            # Constants of the decompositions, such as a zero; they do not depend on the arguments.
             constants = lift_constants(lowered)
             use_faster_products(lowered)
-            fake = FakeTensorMode(shape_env=ShapeEnv())  # without which the cache on disk is passed by
+            fake = FakeTensorMode(shape_env=ShapeEnv())  # without a ShapeEnv, Inductor skips its cache on disk
             examples = [fake.from_tensor(a, static_shapes=True) for a in (*arguments, *constants)]
             with tracing(TracingContext(fake)):
-                # On a CPU the calls of the kernels from C++: from Python they take a third of a small step.
+                # On a CPU, C++ calls the kernels: calls from Python take a third of the time of a small step.
                 compiled = compile_fx_inner(lowered, examples, cpp_wrapper=not any(a.is_cuda for a in arguments))
     entry = getattr(compiled, "_fx_graph_cache_key", None) or ""
     return (lambda flat: compiled([*flat, *constants])) if constants else compiled, entry
 
 
-# Callers guard what they pass; Inductor's own checks of every argument take as long as a small step.
+# Callers check their arguments; Inductor's own checks take as long as a small step.
 _OPTIONS: dict[str, object] = {"fx_graph_cache": True, "size_asserts": False}
 
 
 def _copies(arguments: list[Tensor]) -> list[Tensor]:
-    """Copies with the same strides: tracing a graph that mutates its arguments runs it."""
+    """Returns copies with the same strides, since tracing runs the graph and so mutates its arguments."""
     return [torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=a.device).copy_(a) for a in arguments]

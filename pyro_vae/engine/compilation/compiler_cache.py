@@ -1,4 +1,4 @@
-r"""Inductor's cache on disk: a folder that can be written, without what killed processes left in it."""
+r"""Inductor's cache on disk: a writable folder, without truncated files of killed processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# Where a library of 64 bits says where its last part begins, how large an entry there is, and how many there are.
+# Fields of a 64-bit ELF header (offset, format): start of the section table; size and number of its entries.
 _SECTIONS, _ENTRIES = (0x28, "<Q"), (0x3A, "<HH")
 
 _cleaned: set[str] = set()
@@ -20,7 +20,7 @@ _cleaned: set[str] = set()
 
 @contextmanager
 def writable_cache() -> Iterator[None]:
-    """Within the block, Inductor's cache lies in a folder that can be written, and whose libraries are whole."""
+    """A block in which Inductor's cache is a writable folder without truncated libraries."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     try:
@@ -33,7 +33,7 @@ def writable_cache() -> Iterator[None]:
         atexit.register(shutil.rmtree, temporary, ignore_errors=True)
         warnings.warn(
             f"the compilation cache cannot be written ({error}); compiled programs are kept in {temporary} for this "
-            "process alone. Set TORCHINDUCTOR_CACHE_DIR to a folder that can.",
+            "process alone. Set TORCHINDUCTOR_CACHE_DIR to a writable folder.",
             stacklevel=5,
         )
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder = temporary
@@ -44,10 +44,10 @@ def writable_cache() -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes libraries that are cut off, unless a process is at work on them.
+    """Removes truncated libraries, unless another process is writing them.
 
-    A process that is killed as it links leaves such a one. Inductor takes it for whole: every process after it fails
-    to load it, or, where the library was a test of the processor, takes the processor for an older one.
+    A process that is killed while it links leaves a truncated library. Inductor uses it nevertheless: later processes
+    fail to load it; or, if the library was a test of the processor, they take the processor for an older one.
     """
     from torch.utils._filelock import FileLock
 
@@ -62,13 +62,13 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def is_whole(library: Path) -> bool:
-    """Returns whether a shared library has all the parts that it says it has; of other formats, whether it has any."""
+    """Returns whether a shared library is as long as its header says; for other formats, whether it is not empty."""
     try:
         size = library.stat().st_size
         with library.open("rb") as file:
             header = file.read(64)
     except OSError:
-        return True  # not there any more
+        return True  # the file is gone
     if not header.startswith(b"\x7fELF\x02\x01"):
         return size > 0
     if len(header) < 64:

@@ -1,4 +1,4 @@
-r"""Scalars that a compiled program computes once, where it would compute them for every few elements."""
+r"""Scalars that a compiled program computes once, instead of again in every loop over elements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 @torch.library.custom_op("pyro_vae::scalar", mutates_args=())
 def computed_once(value: Tensor) -> Tensor:
-    """Returns a copy, which Inductor keeps in memory: it does not repeat in loops what the copy is computed from."""
+    """Returns a copy; Inductor stores it in memory, so loops do not repeat its computation."""
     return value.clone()
 
 
@@ -29,7 +29,7 @@ def _(info: Any, in_dims: tuple[int | None, ...], value: Tensor) -> tuple[Tensor
 
 @functools.cache
 def register_with_inductor() -> None:
-    """Has Inductor keep the copy in memory, which to it is otherwise a function that it does not know."""
+    """Tells Inductor to store the copy in memory; without this, the operator is an unknown function to Inductor."""
     from torch._inductor.lowering import clone, register_lowering
 
     @register_lowering(torch.ops.pyro_vae.scalar.default, type_promotion_kind=None)

@@ -6,26 +6,26 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
-# Whether to compile: with "auto" where that saves time, and with a warning where it cannot be done.
+# Whether to compile. "auto" compiles where that saves time, and warns where it fails.
 Mode = Literal["auto"] | bool
-# A block with a title, for what takes long.
+# Returns a block that shows a title while something slow runs.
 Busy = Callable[[str], AbstractContextManager[None]]
 
-# Seconds that compiling a program takes on two cores; from the cache on disk; and what capturing takes before it.
+# Estimated seconds on two cores: compilation, loading from the cache on disk, and capture.
 COLD, WARM, CAPTURE = 20.0, 4.0, 1.5
 
-# Uncompiled calls of a kind that are timed before it is decided whether to compile it.
+# Number of uncompiled calls of a kind that are timed before the decision to compile it.
 TIMED = 3
 
-# Kinds of calls that are compiled at most: shapes that change all the time are not worth it.
+# Largest number of kinds of calls that are compiled: with more, shapes change too often for compiling to pay off.
 MOST = 8
 
 
-def price(known: str) -> float:
-    """Returns the seconds that a captured program takes to compile.
+def compile_cost(known: str) -> float:
+    """Returns the estimated seconds of compiling a captured program.
 
     Arguments:
-        known: Where it is already; see `known`.
+        known: Where the compiled program is cached; see `backend.known`.
     """
     return {"process": 0.0, "disk": WARM, "": COLD}[known]
 

@@ -1,4 +1,4 @@
-r"""A program on a CUDA device as one graph of kernels, launched at once."""
+r"""A program on a CUDA device as one CUDA graph, which launches all kernels at once."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 class Replayed:
-    """A program recorded as a CUDA graph, at fixed addresses.
+    """A program recorded as a CUDA graph, which uses fixed addresses.
 
-    Arguments that are given anew with every call are copied to addresses of their own; all others must stay where
-    they are. What the program returns is a copy, which the next call leaves alone.
+    Arguments that are new with every call are copied to fixed addresses; all others must keep their addresses. The
+    results are copies, which later calls do not change.
 
     Arguments:
-        run: From the flat arguments to the flat results; may change arguments in place.
-        arguments: With which it is recorded; they have their values again afterwards.
-        given: Which of them are given anew with every call.
+        run: Function from the flat arguments to the flat results; it may change arguments in place.
+        arguments: Arguments for the recording; their values are restored afterwards.
+        given: Positions of the arguments that are new with every call.
 
     Raises:
-        RuntimeError: Where a kernel cannot be recorded.
+        RuntimeError: If a kernel cannot be recorded.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Replayed:
         before = [tensor.clone() for tensor in arguments]
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # what is set up at a first call cannot be recorded
+        with torch.cuda.stream(stream):  # first calls do setup work that cannot be recorded
             for _ in range(3):
                 run(list(self._static))
         torch.cuda.current_stream().wait_stream(stream)

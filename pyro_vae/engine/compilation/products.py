@@ -1,4 +1,4 @@
-r"""Products of matrices on a CPU, by the faster of the two libraries that torch brings."""
+r"""Matrix products on a CPU by the faster of torch's two libraries."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch.fx import GraphModule, Node
 
 aten = torch.ops.aten
 
-# Multiplications from which on a product is worth a change of library: below, calling it takes as long.
+# Least number of multiplications of a product for oneDNN: for smaller ones, the call itself takes as long.
 _LEAST = 3_000_000
-# By how much oneDNN must be faster at the shape of a layer. Where processors are not MKL's maker's it is twice as fast.
+# Least speedup by oneDNN, at the shape of a layer, for its use. On processors that are not Intel's it is about 2.
 _FASTER = 1.3
 _SHAPE = (100, 784, 500)
 
 
 @torch.library.custom_op("pyro_vae::product", mutates_args=())
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns a @ b + bias by oneDNN; shapes ``(m, k)``, ``(k, n)`` and ``(n,)``, any strides."""
+    """Returns a @ b + bias, computed by oneDNN; shapes ``(m, k)``, ``(k, n)`` and ``(n,)``, any strides."""
     return _onednn(a, b.t(), bias)
 
 
@@ -34,10 +34,10 @@ def _onednn(given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def use_faster_products(graph: GraphModule) -> None:
-    """Has the large products of float32 matrices on a CPU computed by oneDNN, where this machine's is the faster.
+    """Replaces large products of float32 matrices on a CPU by calls of oneDNN, if it is faster on this machine.
 
     Arguments:
-        graph: Whose nodes know what they return; changed in place.
+        graph: Graph whose nodes have example results in their ``meta``; changed in place.
     """
     changed = False
     for node in list(graph.graph.nodes):
@@ -55,7 +55,7 @@ def use_faster_products(graph: GraphModule) -> None:
 
 
 def _factors(node: Node) -> tuple[Node | None, ...] | None:
-    """The factors (and the bias) of a node that is a large product in float32 on a CPU."""
+    """Returns factors and bias of a node that is a large float32 product on a CPU; None for any other node."""
     if node.op != "call_function" or node.kwargs:
         return None
     if node.target is aten.mm.default:
@@ -77,7 +77,7 @@ def _factors(node: Node) -> tuple[Node | None, ...] | None:
 
 @functools.cache
 def onednn_is_faster() -> bool:
-    """Returns whether oneDNN multiplies matrices clearly faster than torch's own BLAS on this machine; timed once."""
+    """Returns whether oneDNN multiplies matrices much faster than torch's BLAS on this machine; measured once."""
     if not torch.backends.mkldnn.is_available():
         return False
     m, k, n = _SHAPE
@@ -89,7 +89,7 @@ def onednn_is_faster() -> bool:
 
 
 def _seconds(run: object) -> float:
-    """The shortest time of a few: other programs only ever add to it."""
+    """Returns the shortest of 20 times: other processes can only add to a time."""
     shortest = float("inf")
     for _ in range(20):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-r"""Functions that are called over and over, each kind of call a compiled program at the module's present parameters."""
+r"""Functions of a module that are called many times, with a compiled program for each kind of call."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from torch.utils import _pytree as pytree
 from pyro_vae.engine.capture.capture import Capture, capture, tensors_of
 from pyro_vae.engine.compilation import backend
 from pyro_vae.engine.compilation.backend import Executable, compile_graph, known
-from pyro_vae.engine.compilation.cost import CAPTURE, FUNCTION, MOST, TIMED, WARM, Busy, Mode, price
+from pyro_vae.engine.compilation.cost import CAPTURE, FUNCTION, MOST, TIMED, WARM, Busy, Mode, compile_cost
 from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.precision import numerics
 
 # Uncompiled calls of which the median time is taken.
 _REMEMBERED = 9
-# Attributes of a module that are compared by value, others by identity; those of every module are not.
+# Types of module attributes that are compared by value; attributes of other types are compared by identity.
 _PLAIN = {bool, int, float, str, type(None)}
+# Attributes that every module has; they are not compared.
 _INTERNAL = set(nn.Module().__dict__) - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-# Kinds of calls that are remembered.
+# Largest number of kinds of calls that are remembered.
 _KINDS = 64
 
 
@@ -40,12 +41,12 @@ def _silently(title: str) -> AbstractContextManager[None]:
 
 @dataclass
 class Terms:
-    """What a block asks of the engine.
+    """Settings of an `enabled` block.
 
     Attributes:
-        mode: Whether functions run as compiled programs: ``"auto"`` where that saves time.
-        calls: How often each of them is going to be called in the block, as far as is known.
-        busy: A block with a title, for what takes long.
+        mode: Whether functions run as compiled programs; ``"auto"``: if that saves time.
+        calls: Expected number of calls of each function in the block.
+        busy: Function that returns a block with a title, for slow work.
         costs: Seconds of each capture and compilation in the block.
     """
 
@@ -56,7 +57,7 @@ class Terms:
 
     @property
     def seconds(self) -> float:
-        """What capturing and compiling took."""
+        """Seconds of all captures and compilations."""
         return sum(self.costs)
 
 
@@ -65,13 +66,13 @@ _terms: ContextVar[Terms] = ContextVar("terms", default=Terms())  # noqa: B039 -
 
 @contextmanager
 def enabled(mode: Mode, calls: int = 1, busy: Busy = _silently) -> Iterator[Terms]:
-    """Within the block, every `Routine` runs as a compiled program.
+    """A block in which every `Routine` runs as a compiled program.
 
     Arguments:
-        mode: False for not at all; True for always, where one that cannot be captured is an error; ``"auto"`` where
-            that saves time, judged by the first calls, with a warning where one cannot.
-        calls: How often what is in the block is going to be done.
-        busy: A block with a title, for what takes long.
+        mode: False does not compile. True compiles always, and raises if a function cannot be compiled. ``"auto"``
+            compiles if that saves time, judged by the first calls, and warns if a function cannot be compiled.
+        calls: Expected number of calls of each routine in the block.
+        busy: Function that returns a block with a title, for slow work.
 
     Raises:
         InputError: For another mode.
@@ -84,12 +85,12 @@ def enabled(mode: Mode, calls: int = 1, busy: Busy = _silently) -> Iterator[Term
 
 @contextmanager
 def repeated(times: int, optional: bool = False) -> Iterator[None]:
-    """Within the block, every `Routine` is expected to be called so many times for each time that the block is run.
+    """A block in which every `Routine` is expected to be called ``times`` times.
 
     Arguments:
-        times: Number of calls.
-        optional: Whether what is in the block is to be compiled only where that saves time, whatever is asked for:
-            a short part of something longer.
+        times: Number of calls each time that the block runs.
+        optional: Whether to compile only if that saves time, even if the outer block says True; for a short part of
+            a longer computation.
     """
     terms = _terms.get()
     mode: Mode = "auto" if optional and terms.mode else terms.mode
@@ -108,18 +109,18 @@ def _under(terms: Terms) -> Iterator[Terms]:
 
 @dataclass
 class _Program:
-    """One kind of call as machine code, and where the module's tensors are that it reads."""
+    """One kind of call as a compiled program, with the places of the module's tensors."""
 
     captured: Capture
-    places: list[tuple[dict[str, Any], str]]
+    holders: list[tuple[dict[str, Any], str]]
     fixed: list[Tensor]
     run: Executable
     simple: bool
     addresses: list[int] = field(default_factory=list)
 
     def follow(self) -> bool:
-        """Finds the module's tensors again that were assigned anew; whether they are of the same kind as before."""
-        found = [owner[name] for owner, name in self.places]
+        """Updates the references to tensors that were assigned anew; returns whether their layouts are unchanged."""
+        found = [owner[name] for owner, name in self.holders]
         addresses = [tensor.data_ptr() for tensor in found]
         if addresses == self.addresses:
             return True
@@ -137,19 +138,19 @@ class _Program:
         if self.simple:
             return tuple(flat)
         outputs = captured.outputs(flat)
-        for place, name in zip(self.places, (*captured.parameters, *captured.buffers), strict=True):
+        for (owner, key), name in zip(self.holders, (*captured.parameters, *captured.buffers), strict=True):
             if name in outputs.buffers:
-                place[0][place[1]].copy_(outputs.buffers[name])
+                owner[key].copy_(outputs.buffers[name])
         return outputs.result
 
 
 @dataclass
-class _Kind:
-    """Calls with inputs of one kind: how long they take uncompiled, and their program."""
+class CallKind:
+    """Calls with inputs of one kind: their times while uncompiled, and their program."""
 
     seconds: list[float] = field(default_factory=list)
     uses: int = 0
-    price: float = WARM + CAPTURE
+    cost: float = WARM + CAPTURE
     captured: Capture | None = None
     program: _Program | None = None
     refused: Exception | None = None
@@ -157,7 +158,7 @@ class _Kind:
 
 
 def _watched(value: Any) -> Callable[[], Any]:
-    """Tells the value as long as it lives; keeps alive only what cannot be watched."""
+    """Returns a function that returns the value, or None once it is gone; keeps alive only values without weakrefs."""
     try:
         return weakref.ref(value)
     except TypeError:
@@ -165,18 +166,18 @@ def _watched(value: Any) -> Callable[[], Any]:
 
 
 class Routine:
-    r"""A function of a module and tensors that is called over and over, compiled for each kind of inputs.
+    r"""A function of a module and tensors that is called many times, compiled for each kind of inputs.
 
     A kind is the inputs' structure, shapes, types, devices and values that are no tensors, and the modes, other
-    attributes and hooks of the module's parts. Each call is at the parameters and buffers that the module has then,
-    assigned anew or not. Outside an `enabled` block the function itself runs. No gradient passes through: outputs are
-    detached.
+    attributes and hooks of the module's parts. Each call uses the current parameters and buffers of the module, even
+    if they were assigned anew. Outside an `enabled` block the function itself runs. Outputs are detached, so no
+    gradient passes through.
 
     Arguments:
-        function: From the module and the inputs (tensors, and tuples and lists of them; all else is part of the kind)
-            to a nested value. What it uses of tensors are the inputs, and parameters and buffers of the module. It
-            must not change with its inputs' values; see `pyro_vae.engine.capture.capture`.
-        module: Kept alive by others than the routine; see `routine`.
+        function: Function from the module and the inputs (tensors, and tuples and lists of them; all other values are
+            part of the kind) to a nested value. The only tensors that it may use are the inputs and the parameters
+            and buffers of the module. Its operations must not depend on values; see `capture`.
+        module: The module; the routine keeps only a weak reference. See `routine`.
 
     Example:
         >>> linear = nn.Linear(3, 2)
@@ -186,21 +187,20 @@ class Routine:
         True
     """
 
-    kinds: dict[Any, _Kind]
+    kinds: dict[Any, CallKind]
     _structure: list[tuple[dict[str, Any], tuple[Any, ...]]]
     _attributes: list[tuple[dict[str, Any], int, list[str]]]
 
     def __init__(self, function: Callable[..., Any], module: nn.Module) -> None:
         self.function, self._module, self._warned = function, weakref.ref(module), False
-        self._look()
+        self._inspect()
 
     def __call__(self, *inputs: Any, otherwise: Callable[[], Any] | None = None) -> Any:
-        """Returns the function's value, by a compiled program where the block asks for it and there is one.
+        """Returns the function's value, from a compiled program if the block enables it and one is ready.
 
         Arguments:
-            inputs: Of the function, after the module.
-            otherwise: The uncompiled way to the same value, where what is common to many calls is at hand; by default
-                the function itself.
+            inputs: Inputs of the function, without the module.
+            otherwise: Faster uncompiled way to the same value, if the caller has one; by default the function itself.
         """
         if _terms.get().mode is False:
             return self._uncompiled(inputs, otherwise)
@@ -215,13 +215,12 @@ class Routine:
         return result
 
     def ready(self, *inputs: Any) -> Callable[[list[Tensor]], Any] | None:
-        """Returns the program for inputs of the kind of these, for calls in close succession; None where there is none.
+        """Returns the program for inputs of this kind, for calls in close succession; None if there is none.
 
-        It takes the inputs' tensors alone, in order, and does not look whether they are of that kind or the module
-        has been changed since.
+        The program takes the tensors of the inputs, in order. It checks neither their kind nor changes of the module.
 
         Arguments:
-            inputs: Examples.
+            inputs: Example inputs.
         """
         return None if _terms.get().mode is False else self._kind(inputs, []).program
 
@@ -232,17 +231,17 @@ class Routine:
     def _present(self) -> nn.Module:
         module = self._module()
         if module is None:
-            raise RuntimeError("a routine's module is gone")
+            raise RuntimeError("a routine was called after its module was deleted")
         return module
 
     # ------------------------------------------------------------------ kinds
 
-    def _kind(self, inputs: Sequence[Any], tensors: list[Tensor]) -> _Kind:
-        """The kind of inputs, its program made where it is time for it; their tensors are listed."""
+    def _kind(self, inputs: Sequence[Any], tensors: list[Tensor]) -> CallKind:
+        """Returns the kind of the inputs, compiles it if that is due, and lists the inputs' tensors in ``tensors``."""
         if any(tuple(parts.values()) != seen for parts, seen in self._structure) or any(
             len(own) != n for own, n, _ in self._attributes
         ):
-            self._look()
+            self._inspect()
         tensors.clear()
         described: list[Any] = [backend._interpreted, *numerics()]
         _describe(inputs, described, tensors)
@@ -250,12 +249,12 @@ class Routine:
         hooks = [number for own, _, _ in self._attributes for name in _HOOKS for number in own[name]]
         key = (*described, *[v if v.__class__ in _PLAIN else id(v) for v in values], *hooks)
         kind = self.kinds.get(key)
-        if kind is not None and any(old() is None for old in kind.seen):  # another object has its number now
+        if kind is not None and any(old() is None for old in kind.seen):  # another object may have its id now
             kind = None
         if kind is None:
             if len(self.kinds) >= _KINDS:
                 self.kinds = {k: v for k, v in self.kinds.items() if v.program is not None}
-            kind = self.kinds[key] = _Kind(seen=[_watched(v) for v in values if v.__class__ not in _PLAIN])
+            kind = self.kinds[key] = CallKind(seen=[_watched(v) for v in values if v.__class__ not in _PLAIN])
         if kind.program is not None and kind.captured is not None and kind.captured.reads:
             try:
                 kind.captured.check_reads()
@@ -266,21 +265,21 @@ class Routine:
         if kind.program is None:
             self._decide(kind, inputs, _terms.get())
         elif not kind.program.follow():
-            self._look()
+            self._inspect()
             return self._kind(inputs, tensors)
         return kind
 
-    def _look(self) -> None:
-        """Lists the module's parts; what was compiled for others is forgotten."""
+    def _inspect(self) -> None:
+        """Lists the module's parts, and forgets all kinds."""
         self.kinds = {}
         parts = list(self._present().modules())
-        # Of the module itself no more than its dictionaries, which do not keep it alive.
+        # Only the modules' dictionaries are kept, which do not keep the modules alive.
         self._structure = [(part._modules, tuple(part._modules.values())) for part in parts if len(part._modules)]
         own = [part.__dict__ for part in parts]
         self._attributes = [(each, len(each), [name for name in each if name not in _INTERNAL]) for each in own]
 
-    def _decide(self, kind: _Kind, inputs: Sequence[Any], terms: Terms) -> None:
-        """Compiles a kind where that is asked for, and where it saves time."""
+    def _decide(self, kind: CallKind, inputs: Sequence[Any], terms: Terms) -> None:
+        """Compiles a kind if the mode is True, or if it is "auto" and compiling saves time."""
         saved = float("inf")
         if kind.refused is not None:
             if terms.mode is True:
@@ -291,7 +290,7 @@ class Routine:
                 return
             # What has been done so often is expected to be done as often again.
             saved = FUNCTION.of(statistics.median(kind.seconds), max(terms.calls, kind.uses))
-            if saved < kind.price:
+            if saved < kind.cost:
                 return
         start = time.perf_counter()
         try:
@@ -306,33 +305,33 @@ class Routine:
             terms.costs.append(time.perf_counter() - start)
 
     def _warn(self, error: Exception) -> None:
-        """Says once why it runs uncompiled."""
+        """Warns, once, that the function runs uncompiled, and why."""
         if not self._warned:
             self._warned = True
             name = getattr(self.function, "__name__", "a function").strip("_")
             warnings.warn(f"`{name}` runs uncompiled: {error}", stacklevel=6)
 
-    def _compile(self, kind: _Kind, inputs: Sequence[Any], saved: float) -> None:
-        """The kind's program, unless it costs more than it saves."""
+    def _compile(self, kind: CallKind, inputs: Sequence[Any], saved: float) -> None:
+        """Captures and compiles a kind, unless compiling costs more than it saves."""
         if sum(other.program is not None for other in self.kinds.values()) >= MOST:
-            raise CaptureError(f"called with inputs of more than {MOST} kinds; keep to fewer shapes.")
+            raise CaptureError(f"called with inputs of more than {MOST} kinds; use fewer shapes.")
         module = self._present()
         function = self.function
         if kind.captured is None:
             kind.captured = capture(lambda *given: function(module, *given), {"module": module}, _contiguous(inputs))
         captured = kind.captured
-        places = [_place(module, name.partition(".")[2]) for name in (*captured.parameters, *captured.buffers)]
-        tensors = [owner[name].detach() for owner, name in places]
+        holders = [_holder(module, name.partition(".")[2]) for name in (*captured.parameters, *captured.buffers)]
+        tensors = [owner[name].detach() for owner, name in holders]
         with torch.random.fork_rng(devices=sorted({t.device for t in tensors if t.is_cuda}, key=str)):
             examples = [*tensors, *tensors_of(_contiguous(inputs)), *captured.noise(), *captured.constants]
-        kind.price = price(known(captured.graph, examples))
-        if saved < kind.price:
+        kind.cost = compile_cost(known(captured.graph, examples))
+        if saved < kind.cost:
             return
         run = compile_graph(captured.graph, examples).run
         template = captured.template
         simple = template.size == len(template.leaves) and template.spec.type is tuple and not captured.changed
         simple = simple and template.spec.num_children == template.size
-        kind.program = _Program(captured, places, tensors, run, simple)
+        kind.program = _Program(captured, holders, tensors, run, simple)
         kind.program.follow()
 
 
@@ -340,8 +339,8 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.dtype, tensor.device, tensor.stride()
 
 
-def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    """The dictionary in which a parameter or buffer of a module stands, and its name there."""
+def _holder(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """Returns the dictionary that holds a parameter or buffer of a module, and its key there."""
     path, _, last = name.rpartition(".")
     owner = module.get_submodule(path)
     entries: dict[str, Any] = owner._parameters if last in owner._parameters else owner._buffers
@@ -349,7 +348,7 @@ def _place(module: nn.Module, name: str) -> tuple[dict[str, Any], str]:
 
 
 def _describe(values: Sequence[Any], described: list[Any], tensors: list[Tensor]) -> None:
-    """Lists the tensors among nested values, and what is to be equal from call to call."""
+    """Appends the tensors of nested values to ``tensors``, and what identifies their kind to ``described``."""
     for value in values:
         if isinstance(value, Tensor):
             tensors.append(value)
@@ -370,11 +369,11 @@ _routines: weakref.WeakKeyDictionary[nn.Module, dict[Callable[..., Any], Routine
 
 
 def routine(function: Callable[..., Any], module: nn.Module) -> Routine:
-    """Returns the `Routine` of a function and a module: the same one, with its programs, as long as the module lives.
+    """Returns the `Routine` of a function and a module: always the same object, with its programs.
 
     Arguments:
-        function: Defined once, at the top of a file; see `Routine`.
-        module: Whose parameters and buffers it uses.
+        function: Function at the top level of a file, so that it exists once; see `Routine`.
+        module: Module whose parameters and buffers the function uses.
     """
     own = _routines.setdefault(module, {})
     if function not in own:

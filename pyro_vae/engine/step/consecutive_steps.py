@@ -1,4 +1,4 @@
-r"""Several steps of a program as one."""
+r"""Consecutive steps of a program as one program."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from pyro_vae.engine.compilation.backend import Executable
 from pyro_vae.engine.compilation.cuda_graph import Replayed
 from pyro_vae.engine.step.step import Step
 
-# Numbers of steps of which there is a recording, at most: those of a whole stretch, and what is left of an epoch.
+# Largest number of recorded lengths: whole stretches, and the remainders of epochs.
 _LENGTHS = 4
 
 Record = Callable[[Executable, Sequence[Tensor], range], Executable]
 
 
 class Stretch:
-    """Several steps of one program, one after another: on a CUDA device one graph of kernels, launched at once.
+    """Consecutive steps of one program: on a CUDA device one CUDA graph, launched at once.
 
-    Every step has its own inputs, noise and learning rates; parameters, buffers and the optimizer's state change from
-    step to step where they lie, as when the steps are taken one by one.
+    Every step has its own inputs, noise and learning rates. Parameters, buffers and the optimizer's state change in
+    place from step to step, as if the steps were taken one by one.
 
     Arguments:
-        step: The program; compiled.
-        record: Makes a program that is run several times of one that is run operation by operation, as `Replayed`.
+        step: The compiled step.
+        record: Function that records a program for repeated runs, such as `Replayed`.
     """
 
     def __init__(self, step: Step, record: Record = Replayed) -> None:
@@ -36,36 +36,36 @@ class Stretch:
         self._addresses: list[int] = []
 
     def has_room(self, n: int) -> bool:
-        """Whether so many steps are recorded, or may be."""
+        """Returns whether a stretch of n steps is recorded or may still be recorded."""
         return n in self._recorded or len(self._recorded) < _LENGTHS
 
     @torch.no_grad()
     def take(
         self, steps: Sequence[tuple[Sequence[Tensor], Sequence[Tensor]]], rates: Sequence[Sequence[float]]
     ) -> list[Sequence[Tensor]]:
-        """Takes the steps; returns for each the tensors of what the function returns.
+        """Takes the steps; returns for each the tensors of the function's value.
 
         Arguments:
-            steps: Inputs and noise of each.
-            rates: The learning rates of the optimizer's groups at each.
+            steps: Inputs and noise of each step.
+            rates: Learning rates of the optimizer's groups at each step.
         """
         n, step = len(steps), self.step
         step.follow()
         addresses = [tensor.data_ptr() for tensor in step.fixed]
-        if addresses != self._addresses:  # what was recorded would write to where nobody looks
+        if addresses != self._addresses:  # old recordings write to the old addresses
             self._recorded, self._addresses = {}, addresses
         given = [tensor for inputs, noise in steps for tensor in (*inputs, *noise)]
-        arguments = [*step.fixed, self._rates_of(n, rates), *step.behind, *given]
+        arguments = [*step.fixed, self._rates_of(n, rates), *step.all_constants, *given]
         if n not in self._recorded:
             own = range(len(arguments) - len(given), len(arguments))
             self._recorded[n] = self._record(lambda flat: self._several(n, flat), arguments, own)
         flat = self._recorded[n](arguments)
-        step.ledger.moved_at(rates[-1])
+        step.ledger.write_rates(rates[-1])
         each = len(flat) // n
         return [flat[i * each : (i + 1) * each] for i in range(n)]
 
     def _rates_of(self, n: int, rates: Sequence[Sequence[float]]) -> Tensor:
-        """The rates as a tensor of shape ``(n, groups)`` that stays where it is, changed where they have changed."""
+        """Returns the rates as a tensor of shape ``(n, groups)`` with a fixed address; copies only changed rates."""
         wanted = [list(own) for own in rates]
         if n not in self._rates:
             device = self.step.ledger.failed.device
@@ -80,14 +80,14 @@ class Stretch:
         return self._rates[n]
 
     def _several(self, n: int, flat: Sequence[Tensor]) -> list[Tensor]:
-        """All steps, from the arguments of all."""
-        first, last = len(self.step.fixed), len(self.step.fixed) + 1 + len(self.step.behind)
-        fixed, rates, behind, given = flat[:first], flat[first], flat[first + 1 : last], flat[last:]
+        """Runs n steps from their flat arguments; returns their flat results."""
+        first, last = len(self.step.fixed), len(self.step.fixed) + 1 + len(self.step.all_constants)
+        fixed, rates, constants, given = flat[:first], flat[first], flat[first + 1 : last], flat[last:]
         each = len(given) // n
         results: list[Tensor] = []
         for i in range(n):
             for group, rate in enumerate(self.step.ledger.rates):
                 rate.copy_(rates[i, group])
             own = given[i * each : (i + 1) * each]
-            results.extend(self.step.executable([*fixed, *own, *behind]))
+            results.extend(self.step.executable([*fixed, *own, *constants]))
         return results

@@ -1,4 +1,4 @@
-r"""What the steps of a run share: rates, counters, and whether one of them has failed."""
+r"""Shared state of the steps of a run: learning rates, counters, and a flag for failure."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pyro_vae.engine.step.optimizer_rules import State, options_of, rule_for
 
 
 class Ledger:
-    """What the steps of a run share, on the device: rates, counters, and whether one of them has failed.
+    """Shared state of the steps of a run, on the device: learning rates, counters, and a flag for failure.
 
-    From the first loss or gradient on that is not finite, no step changes anything. Call `read` where the optimizer
-    may have taken steps of its own in between, and `write` before it does.
+    After the first loss or gradient that is not finite, steps change nothing. Call `read` after the optimizer took
+    steps outside the engine, and `write` before it does.
 
     Arguments:
-        optimizer: The user's own.
+        optimizer: The user's optimizer.
         moved: The parameters that each kind of step moves.
-        device: On which they lie.
-        previous: Where to write what parameters were before their last update, by the parameter's identity.
+        device: Device of the parameters.
+        previous: Tensors for the values of parameters before their last update, by the parameter's id.
 
     Attributes:
-        rule: How the optimizer moves a parameter; None where it takes its own step with the gradients.
+        rule: Update rule of the optimizer; None if the optimizer takes its own step with the gradients.
         failed: Whether a loss or gradient was not finite, a boolean scalar.
-        done: Updates made, an integer scalar.
-        rates: The learning rate of each of the optimizer's groups, float64 scalars.
-        counts: Number of steps made by the parameters that always move together, float64 scalars.
+        done: Number of updates made, an integer scalar.
+        rates: Learning rate of each of the optimizer's groups, float64 scalars.
+        counts: Number of steps of each set of parameters that always move together, float64 scalars.
     """
 
     def __init__(
@@ -55,19 +55,19 @@ class Ledger:
         self.read()
 
     def group_of(self, parameter: nn.Parameter) -> int:
-        """Returns which of the rates and options are a parameter's."""
+        """Returns the index of a parameter's learning rate in `rates`, and of its options in `options`."""
         return self._group[id(parameter)]
 
     def part_of(self, parameter: nn.Parameter) -> int:
-        """Returns which of the counts is a parameter's."""
+        """Returns the index of a parameter's counter in `counts`."""
         return self._part[id(parameter)]
 
     def previous_of(self, parameter: nn.Parameter) -> list[Tensor]:
-        """Returns where what a parameter was before is written; nothing where nobody asked for it."""
+        """Returns the buffer for a parameter's previous value in a list; an empty list if it is not kept."""
         return [self._previous[id(parameter)]] if id(parameter) in self._previous else []
 
     def state_of(self, parameter: nn.Parameter) -> State:
-        """Returns the optimizer's own state of a parameter, without its counter, begun where there is none yet."""
+        """Returns the optimizer's state of a parameter without its counter; initialises it if needed."""
         if self.rule is None:
             return {}
         begun = self.rule.initial(parameter.detach(), self.options[self.group_of(parameter)])
@@ -80,12 +80,12 @@ class Ledger:
         return {key: state[key] for key in begun}
 
     def read(self) -> None:
-        """Takes over how many steps the optimizer has made."""
+        """Copies the optimizer's step counters to `counts`."""
         for count, parameters in zip(self.counts, self._together, strict=True):
             count.fill_(self._taken(parameters[0]))
 
     def write(self) -> None:
-        """Tells the optimizer how many steps were made."""
+        """Copies `counts` to the optimizer's step counters."""
         if self.rule is None or not self.rule.counts:
             return
         for count, parameters in zip(self.counts, self._together, strict=True):
@@ -98,24 +98,24 @@ class Ledger:
                     state["step"] = torch.tensor(steps, dtype=torch.float32)
 
     def read_options(self) -> None:
-        """Takes over what else the optimizer's groups say, such as a weight decay, for steps made from now on."""
+        """Reads the options of the optimizer's groups, such as a weight decay, for steps that are captured later."""
         self.options = [options_of(group) for group in self.optimizer.param_groups]
 
     def read_rates(self) -> None:
-        """Takes over the learning rates that the optimizer's groups have now."""
+        """Copies the learning rates of the optimizer's groups to `rates`."""
         for i, group in enumerate(self.optimizer.param_groups):
             rate = float(group["lr"])
             if rate != self._known[i]:
                 self._known[i] = rate
                 self.rates[i].fill_(rate)
 
-    def moved_at(self, rates: Sequence[float]) -> None:
-        """Notes the learning rates of the last step, which are in `rates` already; the optimizer's groups get them."""
+    def write_rates(self, rates: Sequence[float]) -> None:
+        """Copies the learning rates of the last step, which are in `rates` already, to the optimizer's groups."""
         self._known = list(rates)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
     def _taken(self, parameter: nn.Parameter) -> float:
         state = self.optimizer.state.get(parameter, {})
-        # Momentum has no counter; where it has begun, the first step is over.
+        # SGD with momentum has no counter; if it has a buffer, the first step is over.
         return float(state.get("step", state.get("momentum_buffer") is not None))

@@ -1,4 +1,4 @@
-r"""Optimizer rules as pure functions of tensors, and torch's optimizers that follow them."""
+r"""Update rules of torch's optimizers as pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Rule:
-    """How an optimizer moves one parameter.
+    """The update rule of an optimizer for one parameter.
 
     Attributes:
-        update: From the parameter, its gradient, its state, the step size of this step (a float64 scalar), the
-            number of the step, from 1 (a float64 scalar), and the group's options to the new parameter and state.
-        initial: From the parameter and the group's options to its state before the first step.
+        update: Function from the parameter, its gradient, its state, the learning rate of this step (a float64
+            scalar), the number of the step, from 1 (a float64 scalar), and the group's options to the new parameter
+            and state.
+        initial: Function from the parameter and the group's options to the state before the first step.
         counts: Whether the optimizer keeps a counter of its steps.
     """
 
@@ -32,15 +33,15 @@ class Rule:
 
 
 def rule_for(optimizer: torch.optim.Optimizer) -> Rule | None:
-    """Returns the rule of an optimizer of torch's own.
+    """Returns the update rule of an optimizer of torch.
 
-    None where none is known, where a step of its own has been put in place of the class's, and where it has hooks.
+    None if no rule is known, if the instance has its own `step` method, or if there are hooks.
     """
     hooks = (
         *(optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks),
         *(_global_optimizer_pre_hooks, _global_optimizer_post_hooks),
     )
-    step = vars(optimizer).get("step")  # a learning rate schedule puts one there that counts
+    step = vars(optimizer).get("step")  # a learning rate schedule sets one that counts
     if any(hooks) or any(group.get("differentiable") for group in optimizer.param_groups):
         return None
     if step is not None and not getattr(step, "_wrapped_by_lr_sched", False):
@@ -49,7 +50,7 @@ def rule_for(optimizer: torch.optim.Optimizer) -> Rule | None:
 
 
 def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a group's options but its parameters and its learning rate, which changes from step to step."""
+    """Returns a group's options, without its parameters and its learning rate, which may change at every step."""
     return {k: v for k, v in group.items() if k not in {"params", "lr", "initial_lr", "foreach", "fused", "capturable"}}
 
 
@@ -63,7 +64,7 @@ def _sgd(p: Tensor, g: Tensor, state: State, rate: Tensor, step: Tensor, o: Mapp
     g = _gradient(p, g, o)
     if not o["momentum"]:
         return p - rate.to(p.dtype) * g, {}
-    # torch begins with the gradient itself, whatever the dampening.
+    # In torch, the first buffer is the gradient itself, whatever the dampening.
     moved = o["momentum"] * state["momentum_buffer"] + (1 - o["dampening"]) * g
     buffer = torch.where(step == 1, g, moved)
     g = g + o["momentum"] * buffer if o["nesterov"] else buffer

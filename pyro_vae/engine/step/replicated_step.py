@@ -1,4 +1,4 @@
-r"""R steps of one structure as one program: what each replicate has is stacked, and R is seen nowhere else."""
+r"""R steps of one structure as one program, on the stacked tensors of R replicates."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from pyro_vae.engine.step.ledger import Ledger
 from pyro_vae.engine.step.step import Step
 from pyro_vae.engine.step.varying import OneOfMany, Varying
 
-# Bytes of parameters and optimizer state that stay in a CPU's caches beside what is computed of them; and replicates
-# beyond which there is nothing to gain.
+# Bytes of parameters and optimizer state that fit a CPU's caches during a step; number of replicates beyond which a
+# larger batch is not faster.
 _CACHED, _MOST_AT_A_TIME = 2e6, 16
 
 
 class Stack:
-    """Tensors of R replicates as one tensor each, in which the replicates' own tensors lie from then on.
+    """Stacked tensors of R replicates; the replicates' own tensors become views of them.
 
-    So every parameter, buffer and optimizer state stays the object that it is, and always has its present value.
+    So every parameter, buffer and optimizer state stays the same object and always has its current value.
     """
 
     def __init__(self) -> None:
@@ -38,10 +38,10 @@ class Stack:
 
     @torch.no_grad()
     def of(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Returns the replicates' tensors as one, of shape ``(R, ...)``.
+        """Returns the replicates' tensors as one tensor of shape ``(R, ...)``.
 
         Arguments:
-            tensors: One of each replicate, the same objects each time.
+            tensors: One tensor of each replicate, the same objects in each call.
         """
         stacked = self._stacked.get(id(tensors[0]))
         if stacked is None:
@@ -56,7 +56,7 @@ class Stack:
 
     @torch.no_grad()
     def release(self) -> None:
-        """Gives every tensor the memory back in which it lay, with its present value."""
+        """Moves every tensor back to its own memory, with its current value."""
         for tensor, before in reversed(self._kept):
             if not torch.equal(before, tensor):
                 before.copy_(tensor)
@@ -66,7 +66,7 @@ class Stack:
 
 
 def _part_size(count: int, fixed: Sequence[Tensor]) -> int:
-    """How many replicates go through the program at a time: on a CPU what its caches hold."""
+    """Returns the number of replicates in one run of the program; on a CPU, as many as its caches hold."""
     if fixed[0].device.type != "cpu":
         return count
     each = sum(tensor.nbytes for tensor in fixed) / count
@@ -79,12 +79,12 @@ def _parts(tensors: Sequence[Tensor], own: Sequence[bool], start: int, size: int
 
 
 def check_rules(ledgers: Sequence[Ledger]) -> None:
-    """Raises a `CaptureError` where replicates' optimizers do not follow one rule."""
+    """Raises a `CaptureError` unless the replicates' optimizers follow one known rule."""
     for r, ledger in enumerate(ledgers):
         name, first = type(ledger.optimizer).__name__, ledgers[0]
         if ledger.rule is None:
             raise CaptureError(
-                f"replicates: the optimizer of replicate {r}, `{name}`, has no rule that a program could follow; use "
+                f"replicates: the optimizer of replicate {r}, `{name}`, has no rule that a program can follow; use "
                 "SGD, Adagrad, Adam or AdamW of torch.optim without hooks, or train them one by one."
             )
         if ledger.rule is not first.rule:
@@ -95,22 +95,22 @@ def check_rules(ledgers: Sequence[Ledger]) -> None:
 
 
 class ReplicatedStep:
-    r"""The steps of R replicates as one graph, batched over replicates, that changes all of them in place.
+    r"""The steps of R replicates as one graph, batched over replicates, that works in place.
 
-    Each replicate has its own loss, gradients, clipping and update, and its own flag that it has failed: one whose
-    loss is not finite changes nothing any more, and the others do not see it. Numbers in which the programs differ
-    (the weight of a KL, a decay rate) become tensors of shape ``(R,)``.
+    Each replicate has its own loss, gradients, clipping, update and flag for failure: a replicate whose loss is not
+    finite no longer changes; the others continue. Numbers that differ between the programs (the weight of a KL, a
+    decay rate) become tensors of shape ``(R,)``.
 
     Arguments:
-        steps: One of each replicate.
-        stack: Of the run; shared by all its replicated steps.
-        shared: How many of the inputs' tensors, in order, all replicates have in common; the others are of shape
+        steps: The step of each replicate.
+        stack: Stack of the run, shared by all its replicated steps.
+        shared: Number of leading input tensors that are the same for all replicates; the others have the shape
             ``(R, ...)``.
         common_noise: Whether all replicates have the same noise.
 
     Raises:
-        CaptureError: Where the programs differ in more than numbers, no rule of the optimizer is known, or noise is
-            to be common and the program draws what cannot be made of given noise.
+        CaptureError: If the programs differ in more than numbers, the optimizer has no known rule, or noise is
+            common and the program has a draw that is no function of standard noise.
     """
 
     def __init__(self, steps: Sequence[Step], stack: Stack, shared: int = 0, common_noise: bool = False) -> None:
@@ -130,7 +130,7 @@ class ReplicatedStep:
         self._constants += [torch.tensor(v, dtype=torch.float64, device=device) for v in varying.values.values()]
         self._own_inputs = [i >= shared for i in range(len(given))]
         self._own_constants = [*(not same for same in equal), *(True for _ in varying.values)]
-        self._place()
+        self._list_fixed()
         arguments = next(self._arguments(inputs, [self._empty(draw).zero_() for draw in self.draws]))
         own = [*(True for _ in self._parts[0][0]), *self._own_inputs]
         own += [*(not common_noise for _ in self.draws), *self._own_constants]
@@ -144,25 +144,25 @@ class ReplicatedStep:
         drawn = sorted({f"{n.target}" for n in first.graph.graph.nodes if f"{n.target}" in opaque})
         if self.common_noise and drawn:
             raise CaptureError(
-                f"replicates: `{drawn[0].split('.')[1]}` cannot be made of given noise, so that replicates cannot have "
-                "it in common; give each its own seed, with common_noise=False."
+                f"replicates: `{drawn[0].split('.')[1]}` cannot be drawn from given noise, so replicates cannot share "
+                "it; give each its own seed, with common_noise=False."
             )
 
     def compile(self) -> float:
-        """Compiles the graph; returns how many seconds it took. See `Step.compile`."""
+        """Compiles the graph; returns the seconds. See `Step.compile`."""
         compiled = compile_graph(self.graph, self._examples)
         self._run = compiled.run
         return compiled.seconds
 
     def known(self) -> str:
-        """Returns where the compiled program is already: ``"process"``, ``"disk"``, or nowhere, ``""``."""
+        """Returns where the compiled program is cached: ``"process"``, ``"disk"``, or ``""`` for nowhere."""
         return known(self.graph, self._examples)
 
     def noise(self, generators: Sequence[torch.Generator]) -> list[Tensor]:
         """Returns noise for one call.
 
         Arguments:
-            generators: One of each replicate; the first one's where noise is common.
+            generators: One random generator for each replicate; if noise is common, only the first is used.
         """
         if self.common_noise:
             return [draw.sample(generators[0]) for draw in self.draws]
@@ -175,11 +175,11 @@ class ReplicatedStep:
 
     @torch.no_grad()
     def take(self, inputs: Sequence[Tensor], noise: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Takes the step of every replicate; returns the tensors of what the function returns, shape ``(R, ...)``.
+        """Takes the step of every replicate; returns the tensors of the function's values, shape ``(R, ...)``.
 
         Arguments:
-            inputs: Like the examples.
-            noise: See `noise`.
+            inputs: Tensors of the inputs, in order.
+            noise: Result of the method `noise`.
         """
         for captured in self._reading:
             captured.check_reads()
@@ -187,10 +187,10 @@ class ReplicatedStep:
         return results[0] if len(results) == 1 else [torch.cat(parts) for parts in zip(*results, strict=True)]
 
     def follow(self) -> None:
-        """Finds buffers again that were assigned anew by steps outside the program."""
-        self._place()
+        """Updates the references to buffers that were assigned anew outside the program."""
+        self._list_fixed()
 
-    def _place(self) -> None:
+    def _list_fixed(self) -> None:
         held = zip(*(step.held() for step in self.steps), strict=True)
         fixed = [self.stack.of(tensors).detach() for tensors in held]
         size = _part_size(len(self.steps), fixed)
@@ -206,14 +206,14 @@ class ReplicatedStep:
         return torch.empty(shape, dtype=draw.dtype, device=draw.device)
 
     def _arguments(self, inputs: Sequence[Tensor], noise: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """The graph's arguments for each part of the replicates."""
+        """Yields the graph's arguments for each part of the replicates."""
         given = [*inputs, *noise]
         own = [*self._own_inputs, *(not self.common_noise for _ in noise)]
         for fixed, constants, start, size in self._parts:
             yield [*fixed, *(given if len(self._parts) == 1 else _parts(given, own, start, size)), *constants]
 
     def _batched(self, one: OneOfMany, own: Sequence[bool], arguments: Sequence[Tensor]) -> GraphModule:
-        """All replicates as one graph, whose mutations are the last thing it does."""
+        """Returns the step of all replicates as one graph, with all mutations at its end."""
         n, size = len(arguments) - len(one.places), self.template.size
 
         def replicate(*flat: Tensor) -> tuple[Tensor, ...]:
@@ -229,9 +229,9 @@ class ReplicatedStep:
 
         copies = [a.clone() for a in arguments]
         functorch: Any = torch._C._functorch
-        functorch._set_vmap_fallback_warning_enabled(False)  # one operation after the other: slower, but right
+        functorch._set_vmap_fallback_warning_enabled(False)  # the fallback is slower but correct
         try:
             with torch.no_grad():
                 return make_fx(functionalize(whole, remove="mutations"))(*copies)
         finally:
-            functorch._set_vmap_fallback_warning_enabled(True)  # which it is by default
+            functorch._set_vmap_fallback_warning_enabled(True)  # the default

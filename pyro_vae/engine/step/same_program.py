@@ -1,4 +1,4 @@
-r"""Whether two programs are certain to be the same, judged by what they are made of and not by what they do."""
+r"""Comparison of two programs by their code, attributes and parts, without running them."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Names under which an instance is registered, and what Pyro remembers of parameters: no part of a program.
-_UNSEEN = frozenset({"_name", "_pyro_name", "unconstrained"})
+# Attributes that are no part of a program: names of instances, and Pyro's caches.
+_IGNORED = frozenset({"_name", "_pyro_name", "unconstrained"})
 _ATOMS = (str, bytes, int, float, complex, type, type(None), type(Ellipsis), torch.dtype, torch.device)
 
 
-def alike(a: Any, b: Any) -> bool:
-    """Whether two values are of the same making, so that programs of them differ at most in parameters and buffers.
+def same_program(a: Any, b: Any) -> bool:
+    """Returns whether two values are the same program, apart from the values of parameters and buffers.
 
-    Modules are alike where their types, attributes and parts are, whatever the values of their parameters and buffers;
-    functions where they run the same code with alike defaults and closures. What cannot be looked into is alike only
-    if it is the same object: a false answer may be wrong, a true one is not.
+    Modules are the same program if their types, attributes and parts are, for any values of parameters and buffers.
+    Functions are the same program if they have the same code, defaults and closures. Objects that cannot be inspected
+    must be identical. The answer may be False for equal programs, but is never True for different ones.
 
     Arguments:
         a: A module, a function or any value.
-        b: Another.
+        b: Value to compare with.
 
     Example:
-        >>> alike(nn.Linear(2, 3), nn.Linear(2, 3)), alike(nn.Dropout(0.1), nn.Dropout(0.2))
+        >>> same_program(nn.Linear(2, 3), nn.Linear(2, 3)), same_program(nn.Dropout(0.1), nn.Dropout(0.2))
         (True, False)
     """
     return _Comparison().same(a, b)
 
 
 class _Plain:
-    """Has nothing but attributes; an object that takes more room has something that cannot be looked into."""
+    """An object with attributes only; an object of larger basic size has content that cannot be inspected."""
 
 
 class _Comparison:
-    """One comparison, which remembers what it is looking at."""
+    """One comparison, with the pairs that are being compared."""
 
     def __init__(self) -> None:
         self._open: dict[tuple[int, int], tuple[Any, Any]] = {}
@@ -49,7 +49,7 @@ class _Comparison:
             return False
         if isinstance(a, _ATOMS):
             return bool(a == b)
-        self._open[id(a), id(b)] = (a, b)  # kept alive, so that no other object gets the same id
+        self._open[id(a), id(b)] = (a, b)  # keeps both alive, so that no other object gets the same id
         if isinstance(a, Tensor):
             return _kind(a) == _kind(b) and not a.requires_grad and torch.equal(a, b)
         if isinstance(a, nn.Module):
@@ -79,8 +79,8 @@ class _Comparison:
             return False
         return self._attributes(a, b, frozenset())
 
-    def _attributes(self, a: Any, b: Any, beside: frozenset[str]) -> bool:
-        ours, theirs = ({k: v for k, v in vars(o).items() if k not in _UNSEEN | beside} for o in (a, b))
+    def _attributes(self, a: Any, b: Any, others: frozenset[str]) -> bool:
+        ours, theirs = ({k: v for k, v in vars(o).items() if k not in _IGNORED | others} for o in (a, b))
         return self.same(ours, theirs)
 
 

@@ -1,4 +1,4 @@
-r"""One training step as one graph: loss, gradients, clipping, and the optimizer's rule."""
+r"""One training step as one graph: loss, gradients, clipping, and the optimizer's update."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from pyro_vae.errors import InputError
 
 
 class Step:
-    r"""Loss, gradients, clipping by norm and the optimizer's update of a program, as one graph that changes in place.
+    r"""Loss, gradients, clipping by norm and the optimizer's update of a program, as one graph that works in place.
 
-    Parameters, buffers and the state of the user's own optimizer are changed where they lie, so that nothing is to be
-    written back but the optimizer's counters; see `Ledger`. An optimizer of which no rule is known takes its own step
-    with the gradients of the graph.
+    The graph changes parameters, buffers and the state of the user's optimizer in place; only the optimizer's
+    counters are written back, see `Ledger`. An optimizer without a known rule takes its own step with the gradients
+    of the graph.
 
     Arguments:
-        function: From ``inputs`` to a nested value whose first tensor is the loss.
-        modules: By name, whose parameters and buffers the function uses.
-        inputs: Examples.
-        moved: Names of the parameters to move, with the module's name in front.
-        ledger: Of the run.
-        clip_norm: Largest norm of the gradient of all moved parameters.
+        function: Function from ``inputs`` to a nested value whose first tensor is the loss.
+        modules: Modules by name, whose parameters and buffers the function uses.
+        inputs: Example inputs.
+        moved: Names of the parameters to move, each with the module's name in front.
+        ledger: Ledger of the run.
+        clip_norm: Largest norm of the gradient of all moved parameters; None does not clip.
 
     Attributes:
-        executable: From all arguments to all results, operation by operation or compiled.
-        fixed: Of the arguments, those that stay where they are from step to step.
+        executable: Function from all arguments to all results, compiled or operation by operation.
+        fixed: Arguments that keep their addresses from step to step.
 
     Raises:
         CaptureError: See `capture`.
@@ -60,7 +60,7 @@ class Step:
         named = dict(self.program.named_parameters())
         self.moved = {name: named[name] for name in moved}
         self.constants: list[Tensor] = []
-        self._place()
+        self._list_fixed()
         with torch.random.fork_rng():
             arguments = self._arguments(tensors_of(inputs), self.captured.noise())
         self.graph: GraphModule = self._whole(arguments)
@@ -70,10 +70,10 @@ class Step:
         self._run: Executable = self.executable
 
     def compile(self) -> float:
-        """Compiles the graph; returns how many seconds it took, 0 where the process had the same program already.
+        """Compiles the graph; returns the seconds, 0 if this process had compiled the same program before.
 
         Raises:
-            CompilationError: See `compile_graph`; the step runs uncompiled then.
+            CompilationError: See `compile_graph`; the step then runs uncompiled.
         """
         compiled = compile_graph(self.graph, self._examples)
         self.executable = compiled.run
@@ -81,45 +81,45 @@ class Step:
         return compiled.seconds
 
     def _record(self) -> None:
-        """On a CUDA device, makes one graph of all kernels; see `Replayed`."""
+        """Records all kernels as one CUDA graph, if the device is a CUDA device; see `Replayed`."""
         self._run = self.executable
         if self.ledger.failed.is_cuda and self.ledger.rule is not None:
-            given = range(len(self.fixed), len(self._examples) - len(self.behind))
+            given = range(len(self.fixed), len(self._examples) - len(self.all_constants))
             arguments = [*self.fixed, *self._examples[len(self.fixed) :]]
             try:
                 self._run = Replayed(self.executable, arguments, given)
             except RuntimeError as error:
                 reason = " ".join(str(error).split())[:200]
-                warnings.warn(f"the step runs without a CUDA graph, kernel after kernel: {reason}", stacklevel=2)
+                warnings.warn(f"the step runs without a CUDA graph, kernel by kernel: {reason}", stacklevel=2)
 
     def known(self) -> str:
-        """Returns where the compiled program is already: ``"process"``, ``"disk"``, or nowhere, ``""``."""
+        """Returns where the compiled program is cached: ``"process"``, ``"disk"``, or ``""`` for nowhere."""
         return known(self.graph, self._examples)
 
     def preview(self, inputs: Sequence[Any]) -> Any:
-        """Returns what the function returns at the present parameters, and changes nothing."""
+        """Returns the function's value at the current parameters, without side effects."""
         state = (dict(self.program.named_parameters()), dict(self.program.named_buffers()))
         with torch.random.fork_rng():
             return self.captured(*state, inputs).result
 
     @torch.no_grad()
     def __call__(self, inputs: Sequence[Any], noise: Sequence[Tensor] | None = None) -> Any:
-        """Takes the step; returns what the function returns, its tensors detached.
+        """Takes the step; returns the function's value, with detached tensors.
 
         Arguments:
-            inputs: Like the examples.
-            noise: See `Capture.draws`; by default from torch's random stream.
+            inputs: Inputs like the example inputs.
+            noise: Noise of each of `Capture.draws`; by default from torch's random stream.
         """
         given = self.captured.noise() if noise is None else noise
         return self.captured.template.fill(self.take(tensors_of(inputs), given))
 
     @torch.no_grad()
     def take(self, inputs: Sequence[Tensor], noise: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Takes the step; returns the tensors of what the function returns. `__call__` without its structure.
+        """Takes the step, as `__call__` does, with flat inputs; returns the tensors of the function's value.
 
         Arguments:
-            inputs: The tensors of the inputs, in order.
-            noise: See `Capture.draws`.
+            inputs: Tensors of the inputs, in order.
+            noise: Noise of each of `Capture.draws`.
         """
         self.follow()
         flat = self._run(self._arguments(inputs, noise))
@@ -130,43 +130,43 @@ class Step:
         return flat
 
     def like(self, modules: Mapping[str, nn.Module], ledger: Ledger) -> Step:
-        """Returns the same step of other modules in another run, which is not captured anew.
+        """Returns the same step for other modules in another run, without a new capture.
 
         Arguments:
-            modules: By name, of which the function is the same program.
-            ledger: Of the other run.
+            modules: Modules by name, for which the function must be the same program.
+            ledger: Ledger of the other run.
         """
         other = copy.copy(self)
         other.program, other.ledger = Program(self.program.function, modules), ledger
         named = dict(other.program.named_parameters())
         other.moved = {name: named[name] for name in self.moved}
-        other._place()
+        other._list_fixed()
         return other
 
     def held(self) -> list[Tensor]:
-        """Returns what stays where it is from step to step, the graph's first arguments, as the objects themselves."""
+        """Returns the owners of the `fixed` arguments: the parameter and buffer objects, then the other tensors."""
         sources = [*self.program.parameters(), *self.program.buffers()]
         return [*sources, *self.fixed[len(sources) :]]
 
     def example_inputs(self) -> list[Tensor]:
         """Returns the tensors of the example inputs."""
-        noise_and_behind = len(self.captured.draws) + len(self.behind)
-        return self._examples[len(self.fixed) : len(self._examples) - noise_and_behind]
+        others = len(self.captured.draws) + len(self.all_constants)
+        return self._examples[len(self.fixed) : len(self._examples) - others]
 
     @property
-    def behind(self) -> list[Tensor]:
-        """Of the arguments, those behind inputs and noise: constants."""
+    def all_constants(self) -> list[Tensor]:
+        """The last arguments of the graph: the constants of the program and of the step."""
         return [*self.captured.constants, *self.constants]
 
     @property
     def recorded(self) -> bool:
-        """Whether it runs as one graph of CUDA kernels."""
+        """Whether the step runs as one CUDA graph."""
         return isinstance(self._run, Replayed)
 
-    # ------------------------------------------------------------------ where everything lies
+    # ------------------------------------------------------------------ arguments with fixed addresses
 
-    def _place(self) -> None:
-        """Lists the tensors that stay where they are from step to step."""
+    def _list_fixed(self) -> None:
+        """Lists the arguments that keep their addresses from step to step."""
         sources = [*self.program.parameters(), *self.program.buffers()]
         self._holders = [*_holders(self.program, "_parameters"), *_holders(self.program, "_buffers")]
         self._addresses = [tensor.data_ptr() for tensor in sources]
@@ -180,27 +180,27 @@ class Step:
         ]
 
     def follow(self) -> None:
-        """Finds parameters and buffers again that were assigned anew."""
+        """Updates the references to parameters and buffers that were assigned anew, and the learning rates."""
         if [holder[name].data_ptr() for holder, name in self._holders] != self._addresses:
-            self._place()
+            self._list_fixed()
             for old, new in zip(self._examples, self.fixed, strict=False):
                 if (old.dtype, old.shape, old.stride(), old.device) != (new.dtype, new.shape, new.stride(), new.device):
                     raise InputError(
                         f"a tensor of shape {tuple(old.shape)}, {old.dtype} on {old.device}, was replaced by one of "
                         f"shape {tuple(new.shape)}, {new.dtype} on {new.device} between two compiled steps; change the "
-                        "model before or after training, not in between."
+                        "model before or after training, not during it."
                     )
             if self._run is not self.executable:
                 self._record()
         self.ledger.read_rates()
 
     def _arguments(self, inputs: Sequence[Tensor], noise: Sequence[Tensor]) -> list[Tensor]:
-        return [*self.fixed, *inputs, *noise, *self.behind]
+        return [*self.fixed, *inputs, *noise, *self.all_constants]
 
     # ------------------------------------------------------------------ the graph
 
     def _whole(self, arguments: list[Tensor]) -> GraphModule:
-        """Loss, gradients and update as one graph, whose mutations are the last thing it does."""
+        """Returns loss, gradients and update as one graph, with all mutations at its end."""
         copies = [a.clone() for a in arguments]
         with torch.no_grad():
             return traced(functionalize(lambda *flat: self._take(list(flat)), remove="mutations"), copies)
@@ -243,7 +243,7 @@ class Step:
         return values
 
     def _own_step(self, gradients: Sequence[Tensor]) -> None:
-        """The optimizer's own step, where no rule of it is known."""
+        """Takes the optimizer's own step, for an optimizer without a known rule."""
         if bool(self.ledger.failed):
             return
         norm = torch.nn.utils.get_total_norm(list(gradients))
@@ -261,7 +261,7 @@ class Step:
 
 
 def _holders(program: nn.Module, kind: str) -> list[tuple[dict[str, Tensor], str]]:
-    """Where a program's parameters or buffers stand, each once, in the order of its ``named_`` method."""
+    """Returns the dictionary and key of each parameter or buffer, each once, in the order of the ``named_`` method."""
     found, seen = [], set()
     for module in program.modules():
         own: dict[str, Tensor] = getattr(module, kind)
@@ -273,7 +273,7 @@ def _holders(program: nn.Module, kind: str) -> list[tuple[dict[str, Tensor], str
 
 
 def _split(results: Sequence[Tensor], captured: Capture) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """The flat results as tensors of the value, gradients and new buffers by name."""
+    """Returns the flat results as tensors of the value, gradients by name, and new buffers by name."""
     n, m = captured.template.size, len(captured.differentiated)
     gradients = dict(zip(captured.differentiated, results[n : n + m], strict=True))
     return list(results[:n]), gradients, dict(zip(captured.changed, results[n + m :], strict=True))

@@ -1,4 +1,4 @@
-r"""Graphs of one structure as one graph, whose numbers vary from replicate to replicate."""
+r"""Graphs of one structure as a single graph whose numbers vary from replicate to replicate."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from pyro_vae.engine.errors import CaptureError
 
 aten = torch.ops.aten
 
-# Where a number stands in a graph: the node's name, and the position or name of the argument.
+# The place of a number in a graph: the node's name, and the position or name of the argument.
 Place = tuple[str, int | str]
 
 
 @dataclass
 class Varying:
-    """The numbers in which graphs of one structure differ.
+    """The numbers that differ between graphs of one structure.
 
     Attributes:
-        values: By place, one of each graph.
+        values: For each place, the number in each graph.
     """
 
     values: dict[Place, list[float]] = field(default_factory=dict)
@@ -35,11 +35,11 @@ class Varying:
         """Compares graphs node by node.
 
         Arguments:
-            graphs: One of each replicate; the same object where two replicates have the same.
+            graphs: The graph of each replicate; replicates with equal graphs may have the same object.
 
         Raises:
-            CaptureError: Where one differs from the first in more than numbers, or in a number that the operation
-                takes as part of its structure, such as a size.
+            CaptureError: If a graph differs from the first in more than numbers, or in a number that is part of an
+                operation's structure, such as a size.
         """
         first, found = graphs[0], cls()
         for r, graph in enumerate(graphs):
@@ -51,7 +51,7 @@ class Varying:
                 r = next(r for r, value in enumerate(values) if value != values[0])
                 raise CaptureError(
                     f"replicates: `{node.target}` has the number {values[r]:g} in replicate {r} and {values[0]:g} in "
-                    f"replicate 0, and that number cannot vary in one program; {_ELSE}"
+                    f"replicate 0, and this number cannot vary within one program; {_ADVICE}"
                 )
         return found
 
@@ -71,7 +71,7 @@ class Varying:
             raise _differs(r, min(len(ours), len(theirs)), ours[-1], theirs[-1])
 
 
-_ELSE = "train them one by one, each by a `fit` of its own."
+_ADVICE = "train them one by one, each by its own `fit`."
 
 
 def _pairs(a: Node, b: Node, i: int, r: int) -> dict[int | str, tuple[Any, Any]]:
@@ -96,12 +96,12 @@ def _shape(node: Node) -> Any:
 
 def _differs(r: int, i: int, a: Node, b: Node) -> CaptureError:
     return CaptureError(
-        f"replicates: replicate {r} is of another structure than replicate 0: operation {i} is {_said(b)} in place of "
-        f"{_said(a)}; {_ELSE}"
+        f"replicates: replicate {r} is of another structure than replicate 0: operation {i} is {_described(b)} instead "
+        f"of {_described(a)}; {_ADVICE}"
     )
 
 
-def _said(node: Node) -> str:
+def _described(node: Node) -> str:
     shape = _shape(node)
     of = f" of shape {tuple(shape[0])}" if shape else ""
     return f"`{node.target}`{of}" if node.op == "call_function" else f"an argument{of}"
@@ -124,7 +124,7 @@ def _name(target: Any, at: int | str) -> str:
 
 
 def _with_tensor(target: Any, name: str) -> Any:
-    """The overload of an operator that takes a tensor as one of its arguments; None where there is none."""
+    """Returns the overload of an operator that takes a tensor as the named argument; None if there is none."""
     arguments = [argument.name for argument in target._schema.arguments]
     others = (getattr(target.overloadpacket, overload) for overload in target.overloadpacket.overloads())
     for overload in (target, *others):
@@ -135,13 +135,13 @@ def _with_tensor(target: Any, name: str) -> Any:
 
 
 def _called(node: Node, arguments: dict[int | str, Any], lifted: dict[int | str, Tensor]) -> Any:
-    """The node's result with tensors in place of some of its numbers."""
+    """Returns the node's result with tensors in place of some of its numbers."""
     target: Any = node.target
     meta = node.meta["val"]
     if target in _FILLED:
         return next(iter(lifted.values())).to(meta.dtype).expand(meta.shape)
     own = next(value for value in arguments.values() if isinstance(value, Tensor))
-    # As a Python number would, so that a float64 number does not widen a float32 scalar.
+    # The type that a Python number would take: a float64 number must not widen a float32 scalar.
     dtype = own.dtype if own.dtype.is_floating_point else torch.result_type(torch.empty((), dtype=own.dtype), 1.0)
     numbers = {at: number.to(dtype) for at, number in lifted.items()}
     if "alpha" in numbers:
@@ -157,13 +157,13 @@ def _called(node: Node, arguments: dict[int | str, Any], lifted: dict[int | str,
 
 
 class OneOfMany(Interpreter):
-    """Runs a graph at numbers of one replicate, as a function to be batched over replicates.
+    """Runs a graph with the numbers of one replicate, as a function to be batched over replicates.
 
-    It is without mutation: what the graph copies into its arguments at its end is returned.
+    The function has no mutations: it returns the values that the graph copies into its arguments.
 
     Arguments:
-        graph: Whose mutations are ``copy_`` into arguments, at its end.
-        varying: Where the numbers stand.
+        graph: Graph whose only mutations are ``copy_`` into arguments, at its end.
+        varying: The varying numbers with their places.
     """
 
     def __init__(self, graph: GraphModule, varying: Varying) -> None:
@@ -175,11 +175,11 @@ class OneOfMany(Interpreter):
         self.targets = [order[node.args[0]] for node in copies]
 
     def at(self, numbers: Sequence[Tensor], flat: Sequence[Tensor]) -> list[Tensor]:
-        """Returns the results of the graph, and behind them the new values of the arguments `targets`.
+        """Returns the results of the graph, followed by the new values of the arguments `targets`.
 
         Arguments:
-            numbers: Of the replicate, float64 scalars.
-            flat: The graph's arguments.
+            numbers: Numbers of the replicate, float64 scalars.
+            flat: Arguments of the graph.
         """
         self._numbers = dict(zip(self.places, numbers, strict=True))
         self._after: list[Tensor] = []
@@ -202,7 +202,7 @@ class OneOfMany(Interpreter):
         return rule(*fetched, **named) if rule else n.target(*fetched, **named)  # type: ignore[operator]
 
 
-# ------------------------------------------------------------------ operators without a batching rule of torch's
+# ------------------------------------------------------------------ operators without a batching rule in torch
 
 
 @torch.library.custom_op("pyro_vae::standard_gamma_grad", mutates_args=())

@@ -1,1 +1,1 @@
-"""`CompiledSVI`: Pyro's own SVI at the speed of compiled programs."""
+"""`CompiledSVI`: Pyro's SVI with compiled steps."""

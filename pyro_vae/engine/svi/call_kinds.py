@@ -1,4 +1,4 @@
-r"""What tells the calls of a captured program apart: the structure of their arguments, and what is no tensor."""
+r"""Kinds of calls: calls of one kind can use the same captured program."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _TORCHS = (torch.dtype, torch.device, torch.Size, torch.layout)
 
 
 def kind_of(value: Any) -> Hashable:
-    """Returns what two arguments share if they may be given to the same captured program.
+    """Returns the kind of an argument; arguments of equal kind can use the same captured program.
 
-    Tensors share shape, dtype and device; numbers, strings and the like their values; modules and functions are the
-    same objects.
+    Tensors of one kind have the same shape, dtype and device; numbers, strings and the like have the same value;
+    modules and functions are the same object.
 
     Arguments:
-        value: Nested tuples, lists and dictionaries, or what else torch knows as a pytree.
+        value: Nested tuples, lists and dictionaries, or another pytree of torch.
 
     Raises:
-        CaptureError: For an object of another kind, whose contents might change from call to call.
+        CaptureError: For any other object, since its contents may change from call to call.
 
     Example:
         >>> kind_of((torch.zeros(3), 0.5)) == kind_of((torch.ones(3), 0.5))
@@ -43,22 +43,21 @@ def kind_of(value: Any) -> Hashable:
         return type(value), *((name, kind_of(entry)) for name, entry in value.items())
     if isinstance(value, _PLAIN + _TORCHS):
         return type(value), value
-    if isinstance(value, MethodType):  # another object at each access
+    if isinstance(value, MethodType):  # each access makes a new object
         return _Same(value.__self__), value.__func__
     if isinstance(value, nn.Module) or callable(value):
         return _Same(value)
     leaves, spec = pytree.tree_flatten(value)
     if len(leaves) == 1 and leaves[0] is value:
         raise CaptureError(
-            f"CompiledSVI: an argument is a `{type(value).__name__}`, whose contents may change from step to step "
-            "unseen; pass tensors, numbers and strings, in tuples, lists or dictionaries (an array by "
-            "torch.as_tensor)."
+            f"CompiledSVI: an argument is a `{type(value).__name__}`, whose contents may change unnoticed from step to "
+            "step; pass tensors, numbers and strings, in tuples, lists or dictionaries (an array by torch.as_tensor)."
         )
     return str(spec), *map(kind_of, leaves)
 
 
 class _Same:
-    """An object as part of a kind: equal to none but itself. Kept alive, since another one could get its id."""
+    """An object as part of a kind, equal only to itself. It is kept alive, so that its id stays unique."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -73,8 +72,8 @@ class _Same:
 def _of_tensor(tensor: Tensor) -> Hashable:
     if tensor.requires_grad:
         raise CaptureError(
-            f"CompiledSVI: an argument, of shape {tuple(tensor.shape)}, requires a gradient, which a compiled step "
-            "does not give; pass it detached, or make it a parameter by pyro.param."
+            f"CompiledSVI: an argument, of shape {tuple(tensor.shape)}, requires a gradient, but compiled steps give "
+            "arguments none; pass it detached, or make it a parameter by pyro.param."
         )
     if tensor.layout is not torch.strided:
         raise CaptureError(f"CompiledSVI: an argument is a tensor of layout {tensor.layout}; pass dense ones.")

@@ -26,13 +26,13 @@ _NAME = "program"
 
 
 class _Bound:
-    """A program that is bound to tensors in the parameter store."""
+    """A captured program for certain tensors of the parameter store."""
 
     def __init__(self, observed: Observation) -> None:
         self.stand_ins = StandIns(observed.used | observed.sites, observed.modules)
         self.calls, self.modules = 0, observed.modules
         own = {id(tensor) for tensor in self.stand_ins.tensors.values()}
-        # Frozen parameters are no arguments of the program's but are part of it.
+        # Frozen parameters are constants of the program, not arguments.
         self._held = [
             (module._parameters, name, p)
             for module in self.modules
@@ -57,19 +57,19 @@ class _Bound:
         return [(t.dtype, t.device, t.requires_grad) for t in self._all] == self._kinds
 
     def _named(self, error: CaptureError) -> CaptureError:
-        """The error with the names that the store has."""
+        """Returns the error with the names of the store in place of those of the stand-ins."""
         names = {f"{_NAME}.{key}": name for name, key in self.stand_ins.keys.items()}
         return CaptureError(re.sub(rf"{_NAME}\.p\d+", lambda m: names.get(m[0], m[0]), str(error)))
 
 
 class TrainingStep(_Bound):
-    """A step on the loss as one graph, with the optimizer's update where its rule is known.
+    """A step on the loss as one graph, with the optimizer's update if its rule is known.
 
     Arguments:
-        svi: Whose loss, model and guide make the program.
-        observed: What was seen in its uncompiled step.
-        args: Examples.
-        kwargs: Examples.
+        svi: Object with the loss, the model and the guide.
+        observed: Observation of an uncompiled step.
+        args: Example arguments.
+        kwargs: Example keyword arguments.
 
     Raises:
         CaptureError: See `capture`.
@@ -79,11 +79,11 @@ class TrainingStep(_Bound):
         super().__init__(observed)
         self._fuse = bool(getattr(svi, "fused", True))
         trained = {name: t for name, t in observed.sites.items() if not observed.reached or id(t) in observed.reached}
-        # As in Pyro: a gradient of zero where there was one before, none where there was never one.
+        # As in Pyro: unreached parameters keep a gradient of zero if they have one, else they have none.
         idle = {name: t for name, t in observed.sites.items() if name not in trained and t.grad is not None}
-        self._tell(set(observed.sites) - set(trained) - set(idle))
+        self._warn_untrained(set(observed.sites) - set(trained) - set(idle))
         if not trained:
-            raise CaptureError("CompiledSVI: the loss depends on no trainable parameter; there is nothing to step.")
+            raise CaptureError("CompiledSVI: the loss depends on no trainable parameter, so there is nothing to step.")
         keys = self.stand_ins.keys
         once = {keys[name]: name for name in reversed(trained | idle)}
         self._svi, self._moved = svi, {name: observed.sites[name] for name in reversed(once.values())}
@@ -94,9 +94,9 @@ class TrainingStep(_Bound):
             return total(surrogate, loss, [cast(Tensor, self.stand_ins._parameters[key]) for key in still]), loss
 
         self._program: Callable[..., Any] = program
-        self._make(contiguous(args, kwargs))
+        self._capture(contiguous(args, kwargs))
 
-    def _make(self, inputs: Sequence[Any]) -> None:
+    def _capture(self, inputs: Sequence[Any]) -> None:
         self._merged = MergedOptimizer(self._svi.optim, list(self._moved.values()), self._fuse)
         wanted = [f"{_NAME}.{self.stand_ins.keys[name]}" for name in self._moved]
         try:
@@ -115,16 +115,16 @@ class TrainingStep(_Bound):
         return self._step.compile()
 
     def known(self) -> str:
-        """Returns where the compiled program is already, see `Step.known`."""
+        """Returns where the compiled program is cached; see `Step.known`."""
         return self._step.known()
 
     @property
     def options_changed(self) -> bool:
-        """Whether an option of the optimizer other than the learning rate was changed, where it matters."""
+        """Whether an option of the optimizer that is part of the program, so not the learning rate, was changed."""
         return self._fuse and self._merged.options_changed
 
     def valid(self) -> bool:
-        """Returns whether store, optimizers and their options are those of the program."""
+        """Returns whether the program still fits the store, the optimizers and their options."""
         if self.options_changed or self._merged.replaced or not self._same_tensors():
             return False
         return self._merged.follow()
@@ -145,7 +145,7 @@ class TrainingStep(_Bound):
         return _numbers(loss), fine
 
     def _memory(self) -> set[int]:
-        """Where that lies which the step changes in place."""
+        """Returns the addresses of the storages that the step changes in place."""
         own = [*self.stand_ins.tensors.values(), *(b for b in self.stand_ins._buffers.values() if b is not None)]
         addresses = [tensor.data_ptr() for tensor in own]
         if addresses != self._addresses:  # assigned anew
@@ -155,11 +155,11 @@ class TrainingStep(_Bound):
 
     @torch.no_grad()
     def blame(self, args: Any, kwargs: Any) -> str:
-        """Returns what is not finite at arguments, in words; buffers and random state stay as they are."""
+        """Returns a description of what is not finite at some arguments; buffers and random state do not change."""
         for name, tensor in self.stand_ins.tensors.items():
-            if not bool(tensor.isfinite().all()):  # by an uncompiled step, or by hand
+            if not bool(tensor.isfinite().all()):  # from an uncompiled step, or set by the user
                 return (
-                    f"the parameter `{name}` was not finite before the step; begin anew from other values, with a new "
+                    f"the parameter `{name}` was not finite before the step; begin again from other values, with a new "
                     "optimizer"
                 )
         buffers = [buffer for module in self.modules for buffer in module._buffers.values() if buffer is not None]
@@ -167,7 +167,7 @@ class TrainingStep(_Bound):
         try:
             with torch.random.fork_rng(), poutine.block(), pyro.validation_enabled(False):
                 what = _site_not_finite(self._svi.model, self._svi.guide, args, kwargs) or _UNKNOWN
-        except (ValueError, RuntimeError):  # what is not finite makes some operations raise
+        except (ValueError, RuntimeError):  # some operations raise at values that are not finite
             what = _UNKNOWN
         finally:
             for buffer, old in zip(buffers, before, strict=True):
@@ -178,7 +178,7 @@ class TrainingStep(_Bound):
         )
 
     @staticmethod
-    def _tell(untrained: set[str]) -> None:
+    def _warn_untrained(untrained: set[str]) -> None:
         if untrained:
             warnings.warn(
                 f"CompiledSVI: the loss does not depend on {', '.join(f'`{n}`' for n in sorted(untrained))}; as with "
@@ -191,10 +191,10 @@ class Evaluation(_Bound):
     """The loss, without gradients, as one graph.
 
     Arguments:
-        svi: Whose loss, model and guide make the program.
-        observed: What was seen in its uncompiled evaluation.
-        args: Examples.
-        kwargs: Examples.
+        svi: Object with the loss, the model and the guide.
+        observed: Observation of an uncompiled evaluation.
+        args: Example arguments.
+        kwargs: Example keyword arguments.
 
     Raises:
         CaptureError: See `capture`.
@@ -233,13 +233,13 @@ class Evaluation(_Bound):
         return compiled.seconds
 
     def known(self) -> str:
-        """Returns where the compiled program is already, see `Step.known`."""
+        """Returns where the compiled program is cached; see `Step.known`."""
         return known(self._captured.graph, self._examples)
 
     options_changed = False
 
     def valid(self) -> bool:
-        """Returns whether the store is that of the program."""
+        """Returns whether the program still fits the store."""
         return self._same_tensors()
 
     @torch.no_grad()
@@ -257,7 +257,7 @@ _UNKNOWN = "the loss or its gradient"
 
 
 def _site_not_finite(model: Any, guide: Any, args: Any, kwargs: Any) -> str | None:
-    """The first site with a log density that is not finite, in words; None where there is none."""
+    """Returns a description of the first site whose log density is not finite; None if there is none."""
     of_guide = poutine.trace(guide).get_trace(*args, **kwargs)
     of_model = poutine.trace(poutine.replay(model, trace=of_guide)).get_trace(*args, **kwargs)
     for name, trace in (("guide", of_guide), ("model", of_model)):
@@ -270,7 +270,7 @@ def _site_not_finite(model: Any, guide: Any, args: Any, kwargs: Any) -> str | No
 
 
 def _numbers(loss: Any) -> Any:
-    """The loss as Pyro returns it."""
+    """Returns the loss as numbers, as Pyro does."""
     if isinstance(loss, tuple):
         return type(loss)(_numbers(value) for value in loss)
     return loss.item() if isinstance(loss, Tensor) else loss

@@ -1,4 +1,4 @@
-r"""The optimizers of a ``PyroOptim``, one for each parameter, as one."""
+r"""The optimizers of a ``PyroOptim``, one for each parameter, as a single optimizer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pyro_vae.engine.step.optimizer_rules import Rule, options_of, rule_for
 
 
 class _Whole(torch.optim.Optimizer):
-    """All of a PyroOptim's optimizers behind the interface of one, each taking its own step."""
+    """All optimizers of a PyroOptim with the interface of a single one; each takes its own step."""
 
     def __init__(self, optim: PyroOptim, parameters: Sequence[Tensor]) -> None:
-        # Not the constructor of the base class, which would make groups of its own.
+        # Without the constructor of the base class, which would make new groups.
         self.optim, self.parameters = optim, list(parameters)
         self._optimizer_step_pre_hooks = OrderedDict()
         self._optimizer_step_post_hooks = OrderedDict()
@@ -34,19 +34,19 @@ class _Whole(torch.optim.Optimizer):
 
 
 class MergedOptimizer:
-    r"""The optimizers that a ``PyroOptim`` keeps for some parameters, as one optimizer with their very states.
+    r"""The optimizers that a ``PyroOptim`` keeps for some parameters, as a single optimizer with the same states.
 
-    States and groups are the same objects, so that what compiled steps change is changed for Pyro too. The counters
-    of steps become entries of one tensor; so steps that others take in between show at once.
+    States and groups are shared objects, so compiled steps change them for Pyro too. The step counters become entries
+    of one tensor, which shows the steps that others take in between.
 
     Arguments:
-        optim: The user's own.
-        parameters: Unconstrained values in the parameter store, of which each has its optimizer already.
-        fuse: Whether a rule is used where one is known.
+        optim: The user's ``PyroOptim``.
+        parameters: Unconstrained values in the parameter store; each must have its optimizer already.
+        fuse: Whether to use the optimizer's update rule, if it is known.
 
     Attributes:
-        optimizer: For a `Ledger`.
-        ledger: Of the steps.
+        optimizer: The single optimizer, for a `Ledger`.
+        ledger: Ledger of the steps.
     """
 
     def __init__(self, optim: PyroOptim, parameters: Sequence[Tensor], fuse: bool = True) -> None:
@@ -69,19 +69,19 @@ class MergedOptimizer:
 
     @property
     def options_changed(self) -> bool:
-        """Whether an option other than the learning rate is another than before."""
+        """Whether an option other than the learning rate has changed."""
         return self._read() != self._set
 
     @property
     def replaced(self) -> bool:
-        """Whether Pyro has other optimizers, or states of them, than before."""
+        """Whether Pyro's optimizers or their states were replaced by other objects."""
         if any(o.state is not s for o, s in zip(self._inner, self._states, strict=True)):
             return True
         objects = self.optim.optim_objs
         return any(objects.get(p) is not o for p, o in zip(self.parameters, self._own, strict=True))
 
     def follow(self) -> bool:
-        """Takes over steps that others took; returns whether they moved all parameters alike."""
+        """Takes over the counts of steps outside the program; returns whether all parameters made equally many."""
         if self._counts is None:
             return True
         if any(s["step"] is not v for s, v in zip(self._entries, self._views, strict=True)):
@@ -94,7 +94,7 @@ class MergedOptimizer:
         return bool((others == others[0]).all())
 
     def advance(self) -> None:
-        """Counts a step that a graph took."""
+        """Counts a step of the program."""
         if self._counts is not None:
             self._counts += 1
             self._known += 1
@@ -105,7 +105,7 @@ class MergedOptimizer:
         return [read(group) for read, group in zip(self._readers, self._groups, strict=True)]
 
     def _rule(self) -> Rule | None:
-        """The rule that all of them follow; None where they take their own steps."""
+        """Returns the update rule that all optimizers follow; None if they take their own steps."""
         alone = all(len(o.param_groups) == 1 and len(o.param_groups[0]["params"]) == 1 for o in self._inner)
         same = all(type(o) is type(self._inner[0]) and rule_for(o) is not None for o in self._inner)
         clipped = any(clip is not None for clip in self._clips)
@@ -123,13 +123,13 @@ class MergedOptimizer:
             whole = object.__new__(type(self._inner[0]))
             whole._optimizer_step_pre_hooks, whole._optimizer_step_post_hooks = hooks
         whole.param_groups = self._groups
-        # The inner dictionaries are shared. An optimizer without memory has none, and is to get none.
+        # The inner dictionaries are shared. Optimizers without state must not get one.
         own = zip(self._inner, self.parameters, strict=True)
-        whole.state = cast(Any, {p: o.state[p] if p in o.state or _remembers(o) else {} for o, p in own})
+        whole.state = cast(Any, {p: o.state[p] if p in o.state or _has_state(o) else {} for o, p in own})
         return whole
 
     def _adopt(self) -> None:
-        """Makes the counters entries of one tensor."""
+        """Turns the step counters into entries of one tensor."""
         self._entries: list[dict[str, Any]] = [o.state[p] for o, p in zip(self._inner, self.parameters, strict=True)]
         first = self._counts is None
         self._counts = torch.stack([entry["step"].detach().clone() for entry in self._entries])
@@ -140,10 +140,10 @@ class MergedOptimizer:
             self._known = self._counts.clone()
 
 
-def _remembers(optimizer: torch.optim.Optimizer) -> bool:
+def _has_state(optimizer: torch.optim.Optimizer) -> bool:
     return not isinstance(optimizer, torch.optim.SGD) or bool(optimizer.param_groups[0]["momentum"])
 
 
 def _reader(group: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
-    """Reads what decides about steps beside the learning rate."""
+    """Returns a function that reads the options of a group other than the learning rate."""
     return itemgetter(*options_of(group)) if options_of(group) else len

@@ -1,4 +1,4 @@
-r"""Trainable tensors and buffers of a Pyro program, wherever it keeps them, as parameters of one module."""
+r"""All trainable tensors and buffers of a Pyro program as parameters and buffers of one module."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _LOSSES = str(Path(str(pyro.__file__)).parent / "infer")
 
 
 class Observation:
-    """A block in which a Pyro program runs as it is, and that sees what the program consists of.
+    """A block that records the parameters and modules of the Pyro program that runs in it.
 
     Attributes:
-        sites: Unconstrained values of the parameters whose statements Pyro's optimizer sees, by name.
-        used: Those of all parameters in the store that some operation reads, by name.
+        sites: Unconstrained values of the parameters with a ``pyro.param`` statement, which Pyro trains, by name.
+        used: Unconstrained values of all parameters in the store that some operation reads, by name.
         reached: Ids of the tensors that got a gradient.
-        modules: Called within the block, their parts included.
+        modules: Modules that were called in the block, and their submodules.
     """
 
     def __init__(self, *programs: Any) -> None:
@@ -66,7 +66,7 @@ class Observation:
         self._foreign = [tensor for i, tensor in seen.items() if i not in names and isinstance(tensor, nn.Parameter)]
 
     def attributes(self) -> list[Any]:
-        """Returns what the modules hold now beside tensors: modes, numbers, strings, functions, and their parts."""
+        """Returns the modules' current attributes without tensors: modes, numbers, strings, functions, parts."""
         found = []
         for own, names in self._attributes:
             found += [own.get(name) for name in names]
@@ -75,13 +75,13 @@ class Observation:
 
     @property
     def stale(self) -> bool:
-        """Whether the store has other tensors than at the observation."""
+        """Whether tensors in the store were replaced since the observation."""
         store = pyro.get_param_store()._params
         seen = {name: t for name, t in (self.used | self.sites).items() if name not in self._assigned}
         return any(store.get(name) is not tensor for name, tensor in seen.items())
 
     def require_registered(self) -> None:
-        """Raises for a trainable parameter that the program uses and Pyro does not train."""
+        """Raises a `CaptureError` for a trainable parameter that the program uses but Pyro does not train."""
         for name in self._assigned:
             raise CaptureError(
                 f"CompiledSVI: the program assigns `{name}` in the parameter store as it runs (as a decaying average "
@@ -91,12 +91,12 @@ class Observation:
             name = _name_in(self.modules, tensor)
             raise CaptureError(
                 f"CompiledSVI: `{name}`, of shape {tuple(tensor.shape)}, is used but is not in Pyro's parameter store, "
-                "so that SVI never trains it. Register its module by pyro.module or make it a PyroModule, under a name "
+                "so SVI never trains it. Register its module by pyro.module or make it a PyroModule, under a name "
                 "that no other module has; or freeze it with requires_grad_(False)."
             )
 
 
-# Attributes of modules that decide what they do; an nn.Module's own do not, but for its mode.
+# Types of attributes that determine the behaviour of a module; of the attributes of nn.Module itself, only the mode.
 _DECISIVE = (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType, MethodType)
 _INTERNAL = set(vars(nn.Module())) - {"training"}
 
@@ -114,7 +114,7 @@ def _name_in(modules: Sequence[nn.Module], tensor: Tensor) -> str:
 
 
 class _Watch(TorchFunctionMode):
-    """Sees which trainable tensors operations read, and which of them get a gradient."""
+    """Records which trainable tensors are read by operations, and which of them get a gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class _Watch(TorchFunctionMode):
         named = named or {}
         if function is Tensor.backward:
             return self._backward(arguments, named)
-        if getattr(function, "__name__", "") != "__get__":  # attributes are no use of values
+        if getattr(function, "__name__", "") != "__get__":  # access to an attribute reads no values
             for leaf in pytree.tree_leaves((arguments, named)):
                 if isinstance(leaf, Tensor) and leaf.requires_grad and leaf.is_leaf:
                     self.seen[id(leaf)] = leaf
@@ -146,18 +146,18 @@ class _Watch(TorchFunctionMode):
 
 
 class StandIns(nn.Module):
-    r"""A program's trainable tensors and buffers under names of its own, whatever holds them.
+    r"""A module whose parameters and buffers replace a program's trainable tensors and buffers.
 
-    Within `run`, wherever the program reads one of the tensors, be it by ``pyro.param``, ``pyro.module``, a
-    ``PyroParam`` or a module's attribute, it gets the tensor that this module has in its place; so the program becomes
-    a function of this module's parameters and buffers, and the program's own holders are left alone.
+    Within `run`, the program gets this module's tensor wherever it reads one of the replaced tensors: by
+    ``pyro.param``, ``pyro.module``, a ``PyroParam`` or an attribute of a module. So the program becomes a function of
+    this module's parameters and buffers; the program's own modules are not changed.
 
     Arguments:
         tensors: Unconstrained values in the parameter store, by name.
-        modules: Whose buffers the program uses.
+        modules: Modules whose buffers the program uses.
 
     Attributes:
-        keys: The name in this module of each tensor, by its name in the store.
+        keys: Name of each tensor in this module, by its name in the store.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], modules: Sequence[nn.Module]) -> None:
@@ -173,15 +173,15 @@ class StandIns(nn.Module):
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes over buffers that were assigned anew."""
+        """Updates the references to buffers that were assigned anew."""
         for key, (module, name) in self._holders.items():
             self._originals[key] = self._buffers[key] = module._buffers[name]
 
     def run(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> tuple[Any, Any]:
-        """Returns the sum of all scalars that the function would have propagated back, and what it returns."""
-        place: dict[int, Tensor | None] = {id(t): self._parameters[self.keys[n]] for n, t in self.tensors.items()}
-        place |= {id(self._originals[key]): self._buffers[key] for key in self._holders}
-        mode, store = _Swap(place), _StoreAsItIs()
+        """Returns the sum of all scalars on which the function calls ``backward``, and the function's value."""
+        swaps: dict[int, Tensor | None] = {id(t): self._parameters[self.keys[n]] for n, t in self.tensors.items()}
+        swaps |= {id(self._originals[key]): self._buffers[key] for key in self._holders}
+        mode, store = _Swap(swaps), _UnchangedStore()
         try:
             with store, mode:
                 value = function(*arguments, **named)
@@ -192,8 +192,8 @@ class StandIns(nn.Module):
         return mode.surrogate, value
 
 
-class _StoreAsItIs:
-    """A block behind which the parameter store is what it was before; raises where the block changes it."""
+class _UnchangedStore:
+    """A block that restores the parameter store at its end, and raises a `CaptureError` if the store was changed."""
 
     def __enter__(self) -> None:
         store = pyro.get_param_store()
@@ -212,11 +212,11 @@ class _StoreAsItIs:
 
 
 class _Swap(TorchFunctionMode):
-    """Puts stand-ins in the place of tensors, keeps what is to be differentiated, and leaves losses undetached."""
+    """Swaps tensors for stand-ins, collects the scalars to differentiate, and keeps losses as tensors."""
 
-    def __init__(self, place: Mapping[int, Tensor | None]) -> None:
+    def __init__(self, swaps: Mapping[int, Tensor | None]) -> None:
         super().__init__()
-        self.place = place
+        self.swaps = swaps
         self.surrogate: Any = None
 
     def __torch_function__(
@@ -232,13 +232,13 @@ class _Swap(TorchFunctionMode):
             frame = caller_outside_torch()
             if str(Path(frame.f_code.co_filename).parent) == _LOSSES:
                 if function is Tensor.item:
-                    return arguments[0].detach()  # losses return a number, and need none
+                    return arguments[0].detach()  # a loss returns a number, but a tensor serves as well
                 if frame.f_code.co_name == "compute_expectation":
                     return _enumerated(function, *arguments)
         return function(*arguments, **named)
 
     def _of(self, tensor: Tensor) -> Tensor:
-        other = self.place.get(id(tensor))
+        other = self.swaps.get(id(tensor))
         return tensor if other is None else other
 
 
@@ -246,33 +246,33 @@ _ADAPTED = {Tensor.item, Tensor.__bool__, Tensor.masked_select}
 
 
 def _enumerated(function: Any, tensor: Tensor, *mask: Tensor) -> Any:
-    """What an expectation over enumerated values leaves out, those of probability 0, in an unchanged shape."""
+    """Adapts Pyro's expectation over enumerated values: values of probability 0 become 0, instead of being dropped."""
     if function is Tensor.__bool__:
-        return False  # to "are all probabilities positive?"
+        return False  # the answer to "are all probabilities positive?"
     return torch.where(mask[0], tensor, torch.zeros_like(tensor))
 
 
 def total(surrogate: Any, loss: Any, idle: Sequence[Tensor]) -> Any:
-    """Returns the scalar to differentiate, not finite where the loss is not.
+    """Returns the scalar to differentiate; it is not finite if the loss is not finite.
 
     Arguments:
-        surrogate: Sum of what was propagated back.
-        loss: What the program returned.
-        idle: Parameters with a gradient of zero.
+        surrogate: Sum of the scalars on which ``backward`` was called.
+        loss: Return value of the program.
+        idle: Parameters that get a gradient of zero.
     """
     if not isinstance(surrogate, Tensor):
-        raise CaptureError("CompiledSVI: the loss depends on no trainable parameter.")
+        raise CaptureError("CompiledSVI: the loss depends on no trainable parameter, so there is nothing to step.")
     values = [leaf for leaf in pytree.tree_leaves(loss) if isinstance(leaf, Tensor)]
     return surrogate + sum((0.0 * value.detach()).sum() for value in values) + sum((0.0 * p).sum() for p in idle)
 
 
 def contiguous(args: Sequence[Any], kwargs: Mapping[str, Any], changed: Container[int] = ()) -> list[Any]:
-    """Returns a call's arguments with their tensors as compiled code expects them.
+    """Returns a call's arguments with contiguous tensors, as compiled code needs them.
 
     Arguments:
-        args: Whose tensors may have any strides; they become contiguous.
-        kwargs: Likewise.
-        changed: Addresses of the storages that the code changes in place; tensors that lie there are copied.
+        args: Positional arguments, whose tensors may have any strides.
+        kwargs: Keyword arguments, whose tensors may have any strides.
+        changed: Addresses of the storages that the code changes in place; tensors in these storages are copied.
     """
 
     def given(tensor: Tensor) -> Tensor:
@@ -284,7 +284,7 @@ def contiguous(args: Sequence[Any], kwargs: Mapping[str, Any], changed: Containe
 
 
 def zeros_for(tensors: Sequence[Tensor]) -> None:
-    """Sets the gradients that there are to zero, as Pyro's SVI does after a step."""
+    """Sets existing gradients to zero, as Pyro's SVI does after a step."""
     for tensor in tensors:
         if tensor.grad is not None:
             tensor.grad = torch.zeros_like(tensor.grad)

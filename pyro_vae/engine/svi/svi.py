@@ -1,4 +1,4 @@
-r"""Pyro's stochastic variational inference, for any program of static structure, in compiled steps."""
+r"""Pyro's stochastic variational inference in compiled steps, for programs of static structure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pyro_vae.engine.compilation.cost import CAPTURE, MOST, WARM, Mode, price
+from pyro_vae.engine.compilation.cost import CAPTURE, MOST, WARM, Mode, compile_cost
 from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.engine.svi.call_kinds import kind_of
 from pyro_vae.engine.svi.programs import Evaluation, TrainingStep
@@ -27,25 +27,24 @@ from pyro_vae.errors import InputError, NonFiniteError
 Program = TrainingStep | Evaluation
 _LOGGER = logging.getLogger("pyro_vae")
 
-# Pyro's losses that can be captured.
+# Losses of Pyro that can be captured.
 _CAPTURED = (
     *("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO", "TraceTMC_ELBO", "RenyiELBO"),
     *("ReweightedWakeSleep", "TraceTailAdaptive_ELBO", "Trace_MMD"),
 )
-# Kinds of arguments that are compiled at most, and programs given up at most soon after they were made.
 _MANY = (
-    f"CompiledSVI: arguments of more than {MOST} kinds; the rest runs uncompiled. A number that changes from step to "
-    "step is passed as a tensor."
+    f"CompiledSVI: arguments of more than {MOST} kinds; the rest runs uncompiled. Pass a number that changes from step "
+    "to step as a tensor."
 )
-# Kinds of arguments that are told apart at most.
+# Largest number of kinds of calls that are remembered.
 _KEPT = 8 * MOST
-# Calls from which on a program was worth making.
+# A program that becomes invalid after fewer calls is short-lived; after `MOST` of these in turn, compiling stops.
 _WORTH = 10
 
 
 @dataclass
-class _Kind:
-    """Calls of one kind: how long they took uncompiled, what was seen in them, and their program."""
+class SVIKind:
+    """Calls of one kind: their time while uncompiled, an observation of the program, and its compiled form."""
 
     seconds: float = 0.0
     observed: Observation | None = None
@@ -56,50 +55,52 @@ class _Kind:
 
 
 class CompiledSVI(SVI):
-    r"""`pyro.infer.SVI` whose steps are compiled: loss, gradients and the optimizer's update in one program.
+    r"""`pyro.infer.SVI` with compiled steps: loss, gradients and the optimizer's update in one program.
 
-    A drop-in for any Pyro model and guide whose structure does not depend on the values of data or draws. It reads
-    and changes the same parameter store, and the states of the same `PyroOptim`, so that `SVI` and `CompiledSVI` may
-    take turns. The first call with arguments of a kind is Pyro's own: it validates, and creates parameters and
-    optimizers. The second one captures and compiles, from then on for all arguments of the same structure, shapes,
-    dtypes and device, and the same parts, modes and plain attributes (numbers, strings, functions) of the modules that
-    are called. A tensor from elsewhere whose values the program reads as numbers (``.item()``, a boolean mask that
-    selects) has the program captured anew when it is changed in place.
+    It replaces `SVI` for any Pyro model and guide whose structure does not depend on the values of data or draws. It
+    uses the same parameter store and the states of the same `PyroOptim`, so `SVI` and `CompiledSVI` may alternate.
 
-    Tensors may have other values at each call; so may tensors that the model holds elsewhere, if they are changed in
-    place. Numbers, strings and flags among the arguments belong to the kind: another value is captured anew, so pass
-    an annealed scale as a tensor. Numbers that the model reads from elsewhere stay as they were at the capture.
+    The first call with arguments of a kind is Pyro's own: it validates, and creates parameters and optimizers. The
+    second call captures and compiles the program. Calls are of one kind if their arguments have the same structure,
+    shapes, dtypes and device, and the called modules have the same parts, modes and plain attributes (numbers,
+    strings, functions).
 
-    Adam, AdamW, Adagrad and SGD are part of the program, also below Pyro's learning rate schedulers. `ClippedAdam`,
-    `DCTAdam`, gradient clipping and others take their own step with its gradients; so do all once an option other
-    than the learning rate has been changed.
+    Tensor arguments may have other values at each call. So may other tensors that the model uses, if they are changed
+    in place; if the program reads their values as numbers (``.item()``, a boolean mask that selects), a change leads
+    to a new capture. Numbers, strings and flags among the arguments are part of the kind: another value leads to a
+    new capture, so pass an annealed scale as a tensor. Numbers that the model reads from elsewhere keep the values
+    that they had at the capture.
 
-    Where a loss or a gradient is not finite, a compiled step changes nothing and raises, where Pyro warns and
-    goes on with parameters that are nan.
+    The updates of Adam, AdamW, Adagrad and SGD are part of the program, also with Pyro's learning rate schedulers.
+    `ClippedAdam`, `DCTAdam`, gradient clipping and others take their own step with the gradients of the program; so
+    does every optimizer after a change of an option other than the learning rate.
 
-    Compiling takes some 10 to 30 s for each kind of calls, or a few where a process before has left it in the cache on
-    disk; `execution` and `compile_seconds` say how calls ran and what that has cost, and the logger ``pyro_vae`` tells
-    of each compilation when it begins. At most 8 kinds are compiled; the rest runs uncompiled, with one warning.
+    If a loss or a gradient is not finite, a compiled step changes nothing and raises an error. (Pyro warns and
+    continues with parameters that are nan.)
+
+    Compiling takes about 10 to 30 s for each kind of calls, or a few seconds if the cache on disk has the program.
+    `execution` and `compile_seconds` report how calls ran and how long compiling took; the logger ``pyro_vae``
+    announces each compilation. At most 8 kinds are compiled; the rest runs uncompiled, with one warning.
 
     Attributes:
         fused: Whether the optimizer's update may be part of the program.
-        compile_seconds: Wall time of capturing and compiling until now.
+        compile_seconds: Wall time of all captures and compilations so far.
 
     Arguments:
-        model: Takes the arguments of `step`.
-        guide: Likewise.
+        model: Model, a function of the arguments of `step`.
+        guide: Guide, a function of the arguments of `step`.
         optim: A `PyroOptim`.
-        loss: An `pyro.infer.ELBO`, or a function of model, guide and arguments that returns the loss. The losses whose
-            names begin with ``Jit`` compile by themselves, and are refused.
+        loss: A `pyro.infer.ELBO`, or a function of model, guide and arguments that returns the loss. Losses whose
+            names begin with ``Jit`` compile themselves, and are refused.
         loss_and_grads: See `pyro.infer.SVI`.
-        compile: False runs all as Pyro does. True compiles, and raises where this is not possible. ``"auto"`` begins
-            to compile when the uncompiled calls of a kind have taken as long as compiling does, so that it never costs
-            more than twice; where it is not possible, it goes on uncompiled with one warning.
+        compile: False runs everything as Pyro does. True compiles, and raises if that is not possible. ``"auto"``
+            compiles once the uncompiled calls of a kind have taken as long as compiling takes, so it at most doubles
+            the time; if compiling is not possible, it continues uncompiled with one warning.
 
     Raises:
-        CaptureError: From `step` or `evaluate_loss`, where the program is no fixed list of tensor operations (a
-            branch on a value, ``.item()``, a shape that depends on a draw), naming line and site; or where it uses
-            trainable parameters that Pyro does not train.
+        CaptureError: From `step` or `evaluate_loss`, if the program is no fixed list of tensor operations (a branch on
+            a value, ``.item()``, a shape that depends on a draw), with line and site; or if it uses trainable
+            parameters that Pyro does not train.
         NonFiniteError: From `step`; the parameters of the last good step are in place.
 
     Reference:
@@ -117,7 +118,7 @@ class CompiledSVI(SVI):
         ...         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
         >>> svi = CompiledSVI(model, AutoNormal(model), pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
         >>> x = 3.0 + torch.randn(100)
-        >>> with interpreted():  # as in a test; without it, compiled
+        >>> with interpreted():  # without this block, the steps are compiled to machine code
         ...     losses = [svi.step(x) for _ in range(150)]
         >>> bool(abs(pyro.param("AutoNormal.locs.mean") - x.mean()) < 0.5)
         True
@@ -138,16 +139,16 @@ class CompiledSVI(SVI):
             _refuse_loss(loss)
         super().__init__(model, guide, optim, loss, loss_and_grads)
         self.compile = compile
-        self._kinds: dict[Any, list[_Kind]] = {}
+        self._kinds: dict[Any, list[SVIKind]] = {}
         self.fused, self.compile_seconds = True, 0.0
         self._short_lived, self._warned, self._reason = 0, False, ""
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes a step on the loss; returns the loss, a number, or a tuple of them where Pyro's loss is one.
+        """Takes a step on the loss; returns the loss, a number (or a tuple of numbers, if Pyro's loss is a tuple).
 
         Arguments:
-            args: Of model and guide.
-            kwargs: Likewise.
+            args: Arguments of model and guide.
+            kwargs: Keyword arguments of model and guide.
 
         Raises:
             CaptureError: See the class.
@@ -165,11 +166,11 @@ class CompiledSVI(SVI):
         return loss
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns an estimate of the loss, a number, or a tuple of them where Pyro's loss is one.
+        """Returns an estimate of the loss, a number (or a tuple of numbers, if Pyro's loss is a tuple).
 
         Arguments:
-            args: Of model and guide.
-            kwargs: Likewise.
+            args: Arguments of model and guide.
+            kwargs: Keyword arguments of model and guide.
 
         Raises:
             CaptureError: See the class.
@@ -184,12 +185,12 @@ class CompiledSVI(SVI):
 
     @property
     def compiled(self) -> int:
-        """The number of kinds of calls that run compiled by now."""
+        """Number of kinds of calls that run compiled so far."""
         return sum(kind.ready for same in self._kinds.values() for kind in same)
 
     @property
     def execution(self) -> str:
-        """How calls run by now: ``"compiled in 12.3 s"``, ``"uncompiled"`` and why, or both where they differ."""
+        """How calls run: ``"compiled in 12.3 s"``, ``"uncompiled"`` with the reason, or both for different kinds."""
         reason, kinds = self._reason, "" if self.compiled < 2 else f"{self.compiled} kinds of calls "
         if not self.compiled:
             if self.compile == "auto" and not reason:
@@ -200,20 +201,21 @@ class CompiledSVI(SVI):
 
     # ------------------------------------------------------------------ uncompiled calls
 
-    def _uncompiled(self, kind: _Kind, call: str, args: Any, kwargs: Any) -> Any:
-        """Calls as in Pyro; sees at the first time what the program consists of."""
+    def _uncompiled(self, kind: SVIKind, call: str, args: Any, kwargs: Any) -> Any:
+        """Calls as in Pyro; the first call of a kind observes the program."""
         start = time.perf_counter()
         if kind.observed is not None:
             value = getattr(super(), call)(*args, **kwargs)
         else:
             seen = Observation(self.model, self.guide)
-            value = self._seen_step(seen, args, kwargs) if call == "step" else self._seen_loss(seen, args, kwargs)
+            observed = self._observed_step if call == "step" else self._observed_loss
+            value = observed(seen, args, kwargs)
             kind.observed, kind.attributes = seen, seen.attributes()
         kind.seconds += time.perf_counter() - start
         return value
 
-    def _seen_step(self, seen: Observation, args: Any, kwargs: Any) -> Any:
-        """Pyro's own step, in which the program is observed, but not the optimizer."""
+    def _observed_step(self, seen: Observation, args: Any, kwargs: Any) -> Any:
+        """Takes Pyro's step, with an observation of the program but not of the optimizer."""
         with seen:
             loss = self.loss_and_grads(self.model, self.guide, *args, **kwargs)
         parameters = list({id(tensor): tensor for tensor in seen.sites.values()}.values())
@@ -221,15 +223,15 @@ class CompiledSVI(SVI):
         zeros_for(parameters)
         return type(loss)(map(torch_item, loss)) if isinstance(loss, tuple) else torch_item(loss)
 
-    def _seen_loss(self, seen: Observation, args: Any, kwargs: Any) -> Any:
+    def _observed_loss(self, seen: Observation, args: Any, kwargs: Any) -> Any:
         with seen:
             return super().evaluate_loss(*args, **kwargs)
 
-    # ------------------------------------------------------------------ compiled ones
+    # ------------------------------------------------------------------ compiled calls
 
-    def _kind(self, call: str, args: Any, kwargs: Any) -> _Kind | None:
-        """The kind of a call; None where it is to run as in Pyro."""
-        if self.compile is False or _PYRO_STACK:  # handlers around the call belong to no program
+    def _kind(self, call: str, args: Any, kwargs: Any) -> SVIKind | None:
+        """Returns the kind of a call; None if the call must run as in Pyro."""
+        if self.compile is False or _PYRO_STACK:  # handlers around the call are not captured
             return None
         try:
             own = kind_of((self.model, self.guide, self.loss, self.loss_and_grads))
@@ -250,7 +252,7 @@ class CompiledSVI(SVI):
             if len(same) >= _KEPT:
                 self._warn(_TooMany(_MANY))
                 return None
-            kind = _Kind()
+            kind = SVIKind()
             same.append(kind)
         if kind.refusal is not None:
             if self.compile is True and not isinstance(kind.refusal, _TooMany):
@@ -258,8 +260,8 @@ class CompiledSVI(SVI):
             return None
         return kind
 
-    def _prepared(self, kind: _Kind, make: type[Program], args: Any, kwargs: Any) -> bool:
-        """Whether the call's program can be used now; makes it where it is time."""
+    def _prepared(self, kind: SVIKind, make: type[Program], args: Any, kwargs: Any) -> bool:
+        """Returns whether the compiled program of a kind can be used now; makes the program if that is due."""
         if kind.program is not None and not kind.program.valid():
             self._short_lived = self._short_lived + 1 if kind.program.calls < _WORTH else 0
             self.fused = self.fused and not kind.program.options_changed
@@ -283,7 +285,7 @@ class CompiledSVI(SVI):
         finally:
             self.compile_seconds += time.perf_counter() - start
 
-    def _made(self, kind: _Kind, make: type[Program], args: Any, kwargs: Any) -> bool:
+    def _made(self, kind: SVIKind, make: type[Program], args: Any, kwargs: Any) -> bool:
         if kind.program is None:
             kinds = [k for same in self._kinds.values() for k in same]
             if sum(k.program is not None for k in kinds) >= MOST:
@@ -291,18 +293,18 @@ class CompiledSVI(SVI):
             if self._short_lived >= MOST:
                 raise _TooMany(
                     "CompiledSVI: parameters, modules or optimizers are replaced, or tensors that are read as numbers "
-                    "change, again and again; it runs uncompiled."
+                    "change, again and again; it runs uncompiled. Change tensors in place, and do not read them."
                 )
             assert kind.observed is not None
             kind.observed.require_registered()
-            # One mode for what torch keeps of each operation, where it would make one for every operation.
+            # One fake-tensor mode for the whole capture is faster than one for each operation.
             with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
                 kind.program = make(self, kind.observed, args, kwargs)
-        seconds = price(kind.program.known())
+        seconds = compile_cost(kind.program.known())
         if self.compile == "auto" and kind.seconds < seconds:
             return False
         what = "a step" if make is TrainingStep else "the loss"
-        _LOGGER.info("CompiledSVI: compiles %s, which takes about %.0f s", what, seconds)
+        _LOGGER.info("CompiledSVI: compiling %s, which takes about %.0f s", what, seconds)
         kind.program.compile()
         kind.ready = True
         return True
@@ -311,27 +313,27 @@ class CompiledSVI(SVI):
         self._reason = str(error).removeprefix("CompiledSVI: ")
         if not self._warned:
             self._warned = True
-            warnings.warn(f"{error} (CompiledSVI goes on uncompiled)", stacklevel=4)
+            warnings.warn(f"{error} (CompiledSVI continues uncompiled)", stacklevel=4)
 
 
 def _refuse_loss(loss: Any) -> None:
-    """Raises for Pyro's losses that cannot be captured."""
+    """Raises a `CaptureError` for losses of Pyro that cannot be captured."""
     name = type(loss).__name__
     if isinstance(loss, EnergyDistance):
         raise CaptureError(
-            f"CompiledSVI: `{name}` picks pairs of particles by a shape that depends on values, and cannot be "
-            f"captured; {', '.join(_CAPTURED)} can. Use it with compile=False."
+            f"CompiledSVI: `{name}` chooses pairs of particles, with a shape that depends on values, so it cannot be "
+            f"captured; use one of {', '.join(_CAPTURED)}, or compile=False."
         )
     if name.startswith("Jit") and isinstance(loss, ELBO):
         raise CaptureError(
-            f"CompiledSVI: `{name}` compiles by TorchScript itself; give `{name.removeprefix('Jit')}`, the same loss."
+            f"CompiledSVI: `{name}` compiles itself by TorchScript; pass `{name.removeprefix('Jit')}`, the same loss."
         )
 
 
 class _TooMany(CaptureError):
-    """More programs than are kept."""
+    """More kinds of calls or programs than are compiled or remembered."""
 
 
-def _unlike(kinds: list[_Kind]) -> list[_Kind]:
-    """Those of which no one before has the same attributes: a program may set some as it runs uncompiled."""
+def _unlike(kinds: list[SVIKind]) -> list[SVIKind]:
+    """Returns the first kind of each set of equal attributes: an uncompiled program may set some as it runs."""
     return [k for i, k in enumerate(kinds) if all(k.attributes != other.attributes for other in kinds[:i])]

@@ -289,9 +289,9 @@ class Counter(nn.Module):
 @pytest.mark.parametrize(
     ("what", "reason"),
     [
-        ("counts", "output 0 of the captured program is not that of the program itself"),
-        ("numpy", "output 0 of the captured program is not that of the program itself"),
-        ("draws less", "draws less at its second run"),
+        ("counts", "output 0 of the captured program differs from that of the program itself"),
+        ("numpy", "output 0 of the captured program differs from that of the program itself"),
+        ("draws less", "draws less in its second run"),
         ("draws more", "there is none left"),
         ("parameter", "changes the parameter `m.w` in place"),
         ("input", "changes one of its inputs in place"),

@@ -248,11 +248,11 @@ def test_outside_of_a_block_the_function_runs(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_auto_compiles_what_is_called_often_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Calls of a millisecond, of which a share of 0.3 is saved, against the price of capturing and loading."""
+    """Calls of a millisecond, of which a share of 0.3 is saved, against the cost of capturing and loading."""
     clock = iter(range(10**6))
     monkeypatch.setattr(function.time, "perf_counter", lambda: next(clock) * 1e-3)
-    prices = {"": 15.0, "disk": 3.0, "process": 0.0}
-    monkeypatch.setattr(function, "price", prices.__getitem__)
+    costs = {"": 15.0, "disk": 3.0, "process": 0.0}
+    monkeypatch.setattr(function, "compile_cost", costs.__getitem__)
     for calls, where, expected in (
         (100, "process", None),  # not even captured
         (13_000, "", None),
@@ -266,7 +266,7 @@ def test_auto_compiles_what_is_called_often_enough(monkeypatch: pytest.MonkeyPat
         with interpreted(), enabled("auto", calls):
             compiled = [run(X, otherwise=lambda: None) is not None for _ in range(10)]
         assert compiled.count(False) == (10 if expected is None else expected), (calls, where)
-        assert [kind.price for kind in run.kinds.values()] in ([WARM + CAPTURE], [prices[where]])
+        assert [kind.cost for kind in run.kinds.values()] in ([WARM + CAPTURE], [costs[where]])
         del module
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pyro_vae import VAE, Conditional, Fixed, Learned, mlp
-from pyro_vae.engine.step.same_program import alike
+from pyro_vae.engine.step.same_program import same_program
 from pyro_vae.inference import IWAE, BetaVAE
 
 
@@ -41,11 +41,11 @@ def adding(n):
 def test_what_is_built_in_the_same_way_is_alike_whatever_its_parameters():
     torch.manual_seed(0)
     first, second = vae(), vae()
-    assert alike(first, second)
-    assert alike(first, copy.deepcopy(first))
-    assert alike(BetaVAE(2.0), BetaVAE(2.0))
-    assert alike(adding(1), adding(1))
-    assert alike([first.likelihood, {"a": (1, None)}], [second.likelihood, {"a": (1, None)}])
+    assert same_program(first, second)
+    assert same_program(first, copy.deepcopy(first))
+    assert same_program(BetaVAE(2.0), BetaVAE(2.0))
+    assert same_program(adding(1), adding(1))
+    assert same_program([first.likelihood, {"a": (1, None)}], [second.likelihood, {"a": (1, None)}])
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,13 @@ def test_what_is_built_in_the_same_way_is_alike_whatever_its_parameters():
     ],
 )
 def test_what_may_differ_is_not_alike(a, b):
-    assert not alike(a, b)
-    assert alike(a, a)
+    assert not same_program(a, b)
+    assert same_program(a, a)
 
 
 def test_what_refers_to_itself_is_compared_once():
     a, b = Scaled(1), Scaled(1)
     a.other, b.other = [a], [b]
-    assert alike(a, b)
+    assert same_program(a, b)
     b.other.append(2)
-    assert not alike(a, b)
+    assert not same_program(a, b)

@@ -104,6 +104,6 @@ def test_parameters_that_are_not_finite_from_the_first_step_on_are_named():
         svi.step(torch.tensor([1.0, float("nan"), 1.0]))
     assert not bool(pyro.param("AutoNormal.locs.z").isfinite())
     with pytest.raises(
-        NonFiniteError, match=r"`AutoNormal.(locs|scales).z` was not finite before the step; begin anew"
+        NonFiniteError, match=r"`AutoNormal.(locs|scales).z` was not finite before the step; begin again"
     ):
         svi.step(torch.ones(3))
