@@ -15,7 +15,7 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from pyro_vae.comparison.comparison import check, compare
+from pyro_vae.comparison.comparison import prepare
 from pyro_vae.comparison.folder import default_folder, load, new_folder, unfinished, write_run
 from pyro_vae.comparison.report.page import write_report
 from pyro_vae.comparison.report.tables import difference_table, summary_table
@@ -141,14 +141,13 @@ def compare_command(
 
 def _compare(experiment: Experiment, out: Path | None) -> None:
     """Runs an experiment, writes its folder and prints its tables."""
-    loaded = experiment.load_data(progress=True)
-    check(experiment, loaded)
+    prepared = prepare(experiment, progress=True)
     folder = default_folder(experiment) if out is None else out
     command = shlex.join(["pyro-vae", *sys.argv[1:]])
     try:
         with new_folder(folder) as partial:
             checkpoints = unfinished(folder) / "checkpoints"
-            result = compare(experiment, loaded, command=command, progress=True, checkpoints=checkpoints)
+            result = prepared.run(command=command, progress=True, checkpoints=checkpoints)
             write_run(result, partial)
             write_report(result, partial / "report.html")
     except KeyboardInterrupt:
