@@ -3,6 +3,7 @@
 from pyro_vae.batch import Batch
 from pyro_vae.comparison.comparison import compare
 from pyro_vae.comparison.folder import load, load_inference
+from pyro_vae.comparison.trained_vae import TrainedVAE
 from pyro_vae.distributions.discretized_logistic import DiscretizedLogisticMixture
 from pyro_vae.distributions.von_mises_fisher import SphericalUniform, VonMisesFisher
 from pyro_vae.engine import CompiledSVI
@@ -49,6 +50,7 @@ __all__ = [
     "Network",
     "Reads",
     "SphericalUniform",
+    "TrainedVAE",
     "Training",
     "VampPrior",
     "VonMisesFisher",

@@ -15,8 +15,7 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from pyro_vae.comparison import new_data
-from pyro_vae.comparison.comparison import check, compare
+from pyro_vae.comparison.comparison import prepare
 from pyro_vae.comparison.folder import default_folder, load, new_folder, unfinished, write_run
 from pyro_vae.comparison.report.page import write_report
 from pyro_vae.comparison.report.tables import difference_table, summary_table
@@ -142,14 +141,13 @@ def compare_command(
 
 def _compare(experiment: Experiment, out: Path | None) -> None:
     """Runs an experiment, writes its folder and prints its tables."""
-    loaded = experiment.load_data(progress=True)
-    check(experiment, loaded)
+    prepared = prepare(experiment, progress=True)
     folder = default_folder(experiment) if out is None else out
     command = shlex.join(["pyro-vae", *sys.argv[1:]])
     try:
         with new_folder(folder) as partial:
             checkpoints = unfinished(folder) / "checkpoints"
-            result = compare(experiment, loaded, command=command, progress=True, checkpoints=checkpoints)
+            result = prepared.run(command=command, progress=True, checkpoints=checkpoints)
             write_run(result, partial)
             write_report(result, partial / "report.html")
     except KeyboardInterrupt:
@@ -193,10 +191,9 @@ def score(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print log p(x) of each row (nats, own units), its error and how far to trust it: the lowest are outliers."""
-    vae = load(run, algorithm, seed, allow_code=allow_code)
-    rows = new_data.read(vae, data, draw_seed, context)
-    scores = new_data.score(vae, rows.batch, num_samples, seed=draw_seed, progress=True)
-    _write(rows.identified(scores), out, scores.columns.tolist())
+    trained = load(run, algorithm, seed, allow_code=allow_code)
+    scores = trained.score(data, num_samples, context=context, seed=draw_seed, progress=True)
+    _write(scores, out, _from(scores, "row"))
 
 
 @app.command()
@@ -211,10 +208,9 @@ def encode(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print the mean and the standard deviation of q(z|x) of each row."""
-    vae = load(run, algorithm, seed, allow_code=allow_code)
-    rows = new_data.read(vae, data, draw_seed, context)
-    codes = new_data.encode(vae, rows.batch)
-    _write(rows.identified(codes), out, codes.columns.tolist())
+    trained = load(run, algorithm, seed, allow_code=allow_code)
+    codes = trained.encode(data, context=context, seed=draw_seed)
+    _write(codes, out, _from(codes, "z0"))
 
 
 @app.command()
@@ -229,8 +225,8 @@ def sample(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print draws of x from a trained model, in the data's own units and columns."""
-    vae = load(run, algorithm, seed, allow_code=allow_code)
-    _write(new_data.sample(vae, n, context=context, seed=draw_seed), out, vae.units.cell_names)
+    trained = load(run, algorithm, seed, allow_code=allow_code)
+    _write(trained.sample(n, context=context, seed=draw_seed), out, trained.units.cell_names)
 
 
 @app.command()
@@ -245,8 +241,8 @@ def impute(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print the rows with their missing cells filled by what the model expects of them; observed cells are kept."""
-    vae = load(run, algorithm, seed, allow_code=allow_code)
-    _write(new_data.impute(vae, data, context=context, seed=draw_seed), out, vae.units.cell_names)
+    trained = load(run, algorithm, seed, allow_code=allow_code)
+    _write(trained.impute(data, context=context, seed=draw_seed), out, trained.units.cell_names)
 
 
 def main() -> None:
@@ -304,12 +300,18 @@ def _assign(content: dict[str, Any], path: str, value: Any) -> None:
     content[last] = value
 
 
-def _write(table: pd.DataFrame, out: Path | None, cells: Sequence[str] | None = None) -> None:
-    """Writes a table; to a .npy file, whose columns have no names, those of `cells` alone where they are told."""
+def _from(table: pd.DataFrame, first: str) -> list[str]:
+    """The names of a table's columns from one on: what the model says of rows stands behind their own columns."""
+    names = table.columns.tolist()
+    return names[names.index(first) :]
+
+
+def _write(table: pd.DataFrame, out: Path | None, cells: Sequence[str]) -> None:
+    """Writes a table; to a .npy file, whose columns have no names, those of `cells` alone."""
     if out is None:
         sys.stdout.write(table.to_csv(index=False))
     elif out.suffix == ".npy":
-        table = table if cells is None else table[list(cells)]
+        table = table[list(cells)]
         words = [str(name) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
         if words:
             raise InputError(f"--out: column `{words[0]}` holds words, which a .npy file cannot; write a .csv file.")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from counted_checks import counted
 
 from pyro_vae import cli
 from pyro_vae.training.stepper import Stepper
@@ -61,6 +62,13 @@ def test_compare_writes_its_run_folder(command, tmp_path):
     for label in ("aevb", "wake-sleep"):
         assert label in out
         assert f"{record['summary'][label]['elbo']['mean']:.2f}" in out
+
+
+def test_compare_checks_once_and_before_it_makes_its_folder(command, tmp_path, monkeypatch):
+    work = counted(monkeypatch, lambda what: (what, (tmp_path / "run.unfinished").exists()))
+    assert command("compare", "--inference", "aevb", "--out", "run", *QUICK)[0] == 0
+    checks = ["data are loaded", "a VAE is built", *["values are checked"] * 3]
+    assert work == [*((what, False) for what in checks), ("a VAE is built", True)]
 
 
 def test_a_stopped_compare_says_how_it_goes_on(command, tmp_path, monkeypatch):

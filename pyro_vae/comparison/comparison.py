@@ -32,7 +32,7 @@ class Comparison:
         experiment: What was asked for.
         data: On which it ran.
         runs: Algorithm x seed.
-        environment: Versions, device, date, command and wall time.
+        environment: Versions, device, date, command and the wall time of training and evaluation.
         checks: Of the posteriors and gradients of the first seed.
     """
 
@@ -137,28 +137,72 @@ def compare(
             parameters, and says so.
         KeyboardInterrupt: Where a run is interrupted.
     """
-    start = time.perf_counter()
+    return prepare(experiment, data, progress).run(command=command, progress=progress, checkpoints=checkpoints)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An experiment and its data, which fit each other; made by `prepare`.
+
+    Attributes:
+        experiment: With the choices that follow from the data made.
+        data: On which it runs.
+    """
+
+    experiment: Experiment
+    data: Data
+
+    def run(
+        self,
+        *,
+        command: str = "",
+        progress: bool = False,
+        checkpoints: str | os.PathLike[str] | None = None,
+    ) -> Comparison:
+        """Trains and evaluates every algorithm under every seed; see `compare`, which does no more after `prepare`.
+
+        Arguments:
+            command: Recorded with the result.
+            progress: Whether to show a progress bar for each run.
+            checkpoints: Folder that keeps the state of each run.
+        """
+        start = time.perf_counter()
+        experiment, data = self.experiment, self.data
+        kept = None if checkpoints is None else _kept(Path(checkpoints), experiment, data)
+        resumed = kept is not None and any(kept.glob("*.checkpoint"))
+        runs = trained_runs(experiment, data, progress, kept)
+        first = {run.algorithm: run.vae for run in runs if run.seed == experiment.seeds[0]}
+        checks = check_posteriors(
+            first,
+            {run.algorithm: run.inference for run in runs if run.seed == experiment.seeds[0]},
+            data.batch("test").to(experiment.torch_device, runs[0].vae.dtype),
+            experiment.evaluation.posterior_checks,
+            is_likelihood=not data.cross_entropy,
+            seed=experiment.seeds[0],
+            progress=progress,
+        )
+        where = {**environment(experiment.torch_device, command), "wall_seconds": round(time.perf_counter() - start, 1)}
+        if resumed:
+            where["resumed"] = "wall time is that of the last part, and runs are of different hours"
+        return Comparison(experiment, data, runs, where, checks)
+
+
+def prepare(experiment: Experiment, data: Data | None = None, progress: bool = False) -> Prepared:
+    """Returns an experiment with its data, after `check`: nothing is trained, and nothing is written.
+
+    Arguments:
+        experiment: What to run.
+        data: What its `load_data` returns; loaded where left out.
+        progress: Whether downloads show a bar.
+
+    Raises:
+        InputError: Where anything does not fit.
+    """
     experiment = experiment.resolved()
     data = experiment.load_data(progress) if data is None else data
     experiment = experiment.completed(data)
     check(experiment, data)
-    kept = None if checkpoints is None else _kept(Path(checkpoints), experiment, data)
-    resumed = kept is not None and any(kept.glob("*.checkpoint"))
-    runs = trained_runs(experiment, data, progress, kept)
-    first = {run.algorithm: run.vae for run in runs if run.seed == experiment.seeds[0]}
-    checks = check_posteriors(
-        first,
-        {run.algorithm: run.inference for run in runs if run.seed == experiment.seeds[0]},
-        data.batch("test").to(experiment.torch_device, runs[0].vae.dtype),
-        experiment.evaluation.posterior_checks,
-        is_likelihood=not data.cross_entropy,
-        seed=experiment.seeds[0],
-        progress=progress,
-    )
-    where = {**environment(experiment.torch_device, command), "wall_seconds": round(time.perf_counter() - start, 1)}
-    if resumed:
-        where["resumed"] = "wall time is that of the last part, and runs are of different hours"
-    return Comparison(experiment, data, runs, where, checks)
+    return Prepared(experiment, data)
 
 
 def check(experiment: Experiment, data: Data) -> None:

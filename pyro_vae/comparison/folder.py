@@ -20,6 +20,7 @@ from torch import nn
 
 from pyro_vae.comparison.comparison import Comparison
 from pyro_vae.comparison.curves import curves
+from pyro_vae.comparison.trained_vae import TrainedVAE
 from pyro_vae.datasets.data_transform import DataTransform
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.evaluation.arviz_export import to_arviz, write_netcdf
@@ -27,7 +28,6 @@ from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.vae import VAE
 
 # Draws in the netCDF files: at most so many data, and so many draws for each.
 _DATA, _DRAWS = 100, 100
@@ -146,8 +146,8 @@ def load(
     seed: int | None = None,
     *,
     allow_code: bool = False,
-) -> VAE:
-    """Returns a trained VAE from a run folder, with the transform of its data as ``vae.units``.
+) -> TrainedVAE:
+    """Returns a trained model from a run folder: a VAE, the transform of its data, and the algorithm that trained it.
 
     The global random states are left as they are found.
 
@@ -158,8 +158,8 @@ def load(
         allow_code: Whether networks of the user's own, which the folder names, may be imported: their code then runs.
 
     Returns:
-        The VAE in evaluation mode, on the CPU. `read_rows` makes a batch of data in their own units,
-        ``vae.units.log_jacobian_of`` the batch is what log p(x) in own units adds, and ``to_own_units`` maps back.
+        The model in evaluation mode, on the CPU. Its methods `TrainedVAE.score`, `TrainedVAE.encode` and others take
+        and return data in their own units; ``trained.vae`` is the `VAE`.
 
     Raises:
         InputError: Where the folder, the algorithm or the seed is not there, or a file in it is damaged.
@@ -173,8 +173,7 @@ def load(
     with isolated(0):  # what is drawn for the parameters is overwritten
         vae = experiment.assemble(units.dim, units.image_shape, size, units.context_features)
     _restore(vae, folder / _WEIGHTS.format(spec.label, seed))
-    vae.units, vae.algorithm = units, spec.name
-    return vae.eval()
+    return TrainedVAE(vae.eval(), units, _trained_by(folder, spec, seed))
 
 
 def load_inference(
@@ -186,6 +185,8 @@ def load_inference(
 ) -> Inference:
     """Returns the algorithm that trained a VAE in a run folder, with its state: q(theta) of ``vb``, say.
 
+    It is ``algorithm`` of what `load` returns, without the VAE.
+
     Arguments:
         run_folder: What `pyro-vae compare` wrote.
         algorithm: Label of the algorithm; default: the first.
@@ -196,6 +197,11 @@ def load_inference(
         InputError: As `load`.
     """
     folder, _, spec, seed = _found(run_folder, algorithm, seed, allow_code)
+    return _trained_by(folder, spec, seed)
+
+
+def _trained_by(folder: Path, spec: InferenceSpec, seed: int) -> Inference:
+    """The algorithm of a run, with the state that it had after training, in evaluation mode."""
     inference = spec.build()
     path = folder / _STATE.format(spec.label, seed)
     if path.exists():

@@ -249,7 +249,10 @@ class Experiment(Strict):
         return vae
 
     def assemble(self, dim: int, image_shape: tuple[int, ...] | None, size: int, context_features: int = 0) -> VAE:
-        """Returns a new VAE for ``size`` data of ``dim`` cells each, with ``context_features`` covariates."""
+        """Returns a new VAE for ``size`` data of ``dim`` cells each, with ``context_features`` covariates.
+
+        It is declared with ``transformed_data=True``, for it sees what the data's transform makes of them.
+        """
         for name, declared, found in (("cells", self.cells, dim), ("covariates", self.covariates, context_features)):
             check_declared(name, declared, found)
         latent = (self.latent,) if isinstance(self.latent, int) else tuple(self.latent)
@@ -263,7 +266,13 @@ class Experiment(Strict):
         posterior = _explained("posterior", lambda: self._posterior(place, prior, shape))
         parameter_prior = None if self.parameter_prior is None else self.parameter_prior.build_prior()
         return VAE(
-            prior, likelihood, posterior, size=size, parameter_prior=parameter_prior, context_features=context_features
+            prior,
+            likelihood,
+            posterior,
+            size=size,
+            parameter_prior=parameter_prior,
+            context_features=context_features,
+            transformed_data=True,
         )
 
     def _likelihood(self, place: Place, prior: nn.Module, latents: int) -> nn.Module:

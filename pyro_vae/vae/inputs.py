@@ -2,9 +2,8 @@ r"""Data as they are given, made ready for one VAE."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch, DataLike, is_frame
@@ -16,15 +15,7 @@ class TakesData(Protocol):
     """What decides how data are read: a `VAE`."""
 
     likelihood: nn.Module
-    units: Any
-
-    @property
-    def device(self) -> torch.device:
-        """Where it lies."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Its floating-point type."""
+    transformed_data: bool
 
 
 def batch_for(vae: TakesData, data: DataLike, caller: str = "VAE", name: str = "x") -> Batch:
@@ -39,21 +30,15 @@ def batch_for(vae: TakesData, data: DataLike, caller: str = "VAE", name: str = "
         name: What the data are called there.
 
     Raises:
-        InputError: As `Batch.of`; and for a data frame where the VAE comes from a run folder, with units.
+        InputError: As `Batch.of`; and for a data frame where the VAE is declared with ``transformed_data=True``.
     """
     x = data.x if isinstance(data, Batch) else data
     if isinstance(x, Tensor):
         return Batch.of(data, caller, name)
-    if vae.units is not None and is_frame(x):
+    if vae.transformed_data and is_frame(x):
         raise InputError(
-            f"{caller}: the VAE comes from a run folder, and the data frame may be in other units than the model's; "
-            "pass vae.units.to_model_units(frame)."
+            f"{caller}: the VAE is of transformed data, as those of an experiment are, and the data frame may be in "
+            "other units than the model's; pass read_rows(frame) of what `pyro_vae.load` returns, or "
+            "units.to_model_units(frame) of the data's transform."
         )
     return Batch.of(data, caller, name, column_names(vae.likelihood))
-
-
-def batch_on(vae: TakesData, data: DataLike) -> Batch:
-    """Returns what `batch_for` does; what was given as arrays, on the VAE's device and in its floating-point type."""
-    batch = batch_for(vae, data)
-    as_given = batch is data or isinstance(data, Tensor)
-    return batch if as_given else batch.to(vae.device, vae.dtype)

@@ -27,7 +27,7 @@ from pyro_vae.vae.declaration_check import (
 from pyro_vae.vae.derived_posterior import derive_posterior, mirrored, onto_support
 from pyro_vae.vae.finite import check_finite
 from pyro_vae.vae.hierarchy import Reads
-from pyro_vae.vae.inputs import batch_on
+from pyro_vae.vae.inputs import batch_for
 from pyro_vae.vae.param_store import Registered
 from pyro_vae.vae.parameter_prior import ParameterPrior
 from pyro_vae.vae.part import needs_posterior
@@ -69,10 +69,8 @@ class VAE(Registered):
             MAP criterion. Needs ``size``.
         context_features: C, the number of covariates in ``Batch.context``, which are concatenated to what prior,
             likelihood and posterior receive.
-
-    Attributes:
-        units: What maps data in their own units to the model's, where the VAE comes from `pyro_vae.load`; else None.
-        algorithm: Short name of the algorithm that trained it, where it comes from `pyro_vae.load`; else None.
+        transformed_data: Whether the data that the VAE sees are a transform of a table's columns, scaled or encoded,
+            as those of an `Experiment` are. A data frame, which may be in other units, is then refused.
 
     Raises:
         InputError: Where the parts do not fit each other, a discrete prior comes without a posterior, or the
@@ -101,6 +99,7 @@ class VAE(Registered):
         size: int | None = None,
         parameter_prior: ParameterPrior | torch.distributions.Distribution | None = None,
         context_features: int = 0,
+        transformed_data: bool = False,
     ) -> None:
         super().__init__()
         if size is not None and (not isinstance(size, int) or size < 1):
@@ -110,8 +109,7 @@ class VAE(Registered):
         if isinstance(parameter_prior, torch.distributions.Distribution):
             parameter_prior = ParameterPrior(parameter_prior)
         self.prior, self.likelihood = prior, likelihood
-        self.units: Any = None
-        self.algorithm: str | None = None
+        self.transformed_data = transformed_data
         self.size, self.parameter_prior, self.context_features = size, parameter_prior, context_features
         covariates = [self._zeros(0)] if context_features else []
         p = call_once("prior", prior, *covariates, context_features=context_features, **self._handed(posterior))
@@ -338,7 +336,9 @@ class VAE(Registered):
             InputError: For a trailing shape that is not the likelihood's, an empty batch, or a context that the
                 model was not declared with.
         """
-        batch = batch_on(self, data)
+        batch = batch_for(self, data)
+        if batch is not data and not isinstance(data, Tensor):
+            batch = batch.to(self.device, self.dtype)
         if batch.x.shape[1:] != self.event_shape or batch.x.dim() == 0 or batch.size == 0:
             raise InputError(
                 f"VAE: expected data of shape (B, {', '.join(map(str, self.event_shape))}) with B >= 1, got "

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from counted_checks import counted
 
 from pyro_vae.comparison import run as run_module
 from pyro_vae.comparison.comparison import check, compare
@@ -183,6 +184,12 @@ def test_what_cannot_work_is_refused_before_the_first_run(changes, message):
     experiment = Experiment.parse({**QUICK, **changes})
     with pytest.raises(InputError, match=message):
         check(experiment, experiment.load_data())
+
+
+def test_an_experiment_is_checked_once(monkeypatch):
+    work = counted(monkeypatch)
+    compare(Experiment.parse({**QUICK, "inference": ["aevb"], "seeds": [4]}))
+    assert work == ["data are loaded", "a VAE is built", *["values are checked"] * 3, "a VAE is built"]
 
 
 def test_discrete_latents_are_compared():

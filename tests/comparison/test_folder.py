@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import pyro_vae
-from pyro_vae.comparison import new_data as trained
 from pyro_vae.comparison.comparison import compare
 from pyro_vae.comparison.curves import curves
 from pyro_vae.comparison.folder import new_folder, unfinished, write_run
@@ -85,14 +84,17 @@ def test_curves_average_the_steps(run):
 @pytest.mark.parametrize(("algorithm", "seed"), [("aevb", 0), ("wake-sleep", 5)])
 def test_a_loaded_vae_is_the_trained_one(run, algorithm, seed):
     comparison, folder = run
-    vae = pyro_vae.load(folder, algorithm=algorithm, seed=seed)
+    trained = pyro_vae.load(folder, algorithm=algorithm, seed=seed)
     (original,) = [r.vae for r in comparison.runs_of(algorithm) if r.seed == seed]
     with isolated(0):
         expected = original.eval().log_weights(comparison.data.test, 3)
     with isolated(0):
-        got = vae.log_weights(comparison.data.test, 3)
+        got = trained.vae.log_weights(comparison.data.test, 3)
     assert torch.equal(got, expected)
-    assert vae.units.columns == COLUMNS
+    assert trained.units.columns == COLUMNS
+    assert trained.units.record().items() <= comparison.data.record().items()
+    assert trained.algorithm.name == algorithm
+    assert not trained.vae.training
 
 
 def test_loading_leaves_the_random_streams_alone(run):
@@ -104,7 +106,7 @@ def test_loading_leaves_the_random_streams_alone(run):
 
 def test_defaults_are_the_first(run):
     _, folder = run
-    state, named = pyro_vae.load(folder).state_dict(), pyro_vae.load(folder, "aevb", 0).state_dict()
+    state, named = (trained.vae.state_dict() for trained in (pyro_vae.load(folder), pyro_vae.load(folder, "aevb", 0)))
     assert all(torch.equal(state[name], named[name]) for name in named)
 
 
@@ -135,41 +137,44 @@ def test_load_names_what_is_damaged(run, tmp_path):
 
 def test_scores_are_densities_in_own_units(run, table):
     comparison, folder = run
-    vae = pyro_vae.load(folder)
-    x = trained.read_rows(vae, table)
-    scores = trained.score(vae, x, num_samples=50)
-    expected = pyro_vae.evaluation.log_marginal(vae, x, 50).pointwise - comparison.data.scale.log().sum()
+    trained = pyro_vae.load(folder)
+    scores = trained.score(table, num_samples=50)
+    expected = (
+        pyro_vae.evaluation.log_marginal(trained.vae, trained.read_rows(table), 50).pointwise
+        - comparison.data.scale.log().sum()
+    )
     torch.testing.assert_close(torch.tensor(scores.log_p.values), expected)
     assert list(scores.columns) == ["row", "log_p", "standard_error", "pareto_k"]
 
 
 def test_an_outlier_has_the_lowest_score(run, tmp_path):
-    vae = pyro_vae.load(run[1])
+    trained = pyro_vae.load(run[1])
     path = tmp_path / "new.csv"
     path.write_text("weight,height,size,other\n70,1.7,-3,0\n170,1.7,-3,0\n71,1.75,-2.5,0\n")  # order is by name
-    scores = trained.score(vae, trained.read_rows(vae, path), num_samples=100)
+    scores = trained.score(path, num_samples=100)
     assert int(scores.log_p.idxmin()) == 1
 
 
 def test_encode_and_sample_in_the_datas_terms(run, table):
     _, folder = run
-    vae = pyro_vae.load(folder)
-    x = trained.read_rows(vae, table)
-    codes = trained.encode(vae, x)
+    trained = pyro_vae.load(folder)
+    codes = trained.encode(table)
     assert list(codes.columns) == ["z0", "z1", "z0_sd", "z1_sd"]
-    torch.testing.assert_close(torch.tensor(codes[["z0", "z1"]].values), vae.encode(x).mean.detach())
-    draws = trained.sample(vae, 4000)
+    torch.testing.assert_close(
+        torch.tensor(codes[["z0", "z1"]].values), trained.vae.encode(trained.read_rows(table)).mean.detach()
+    )
+    draws = trained.sample(4000)
     assert tuple(draws.columns) == COLUMNS
     assert 50 < draws.weight.mean() < 90  # the units, not the fit: z-scores would be near 0
-    assert trained.sample(vae, 5, seed=1).equals(trained.sample(vae, 5, seed=1))
+    assert trained.sample(5, seed=1).equals(trained.sample(5, seed=1))
 
 
 def test_new_rows_are_checked(run, tmp_path):
-    vae = pyro_vae.load(run[1])
+    trained = pyro_vae.load(run[1])
     path = tmp_path / "new.csv"
     path.write_text("weight,height\n70,1.7\n")
     with pytest.raises(InputError, match="size"):
-        trained.read_rows(vae, path)
+        trained.read_rows(path)
 
 
 def test_an_existing_folder_is_refused(tmp_path):
@@ -193,7 +198,7 @@ def test_two_do_not_make_one_folder(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from pyro_vae.run_folder import new_folder
+from pyro_vae.comparison.folder import new_folder
 with new_folder(Path({str(tmp_path / "run")!r})):
     print("made", flush=True)
     sys.stdin.readline()

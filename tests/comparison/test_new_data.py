@@ -1,75 +1,14 @@
-"""Models of algorithms that train no posterior, or its mean alone, as they come back from a run folder."""
+"""New rows in their own units: what is refused, and how it is named."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
-import pyro_vae
-from pyro_vae.comparison import new_data as trained
-from pyro_vae.comparison.comparison import compare
-from pyro_vae.comparison.folder import new_folder, write_run
+from pyro_vae.comparison.new_data import read
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation import annealed_importance_sampling
 from pyro_vae.experiment import Experiment
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    experiment = Experiment.parse(
-        {
-            "latent": 2,
-            "networks": {"encoder": {"mlp": [8]}, "decoder": {"mlp": [8]}},
-            "inference": [{"mcem": {"transitions": 2, "updates": 2}}, "autoencoder", "aevb", "vb"],
-            "training": {"epochs": 4},
-            "evaluation": {"num_samples": 30, "temperatures": 5, "posterior_checks": 0},
-            "seeds": 1,
-        }
-    )
-    folder, comparison = tmp_path_factory.mktemp("runs") / "run", compare(experiment)
-    with new_folder(folder) as partial:
-        write_run(comparison, partial)
-    return folder, comparison
-
-
-@pytest.mark.parametrize("label", ["mcem-transitions=2-updates=2", "autoencoder"])
-def test_without_a_posterior_scores_are_by_annealing(run, label, monkeypatch):
-    monkeypatch.setattr(trained, "_TEMPERATURES", 60)
-    vae = pyro_vae.load(run[0], label)
-    x = Experiment.parse({}).load_data().test[:6]
-    scores = trained.score(vae, x)
-    assert list(scores.columns) == ["row", "log_p", "standard_error", "effective_sample_size"]
-    estimate = annealed_importance_sampling(vae, x, 60, 16)
-    assert scores.log_p.tolist() == estimate.pointwise.tolist()
-    assert scores.effective_sample_size.tolist() == estimate.diagnostics["effective_sample_size"].tolist()
-
-
-def test_what_the_encoder_does_not_know_is_not_printed(run):
-    x = torch.zeros(3, 64)
-    assert list(trained.encode(pyro_vae.load(run[0], "aevb"), x).columns) == ["z0", "z1", "z0_sd", "z1_sd"]
-    assert list(trained.encode(pyro_vae.load(run[0], "autoencoder"), x).columns) == ["z0", "z1"]
-    with pytest.raises(InputError, match=r"`mcem` trains no posterior.*--algorithm"):
-        trained.encode(pyro_vae.load(run[0]), x)
-
-
-def test_every_algorithms_model_generates(run):
-    for label in ("mcem-transitions=2-updates=2", "autoencoder", "aevb"):
-        assert trained.sample(pyro_vae.load(run[0], label), 4).shape == (4, 64)
-
-
-def test_the_algorithms_state_comes_back(run):
-    folder, comparison = run
-    for label in ("mcem-transitions=2-updates=2", "vb"):
-        state = comparison.runs_of(label)[0].inference.state_dict()
-        restored = pyro_vae.load_inference(folder, label).state_dict()
-        assert len(state) > 0
-        assert restored.keys() == state.keys()
-        assert all(torch.equal(restored[name], value) for name, value in state.items())
-    assert float(restored["kl_per_datum"]) > 0
-    assert repr(pyro_vae.load_inference(folder, "aevb")) == "AEVB(num_particles=1)"
-    assert not list((folder / "weights").glob("aevb*.inference.*"))
 
 
 def test_the_value_is_that_of_the_file_not_the_scaled_one(tmp_path):
@@ -80,11 +19,10 @@ def test_the_value_is_that_of_the_file_not_the_scaled_one(tmp_path):
         {"data": {"name": str(tmp_path / "t.csv"), "scaling": "unit"}, "likelihood": likelihood}
     )
     vae = experiment.build(data := experiment.load_data())
-    vae.units = data.units
     path = tmp_path / "new.csv"
     path.write_text("b,a\n0.5,5\n0.5,77\n")
     with pytest.raises(InputError, match=r"^`.*new\.csv`: `77` in data row 2 .*, column `a` lies outside the support"):
-        trained.read_rows(vae, path)
+        read(vae, data.units, path)
     np.save(tmp_path / "new.npy", np.array([[5, 0.5], [77, 0.5]]))
     with pytest.raises(InputError, match=r"^`.*new\.npy`: `77` in data row 2 .*, column `a` lies"):
-        trained.read_rows(vae, tmp_path / "new.npy")
+        read(vae, data.units, tmp_path / "new.npy")

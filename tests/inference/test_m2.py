@@ -540,7 +540,7 @@ def test_the_command_compares_from_a_file_and_its_numbers_are_of_x_given_the_lab
     assert "of log p(x|y)" in run["remark"]
     assert "on the test data" in (folder / "report.html").read_text()
     assert experiment.data.labelled == 100
-    vae, m2, test = load(folder), load_inference(folder), experiment.load_data().batch("test")
+    vae, m2, test = load(folder).vae, load_inference(folder), experiment.load_data().batch("test")
     assert bool(test.context.isfinite().all())
     for name, estimate in (("elbo", elbo(vae, test, 5, seed=0)), ("log_marginal", log_marginal(vae, test, 20, seed=0))):
         assert run[name] == pytest.approx(estimate.value, rel=1e-6)

@@ -17,7 +17,6 @@ from torch.distributions import constraints
 
 import pyro_vae
 from pyro_vae import cli
-from pyro_vae.comparison import new_data as trained
 from pyro_vae.comparison.comparison import check, compare
 from pyro_vae.comparison.folder import new_folder, write_run
 from pyro_vae.datasets import (
@@ -238,9 +237,9 @@ def test_a_conditional_vae_runs_from_its_file_to_its_folder(tmp_path, monkeypatc
     comparison = compare(experiment)
     with new_folder(tmp_path / "run") as partial:
         write_run(comparison, partial)
-    vae = pyro_vae.load(tmp_path / "run")
-    assert vae.context_features == 10
-    drawn = trained.sample(vae, 6, context="label=3")
+    trained = pyro_vae.load(tmp_path / "run")
+    assert trained.vae.context_features == 10
+    drawn = trained.sample(6, context="label=3")
     assert drawn.label.tolist() == [3] * 6
     for n, out in ((2, "three.npy"), (2, "three.csv")):
         command = ["sample", str(tmp_path / "run"), "-n", str(n), "--context", "label=3", "--out", str(tmp_path / out)]
@@ -253,15 +252,14 @@ def test_a_conditional_vae_runs_from_its_file_to_its_folder(tmp_path, monkeypatc
     assert np.array_equal(np.load(tmp_path / "three.npy"), written.drop(columns="label").to_numpy())  # the images
     np.save(tmp_path / "new.npy", load("digits", scaling="none").test.numpy())
     with pytest.raises(InputError, match="column `label` is wanted by name"):
-        trained.read_rows(vae, tmp_path / "new.npy")
-    rows = trained.read_rows(vae, tmp_path / "new.npy", context="label=3")
-    other = trained.read_rows(vae, tmp_path / "new.npy", context="label=8")
-    three, eight = (trained.score(vae, batch, 20).log_p for batch in (rows, other))
+        trained.read_rows(tmp_path / "new.npy")
+    three, eight = (trained.score(tmp_path / "new.npy", 20, context=f"label={label}").log_p for label in (3, 8))
     assert (three != eight).any()
-    expected = pyro_vae.evaluation.log_marginal(vae, rows, 20).pointwise
+    rows = trained.read_rows(tmp_path / "new.npy", context="label=3")
+    expected = pyro_vae.evaluation.log_marginal(trained.vae, rows, 20).pointwise
     torch.testing.assert_close(torch.tensor(three.values), expected)
     with pytest.raises(InputError, match="--context"):
-        trained.sample(vae, 3)
+        trained.sample(3)
 
 
 def test_an_offset_and_covariates_run_end_to_end(table, tmp_path):
@@ -271,17 +269,16 @@ def test_an_offset_and_covariates_run_end_to_end(table, tmp_path):
     assert math.isfinite(comparison.runs[0].metrics()["log_marginal"])
     with new_folder(tmp_path / "run") as partial:
         write_run(comparison, partial)
-    vae = pyro_vae.load(tmp_path / "run")
-    rows = trained.read_rows(vae, table[0])
-    assert rows.offset.shape == (60, 1)
+    trained = pyro_vae.load(tmp_path / "run")
+    assert trained.read_rows(table[0]).offset.shape == (60, 1)
     (tmp_path / "given.csv").write_text("ward,sex,age\n3,f,41\n9,m,1\n")
-    drawn = trained.sample(vae, 3, context=tmp_path / "given.csv")
+    drawn = trained.sample(3, context=tmp_path / "given.csv")
     assert drawn[["age", "sex", "ward"]].to_dict("list") == {
         "age": [41, 1, 41],
         "sex": ["f", "m", "f"],
         "ward": [3, 9, 3],
     }
-    assert trained.score(vae, rows, 20).log_p.notna().all()
+    assert trained.score(table[0], 20).log_p.notna().all()
     without = Experiment.parse({**QUICK, "data": data, "likelihood": "Poisson"})
     with pytest.raises(InputError, match=r"no parameter of the likelihood takes it"):
         check(without, without.load_data())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -30,6 +31,7 @@ from pyro_vae import (
     mlp,
 )
 from pyro_vae.comparison.comparison import compare
+from pyro_vae.comparison.trained_vae import TrainedVAE
 from pyro_vae.engine import Lifted
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import elbo, log_marginal
@@ -169,6 +171,21 @@ def test_compare():
     assert result.environment["device"].startswith("cuda (")
     assert len(result.runs) == 2
     assert set(result.checks.gradients) == {"aevb", "mcem"}
+
+
+def test_a_trained_model_on_the_device_answers_as_on_the_cpu():
+    experiment = Experiment.parse({"data": {"name": "digits", "missing": "mask"}, "latent": 2})
+    data = experiment.load_data()
+    trained = TrainedVAE(experiment.build(data), data.units, ALGORITHMS["aevb"]())
+    grey = data.to_own_units(data.test[:5])
+    grey[:, 3] = torch.nan
+    calls = (trained.encode, trained.impute, trained.reconstruct)
+    expected = [call(grey) for call in calls]
+    trained.vae.cuda()
+    for call, table in zip(calls, expected, strict=True):
+        pd.testing.assert_frame_equal(call(grey), table, rtol=1e-3, atol=1e-3)
+    assert trained.score(grey, 20).log_p.notna().all()
+    assert trained.sample(3).shape == (3, 64)
 
 
 @pytest.mark.parametrize("name", ["aevb", "iwae", "wake-sleep"])

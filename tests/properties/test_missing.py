@@ -18,13 +18,13 @@ from z_test import FAILURE_RATE
 
 import pyro_vae
 from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, cli, datasets, fit, mlp
-from pyro_vae.comparison import new_data as trained
 from pyro_vae.comparison.comparison import compare
 from pyro_vae.comparison.folder import new_folder, write_run
+from pyro_vae.comparison.trained_vae import TrainedVAE
 from pyro_vae.datasets import DataTransform, load
 from pyro_vae.errors import InputError
 from pyro_vae.experiment import Experiment
-from pyro_vae.inference import AnalyticKL
+from pyro_vae.inference import AEVB, AnalyticKL
 from pyro_vae.vae.mixed import Column, Mixed
 
 
@@ -235,16 +235,16 @@ def run(tmp_path_factory):
 
 def test_the_run_folder_knows_columns_levels_and_context(run):
     folder, _, comparison = run
-    vae = pyro_vae.load(folder / "run")
-    assert vae.units.columns == ("visits", "height", "smoker", "region", "grade")  # in the likelihood's order
-    assert vae.units.levels == (None, None, ("no", "yes"), ("east", "north", "south"), (2.0, 4.0, 6.0))
-    assert vae.units.scale.tolist()[2:] == [1.0, 1.0, 1.0]
-    assert vae.units.scale[0] == 1.0
-    assert vae.units.scale[1] > 2
-    assert vae.context_features == 2
+    trained = pyro_vae.load(folder / "run")
+    assert trained.units.columns == ("visits", "height", "smoker", "region", "grade")  # in the likelihood's order
+    assert trained.units.levels == (None, None, ("no", "yes"), ("east", "north", "south"), (2.0, 4.0, 6.0))
+    assert trained.units.scale.tolist()[2:] == [1.0, 1.0, 1.0]
+    assert trained.units.scale[0] == 1.0
+    assert trained.units.scale[1] > 2
+    assert trained.vae.context_features == 2
     said = Experiment.from_yaml(folder / "run" / "experiment.yaml").likelihood.columns["region"]
     assert said.model_extra == {"logits": {"network": [3]}}
-    assert DataTransform.from_record(json.loads(json.dumps(vae.units.record()))).record() == vae.units.record()
+    assert DataTransform.from_record(json.loads(json.dumps(trained.units.record()))).record() == trained.units.record()
     estimate, batch = comparison.runs[0].elbo, comparison.data.batch("test")
     assert len(estimate.pointwise) == batch.size
     assert estimate.value == pytest.approx(float(estimate.pointwise.mean()))
@@ -259,46 +259,45 @@ def test_records_of_before_still_load():
 
 def test_new_rows_have_words_gaps_and_context(run, tmp_path):
     folder, frame, _ = run
-    vae = pyro_vae.load(folder / "run")
-    batch = trained.read_rows(vae, folder / "people.csv")
-    names = list(vae.units.columns)
+    trained = pyro_vae.load(folder / "run")
+    batch = trained.read_rows(folder / "people.csv")
+    names = list(trained.units.columns)
     assert torch.equal(batch.mask, torch.tensor(frame[names].notna().to_numpy()))
     assert torch.equal(batch.context.argmax(1), torch.tensor((frame.sex == "m").to_numpy().astype(int)))
-    scores = trained.score(vae, batch, num_samples=20)
-    expected = pyro_vae.evaluation.log_marginal(vae, batch, 20).pointwise - batch.mask[:, 1] * vae.units.scale[1].log()
+    scores = trained.score(folder / "people.csv", num_samples=20)
+    estimate = pyro_vae.evaluation.log_marginal(trained.vae, batch, 20)
+    expected = estimate.pointwise - batch.mask[:, 1] * trained.units.scale[1].log()
     torch.testing.assert_close(torch.tensor(scores.log_p.values), expected)
     blank = write(tmp_path / "blank.csv", "visits,height,smoker,region,grade,sex\n,,,,,f\n")
-    assert float(trained.score(vae, trained.read_rows(vae, blank)).log_p[0]) == pytest.approx(0.0, abs=0.05)
+    assert float(trained.score(blank).log_p[0]) == pytest.approx(0.0, abs=0.05)
     other = write(tmp_path / "other.csv", "visits,height,smoker,region,grade,sex\n1,170,yes,norht,4,f\n")
     with pytest.raises(InputError, match=r"`norht` in data row 1 .*column `region`.*no level.*did you mean `north`"):
-        trained.read_rows(vae, other)
+        trained.read_rows(other)
     with pytest.raises(InputError, match=r"`5` in data row 1 .*column `grade`.*no level"):
-        trained.read_rows(
-            vae, write(tmp_path / "g.csv", "visits,height,smoker,region,grade,sex\n1,170,yes,north,5,f\n")
-        )
+        trained.read_rows(write(tmp_path / "g.csv", "visits,height,smoker,region,grade,sex\n1,170,yes,north,5,f\n"))
     with pytest.raises(InputError, match=r"missing cell in data row 1 .*column `sex`"):
-        trained.read_rows(vae, write(tmp_path / "s.csv", "visits,height,smoker,region,grade,sex\n1,170,yes,north,4,\n"))
+        trained.read_rows(write(tmp_path / "s.csv", "visits,height,smoker,region,grade,sex\n1,170,yes,north,4,\n"))
 
 
 @pytest.mark.parametrize("given", [None, "sex=m", pd.DataFrame({"sex": ["f"]})], ids=["own", "said", "frame"])
 def test_a_data_frame_has_the_numbers_that_the_command_has_of_its_file(run, tmp_path, given):
     """Missing cells and the context are in the batch, and each row's Jacobian is that of its observed cells."""
     folder, frame, _ = run
-    vae = pyro_vae.load(folder / "run")
+    trained = pyro_vae.load(folder / "run")
     named = f"sex={given.sex[0]}" if isinstance(given, pd.DataFrame) else given
     out = tmp_path / "scores.csv"
     command = ["score", str(folder / "run"), str(folder / "people.csv"), "--num-samples", "20", "--out", str(out)]
     result = CliRunner().invoke(cli.app, command + ([] if named is None else ["--context", named]))
     assert result.exit_code == 0, result.output
-    rows = trained.read_rows(vae, frame.sample(frac=1, axis=1, random_state=0), context=given)
-    estimate = pyro_vae.evaluation.log_marginal(vae, rows, 20).shifted(vae.units.log_jacobian_of(rows))
+    rows = trained.read_rows(frame.sample(frac=1, axis=1, random_state=0), context=given)
+    estimate = pyro_vae.evaluation.log_marginal(trained.vae, rows, 20).shifted(trained.units.log_jacobian_of(rows))
     assert estimate.pointwise.tolist() == pytest.approx(pd.read_csv(out).log_p.tolist(), abs=1e-9)
-    pd.testing.assert_frame_equal(trained.impute(vae, frame), trained.impute(vae, folder / "people.csv"))
+    pd.testing.assert_frame_equal(trained.impute(frame), trained.impute(folder / "people.csv"))
 
 
 def test_a_data_frame_is_read_by_its_names(run):
     folder, frame, _ = run
-    vae = pyro_vae.load(folder / "run")
+    trained = pyro_vae.load(folder / "run")
     misnamed, without = frame.rename(columns={"height": "heigth"}), frame.drop(columns="visits")
     text = frame.astype({"height": object})
     text.loc[3, "height"] = "171,5"
@@ -307,29 +306,29 @@ def test_a_data_frame_is_read_by_its_names(run):
         (without, "lacks the columns `visits`"),
         (text, "`171,5` in data row 4 .*column `height`"),
     ):
-        for call in (vae.units.to_model_units, lambda rows: trained.read_rows(vae, rows)):
+        for call in (trained.units.to_model_units, trained.read_rows):
             with pytest.raises(InputError, match=message):
                 call(given)
     with pytest.raises(InputError, match=r"dtype `.*`; pass real numbers"):
-        vae.units.to_model_units(text[list(vae.units.columns)].to_numpy())
-    bare = frame[list(vae.units.columns)].set_axis(range(5), axis=1)  # columns without names: by position
-    torch.testing.assert_close(vae.units.to_model_units(bare), vae.units.to_model_units(frame), equal_nan=True)
+        trained.units.to_model_units(text[list(trained.units.columns)].to_numpy())
+    bare = frame[list(trained.units.columns)].set_axis(range(5), axis=1)  # columns without names: by position
+    torch.testing.assert_close(trained.units.to_model_units(bare), trained.units.to_model_units(frame), equal_nan=True)
 
 
 def test_a_value_that_the_likelihood_cannot_have_is_named_by_its_place_in_the_file(run, tmp_path):
     """As in training: the file, the row from 1, the column's name, and the value as it stands there."""
-    vae = pyro_vae.load(run[0] / "run")
+    trained = pyro_vae.load(run[0] / "run")
     good = "171.5,2,no,east,f,4\n"
     path = write(tmp_path / "v.csv", "height,visits,smoker,region,sex,grade\n" + 3 * good + "1,-1,yes,north,f,2\n")
     place = r"^`.*v\.csv`: `-1` in data row 4 \(counted from 1, below the header\), column `visits` lies outside the "
     for call in (trained.read_rows, trained.impute):
         with pytest.raises(InputError, match=place + r"support .* of the likelihood of column `visits`; choose"):
-            call(vae, path)
+            call(path)
 
 
 def test_samples_have_the_words_and_what_they_are_given(run):
-    vae = pyro_vae.load(run[0] / "run")
-    draws = trained.sample(vae, 40, context="sex=f")
+    trained = pyro_vae.load(run[0] / "run")
+    draws = trained.sample(40, context="sex=f")
     assert list(draws.columns) == ["visits", "height", "smoker", "region", "grade", "sex"]
     assert set(draws.region) == {"east", "north", "south"}
     assert set(draws.smoker) == {"no", "yes"}
@@ -337,11 +336,11 @@ def test_samples_have_the_words_and_what_they_are_given(run):
     assert set(draws.sex) == {"f"}
     assert 100 < draws.height.mean() < 240
     with pytest.raises(InputError, match=r"--context \"sex=\.\.\.\""):
-        trained.sample(vae, 3)
+        trained.sample(3)
     with pytest.raises(InputError, match=r"no context `sx` .*did you mean `sex`"):
-        trained.sample(vae, 3, context="sx=f")
+        trained.sample(3, context="sx=f")
     with pytest.raises(InputError, match=r"column `sex`.*no level"):
-        trained.sample(vae, 3, context="sex=x")
+        trained.sample(3, context="sex=x")
 
 
 def test_impute_keeps_what_is_observed_and_fills_the_rest(run, monkeypatch, capsys):
@@ -357,25 +356,24 @@ def test_impute_keeps_what_is_observed_and_fills_the_rest(run, monkeypatch, caps
     assert not filled.isna().any().any()
     seen = frame[names].notna()
     assert (filled.astype(object)[seen] == frame[names])[seen].fillna(True).to_numpy().all()
-    vae = pyro_vae.load(folder / "run")
-    expected = vae.units.to_frame(vae.reconstruct(trained.read_rows(vae, folder / "people.csv")))
+    trained = pyro_vae.load(folder / "run")
+    expected = trained.units.to_frame(trained.vae.reconstruct(trained.read_rows(folder / "people.csv")))
     gaps = ~seen.height
     np.testing.assert_allclose(filled.height[gaps], expected.height[gaps], rtol=1e-6)
     assert filled.sex.tolist() == frame.sex.tolist()
-    as_women = trained.impute(vae, folder / "people.csv", context="sex=f")
+    as_women = trained.impute(folder / "people.csv", context="sex=f")
     assert list(as_women.columns) == names
     assert set(as_women.sex) == {"f"}
     without = write(folder / "without.csv", "id,grade,height,smoker,region,visits,of\n007,4,,no,east,1,NA\n")
-    filled = trained.impute(vae, without, context="sex=m")
+    filled = trained.impute(without, context="sex=m")
     assert list(filled.columns) == ["id", "grade", "height", "smoker", "region", "visits", "of", "sex"]
     assert (filled.id[0], filled.of[0]) == ("007", "NA")  # what is not modelled, as it stands
-    kept = trained.impute(vae, frame.assign(id=[f"p{i}" for i in range(len(frame))])[["id", *frame.columns]])
+    kept = trained.impute(frame.assign(id=[f"p{i}" for i in range(len(frame))])[["id", *frame.columns]])
     assert (list(kept.columns), kept.id[11]) == (["id", *frame.columns], "p11")
     prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
     digits = VAE(prior, Conditional(dist.Bernoulli, (64,), given=mlp(2, 4)))
-    digits.units = load("digits").units
     with pytest.raises(InputError, match="knows no missing cells"):
-        trained.impute(digits, folder / "people.csv")
+        TrainedVAE(digits, load("digits").units, AEVB()).impute(folder / "people.csv")
 
 
 def test_scores_and_codes_stand_behind_what_is_not_modelled(run, tmp_path):

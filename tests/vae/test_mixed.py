@@ -296,8 +296,15 @@ def test_columns_without_names_are_taken_in_their_order():
     assert torch.equal(vae.check(frame).x, torch.tensor([[0.5, 3.0]], dtype=torch.float64))
 
 
-def test_a_data_frame_is_refused_where_the_model_has_units_of_its_own():
-    vae = vae_of(mixed([dist.Normal], latent=3), 1)
-    vae.units = object()
-    with pytest.raises(InputError, match=r"elbo: .*pass vae\.units\.to_model_units\(frame\)"):
-        elbo(vae, pd.DataFrame({"a": [1.0]}))
+def test_a_data_frame_is_refused_where_the_models_data_are_transformed():
+    likelihood, frame = mixed([dist.Normal], latent=3), pd.DataFrame({"a": [1.0, 2.0]})
+    vae = VAE(vae_of(likelihood, 1).prior, likelihood, transformed_data=True).double()
+    for caller, call in (
+        ("elbo", lambda x: elbo(vae, x)),
+        ("VAE", vae.encode),
+        ("fit", lambda x: fit(vae, x, AEVB(), optimizer=lambda p: torch.optim.Adam(p, lr=1e-3), epochs=1)),
+    ):
+        for data in (frame, Batch(frame)):
+            with pytest.raises(InputError, match=rf"^{caller}: .*pass read_rows\(frame\) .*to_model_units\(frame\)"):
+                call(data)
+        call(frame.to_numpy())  # whose columns have no names: model units, as everywhere
