@@ -17,7 +17,7 @@ compared with a float64 reference at the same noise, and its weights after some 
 * ``pythae``: the step of its trainer, loader included.
 * ``ours-eager``, ``ours``: the loop of `pyro_vae.fit` on `Trace_ELBO` (IWAE for K > 1), uncompiled and compiled.
 * ``matrix-products``: the step's matrix products alone.
-* ``replicates-8``, ``replicates-64``: `fit_replicates`, so many VAEs at once; a step is one of all of them.
+* ``replicates-8``, ``replicates-64``: `fit` of so many VAEs at once; a step is one of all of them.
 
 NumPyro and pythae join where they are installed (the extra ``benchmarks``). Results are kept size by size: a run that
 was stopped goes on where it stopped.

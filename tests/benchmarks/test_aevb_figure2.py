@@ -120,10 +120,9 @@ def test_warm_up_adds_up_squares_and_moves_nothing(aevb, digits):
 
     def after(steps):
         vae = aevb.make_vae(digits, 3, 10, seed=0)
-        how = aevb.training(digits, setting, 0.02)
-        optimizer = how.pop("optimizer")
-        how["optimizer"] = lambda parameters: made.append(optimizer(parameters)) or made[-1]
-        fit(vae, digits.train, AEVB(), steps=steps, compile=False, **how)
+        how = aevb.training(digits, setting, 0.02, steps, compile=False)
+        how = replace(how, optimizer=lambda parameters, make=how.optimizer: made.append(make(parameters)) or made[-1])
+        fit(vae, digits.train, AEVB(), how, transform=aevb.transform(digits))
         sums = [made[-1].state[parameter]["sum"].clone() for parameter in vae.parameters()]
         return [parameter.detach().clone() for parameter in vae.parameters()], sums
 

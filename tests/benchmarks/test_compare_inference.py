@@ -19,7 +19,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from pyro_vae import fit
+from pyro_vae import Training, fit
 from pyro_vae.engine import interpreted
 from pyro_vae.experiment import Experiment
 from pyro_vae.runtime.random_streams import isolated
@@ -138,12 +138,9 @@ def test_an_epoch_is_that_of_fit(module, problem):
         vae,
         given.data.train,
         spec.build(),
-        optimizer=given.experiment.training.optimizer.build,
-        epochs=3,
-        batch_size=40,
+        Training(optimizer=given.experiment.training.optimizer.build, epochs=3, batch_size=40, compile=False),
         seed=given.seed,
         transform=given.data.transform,
-        compile=False,
     )
     assert same(state_of(contender), vae.state_dict())
     assert len(contender.seconds) == 3
@@ -180,7 +177,7 @@ def test_compiled_steps_are_timed_without_compilation(module, problem):
         contender = part.Contender(spec, given)
         for _ in range(6):
             contender.epoch()
-    assert contender.run.execution.startswith("compiled")
+    assert contender.loop.execution(contender.member)[0].startswith("compiled")
     assert contender.compile_seconds > 0
     # Three steps of a kind come before its compilation: of 40 data two an epoch, of the last 20 one.
     assert contender.clean == [False, False, True, False, True, True]
@@ -366,7 +363,7 @@ def test_on_a_card(module, problem):
     for epoch in range(6):
         part.by_turns(contenders, epoch)
     for contender in contenders:
-        assert contender.run.execution.startswith("compiled")
+        assert contender.loop.execution(contender.member)[0].startswith("compiled")
         assert contender.clean[-1]
         assert contender.memory()["peak"] > 0
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
 
-from pyro_vae import fit
+from pyro_vae import Training, fit
 from pyro_vae.engine import interpreted
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.random_streams import isolated
@@ -125,8 +125,10 @@ def test_ours_takes_the_steps_of_fit(module, small):
         contender.steps(7)
     vae, data = ours.make_vae(small), torch.from_numpy(small.data())
     optimizer = contender.adam
-    history = fit(vae, data, ours.algorithm(small), optimizer=optimizer, steps=7, batch_size=20, seed=0, compile=False)
-    assert contender.run.bounds == history.bound.tolist()
+    history = fit(
+        vae, data, ours.algorithm(small), Training(optimizer=optimizer, steps=7, batch_size=20, compile=False), seed=0
+    )
+    assert contender.loop.members[0].records.bounds == history.bound.tolist()
 
 
 @pytest.mark.slow
@@ -138,7 +140,7 @@ def test_replicates_take_as_many_steps_as_they_are_told(module, small):
         contender.steps(2)
         contender.close()
     vae = ours.make_vae(small)
-    fit(vae, contender.data, ours.algorithm(small), optimizer=ours.Ours.adam, steps=5, batch_size=20, seed=0)
+    fit(vae, contender.data, ours.algorithm(small), Training(optimizer=ours.Ours.adam, steps=5, batch_size=20), seed=0)
     for mine, alone in zip(contender.weights(), ours.parameters_of(vae), strict=True):
         assert torch.allclose(torch.from_numpy(mine), alone, atol=1e-5)
 

@@ -65,7 +65,7 @@ def test_a_stopped_comparison_goes_on(monkeypatch, tmp_path, comparison):
         def counted(self, *arguments):
             if len(steps) == last:
                 raise KeyboardInterrupt
-            steps.append(self.inference.name)
+            steps.append(self.members[0].inference.name)
             return take(self, *arguments)
 
         monkeypatch.setattr(Stepper, "take", counted)

@@ -204,7 +204,7 @@ def test_rows_that_do_not_fit_are_refused(people, call):
         (frame.drop(columns="sex"), r"lacks the columns `sex`"),
         (frame.assign(region="norht"), r"`norht` in data row 1 .*did you mean `north`"),
         (frame.assign(visits=-1), r"`-1` in data row 1 .*column `visits` lies outside the support"),
-        (frame[["region", "visits", "height"]].to_numpy()[:, 1:].astype(float), "column `sex` is asked for by name"),
+        (frame[["region", "visits", "height"]].to_numpy()[:, 1:].astype(float), "column `sex` is wanted by name"),
         (trained.read_rows(frame), "the rows are a `Batch`, which is in the model's units"),
     ):
         with pytest.raises(InputError, match=message):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from z_test import assert_mean
 
-from pyro_vae import VAE, Conditional, Fixed, Learned, fit, mlp
+from pyro_vae import VAE, Conditional, Fixed, Learned, Training, fit, mlp
 from pyro_vae.distributions.discretized_logistic import DiscretizedLogisticMixture
 from pyro_vae.errors import InputError
 from pyro_vae.experiment.distribution import DistributionSpec
@@ -134,8 +134,8 @@ def test_a_vae_trains_on_grey_levels_and_refuses_others():
     )
     x = DiscretizedLogisticMixture(torch.zeros(1), torch.tensor([0.4]), torch.tensor([0.05])).sample((60, 6))
     before = vae.log_weights(x, 20).mean().item()
-    fit(vae, x, AEVB(), optimizer=ADAM, epochs=40, batch_size=20)
+    fit(vae, x, AEVB(), Training(optimizer=ADAM, epochs=40, batch_size=20))
     assert vae.log_weights(x, 20).mean().item() > before
     assert vae.generate(3).shape == (3, 6)
     with pytest.raises(InputError, match="`DiscretizedLogisticMixture`"):
-        fit(vae, x + 0.5, AEVB(), optimizer=ADAM, epochs=1)
+        fit(vae, x + 0.5, AEVB(), Training(optimizer=ADAM, epochs=1))

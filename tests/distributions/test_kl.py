@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from z_test import assert_mean
 
-from pyro_vae import VAE, Conditional, Fixed, fit, mlp
+from pyro_vae import VAE, Conditional, Fixed, Training, fit, mlp
 from pyro_vae.distributions.kl import analytic_kl, factors, kl, kl_of_dimensions
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, AnalyticKL
@@ -60,7 +60,10 @@ def test_analytic_kl_refuses_a_pair_without_closed_form_by_name() -> None:
     likelihood = Conditional(dist.Normal, (5,), given=mlp(3), scale=Fixed(1.0))
     vae = VAE(Conditional(dist.Dirichlet, (3,), concentration=Fixed([1.0, 1.0, 1.0])), likelihood)
     adam = functools.partial(torch.optim.Adam, lr=0.03)
-    for refuse in (AnalyticKL().check, lambda v: fit(v, torch.zeros(4, 5), AnalyticKL(), optimizer=adam, steps=1)):
+    for refuse in (
+        AnalyticKL().check,
+        lambda v: fit(v, torch.zeros(4, 5), AnalyticKL(), Training(optimizer=adam, steps=1)),
+    ):
         with pytest.raises(InputError, match=r"KL\(Pushed\(.*\) \|\| Dirichlet\).*use aevb"):
             refuse(vae)
     AEVB().check(vae)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Experiment, Fixed, Network, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Experiment, Fixed, Network, Training, fit, mlp
 from pyro_vae.distributions.multinomial import DirichletMultinomial, Multinomial
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB
@@ -53,7 +53,7 @@ def test_the_density_is_pyros_at_each_length(family):
 def test_too_long_fractional_and_negative_documents_are_refused_by_name(family, row):
     x = torch.cat([documents([3, 10, 5]), torch.tensor([row])])
     with pytest.raises(InputError, match=r"row 3 \(from 0\) (sums to|has).*`(Dirichlet)?Multinomial`"):
-        fit(make_vae(family, 10), x, AEVB(), optimizer=ADAM, epochs=1)
+        fit(make_vae(family, 10), x, AEVB(), Training(optimizer=ADAM, epochs=1))
 
 
 @families
@@ -62,7 +62,7 @@ def test_a_vae_trains_on_documents_of_different_lengths(family):
     x = documents([1, 30, 4, 12, 0, 7] * 10)
     vae = make_vae(family, 30)
     before = vae.log_weights(x, 50).mean().item()
-    fit(vae, x, AEVB(), optimizer=ADAM, epochs=30, batch_size=20)
+    fit(vae, x, AEVB(), Training(optimizer=ADAM, epochs=30, batch_size=20))
     assert vae.log_weights(x, 50).mean().item() > before
     assert vae.generate(4).sum(-1).tolist() == [30.0] * 4
 

@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import IndependentTransform, StickBreakingTransform
 from z_test import assert_mean
 
-from pyro_vae import VAE, Conditional, Fixed, Learned, fit, mlp
+from pyro_vae import VAE, Conditional, Fixed, Learned, Training, fit, mlp
 from pyro_vae.distributions.kl import analytic_kl
 from pyro_vae.distributions.simplex import LogisticNormal, StickBreaking, bijection_onto
 from pyro_vae.inference import AEVB, ALGORITHMS
@@ -281,7 +281,9 @@ def test_a_vae_on_fifty_cells_trains(prior, name: str) -> None:
     vae = vae_with(prior(CELLS))
     assert unconstrained_shape(vae.prior, vae.latent_shape) == (CELLS - 1,)
     before = {k: v.clone() for k, v in vae.named_parameters()}
-    history = fit(vae, X, ALGORITHMS[name](), optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), steps=20, batch_size=20)
+    history = fit(
+        vae, X, ALGORITHMS[name](), Training(optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), steps=20, batch_size=20)
+    )
     assert history.stopped == "completed"
     assert ALGORITHMS[name]().has_bound is False or bool(torch.as_tensor(history.bound).isfinite().all())
     assert all(bool(v.isfinite().all()) for v in vae.parameters())
@@ -300,7 +302,7 @@ def test_aevb_with_a_logistic_normal_prior_improves_its_bound() -> None:
             return float(vae.log_weights(X, 200).mean())
 
     first = bound()
-    fit(vae, X, AEVB(), optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), steps=60, batch_size=40)
+    fit(vae, X, AEVB(), Training(optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), steps=60, batch_size=40))
     assert bound() > first + 1
 
 

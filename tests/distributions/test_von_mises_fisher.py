@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributions import kl_divergence, transform_to
 from z_test import FAILURE_RATE, assert_mean
 
-from pyro_vae import VAE, Conditional, Experiment, Fixed, Learned, Network, fit, mlp
+from pyro_vae import VAE, Conditional, Experiment, Fixed, Learned, Network, Training, fit, mlp
 from pyro_vae.distributions.kl import analytic_kl
 from pyro_vae.distributions.von_mises_fisher import Direction, SphericalUniform, VonMisesFisher, unit_vector
 from pyro_vae.errors import InputError
@@ -474,7 +474,7 @@ def test_a_vae_on_the_sphere_is_recovered(inference):
             concentration=Network(transform=constraints.softplus_positive),
         ),
     )
-    fit(vae, x, inference, optimizer=partial(ADAM, lr=0.03), steps=150, batch_size=100, seed=0)
+    fit(vae, x, inference, Training(optimizer=partial(ADAM, lr=0.03), steps=150, batch_size=100), seed=0)
     estimate = log_marginal(vae, held_out, 100)
     best = exact_log_marginal(held_out.double(), weight.double())
     lost = best - torch.as_tensor(estimate.pointwise).double()

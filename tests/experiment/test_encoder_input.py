@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributions import constraints
 
-from pyro_vae import VAE, Batch, Conditional, Experiment, Fixed, Network, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Experiment, Fixed, Network, Training, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.experiment.encoder_input import default_input
 from pyro_vae.experiment.to_spec import to_spec
@@ -263,7 +263,7 @@ def test_a_positive_column_of_any_unit_leaves_the_encoder_its_sight(tmp_path, sc
     with isolated(0):
         vae = experiment.build(data)
     adam = lambda parameters: torch.optim.Adam(parameters, lr=1e-3)  # noqa: E731
-    fit(vae, data.train, AEVB(), optimizer=adam, epochs=20, seed=0)
+    fit(vae, data.train, AEVB(), Training(optimizer=adam, epochs=20), seed=0)
     other = data.train.clone()
     other[:, 1] = 0.0  # what is seen of the income alone
     assert vae.encode(data.train).mean.unique().numel() == len(data.train)
@@ -299,7 +299,7 @@ def test_counts_train_faster_on_a_logarithmic_scale():
         with isolated(0):
             vae = experiment.build(data)
         adam = lambda parameters: torch.optim.Adam(parameters, lr=1e-3)  # noqa: E731
-        fit(vae, data.train, AEVB(), optimizer=adam, steps=200, batch_size=50, seed=0)
+        fit(vae, data.train, AEVB(), Training(optimizer=adam, steps=200, batch_size=50), seed=0)
         with isolated(5), torch.no_grad():
             elbo[kind] = float(vae.log_weights(data.test, 8).mean())
     assert elbo["log1p"] > elbo["raw"] + 2

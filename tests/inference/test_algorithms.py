@@ -13,7 +13,7 @@ from replicas import all_losses
 from torch import Tensor
 from torch.distributions import Normal
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Training, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, ALGORITHMS, Inference, Loss, algorithm
 from pyro_vae.inference.interface import check_choice, check_count, check_number, surrogate
@@ -109,7 +109,7 @@ def test_fit_accepts_data_of_weight_zero_and_ignores_them() -> None:
     for last in (0.0, 5.0):
         vae = MODEL.vae(MODEL.exact_encoder(1.6))
         data = torch.cat([X[:7], X[7:] + last])
-        fit(vae, data, AEVB(), optimizer=adam, steps=3, batch_size=8, weights=weights)
+        fit(vae, data, AEVB(), Training(optimizer=adam, steps=3, batch_size=8), weights=weights)
         trained.append([p.detach() for p in vae.parameters()])
     for one, other in zip(*trained, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)

@@ -14,7 +14,7 @@ from replicas import all_losses, seeded
 from torch import Tensor
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Network, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Network, Training, fit, mlp
 from pyro_vae.distributions.enumeration import latent_values
 from pyro_vae.errors import InputError
 from pyro_vae.inference import ALGORITHMS, IWAE, RWS, Enumeration, Inference, ScoreFunction, WakeSleep, algorithm
@@ -179,10 +179,10 @@ def test_pathwise_algorithms_refuse_them_and_name_one_that_works(name: str) -> N
         message = r"^MCEM: Hamiltonian .* discrete; use rws, wake-sleep or score-function"
     else:
         assert name in ("score-function", "enumeration", "rws", "wake-sleep")
-        fit(bernoulli(), X, inference, optimizer=torch.optim.SGD, steps=1)
+        fit(bernoulli(), X, inference, Training(optimizer=torch.optim.SGD, steps=1))
         return
     with pytest.raises(InputError, match=message):
-        fit(bernoulli(), X, inference, optimizer=torch.optim.SGD, steps=1)
+        fit(bernoulli(), X, inference, Training(optimizer=torch.optim.SGD, steps=1))
 
 
 def patterns(kind: str) -> tuple[VAE, Tensor, list[Tensor]]:
@@ -207,7 +207,7 @@ def test_they_train_a_discrete_posterior_to_the_entropy_of_the_data(kind: str, i
     """The best ELBO is minus the log of the number of patterns; it is summed exactly over all values of z."""
     vae, x, values = patterns(kind)
     adam, steps = functools.partial(torch.optim.Adam, lr=0.15), 500 if inference.name == "wake-sleep" else 200
-    fit(vae, x.repeat(10, 1), inference, optimizer=adam, steps=steps, batch_size=40)
+    fit(vae, x.repeat(10, 1), inference, Training(optimizer=adam, steps=steps, batch_size=40))
     elbo = float(by_hand(vae, x, values).mean().detach())
     assert -math.log(4) - 0.05 < elbo < -math.log(4)
 

@@ -20,7 +20,21 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from z_test import FAILURE_RATE, assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Network, VampPrior, cli, datasets, fit, load, load_inference, mlp
+from pyro_vae import (
+    VAE,
+    Batch,
+    Conditional,
+    Fixed,
+    Network,
+    Training,
+    VampPrior,
+    cli,
+    datasets,
+    fit,
+    load,
+    load_inference,
+    mlp,
+)
 from pyro_vae.comparison.comparison import compare
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.evaluation import elbo, log_marginal
@@ -391,7 +405,7 @@ def test_on_digits_data_without_labels_make_the_classifier_better() -> None:
         vae, m2 = VAE(standard(8), likelihood, posterior, context_features=10), M2(hidden=(100,))
         m2.check(vae)
         without = alone(copy.deepcopy(m2.classifier), x[rows], y[rows], test)
-        fit(vae, Batch(x, context), m2, optimizer=ADAM, epochs=60, seed=seed)
+        fit(vae, Batch(x, context), m2, Training(optimizer=ADAM, epochs=60), seed=seed)
         gains.append(right(m2.classifier, *test) - without)
     gain = torch.stack(gains).mean(0)  # of each test datum
     error = gain.std() / len(gain) ** 0.5
@@ -412,7 +426,7 @@ def test_a_context_that_is_no_label_is_refused_by_its_row(row: list[float]) -> N
     with pytest.raises(InputError, match=r"^M2: the context of row 3 .*expected a one-hot label, or nan"):
         list(M2().losses(linear(), Batch(X, context)))
     with pytest.raises(InputError, match=r"^training data: the context of row 3 .*expected a one-hot label, or nan"):
-        fit(linear(), Batch(X, context), M2(), optimizer=ADAM, steps=1)
+        fit(linear(), Batch(X, context), M2(), Training(optimizer=ADAM, steps=1))
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -434,18 +448,18 @@ def test_other_algorithms_refuse_unknown_labels_and_name_m2(name: str) -> None:
     vae, known = linear(), KNOWN["mixed"]
     refusal = r"the context of row 1 \(from 0\) is \[nan, nan, nan\]; it must be finite.* m2 alone"
     with pytest.raises(InputError, match=refusal):
-        fit(vae, Batch(X, contexts(known)), algorithm(name)(), optimizer=ADAM, steps=1)
+        fit(vae, Batch(X, contexts(known)), algorithm(name)(), Training(optimizer=ADAM, steps=1))
     for bad in (torch.inf, -torch.inf):  # which are not unknown
         context = contexts(known).clone()
         context[4, 1] = bad
         with pytest.raises(InputError, match=r"training data: the context of row 4 .*must be finite"):
-            fit(vae, Batch(X, context), M2(), optimizer=ADAM, steps=1)
+            fit(vae, Batch(X, context), M2(), Training(optimizer=ADAM, steps=1))
 
 
 def test_held_out_data_have_their_labels() -> None:
     data = Batch(X, contexts(KNOWN["mixed"]))
     with pytest.raises(InputError, match=r"^validation data: the context of row 1"):
-        fit(linear(), data, M2(), optimizer=ADAM, steps=1, validation=data)
+        fit(linear(), data, M2(), Training(optimizer=ADAM, steps=1), validation=data)
 
 
 def test_what_is_not_finite_is_not_blamed_on_unknown_labels() -> None:
@@ -453,7 +467,7 @@ def test_what_is_not_finite_is_not_blamed_on_unknown_labels() -> None:
     vae.posterior.requires_grad_(False)
     explosive = functools.partial(torch.optim.SGD, lr=1e200)
     with pytest.raises(NonFiniteError, match=r"^fit: log p\(x\|z\), the likelihood, is not finite"):
-        fit(vae, Batch(X, contexts(KNOWN["mixed"])), M2(), optimizer=explosive, steps=3)
+        fit(vae, Batch(X, contexts(KNOWN["mixed"])), M2(), Training(optimizer=explosive, steps=3))
 
 
 # ------------------------------------------------------------------ an experiment file

@@ -7,12 +7,13 @@ import copy
 import pyro.distributions as dist
 import pytest
 import torch
+from fitting import fit_with
 from linear_gaussian import Encoder, LinearGaussian
 from replicas import all_losses, exact_gradients, gradients, replicated, seeded
 from torch import Tensor
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Training, fit, mlp
 from pyro_vae.engine import interpreted
 from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError
@@ -127,10 +128,7 @@ def test_compiled_training_is_the_uncompiled(compiled: str) -> None:
         with interpreted(), enabled(e):
             fit(
                 *(vae, X, inference),
-                optimizer=lambda p: torch.optim.Adam(p, lr=0.02),
-                steps=20,
-                batch_size=4,
-                compile=m,
+                Training(optimizer=lambda p: torch.optim.Adam(p, lr=0.02), steps=20, batch_size=4, compile=m),
             )
         results.append([*vae.parameters(), inference.step_size])
     for one, other in zip(*results, strict=True):
@@ -185,7 +183,7 @@ def sized(n: int) -> VAE:
 
 def visited(inference: MCEM, vae: VAE, x: Tensor, steps: int, batch_size: int, **options: object) -> MCEM:
     """After so many steps that leave theta where it is."""
-    fit(
+    fit_with(
         vae, x, inference, optimizer=lambda p: torch.optim.SGD(p, lr=0.0), steps=steps, batch_size=batch_size, **options
     )
     return inference
@@ -260,7 +258,9 @@ def test_outside_fit_persistent_chains_do_not_know_the_data_after_it_either():
     prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
     vae = VAE(prior, Conditional(dist.Normal, (3,), given=mlp(2, 4), scale=Fixed(1.0)), size=20)
     inference, x = MCEM(transitions=1, updates=1, persistent=True), torch.randn(20, 3)
-    fit(vae, x, inference, optimizer=lambda p: torch.optim.SGD(p, 1e-3), steps=3, batch_size=10, compile=False)
+    fit(
+        vae, x, inference, Training(optimizer=lambda p: torch.optim.SGD(p, 1e-3), steps=3, batch_size=10, compile=False)
+    )
     before = inference.chains.clone()
     with pytest.raises(InputError, match="persistent chains need to know which of the data"):
         next(inference.losses(vae, Batch(x[:10])))

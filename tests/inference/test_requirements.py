@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Training, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, ALGORITHMS, Inference, algorithm
 from pyro_vae.inference import requirements as needs
@@ -121,7 +121,7 @@ def needing(need: str) -> list[str]:
 
 def train(vae: VAE, inference: Inference) -> None:
     context = torch.eye(4)[:, : vae.context_features] if vae.context_features else None
-    fit(vae, Batch(torch.ones(4, 5), context), inference, optimizer=torch.optim.SGD, steps=1)
+    fit(vae, Batch(torch.ones(4, 5), context), inference, Training(optimizer=torch.optim.SGD, steps=1))
 
 
 def test_every_need_has_its_case_and_is_some_algorithms() -> None:

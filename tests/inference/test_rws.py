@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Reads, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Reads, Training, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, IWAE, MCEM, RWS, Inference, WakeSleep
 
@@ -159,7 +159,7 @@ def test_a_generative_part_that_shares_parameters_with_the_posterior_is_refused(
     vae = VAE(parts["prior"], parts["likelihood"], Sharing(parts[shared]))
     message = rf"^{type(inference).__name__}: the {shared} shares `.*` with the posterior.*use aevb"
     with pytest.raises(InputError, match=message):
-        fit(vae, torch.zeros(4, 2), inference, optimizer=torch.optim.SGD, steps=1)
+        fit(vae, torch.zeros(4, 2), inference, Training(optimizer=torch.optim.SGD, steps=1))
     AEVB().check(vae)
 
 

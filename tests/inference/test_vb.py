@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from z_test import assert_mean
 
-from pyro_vae import VAE, Conditional, Fixed, fit, mlp
+from pyro_vae import VAE, Conditional, Fixed, Training, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import VB
 
@@ -88,7 +88,7 @@ def test_it_finds_the_exact_posterior_of_a_mean() -> None:
     x = 1.5 + 2 * torch.randn(6, 3).double()
     inference, steps = VB(prior_scale=1.2), 800
     adam = functools.partial(torch.optim.Adam, lr=0.05)
-    fit(vae, x, inference, optimizer=adam, steps=steps, batch_size=6, schedule=lambda i: 1 - i / steps)
+    fit(vae, x, inference, Training(optimizer=adam, steps=steps, batch_size=6, schedule=lambda i: 1 - i / steps))
     variance = 1 / (1 / 1.2**2 + 6 / 4)
     (log_scale,) = inference.log_scales.values()
     torch.testing.assert_close(log_scale.detach().exp(), variance**0.5 * one, rtol=0.1, atol=0)
@@ -150,7 +150,12 @@ def test_a_layer_with_two_names_is_drawn_once_and_put_back() -> None:
     prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
     vae, inference = VAE(prior, Twice(), Conditional(dist.Normal, (2,), given=mlp(5)), size=20), VB()
     before = dict(vae.named_parameters())
-    fit(vae, torch.randn(20, 5), inference, optimizer=lambda p: torch.optim.SGD(p, lr=1e-3), steps=3, batch_size=10)
+    fit(
+        vae,
+        torch.randn(20, 5),
+        inference,
+        Training(optimizer=lambda p: torch.optim.SGD(p, lr=1e-3), steps=3, batch_size=10),
+    )
     assert list(dict(vae.named_parameters())) == list(before)
     assert all(parameter is before[name] for name, parameter in vae.named_parameters())
     assert vae.likelihood.a.weight is vae.likelihood.b.weight

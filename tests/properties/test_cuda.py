@@ -22,6 +22,7 @@ from pyro_vae import (
     Mixture,
     Reads,
     SphericalUniform,
+    Training,
     VampPrior,
     VonMisesFisher,
     conv_decoder,
@@ -37,9 +38,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation import elbo, log_marginal
 from pyro_vae.experiment import Experiment
 from pyro_vae.inference import ALGORITHMS
-from pyro_vae.runtime.progress import StepsBar
-from pyro_vae.training.minibatches import minibatches
-from pyro_vae.training.stepper import Stepper
+from pyro_vae.training.fit import prepared
 
 pytestmark = [
     pytest.mark.gpu,
@@ -122,7 +121,9 @@ def test_trains_and_evaluates(name, model, x):
     vae, algorithm = vae.cuda(), ALGORITHMS[name]()
     before = {key: parameter.clone() for key, parameter in vae.named_parameters()}
     state = torch.cuda.get_rng_state()
-    history = fit(vae, x, algorithm, optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), epochs=5, validation=held_out)
+    history = fit(
+        vae, x, algorithm, Training(optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), epochs=5), validation=held_out
+    )
     assert torch.equal(torch.cuda.get_rng_state(), state)
     if algorithm.has_bound and name != "mmd":  # which does not follow the bound that it reports
         assert history.bound[-1] > history.bound[0]
@@ -198,10 +199,7 @@ def test_compiled_training_agrees_with_uncompiled(name: str, model: str, x: torc
         with Lifted():
             history = fit(
                 *(vae, x, ALGORITHMS[name]()),
-                optimizer=lambda p: torch.optim.Adam(p, 1e-3),
-                steps=20,
-                batch_size=32,
-                compile=compiled,
+                Training(optimizer=lambda p: torch.optim.Adam(p, 1e-3), steps=20, batch_size=32, compile=compiled),
             )
         assert history.execution.startswith("compiled" if compiled else "uncompiled")
         trained.append((history.bound, [p.detach() for p in vae.parameters()]))
@@ -212,20 +210,19 @@ def test_compiled_training_agrees_with_uncompiled(name: str, model: str, x: torc
 
 def test_compiled_steps_do_not_wait_for_the_device(x: torch.Tensor) -> None:
     vae = MODELS["mlp"]().cuda()
-    run = Stepper(vae, ALGORITHMS["aevb"](), lambda p: torch.optim.Adam(p, 1e-3), None, None, True)
-    source = minibatches(vae, x, 32, seed=0)
+    x = x[: len(x) // 32 * 32]  # a short last minibatch is a kind of its own, at whose begin the queue is settled
+    training = Training(lambda p: torch.optim.Adam(p, 1e-3), steps=1000, batch_size=32, compile=True)
+    loop = prepared([vae], x, [ALGORITHMS["aevb"]()], training, [0])
+    loop.open()
     with pyro.validation_enabled(False):
-        run.compile_steps(True, 1000, StepsBar().busy)
-        for batch, rows in source.epoch():
-            run.take(batch, rows)
-        run.settle()
-        plan = next(kind.plan for kind in run.compiled.kinds.values() if kind.plan is not None)
-        plan.stretch = 1000
+        loop.advance(loop.source.steps)
+        loop.settle()
+        (kind,) = loop.steppers[0].programs.kinds.values()
+        kind.program.stretch = 1000
         try:
             torch.cuda.set_sync_debug_mode("error")
-            for batch, rows in source.epoch():
-                run.take(batch, rows)
+            loop.advance(2 * loop.source.steps)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        run.settle()
-    assert torch.tensor(run.bounds).isfinite().all()
+        loop.settle()
+    assert torch.tensor(loop.members[0].records.bounds).isfinite().all()

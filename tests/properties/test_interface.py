@@ -9,9 +9,10 @@ import pyro
 import pytest
 import torch
 from algorithm_cases import data, made, small_vae
+from fitting import fit_with
 from torch import Tensor
 
-from pyro_vae import VAE, Batch, fit
+from pyro_vae import VAE, Batch
 from pyro_vae import inference as module
 from pyro_vae.errors import InputError
 from pyro_vae.inference import ALGORITHMS, Inference, Loss, algorithm
@@ -33,7 +34,7 @@ def values(losses: list[Loss]) -> list[float | None]:
 def trained(name: str, vae: VAE, steps: int = 3) -> dict[str, Tensor]:
     """Parameters after a few steps of `fit`."""
     optimizer = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1), "steps": steps, "batch_size": 5}
-    fit(vae, data(name, vae.dtype), made(name), **optimizer)
+    fit_with(vae, data(name, vae.dtype), made(name), **optimizer)
     return {n: p.detach().clone() for n, p in vae.named_parameters()}
 
 

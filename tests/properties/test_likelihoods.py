@@ -5,7 +5,7 @@ import pytest
 import torch
 import yaml
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Training, fit, mlp
 from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 from pyro_vae.experiment.distribution import DistributionSpec
@@ -122,4 +122,4 @@ def test_negative_and_fractional_counts_are_refused_by_their_place(text, cell):
     x = DATA[COUNTS](4)
     x[2, 3] = cell
     with pytest.raises(InputError, match=rf"{cell:g} in row 2|row 2 \(from 0\) has {cell:g} in column 3"):
-        fit(make_vae(build(text)), x, AEVB(), steps=1, optimizer=torch.optim.Adam)
+        fit(make_vae(build(text)), x, AEVB(), Training(steps=1, optimizer=torch.optim.Adam))

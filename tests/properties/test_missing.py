@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from z_test import FAILURE_RATE
 
 import pyro_vae
-from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, cli, datasets, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Training, cli, datasets, fit, mlp
 from pyro_vae.comparison.comparison import compare
 from pyro_vae.comparison.folder import new_folder, write_run
 from pyro_vae.comparison.trained_vae import TrainedVAE
@@ -167,9 +167,7 @@ def test_imputation_beats_the_mean():
             vae,
             batch,
             AnalyticKL(),
-            optimizer=lambda p: torch.optim.Adam(p, lr=2e-2),
-            epochs=30,
-            batch_size=128,
+            Training(optimizer=lambda p: torch.optim.Adam(p, lr=2e-2), epochs=30, batch_size=128),
             seed=seed,
         )
         filled = torch.where(real, vae.reconstruct(batch).double() * scale + centre, vae.reconstruct(batch).double())

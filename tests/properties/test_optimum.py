@@ -8,7 +8,7 @@ import pytest
 import torch
 from linear_gaussian import Encoder, LinearGaussian
 
-from pyro_vae import VAE, fit
+from pyro_vae import VAE, Training, fit
 from pyro_vae.inference import ALGORITHMS, Inference, algorithm
 
 # The maximum likelihood, by probabilistic PCA, is the maximum of the ELBO: the exact posterior is in the family.
@@ -53,7 +53,7 @@ def gap(vae: VAE, inference: Inference) -> float:
 def gap_after(inference: Inference, steps: int) -> float:
     vae, adam = start(), functools.partial(torch.optim.Adam, lr=0.12)
     assert gap(vae, inference) > 0.5
-    fit(vae, DATA, inference, optimizer=adam, steps=steps, batch_size=200, schedule=lambda i: 1 - i / steps)
+    fit(vae, DATA, inference, Training(optimizer=adam, steps=steps, batch_size=200, schedule=lambda i: 1 - i / steps))
     return gap(vae, inference)
 
 
@@ -81,7 +81,10 @@ def test_a_component_that_the_noise_hides_collapses() -> None:
     vae = LinearGaussian(model.W, model.b, torch.tensor(1.5).double()).vae(encoder, fixed_scale=True)
     adam = functools.partial(torch.optim.Adam, lr=0.03)
     fit(
-        vae, DATA, algorithm("analytic-kl")(), optimizer=adam, steps=500, batch_size=200, schedule=lambda i: 1 - i / 500
+        vae,
+        DATA,
+        algorithm("analytic-kl")(),
+        Training(optimizer=adam, steps=500, batch_size=200, schedule=lambda i: 1 - i / 500),
     )
     model, encoder = LinearGaussian.of(vae)
     off = float((best.log_marginal(DATA) - model.elbo(DATA, *encoder(DATA))).mean().detach())

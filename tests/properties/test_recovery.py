@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, biject_to
 from z_test import FAILURE_RATE, assert_mean
 
-from pyro_vae import VAE, Conditional, Fixed, Flow, Learned, Mixture, fit, mlp
+from pyro_vae import VAE, Conditional, Fixed, Flow, Learned, Mixture, Training, fit, mlp
 from pyro_vae.distributions.enumeration import latent_values
 from pyro_vae.distributions.support import support_of
 from pyro_vae.evaluation import log_marginal
@@ -233,10 +233,12 @@ def recovers(name: str) -> VAE:
         vae,
         x[:N],
         case.inference(),
-        optimizer=lambda p: torch.optim.Adam(p, lr=0.02),
-        steps=case.steps,
-        batch_size=200,
-        schedule=lambda i: min(1.0, 2 * (1 - i / case.steps)),
+        Training(
+            optimizer=lambda p: torch.optim.Adam(p, lr=0.02),
+            steps=case.steps,
+            batch_size=200,
+            schedule=lambda i: min(1.0, 2 * (1 - i / case.steps)),
+        ),
     )
     off, limit = excess(x[N:], case, decoder, truth, prior)
     assert off < limit, f"{off:.4f} nats below the truth, where {limit:.4f} are chance"
@@ -265,7 +267,7 @@ def test_log_marginal_is_the_quadrature_within_its_error(name: str) -> None:
     vae = VAE(truth, decoder, case.posterior(truth().event_shape[0]))
     for parameter in truth.parameters():
         parameter.requires_grad_(False)
-    fit(vae, x[:N], IWAE(4), optimizer=lambda p: torch.optim.Adam(p, lr=0.02), steps=120, batch_size=100)
+    fit(vae, x[:N], IWAE(4), Training(optimizer=lambda p: torch.optim.Adam(p, lr=0.02), steps=120, batch_size=100))
     held_out = x[N : N + 40]
     (exact,) = exact_log_marginal(case, held_out, decoder, truth)
     estimate = log_marginal(vae.double(), held_out.double(), 10_000)
@@ -311,10 +313,12 @@ def test_a_mixture_prior_beats_the_standard_normal_on_clustered_data() -> None:
             vae,
             train,
             inference,
-            optimizer=lambda p: torch.optim.Adam(p, lr=0.02),
-            steps=300,
-            batch_size=100,
-            schedule=lambda i: 1 - i / 300,
+            Training(
+                optimizer=lambda p: torch.optim.Adam(p, lr=0.02),
+                steps=300,
+                batch_size=100,
+                schedule=lambda i: 1 - i / 300,
+            ),
         )
         with pyro.validation_enabled(False):
             values.append(linear_log_marginal(vae, held_out))

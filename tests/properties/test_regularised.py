@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Normal
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Flow, Learned, Mixture, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Flow, Learned, Mixture, Training, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import MMD, AnalyticKL, Autoencoder, BetaVAE, FreeBits, Inference
 from pyro_vae.inference.mmd import _scale
@@ -40,7 +40,7 @@ def loss_of(inference: Inference, data: Tensor | Batch = X, seed: int = 3) -> tu
 
 
 def run(inference: Inference, steps: int) -> str:
-    return fit(MODEL.vae(WIDE), X, inference, optimizer=torch.optim.SGD, steps=steps, batch_size=8).remark
+    return fit(MODEL.vae(WIDE), X, inference, Training(optimizer=torch.optim.SGD, steps=steps, batch_size=8)).remark
 
 
 # ------------------------------------------------------------------ beta-VAE
@@ -218,7 +218,7 @@ def test_mmd_moves_a_learned_prior_towards_the_aggregate_posterior() -> None:
     torch.nn.init.zeros_(vae.posterior.head.bias)
     vae.posterior.requires_grad_(False)  # N(0, 1) at the data, which are 0
     adam = functools.partial(torch.optim.Adam, lr=0.1)
-    fit(vae, torch.zeros(200, 2), MMD(), optimizer=adam, steps=60, batch_size=50)
+    fit(vae, torch.zeros(200, 2), MMD(), Training(optimizer=adam, steps=60, batch_size=50))
     assert abs(float(vae.prior().mean.detach())) < 0.5
 
 
@@ -271,7 +271,12 @@ def test_the_autoencoder_finds_the_principal_components_that_the_elbo_does_not_s
     vae = LinearGaussian(w, zeros, ones[0]).vae(Encoder(v, zeros[:2], ones[:2]), fixed_scale=True)
     adam = functools.partial(torch.optim.Adam, lr=0.05)
     steps = 300
-    fit(vae, data, Autoencoder(), optimizer=adam, steps=steps, batch_size=200, schedule=lambda i: 1 - i / steps)
+    fit(
+        vae,
+        data,
+        Autoencoder(),
+        Training(optimizer=adam, steps=steps, batch_size=200, schedule=lambda i: 1 - i / steps),
+    )
     error = float((vae.reconstruct(data) - data).square().sum(-1).mean())
     assert abs(error / float(4 * best.s.square()) - 1) < 0.01  # the four components that are left out
     assert torch.equal(vae.encode(data).stddev, torch.ones(200, 2).double())

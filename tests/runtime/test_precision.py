@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_vae import VAE, Conditional, Fixed, Mixture, fit, mlp
+from pyro_vae import VAE, Conditional, Fixed, Mixture, Training, fit, mlp
 from pyro_vae.engine import Lifted, interpreted
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import elbo
@@ -76,10 +76,9 @@ def test_training_compiled_and_uncompiled_agree_in_bfloat16() -> None:
         with Lifted(), interpreted():
             fit(
                 *(model, X, AEVB()),
-                optimizer=lambda p: torch.optim.SGD(p, lr=1e-3),
-                steps=5,
-                compile=compiled,
-                precision="bfloat16",
+                Training(
+                    optimizer=lambda p: torch.optim.SGD(p, lr=1e-3), steps=5, compile=compiled, precision="bfloat16"
+                ),
             )
         trained.append([p.detach() for p in model.parameters()])
     torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-5)

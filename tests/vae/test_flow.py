@@ -15,7 +15,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 from z_test import assert_mean
 
-from pyro_vae import VAE, Conditional, Fixed, Flow, fit, mlp
+from pyro_vae import VAE, Conditional, Fixed, Flow, Training, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, IWAE, RWS, STL, DReG, WakeSleep
 from pyro_vae.vae.flow import FlowDistribution
@@ -219,7 +219,7 @@ def test_every_parameter_moves(kind: str, latent: int) -> None:
     vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(latent, 7)), posterior)
     x = (torch.rand(20, 6) < 0.4).float()
     before = {name: p.detach().clone() for name, p in vae.named_parameters()}
-    fit(vae, x, AEVB(5), optimizer=lambda p: torch.optim.Adam(p, lr=0.01), steps=2, batch_size=20)
+    fit(vae, x, AEVB(5), Training(optimizer=lambda p: torch.optim.Adam(p, lr=0.01), steps=2, batch_size=20))
     assert [name for name, p in vae.named_parameters() if torch.equal(p, before[name])] == []
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Flow, Hierarchy, Learned, Mixture, Reads, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Flow, Hierarchy, Learned, Mixture, Reads, Training, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import active_units, latent_kl, log_marginal
 from pyro_vae.inference import ALGORITHMS, IWAE, STL
@@ -315,7 +315,7 @@ def test_every_algorithm_trains_it_and_every_parameter_has_a_gradient(name: str)
     except InputError as refusal:
         pytest.skip(str(refusal))
     before = {name: p.detach().clone() for name, p in vae.named_parameters()}
-    fit(vae, X, inference, optimizer=lambda p: torch.optim.Adam(p, lr=0.01), steps=3, batch_size=12)
+    fit(vae, X, inference, Training(optimizer=lambda p: torch.optim.Adam(p, lr=0.01), steps=3, batch_size=12))
     still = {name for name, p in vae.named_parameters() if torch.equal(p, before[name])}
     assert all(name.startswith(("posterior.", "prior.")) for name in still)
     if inference.trains_posterior and inference.trains_prior:
@@ -327,7 +327,7 @@ def test_deep_copies_and_state_dicts() -> None:
     twin = copy.deepcopy(vae)
     z = torch.randn(12, 5).double()
     assert torch.equal(vae.log_joint(z, X), twin.log_joint(z, X))
-    fit(vae, X, IWAE(2), optimizer=lambda p: torch.optim.Adam(p, lr=0.01), steps=2, batch_size=12)
+    fit(vae, X, IWAE(2), Training(optimizer=lambda p: torch.optim.Adam(p, lr=0.01), steps=2, batch_size=12))
     assert not torch.equal(vae.log_joint(z, X), twin.log_joint(z, X))
     other.load_state_dict(vae.state_dict())
     assert torch.equal(vae.log_joint(z, X), other.log_joint(z, X))

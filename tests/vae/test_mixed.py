@@ -12,9 +12,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from fitting import fit_with
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Learned, Network, Reads, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Learned, Network, Reads, Training, fit, mlp
 from pyro_vae.distributions.moments import centre
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import elbo
@@ -173,7 +174,7 @@ def test_a_vae_trains_on_hidden_cells():
     vae = VAE(Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0)), likelihood)
     batch = Batch(torch.where(mask, x, math.nan), mask=mask)
     before = vae.log_likelihood(torch.zeros(60, 2), batch)
-    history = fit(vae, batch, AEVB(), optimizer=lambda p: torch.optim.Adam(p, lr=1e-3), epochs=2)
+    history = fit(vae, batch, AEVB(), Training(optimizer=lambda p: torch.optim.Adam(p, lr=1e-3), epochs=2))
     assert bool(np.isfinite(history.bound).all())
     assert not torch.equal(before, vae.log_likelihood(torch.zeros(60, 2), batch))
     assert vae.reconstruct(batch).shape == (60, 7)
@@ -280,12 +281,12 @@ def test_the_columns_of_a_data_frame_are_found_by_their_names(reads):
     states = []
     for given in (frame, other):
         own = copy.deepcopy(vae)
-        states.append((own, fit(own, given, AEVB(), validation=given, **options).validation_bound))
+        states.append((own, fit_with(own, given, AEVB(), validation=given, **options).validation_bound))
     assert states[0][1] == states[1][1]
     assert all(torch.equal(a, b) for a, b in zip(*(own.parameters() for own, _ in states), strict=True))
     message = r"`validation` has the columns `age`, `bmi`, `smoker`, and the likelihood `age`, `visits`, `smoker`"
     with pytest.raises(InputError, match=message):
-        fit(vae, frame, AEVB(), validation=frame.rename(columns={"visits": "bmi"}), **options)
+        fit_with(vae, frame, AEVB(), validation=frame.rename(columns={"visits": "bmi"}), **options)
     with pytest.raises(InputError, match=r"VAE: `x` has the columns `age`, `smoker`, and the likelihood"):
         vae.reconstruct(frame[["age", "smoker"]])
 
@@ -302,7 +303,7 @@ def test_a_data_frame_is_refused_where_the_models_data_are_transformed():
     for caller, call in (
         ("elbo", lambda x: elbo(vae, x)),
         ("VAE", vae.encode),
-        ("fit", lambda x: fit(vae, x, AEVB(), optimizer=lambda p: torch.optim.Adam(p, lr=1e-3), epochs=1)),
+        ("fit", lambda x: fit(vae, x, AEVB(), Training(optimizer=lambda p: torch.optim.Adam(p, lr=1e-3), epochs=1))),
     ):
         for data in (frame, Batch(frame)):
             with pytest.raises(InputError, match=rf"^{caller}: .*pass read_rows\(frame\) .*to_model_units\(frame\)"):

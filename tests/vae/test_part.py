@@ -13,7 +13,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor, nn
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Learned, Network, Reads, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Hierarchy, Learned, Network, Reads, Training, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import elbo
 from pyro_vae.experiment.to_spec import part_to_spec
@@ -63,7 +63,7 @@ def own(**parts: nn.Module) -> VAE:
 def test_a_forward_is_enough_to_train(x):
     vae = own()
     before, start = elbo(vae, x, num_samples=500).value, {n: p.detach().clone() for n, p in vae.named_parameters()}
-    fit(vae, x, AEVB(), epochs=60, batch_size=12, optimizer=lambda p: torch.optim.Adam(p, 0.1), compile=False)
+    fit(vae, x, AEVB(), Training(epochs=60, batch_size=12, optimizer=lambda p: torch.optim.Adam(p, 0.1), compile=False))
     assert elbo(vae, x, num_samples=500).value > before + 0.3
     assert not any(torch.equal(p, start[name]) for name, p in vae.named_parameters())
 

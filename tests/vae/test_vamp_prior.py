@@ -14,7 +14,7 @@ from pyro.distributions import constraints
 from torch import Tensor, nn
 from z_test import assert_mean
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Flow, Mixture, VampPrior, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Flow, Mixture, Training, VampPrior, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import ALGORITHMS, IWAE, STL, DReG, Inference, ScoreFunction
 
@@ -131,7 +131,9 @@ def test_algorithms_that_part_theta_from_phi_are_refused(name: str) -> None:
 def test_every_parameter_moves_and_the_bound_rises() -> None:
     model = vae(size=5)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    history = fit(model, X, IWAE(5), optimizer=lambda p: torch.optim.Adam(p, lr=0.02), steps=100, batch_size=5, seed=1)
+    history = fit(
+        model, X, IWAE(5), Training(optimizer=lambda p: torch.optim.Adam(p, lr=0.02), steps=100, batch_size=5), seed=1
+    )
     assert [name for name, p in model.named_parameters() if torch.equal(p, before[name])] == []
     assert history.bound[-20:].mean() > history.bound[:20].mean() + 0.5
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from algorithm_cases import data, small_vae
+from fitting import fit_with
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._filelock import FileLock
 
-from pyro_vae import fit
 from pyro_vae.engine import CompilationError, Ledger, Step, interpreted
 from pyro_vae.engine.capture.capture import capture
 from pyro_vae.engine.capture.graph import fingerprint, lift_constants
@@ -220,14 +220,14 @@ def without_compiler():
 def test_without_a_compiler_true_is_an_error_and_auto_runs_uncompiled(monkeypatch, without_compiler):
     options = {"optimizer": lambda p: torch.optim.Adam(p, lr=1e-2), "batch_size": 5}
     with pytest.raises(CompilationError, match=r"cannot compile on this machine.*(C\+\+ compiler|/missing/c\+\+)"):
-        fit(small_vae("aevb"), data("aevb"), AEVB(), steps=3, compile=True, **options)
+        fit_with(small_vae("aevb"), data("aevb"), AEVB(), steps=3, compile=True, **options)
 
     def callback(step, metrics):
         if step == 10:
             raise KeyboardInterrupt
 
     with pytest.warns(UserWarning, match="fit: runs uncompiled: cannot compile on this machine") as caught:
-        history = fit(
+        history = fit_with(
             small_vae("aevb"), data("aevb"), AEVB(), steps=10**6, compile="auto", callback=callback, **options
         )
     assert len(caught) == 1

@@ -5,12 +5,13 @@ from typing import ClassVar
 import pyro.distributions as dist
 import pytest
 import torch
+from fitting import fit_with
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, fit, mlp
+from pyro_vae import VAE, Conditional, Fixed, Training, mlp
 from pyro_vae.engine import Lifted, Step, Stretch, interpreted
 from pyro_vae.inference import AEVB, IWAE
-from pyro_vae.runtime.progress import StepsBar
 from pyro_vae.training import stepper as stepping
+from pyro_vae.training.fit import prepared
 
 
 class Recorded:
@@ -54,7 +55,7 @@ def train(compile, inference, **options):
         return optimizers[-1]
 
     with Lifted(), interpreted():
-        history = fit(vae, x, inference, steps=40, batch_size=5, compile=compile, **{"optimizer": adam} | options)
+        history = fit_with(vae, x, inference, steps=40, batch_size=5, compile=compile, **{"optimizer": adam} | options)
     return vae, history, optimizers[0] if optimizers else None
 
 
@@ -102,21 +103,20 @@ def test_few_lengths_are_recorded():
 
 def test_tensors_that_are_assigned_anew_are_recorded_anew():
     vae = model()
-    run = stepping.Stepper(vae, AEVB(), lambda p: torch.optim.SGD(p, 1e-2), None, None, True)
     x = (torch.rand(5, 6, generator=torch.Generator().manual_seed(1)) < 0.4).double()
+    training = Training(lambda p: torch.optim.SGD(p, 1e-2), steps=100, compile=True)
+    loop = prepared([vae], x, [AEVB()], training, [0])
     with interpreted():
-        run.compile_steps(True, 100, StepsBar().busy)
-        for _ in range(4 + 5):
-            run.take(Batch(x), None)
-        run.settle()
+        loop.open()
+        loop.advance(4 + 5)
+        loop.settle()
         made = len(Recorded.made)
         assert made >= 1
         for parameter in vae.parameters():
             parameter.data = parameter.data.clone()
         before = [parameter.clone() for parameter in vae.parameters()]
-        for _ in range(5):
-            run.take(Batch(x), None)
-        run.settle()
+        loop.advance(4 + 5 + 5)
+        loop.settle()
     assert len(Recorded.made) == made + 1
     assert all(not torch.equal(p, q) for p, q in zip(vae.parameters(), before, strict=True))
 
