@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_serializ
 from pydantic_core import CoreSchema
 
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.inference.algorithms import ALGORITHMS
 from pyro_vae.inference.interface import Inference
+from pyro_vae.inference.registry import ALGORITHMS
 from pyro_vae.training.schedules import SCHEDULES, Schedule
 
 

@@ -11,7 +11,7 @@ A new algorithm is a subclass of `Inference`, in a file of its own here:
 * What it optimises beside the VAE is parameters, and what lasts from step to step is buffers.
 
 `pyro_vae.fit` takes any such object. It has a name in experiment files once its class is in
-`pyro_vae.inference.algorithms` and is exported here; then ``tests/properties/test_interface.py`` holds it to the
+`pyro_vae.inference.registry` and is exported here; then ``tests/properties/test_interface.py`` holds it to the
 interface, on a VAE that ``tests/support/algorithm_cases.py`` makes for it. What is true of it alone, such as an exact
 value or gradient, is tested in ``tests/inference/test_<file>.py``.
 
@@ -34,7 +34,6 @@ Example:
 """
 
 from pyro_vae.inference.aevb import AEVB
-from pyro_vae.inference.algorithms import ALGORITHMS, algorithm
 from pyro_vae.inference.analytic_kl import AnalyticKL
 from pyro_vae.inference.autoencoder import Autoencoder
 from pyro_vae.inference.beta_vae import BetaVAE
@@ -49,6 +48,7 @@ from pyro_vae.inference.mcem import MCEM
 from pyro_vae.inference.miwae import MIWAE
 from pyro_vae.inference.mmd import MMD
 from pyro_vae.inference.piwae import PIWAE
+from pyro_vae.inference.registry import ALGORITHMS, algorithm
 from pyro_vae.inference.renyi import Renyi
 from pyro_vae.inference.rws import RWS
 from pyro_vae.inference.score_function import ScoreFunction

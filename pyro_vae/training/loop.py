@@ -17,14 +17,14 @@ from pyro_vae.runtime.modes import switched
 from pyro_vae.runtime.precision import networks_in
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.training.checkpoint import Checkpoint
+from pyro_vae.training.compiled_step import CompiledStep
 from pyro_vae.training.history import History
 from pyro_vae.training.member import Member
 from pyro_vae.training.options import Training
-from pyro_vae.training.plan import Plan
 from pyro_vae.training.program import Program
 from pyro_vae.training.schedules import Schedule, factor_of
 from pyro_vae.training.stacked_minibatches import Minibatch, Source
-from pyro_vae.training.stacked_plan import StackedPlan, kinds_of
+from pyro_vae.training.stacked_step import StackedStep, kinds_of
 from pyro_vae.training.stepper import Clock, Stepper
 from pyro_vae.training.when_to_compile import Programs
 
@@ -255,11 +255,11 @@ class Loop:
         return Stepper(members, programs, self.training, self.clock, self.source, self.followed)
 
     def _alone(self, member: Member) -> Callable[[Minibatch], Program]:
-        return lambda minibatch: Plan(member, minibatch.of(0), self.training.clip_norm)
+        return lambda minibatch: CompiledStep(member, minibatch.of(0), self.training.clip_norm)
 
     def _together(self, minibatch: Minibatch) -> Program:
         self._kinds = self._kinds or kinds_of(self.members)
-        return StackedPlan(self.members, self._kinds, self._stack, minibatch, self.training.clip_norm)
+        return StackedStep(self.members, self._kinds, self._stack, minibatch, self.training.clip_norm)
 
     def _separate_where_refused(self) -> None:
         """Has every member step by itself, each compiled where that saves time, where they cannot share a program."""

@@ -1,4 +1,4 @@
-r"""The protocol of a compiled step: one VAE's (`Plan`) or that of R VAEs, stacked (`StackedPlan`)."""
+r"""The protocol of a compiled step: one VAE's (`CompiledStep`) or that of R VAEs, stacked (`StackedStep`)."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.runtime.interrupts import uninterrupted
-from pyro_vae.training import eager
+from pyro_vae.training import eager_step
 from pyro_vae.training.member import Member
 from pyro_vae.training.options import Training
 from pyro_vae.training.program import Program, Queued
@@ -144,7 +144,7 @@ class Stepper:
                 start = time.perf_counter()
                 member.set_rates(factor)
                 try:
-                    bound = eager.take_step(
+                    bound = eager_step.take_step(
                         *(member, minibatch.of(i), minibatch.rows[i]),
                         *(self.training.clip_norm, self.training.check_support),
                     )

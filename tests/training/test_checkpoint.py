@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_vae.engine import Step
 from pyro_vae.errors import InputError
 from pyro_vae.inference import ALGORITHMS, RWS
-from pyro_vae.training import eager
+from pyro_vae.training import eager_step
 from pyro_vae.training.checkpoint import Checkpoint
 from pyro_vae.training.validation import Watch
 
@@ -112,7 +112,7 @@ def test_a_run_that_was_interrupted_in_a_step_goes_on(tmp_path, monkeypatch, int
     whole = train(inference=ALGORITHMS[name](), compile=compile)
     place = tmp_path / "run.checkpoint"
     with monkeypatch.context() as patched:
-        part = (Step, "take") if compile else (eager, "_compute")
+        part = (Step, "take") if compile else (eager_step, "_compute")
         patched.setattr(*part, interrupting(getattr(*part), at))
         _vae, _inference, history, _ = train(place, inference=ALGORITHMS[name](), compile=compile)
     assert history.stopped == "interrupted"

@@ -17,13 +17,13 @@ from pyro_vae.engine.compilation.cost import compile_cost
 from pyro_vae.engine.step.consecutive_steps import Stretch
 from pyro_vae.engine.step.step import Step
 from pyro_vae.inference.interface import Inference, Loss, Phase
-from pyro_vae.training.eager import not_finite
+from pyro_vae.training.eager_step import not_finite
 from pyro_vae.training.member import Member
 from pyro_vae.training.program import Noise, Queued
 from pyro_vae.vae.vae import VAE
 
 
-class Plan:
+class CompiledStep:
     """The phases of one member's step, for minibatches of one kind; a `Program`.
 
     Arguments:

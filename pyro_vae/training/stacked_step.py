@@ -14,13 +14,13 @@ from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.step.replicated_step import ReplicatedStep, Stack, check_rules
 from pyro_vae.engine.step.same_program import same_program
 from pyro_vae.engine.step.step import Step
+from pyro_vae.training.compiled_step import CompiledStep, named_failure
 from pyro_vae.training.member import Member
-from pyro_vae.training.plan import Plan, named_failure
 from pyro_vae.training.program import Noise, Queued
 from pyro_vae.training.stacked_minibatches import Minibatch
 
 
-class StackedPlan:
+class StackedStep:
     """The phases of one step of all members, for minibatches of one kind; a `Program`.
 
     Arguments:
@@ -43,7 +43,7 @@ class StackedPlan:
         self.members, self.stack, self.common = members, stack, example.common
         self.stretch, self.checks = 1, 0
         check_rules([member.ledger for member in members])
-        plans = {r: Plan(members[r], example.of(r), clip_norm) for r in dict.fromkeys(kinds)}
+        plans = {r: CompiledStep(members[r], example.of(r), clip_norm) for r in dict.fromkeys(kinds)}
         shared = sum(tensor is not None for tensor in example.batch) if example.common else 0
         made: dict[int, ReplicatedStep] = {}
         self.steps: list[ReplicatedStep] = []
@@ -119,7 +119,7 @@ class StackedPlan:
         return named_failure(self.members[member], batch, own)
 
 
-def _step(member: Member, plan: Plan, i: int) -> Step:
+def _step(member: Member, plan: CompiledStep, i: int) -> Step:
     """A member's step of a phase, by a plan of the same program."""
     step = plan.steps[i][1]
     if step is None:

@@ -17,7 +17,7 @@ from pyro_vae import VAE, Conditional, Fixed, Training, fit, mlp
 from pyro_vae.engine import CaptureError, Lifted, interpreted
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.inference import AEVB, ALGORITHMS, IWAE, BetaVAE, Renyi
-from pyro_vae.training import eager
+from pyro_vae.training import eager_step
 from pyro_vae.training.schedules import linear
 
 DOUBLE = torch.float64
@@ -34,13 +34,13 @@ def sgd(**options):
 @pytest.fixture
 def lifted(monkeypatch):
     """Uncompiled steps make their draws of the same noise as captured ones."""
-    take = eager.take_step
+    take = eager_step.take_step
 
     def at_noise(*arguments):
         with Lifted():
             return take(*arguments)
 
-    monkeypatch.setattr(eager, "take_step", at_noise)
+    monkeypatch.setattr(eager_step, "take_step", at_noise)
 
 
 def both(name, algorithms, optimizers, *, dtype=DOUBLE, seeds=None, x=None, **options):

@@ -365,7 +365,7 @@ def test_a_model_that_cannot_be_captured():
         )
 
     options = {"optimizer": adam, "batch_size": 5}
-    line = r"test_compiled_steps.py, line \d+: `return x if x.sum\(\) > -1e9 else -x`"
+    line = r"test_compiled_step.py, line \d+: `return x if x.sum\(\) > -1e9 else -x`"
     with interpreted(), pytest.raises(CaptureError, match=line):
         fit_with(vae(), data("aevb"), AEVB(), steps=3, compile=True, **options)
     with interpreted(), pytest.warns(UserWarning, match=line) as caught:
