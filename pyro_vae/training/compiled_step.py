@@ -142,7 +142,7 @@ class CompiledStep:
         """Takes one step, phase after phase; returns the last bound.
 
         Arguments:
-            batch: Minibatch of the plan's kind.
+            batch: Minibatch of the step's kind.
             noise: Noise of each phase; missing noise is drawn and added.
         """
         batch, carry, bound = self._ready(batch), None, None
@@ -169,7 +169,7 @@ def _inputs(batch: Batch) -> list[Tensor]:
 
 @contextmanager
 def _put_back(inference: Inference) -> Iterator[None]:
-    """Puts the algorithm's buffers back after the block: a phase may adapt what lasts from step to step."""
+    """Puts the algorithm's buffers back after the block, as a phase may change them."""
     before = {name: buffer.clone() for name, buffer in inference.named_buffers()}
     yield
     with torch.no_grad():

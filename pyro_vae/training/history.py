@@ -1,4 +1,4 @@
-r"""What a training run was like."""
+r"""The history of a training run, step by step."""
 
 from __future__ import annotations
 
@@ -58,20 +58,20 @@ class Records:
 
 @dataclass(repr=False)
 class History:
-    """What a training run was like, step by step.
+    """The history of a training run, step by step.
 
     Attributes:
         bound: Bound on log p(x) of each step's minibatch before its update, nats per datum, shape ``(steps,)``; nan
             where the algorithm has none.
-        samples: Data seen up to and including each step.
-        seconds: Wall time of training up to each step, without validation.
+        samples: Number of data seen up to and including each step.
+        seconds: Wall time of training up to and including each step, without validation and compilation.
         validation_step: Steps after which the validation bound was evaluated.
-        validation_bound: ELBO of the validation data there, nats per datum.
+        validation_bound: ELBO of the validation data after each of these steps, nats per datum.
         stopped: ``"completed"``, ``"early stopping"``, ``"interrupted"`` or ``"diverged"``.
         best_step: Step of the best validation bound; None without validation.
+        remark: What a reader of the numbers must know; see `Inference.remark`.
         execution: How the steps ran: ``"compiled in 12.3 s"``, or ``"uncompiled"`` and why.
-        compile_seconds: Wall time of capturing and compiling, which ``seconds`` leave out.
-        remark: What the algorithm says of its run that a reader of its numbers must know; see `Inference.remark`.
+        compile_seconds: Wall time of capturing and compiling, which is not part of ``seconds``.
     """
 
     bound: NDArray[np.float64]
@@ -92,12 +92,12 @@ class History:
         """Returns the history of recorded steps.
 
         Arguments:
-            records: Of the steps.
-            watch: Of the validation data.
-            stopped: See the attributes, as are the others.
-            remark: As before.
-            execution: As before.
-            compile_seconds: As before.
+            records: Records of the steps.
+            watch: Evaluations of the validation data.
+            stopped: See the attributes of this class.
+            remark: See the attributes of this class.
+            execution: See the attributes of this class.
+            compile_seconds: See the attributes of this class.
         """
         return cls(
             np.array(records.bounds),

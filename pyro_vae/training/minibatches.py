@@ -24,12 +24,12 @@ Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Minibatches(Protocol):
-    """A source of epochs.
+    """A source of minibatches, epoch after epoch.
 
     Attributes:
         size: N, the number of data.
-        steps: Minibatches in an epoch.
-        batch_size: M; None where that is not known.
+        steps: Number of minibatches in an epoch.
+        batch_size: M; None where it is not known.
     """
 
     size: int
@@ -37,11 +37,11 @@ class Minibatches(Protocol):
     batch_size: int | None
 
     def epoch(self) -> Iterator[tuple[Batch, Tensor | None]]:
-        """Yields the minibatches of one epoch, and the rows of the data that each holds (None where unknown)."""
+        """Yields the minibatches of one epoch, each with its rows in the data (None where these are unknown)."""
         ...
 
     def checksum(self) -> int:
-        """Returns a number that tells data from others; 0 where they are not at hand."""
+        """Returns a checksum of the data; 0 where the data are not in memory."""
         ...
 
     def get_state(self) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ class Minibatches(Protocol):
         ...
 
     def set_state(self, state: Mapping[str, Tensor]) -> None:
-        """Puts such states back."""
+        """Puts the random states back."""
         ...
 
 
@@ -66,14 +66,14 @@ def minibatches(
     """Returns the source of minibatches for data in any of the forms that `fit` takes.
 
     Arguments:
-        vae: Whose device and floating-point type the batches get.
+        vae: The VAE. The minibatches get its device and floating-point type.
         data: See `pyro_vae.fit`.
         batch_size: M; a `DataLoader` keeps its own.
-        seed: Of the shuffling, of ``transform`` and of what a data set draws.
+        seed: Seed of the shuffling, of ``transform`` and of what a data set draws.
         transform: Applied to the x of every minibatch, such as a dynamic binarisation.
-        weights: Shape ``(N,)``, see `pyro_vae.fit`.
-        check_support: Whether values outside the likelihood's support are refused; after a ``transform`` only its
-            first minibatch can be checked, by Pyro.
+        weights: Weight of each datum, shape ``(N,)``; see `pyro_vae.fit`.
+        check_support: Whether values outside the likelihood's support are refused. With a ``transform`` only the first
+            minibatch is checked, by Pyro.
         unknown_labels: Whether the context may have rows of nan.
 
     Raises:
@@ -103,7 +103,7 @@ def minibatches(
 
 
 class Resident:
-    """Data that lie on the device as a whole and are shuffled there; what does not fit it stays where it is."""
+    """Data that lie on the device as a whole and are shuffled there; data that do not fit stay where they are."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class Resident:
 
 
 class Streamed:
-    """Data that a `DataLoader` brings, batch after batch, in its own order.
+    """Data from a `DataLoader`, minibatch after minibatch, in the loader's own order.
 
     The loader draws from a random stream of its own, so that its order does not depend on an algorithm's draws.
     """
@@ -216,7 +216,7 @@ class Streamed:
 
 
 def checksum(data: Batch) -> int:
-    """Returns a number that tells data from others, of at most 1,000 of them."""
+    """Returns a checksum of at most 1,000 of the data."""
     some = torch.linspace(0, data.size - 1, min(data.size, 1000)).long().to(data.x.device)
     fields = [field for field in data.select(some) if field is not None]
     return zlib.crc32(b"".join(field.cpu().contiguous().numpy().tobytes() for field in fields))
@@ -235,7 +235,7 @@ def as_batch(vae: VAE, data: Any, name: str = "x") -> Batch:
 
 
 def _checked_weights(weights: Any, size: int) -> Tensor:
-    """Weights as a tensor of mean 1."""
+    """Returns the weights as a tensor of mean 1."""
     tensor = torch.as_tensor(weights, dtype=torch.float64)
     if tensor.shape != (size,):
         raise InputError(f"fit: `weights` has shape {tuple(tensor.shape)}; expected ({size},), one for each datum.")
@@ -245,20 +245,20 @@ def _checked_weights(weights: Any, size: int) -> Tensor:
 
 
 def _bytes(item: Any) -> int:
-    """What the tensors of an item or of a batch take as float32."""
+    """Number of bytes of the tensors of an item or a batch, as float32."""
     parts = item if isinstance(item, list | tuple) else [item]
     return sum(part.numel() * 4 for part in parts if isinstance(part, Tensor))
 
 
 def _bytes_of_all(dataset: TorchDataset[Any], seed: int) -> int:
-    """What a data set takes, if all items take what the first one does."""
+    """Number of bytes of a data set, if all items are as large as the first one."""
     n = len(dataset)  # type: ignore[arg-type]
     with isolated(seed, "data"):
         return n * _bytes(dataset[0]) if n else 0
 
 
 def _fits(needed: int, device: torch.device) -> bool:
-    """Whether so many bytes are less than half of the device's free memory."""
+    """Whether a number of bytes is less than half of the device's free memory."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     else:

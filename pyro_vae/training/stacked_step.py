@@ -43,14 +43,14 @@ class StackedStep:
         self.members, self.stack, self.common = members, stack, example.common
         self.stretch, self.checks = 1, 0
         check_rules([member.ledger for member in members])
-        plans = {r: CompiledStep(members[r], example.of(r), clip_norm) for r in dict.fromkeys(kinds)}
+        alone = {r: CompiledStep(members[r], example.of(r), clip_norm) for r in dict.fromkeys(kinds)}
         shared = sum(tensor is not None for tensor in example.batch) if example.common else 0
         made: dict[int, ReplicatedStep] = {}
         self.steps: list[ReplicatedStep] = []
         for i in range(len(members[0].phases)):
-            first = plans[0].steps[i][1]
+            first = alone[0].steps[i][1]
             if id(first) not in made:
-                column = [_step(member, plans[k], i) for member, k in zip(members, kinds, strict=True)]
+                column = [_step(member, alone[k], i) for member, k in zip(members, kinds, strict=True)]
                 made[id(first)] = ReplicatedStep(column, stack, shared, example.common)
             self.steps.append(made[id(first)])
         # Where the bound stands among the tensors that a phase returns.
@@ -119,9 +119,9 @@ class StackedStep:
         return named_failure(self.members[member], batch, own)
 
 
-def _step(member: Member, plan: CompiledStep, i: int) -> Step:
-    """A member's step of a phase, by a plan of the same program."""
-    step = plan.steps[i][1]
+def _step(member: Member, like: CompiledStep, i: int) -> Step:
+    """A member's step of a phase, made from another member's with the same program."""
+    step = like.steps[i][1]
     if step is None:
         raise CaptureError(
             f"replicates: phase {i} of `{member.inference.name}` moves no parameter that is to be trained; train "

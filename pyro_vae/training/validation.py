@@ -1,4 +1,4 @@
-r"""Held-out data during training."""
+r"""The validation data during training."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from pyro_vae.vae.vae import VAE
 
 @dataclass
 class Watch:
-    """Evaluates the ELBO of held-out data during training, and remembers the best parameters.
+    """Evaluates the ELBO of validation data during training, and keeps the best parameters.
 
     Attributes:
         vae: The VAE in training.
         inference: The algorithm, whose parameters and state are kept with the VAE's.
-        data: Held-out data; None for none.
+        data: Validation data; None for none.
         every: Steps between two evaluations.
-        patience: Evaluations without improvement after which training is exhausted.
+        patience: Number of evaluations without improvement after which training stops early.
         keep: ``"best"`` or ``"last"``.
         check_support: Whether the data must lie in the likelihood's support.
         compile: Whether the evaluation may run compiled; see `elbo`.
-        steps: When it was evaluated.
-        values: The ELBO there, nats per datum.
-        best_step: When it was best.
+        steps: Steps after which the ELBO was evaluated.
+        values: The ELBO after each of these steps, nats per datum.
+        best_step: Step after which it was best.
+        best_state: Parameters and buffers at that step; None where the last ones are kept.
     """
 
     vae: VAE
@@ -51,7 +52,7 @@ class Watch:
     best_state: list[dict[str, Tensor]] | None = None
 
     def due(self, step: int, total: int) -> bool:
-        """Whether to evaluate after this step; never where no posterior is trained, whose ELBO tells nothing."""
+        """Whether to evaluate after a step; never where no posterior is trained, as the ELBO then says nothing."""
         return self.data is not None and self.inference.trains_posterior and (step % self.every == 0 or step == total)
 
     def evaluate(self, step: int) -> float:
@@ -74,13 +75,13 @@ class Watch:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the validation bound has not improved for longer than the patience."""
+        """Whether the validation bound has not improved for as many evaluations as the patience."""
         if self.patience is None or not self.values:
             return False
         return len(self.values) - 1 - int(np.argmax(self.values)) >= self.patience
 
     def state(self) -> dict[str, Any]:
-        """Returns what was evaluated, and the best parameters."""
+        """Returns the evaluations and the best parameters."""
         return {
             "steps": self.steps,
             "values": self.values,
@@ -89,12 +90,12 @@ class Watch:
         }
 
     def put_back(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state."""
+        """Puts the state back that `state` returned."""
         self.steps, self.values = list(state["steps"]), list(state["values"])
         self.best_step, self.best_state = state["best_step"], state["best_state"]
 
     def restore(self) -> None:
-        """Puts the best parameters in place, where they are the ones to keep."""
+        """Puts the best parameters in place, where those are kept."""
         if self.best_state is not None:
             for module, state in zip((self.vae, self.inference), self.best_state, strict=True):
                 module.load_state_dict(state)
