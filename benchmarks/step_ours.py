@@ -50,7 +50,7 @@ class Ours(Contender):
         super().__init__(problem)
         self.vaes = [make_vae(problem) for _ in range(self.count)]
         training = Training(self.adam, steps=10**9, batch_size=problem.batch, compile=self.compile)
-        algorithms = [algorithm(problem).to(self.device) for _ in self.vaes]
+        algorithms = [algorithm(problem) for _ in self.vaes]
         self.loop = prepared(self.vaes, self.data, algorithms, training, range(self.count))
         self.loop.open()
 

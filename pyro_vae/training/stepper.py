@@ -79,6 +79,8 @@ class Stepper:
             minibatch: The members' minibatches.
             step: Steps taken so far, with those that are queued.
         """
+        for member, rows in zip(self.members, minibatch.rows, strict=True):
+            member.inference.visit(rows)
         if not self._continues(minibatch):
             self.settle()
             self._choose(minibatch, step)
@@ -90,8 +92,6 @@ class Stepper:
             minibatch: The members' minibatches.
             factor: Factor of the learning rates; None without a schedule.
         """
-        for member, rows in zip(self.members, minibatch.rows, strict=True):
-            member.inference.visit(rows)
         if self.program is None:
             self._take_eagerly(minibatch, factor)
             return

@@ -139,14 +139,14 @@ def test_warm_up_adds_up_squares_and_moves_nothing(aevb, digits):
 
 
 def test_training_sees_the_binarisation_that_is_asked_for(aevb, digits):
-    assert aevb.training(digits, aevb.Setting(), 0.1)["transform"] is None
-    assert not aevb.training(digits, aevb.Setting(), 0.1)["check_support"]
+    assert aevb.transform(digits) is None
+    assert not aevb.training(digits, aevb.Setting(), 0.1, 5, compile=True).check_support
     dynamic = load("digits", support=constraints.boolean, binarisation="dynamic")
-    how = aevb.training(dynamic, aevb.Setting(warmup=0), 0.1)
-    drawn = how["transform"](dynamic.train[:5], torch.Generator().manual_seed(0))
+    how = aevb.training(dynamic, aevb.Setting(warmup=0), 0.1, 5, compile=True)
+    drawn = aevb.transform(dynamic)(dynamic.train[:5], torch.Generator().manual_seed(0))
     assert drawn.unique().tolist() == [0.0, 1.0]
-    assert how["check_support"]
-    assert how["schedule"] is None
+    assert how.check_support
+    assert how.schedule is None
     parts = aevb.evaluated_data(dynamic, 300)
     assert parts["train"].shape == (300, 64)
     assert parts["train"].unique().tolist() == [0.0, 1.0]

@@ -521,7 +521,7 @@ def test_labelled_needs_one_one_hot_column_and_a_number_of_rows(tmp_path: Path) 
             datasets.load("digits", context="labels", labelled=bad)
     pd.DataFrame({"x": range(20), "age": range(20), "code": [0, 1] * 10}).to_csv(tmp_path / "t.csv", index=False)
     for context in ("age", ["age", "code"], {"code": "none"}):
-        with pytest.raises(InputError, match=r"the context must be one one-hot column"):
+        with pytest.raises(InputError, match=r"needs a context of one one-hot column"):
             datasets.load(tmp_path / "t.csv", context=context, labelled=5)
     data = datasets.load(tmp_path / "t.csv", context={"code": "one-hot"}, labelled=5)
     assert data.labelled == 5
