@@ -9,7 +9,6 @@ import pytest
 import torch
 from counted_checks import counted
 
-from pyro_vae.comparison import run as run_module
 from pyro_vae.comparison.comparison import check, compare
 from pyro_vae.comparison.run import METRICS
 from pyro_vae.engine import Lifted, interpreted
