@@ -1,4 +1,4 @@
-"""What a trained VAE is worth: log p(x), the ELBO, what lies between them, and the use of its latents, with errors."""
+"""Evaluation of a trained VAE, with errors: log p(x), the ELBO, the gap between them, and the use of the latents."""
 
 from pyro_vae.evaluation.annealed import annealed_importance_sampling
 from pyro_vae.evaluation.bidirectional import Sandwich, bidirectional_monte_carlo

@@ -27,9 +27,9 @@ from pyro_vae.vae.vae import VAE
 
 Schedule = Literal["linear", "sigmoid"]
 
-# How many chains x data move at once: bounds the memory at this many rows of x.
+# Largest number of chains x data that move at once; it bounds the memory.
 _ROWS = 20_000
-# Of the pilot run: its chains, its transitions at beta = 0, its values of beta and its transitions at each.
+# The pilot run: number of chains, of transitions at beta = 0, of values of beta, and of transitions at each value.
 _PILOT_CHAINS, _WARM_UP, _PILOT_BETAS, _PILOT_REPEATS = 4, 30, 40, 2
 # The pilot's values of beta are cubes: close together near 0, where the posterior narrows fastest.
 _POWER = 3
@@ -61,40 +61,40 @@ def annealed_importance_sampling(
     :math:`u_0 \sim p_0`, the prior or q(u|x).
 
     The weights are unbiased, :math:`E[w] = p(x)`, for any number of temperatures and chains and any quality of the
-    transitions, so that the estimate is in expectation a lower bound. Two temperatures are importance sampling from
-    :math:`p_0`. Where a datum's effective sample size is near 1, its standard error and bias tell nothing, as the
-    estimate's repr says: take more temperatures. Chains that all miss a mode of the posterior are not noticed;
-    `bidirectional_monte_carlo` bounds what is missing, on simulated data. Where `log_marginal` has a small Pareto
-    k-hat, it is as true and far cheaper.
+    transitions; so the estimate is in expectation a lower bound. With two temperatures, it is importance sampling
+    from :math:`p_0`. If a datum's effective sample size is near 1, its standard error and bias are unreliable, as the
+    estimate's repr says; then use more temperatures. The estimate does not show whether all chains miss a mode of the
+    posterior; on simulated data, `bidirectional_monte_carlo` bounds this error. If `log_marginal` has a small Pareto
+    k-hat, it is as accurate and much cheaper.
 
-    The step sizes, one for each datum and temperature, are those of a pilot run with noise of its own: step sizes
+    The step sizes, one for each datum and temperature, come from a pilot run with its own noise, since step sizes
     that adapt to the chains themselves would bias the weights.
 
     Arguments:
-        vae: The VAE; evaluated in evaluation mode, whatever its mode.
-        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Any N: evaluated in bounded memory.
-        temperatures: T, at least 2. The error falls with it, and the time grows.
+        vae: The VAE; evaluated in evaluation mode.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Memory is bounded for any N.
+        temperatures: T, at least 2. A larger T means a smaller error and a longer time.
         chains: C, independent chains for each datum; with one, the standard error is nan.
-        start: :math:`p_0`: ``"prior"``, or ``"encoder"`` for q(z|x), which needs fewer temperatures where q is good
-            and at least as wide as the posterior.
+        start: :math:`p_0`: ``"prior"``, or ``"encoder"`` for q(z|x), which needs fewer temperatures if q is good and
+            at least as wide as the posterior.
         schedule: ``"linear"``, or ``"sigmoid"``: denser at both ends.
-        num_leapfrog: Leapfrog steps of each transition.
-        seed: Of the noise; the global random state is left as it is.
-        compile: Whether leapfrog steps run as a compiled program: ``"auto"`` where that saves time, judged by the
-            first of them; with True always, the pilot run and a last, smaller part of the data aside, and a model
-            that cannot be compiled is an error. Each step is the same at the same noise, to rounding, which long
-            chains magnify: the estimate of a long run is another draw of the same.
+        num_leapfrog: Number of leapfrog steps of each transition.
+        seed: Seed of the noise; the global random state does not change.
+        compile: Whether leapfrog steps run as a compiled program. ``"auto"``: if that saves time, judged by the first
+            steps. True: always, except in the pilot run and in a smaller last part of the data; a model that cannot
+            be compiled is an error. With the same noise, each step is the same up to rounding. Long chains amplify
+            rounding, so the estimate of a long run is another draw from the same distribution.
         progress: Whether to show a progress bar.
 
     Returns:
-        Nats per datum. Of each datum, shape ``(N,)``: ``acceptance``, the mean over chains and temperatures;
-        ``effective_sample_size`` of the C weights; ``bias``, their relative variance / 2C, by which the estimate is
-        too low in expectation (the leading term: to be trusted where it is small).
+        The estimate, in nats per datum. Its diagnostics of each datum, shape ``(N,)``: ``acceptance``, the mean over
+        chains and temperatures; ``effective_sample_size`` of the C weights; ``bias``, their relative variance / 2C,
+        by which the estimate is too low in expectation (the leading term, valid where it is small).
 
     Raises:
         InputError: For fewer than two temperatures, no chains, an unknown start or schedule, discrete latents, or
             data that do not fit the VAE.
-        CaptureError, CompilationError: With ``compile=True``, where the model depends on values in what it does, or
+        CaptureError, CompilationError: With ``compile=True``, if the operations of the model depend on values, or
             this machine cannot compile.
 
     Reference: Neal, "Annealed importance sampling", 2001, equations 3 to 11; Wu, Burda, Salakhutdinov and Grosse,
@@ -120,13 +120,13 @@ def annealed_importance_sampling(
 
 
 def slices(size: int, rows: int) -> Iterator[slice]:
-    """Yields slices of ``size`` data, each of as many as move at once with ``rows`` chains a datum, at least one."""
+    """Yields slices of ``size`` data, each with at most `_ROWS` chains, for ``rows`` chains for each datum."""
     at_once = max(1, _ROWS // rows)
     return (slice(start, min(start + at_once, size)) for start in range(0, size, at_once))
 
 
 class Share(NamedTuple):
-    """How many of the parts of the data are of a part's size, and whether they are a smaller rest."""
+    """Number of parts of the data that have the same size as a part, and whether it is the smaller last part."""
 
     parts: int
     rest: bool
@@ -140,7 +140,7 @@ def parts(size: int, rows: int) -> Iterator[tuple[slice, Share]]:
 
 
 def check_at_least(caller: str, given: Mapping[str, Any], least: Mapping[str, int]) -> None:
-    """Raises an `InputError` for the first of ``given`` that is not an integer of at least its least."""
+    """Raises an `InputError` for the first of ``given`` that is not an integer of at least its value in ``least``."""
     for name, smallest in least.items():
         if not isinstance(given[name], int) or given[name] < smallest:
             raise InputError(f"{caller}: `{name}` is an integer of at least {smallest}, got `{given[name]!r}`.")
@@ -154,19 +154,19 @@ def check_among(caller: str, given: Mapping[str, Any], choices: Mapping[str, tup
 
 
 class Path:
-    r"""The densities :math:`p_0(u)^{1-\beta} p(x, u)^\beta` between a start and p(x, u), of each datum of a batch.
+    r"""The densities :math:`p_0(u)^{1-\beta} p(x, u)^\beta` between a start and p(x, u), for each datum of a batch.
 
     Arguments:
-        latents: Of the batch.
+        latents: Latents of the batch.
         start: :math:`p_0`, ``"prior"`` or ``"encoder"``.
-        num_leapfrog: Leapfrog steps of each transition.
-        share: The batch's among all data.
+        num_leapfrog: Number of leapfrog steps of each transition.
+        share: Share of the batch in the data.
     """
 
     def __init__(self, latents: Latents, start: Start, num_leapfrog: int, share: Share) -> None:
         self.latents, self.num_leapfrog, self.share = latents, num_leapfrog, share
         self.tempered = Tempered(latents, start)
-        latents.log_likelihood(self.draw(1))  # raises where the data leave the likelihood's support; no move does
+        latents.log_likelihood(self.draw(1))  # raises for data outside the likelihood's support; moves do not check
         with self._expected(_WARM_UP + (_PILOT_BETAS - 1) * _PILOT_REPEATS, optional=True):
             self.step_sizes = self._pilot()
 
@@ -178,9 +178,9 @@ class Path:
         """Moves every chain by one transition that leaves the density at ``beta`` invariant.
 
         Arguments:
-            u: Shape ``(C, B, *shape)``.
-            beta: Between 0 and 1.
-            step_size: Shape ``(B,)``.
+            u: Positions, shape ``(C, B, *shape)``.
+            beta: Inverse temperature, between 0 and 1.
+            step_size: Step size of each datum, shape ``(B,)``.
 
         Returns:
             Position, log ratio and acceptance probability of every chain.
@@ -188,20 +188,20 @@ class Path:
         return self.tempered.transition(u, beta, jittered(step_size, u.shape[:2]), self.num_leapfrog)
 
     def _expected(self, transitions: int, optional: bool = False) -> AbstractContextManager[None]:
-        """The block in which so many transitions of each part of the data are made."""
+        """Returns the block for so many transitions of each part of the data; see `Tempered.expected`."""
         return self.tempered.expected(
             transitions * self.share.parts, self.num_leapfrog, optional=optional or self.share.rest
         )
 
     def sweep(self, u: Tensor, betas: list[float], title: str | None = None) -> Sweep:
-        r"""Carries chains along ``betas``, rising or falling, and returns their log weights.
+        r"""Moves chains along ``betas``, rising or falling, and returns their log weights.
 
         .. math:: \log w = \sum_t (\beta_t - \beta_{t-1}) \log \frac{p(x, u_{t-1})}{p_0(u_{t-1})}
 
         Arguments:
             u: Draws from the density at the first of ``betas``, shape ``(C, B, *shape)``.
-            betas: At least two.
-            title: Of the progress bar; None for none.
+            betas: At least two inverse temperatures.
+            title: Title of the progress bar; None for no bar.
         """
         with pyro.validation_enabled(False):
             log_ratio = self.tempered.log_ratio(u, self.tempered.log_base(u))
@@ -216,13 +216,13 @@ class Path:
         return Sweep(log_weights, total.mean(0) / moves if moves else torch.full_like(total[0], math.nan))
 
     def step_size(self, beta: float) -> Tensor:
-        """Returns the pilot's step sizes at ``beta``, interpolated, shape ``(B,)``."""
-        place = beta ** (1 / _POWER) * (_PILOT_BETAS - 1)
-        below = min(int(place), _PILOT_BETAS - 2)
-        return torch.lerp(self.step_sizes[below], self.step_sizes[below + 1], place - below).exp()
+        """Returns the step sizes at ``beta``, interpolated between those of the pilot run, shape ``(B,)``."""
+        position = beta ** (1 / _POWER) * (_PILOT_BETAS - 1)
+        below = min(int(position), _PILOT_BETAS - 2)
+        return torch.lerp(self.step_sizes[below], self.step_sizes[below + 1], position - below).exp()
 
     def _pilot(self) -> Tensor:
-        """Log step sizes, adapted at each of the pilot's betas, shape ``(betas, B)``."""
+        """Returns log step sizes, adapted at each beta of the pilot run, shape ``(betas, B)``."""
         u = self.draw(_PILOT_CHAINS)
         step = u.new_full((self.latents.batch.size,), FIRST_STEP)
         recorded = []
@@ -237,7 +237,7 @@ class Path:
 
 
 class Sweep(NamedTuple):
-    """What chains bring home: log weights, shape ``(C, B)``, and the mean acceptance of each datum, ``(B,)``."""
+    """Results of a sweep: log weights, shape ``(C, B)``, and the mean acceptance of each datum, ``(B,)``."""
 
     log_weights: Tensor
     acceptance: Tensor
@@ -245,15 +245,15 @@ class Sweep(NamedTuple):
 
 @dataclass(frozen=True)
 class Annealing:
-    """How a path is annealed; the arguments of `annealed_importance_sampling`, checked.
+    """Settings of the annealing: the checked arguments of `annealed_importance_sampling`.
 
     Attributes:
-        caller: Begins the message of an error.
-        temperatures: T.
-        chains: C.
+        caller: Name of the calling function, for errors.
+        temperatures: Number T of temperatures.
+        chains: Number C of chains for each datum.
         start: ``"prior"`` or ``"encoder"``.
         schedule: ``"linear"`` or ``"sigmoid"``.
-        num_leapfrog: Leapfrog steps of each transition.
+        num_leapfrog: Number of leapfrog steps of each transition.
     """
 
     caller: str
@@ -270,14 +270,14 @@ class Annealing:
     @property
     def betas(self) -> list[float]:
         """The T inverse temperatures from 0 to 1."""
-        place = torch.linspace(0, 1, self.temperatures, dtype=torch.float64)
+        betas = torch.linspace(0, 1, self.temperatures, dtype=torch.float64)
         if self.schedule == "sigmoid":
-            place = (_DELTA * (2 * place - 1)).sigmoid()
-            place = (place - place[0]) / (place[-1] - place[0])
-        return place.tolist()
+            betas = (_DELTA * (2 * betas - 1)).sigmoid()
+            betas = (betas - betas[0]) / (betas[-1] - betas[0])
+        return betas.tolist()
 
     def path(self, vae: VAE, batch: Batch, share: Share) -> Path:
-        """Returns the path of a batch, its step sizes fixed by a pilot run."""
+        """Returns the path of a batch, with step sizes from a pilot run."""
         return Path(Latents(vae, batch, self.caller), self.start, self.num_leapfrog, share)
 
     def forward(self, path: Path, title: str | None) -> Sweep:

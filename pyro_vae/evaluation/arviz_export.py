@@ -1,4 +1,4 @@
-r"""ArviZ: trained VAEs as groups of labelled arrays."""
+r"""Export of trained VAEs to ArviZ, as groups of labelled arrays."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
-# The variables of a group: their dimensions and their values.
+# Dimensions and values of the variables of a group.
 Variables = Mapping[str, tuple[tuple[str, ...], NDArray[Any]]]
 
-# How many latents (draws x data) are decoded at once: bounds the memory beside what is returned.
+# Largest number of latents (draws x data) that are decoded at once; it bounds the memory beyond the result.
 _ROWS = 20_000
 
 _DRAWS = ("chain", "draw", "datum")
@@ -44,42 +44,41 @@ def to_arviz(
     ==========================  ==================================================================================
     ``posterior``               ``z`` of q(z|x): chain, draw, datum, latent.
     ``posterior_predictive``    ``x`` of p(x|z) at these z: chain, draw, datum, cell.
-    ``prior``                   ``z`` of p(z), one for each datum (and given its context): as ``posterior``.
+    ``prior``                   ``z`` of p(z), for each datum (given its context), with the dimensions of ``posterior``.
     ``prior_predictive``        ``x`` of p(x|z) at these z: each draw is a replicate of the whole data set.
     ``log_likelihood``          ``x``: log p(x|z) at the z of ``posterior``: chain, draw, datum.
     ``sample_stats``            ``log_weight``: log p(x, z) - log q(z|x) at these z: chain, draw, datum; ``pareto_k``
                                 of each datum's weights (nan below 30 draws): chain, datum.
-    ``observed_data``           ``x``: datum, cell; hidden cells are nan, of which ``posterior_predictive`` holds the
+    ``observed_data``           ``x``: datum, cell; hidden cells are nan, and ``posterior_predictive`` has their
                                 imputations.
-    ``constant_data``           ``context``: datum, covariate; where the data have one.
+    ``constant_data``           ``context``: datum, covariate; if the data have a context.
     ==========================  ==================================================================================
 
     A chain is one VAE, such as a replicate over seeds. Events of more than one dimension are flattened (row-major) to
-    ``cell`` and ``latent``. Draws are float32, or int32 where all of them are whole numbers, as ArviZ plots counts;
+    ``cell`` and ``latent``. Draws are float32, or int32 if all are whole numbers (ArviZ plots integers as counts);
     densities are float64, in nats.
 
-    z is a latent of each datum, not a parameter: seeds have latents of their own, so that r-hat of z over chains says
-    nothing, and `az.loo` of log p(x|z) is not the model's predictive density: at the exact posterior it is the
-    harmonic-mean estimate of log p(x), whose variance is mostly infinite, and with any other q it is not even that.
-    Compare models by log p(x) (`pyro_vae.evaluation.log_marginal`), which is the log of the mean over the draws of
-    ``exp(log_weight)``, to be trusted where ``pareto_k`` is below 0.7. Without a datum its latent has the prior, so
-    that p(z) / q(z|x) are the weights that leave it out, and ArviZ 1.x returns that log p(x) from them:
-    ``az.loo(groups, log_weights=log_weight - log_likelihood - log(chains * draws), pareto_k=...)``. That also takes
-    few discrete z, at which ArviZ 1.x refuses log p(x|z) alone, as its tail is one value.
+    z is a latent of each datum, not a parameter. So r-hat of z over chains has no meaning, since each seed has its own
+    latent space. `az.loo` of log p(x|z) is not the model's predictive density: at the exact posterior it is the
+    harmonic-mean estimate of log p(x), whose variance is mostly infinite; with any other q it is not even that.
+    Compare models by log p(x) (`pyro_vae.evaluation.log_marginal`), the log of the mean of ``exp(log_weight)`` over
+    the draws; it is reliable where ``pareto_k`` is below 0.7. If a datum is left out, its latent has the prior, so
+    p(z) / q(z|x) are the leave-one-out weights, from which ArviZ 1.x computes the same log p(x):
+    ``az.loo(groups, log_weights=log_weight - log_likelihood - log(chains * draws), pareto_k=...)``. This also works
+    for few discrete z, where ArviZ 1.x refuses log p(x|z) alone, as its tail is one value.
 
     Arguments:
         vaes: One VAE, or several of one structure.
         data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. The result is in memory: ``2 chains
             num_samples N`` times the cells of a datum, of 4 bytes.
-        num_samples: Draws for each datum.
-        seed: Of the draws, which add the number of the chain to it; the global random state is left as it is.
-        units: The transform of the data, such as ``data.units``: x then is in the data's own units, its cells have
-            the names of the columns, and densities include the log-Jacobian (of the observed cells). Default: model
-            units.
-        attributes: Kept with the posterior group, such as seeds and versions.
+        num_samples: Number of draws for each datum.
+        seed: Seed of the draws, to which the number of the chain is added; the global random state does not change.
+        units: Transform of the data, such as ``data.units``: then x is in own units, its cells have the names of the
+            columns, and densities include the log-Jacobian (of the observed cells). Default: model units.
+        attributes: Attributes to store with the posterior group, such as seeds and versions.
 
     Raises:
-        InputError: Where there is no VAE or no draw, the VAEs differ in structure, or the data do not fit.
+        InputError: If there is no VAE or no draw, the VAEs differ in structure, or the data do not fit.
 
     Reference: Kumar, Carroll, Hartikainen and Martin, "ArviZ: a unified library for exploratory analysis of Bayesian
     models in Python", 2019; Newton and Raftery, "Approximate Bayesian inference with the weighted likelihood
@@ -124,7 +123,7 @@ def to_arviz(
 
 
 def _checked(vaes: Sequence[VAE], data: DataLike, num_samples: int) -> Batch:
-    """The data as a batch that fits every VAE."""
+    """Returns the data as a batch, after a check that it fits every VAE."""
     if not vaes:
         raise InputError("to_arviz: expected at least one VAE, got none.")
     if not isinstance(num_samples, int) or num_samples < 1:
@@ -132,20 +131,20 @@ def _checked(vaes: Sequence[VAE], data: DataLike, num_samples: int) -> Batch:
     shapes = sorted({tuple(vae.latent_shape) for vae in vaes})
     if len(shapes) > 1:
         raise InputError(
-            f"to_arviz: chains are VAEs of one structure, got latents of shapes {', '.join(map(str, shapes))}; "
-            "export each by itself."
+            f"to_arviz: chains must be VAEs of one structure, got latents of shapes {', '.join(map(str, shapes))}; "
+            "export each separately."
         )
     batches = [vae.check(data) for vae in vaes]
     return batches[0]
 
 
 def _own_units(units: Any) -> Callable[[Tensor], Tensor]:
-    """The map of x, shape ``(..., D)``, to the units of the result."""
+    """Returns the map of x, shape ``(..., D)``, to the units of the result."""
     return (lambda x: x.float()) if units is None else (lambda x: units.to_own_units(x).float())
 
 
 def _observed(batch: Batch, own: Callable[[Tensor], Tensor]) -> NDArray[Any]:
-    """x with its hidden cells nan, shape ``(N, D)``."""
+    """Returns x with nan in the hidden cells, shape ``(N, D)``."""
     x = own(batch.x.reshape(batch.size, -1))
     if batch.mask is not None:
         x = x.masked_fill(~batch.mask.reshape(x.shape).to(x.device), torch.nan)
@@ -154,7 +153,7 @@ def _observed(batch: Batch, own: Callable[[Tensor], Tensor]) -> NDArray[Any]:
 
 
 def _chain(vae: VAE, batch: Batch, num_samples: int, seed: int, own: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Draws and densities of one VAE, each ``(S, N, ...)``; ``pareto_k`` is ``(N,)``."""
+    """Returns draws and densities of one VAE, each ``(S, N, ...)``; ``pareto_k`` is ``(N,)``."""
     size = max(1, _ROWS // num_samples)
     parts = [batch.select(slice(start, start + size)) for start in range(0, batch.size, size)]
     joined: dict[str, Tensor] = {}
@@ -186,12 +185,12 @@ def _prior_draws(vae: VAE, batch: Batch, num_samples: int, own: Callable[[Tensor
 
 
 def _rows(draws: Tensor, batch: Batch) -> Tensor:
-    """Draws with their events flattened, shape ``(S, N, D)``."""
+    """Returns draws with flattened events, shape ``(S, N, D)``."""
     return draws.reshape(len(draws), batch.size, -1)
 
 
 def _whole(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """The arrays as integers where every value of theirs is one: ArviZ draws histograms of integers alone."""
+    """Returns the arrays as integers if all values are whole numbers, since ArviZ draws histograms only of integers."""
     limit = np.iinfo(np.int32).max
     parts = (part for array in arrays for part in array)  # a chain at a time, to save memory
     if all(bool(((np.rint(part) == part) & (np.abs(part) < limit)).all()) for part in parts):
@@ -200,12 +199,12 @@ def _whole(*arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
 
 
 def _log_jacobian(units: Any, batch: Batch) -> NDArray[Any]:
-    """What densities in own units have besides, over the observed cells, in nats: shape ``()`` or ``(N,)``."""
+    """Returns the addend to log densities for own units, over the observed cells, in nats: ``()`` or ``(N,)``."""
     return np.asarray(0.0 if units is None else units.log_jacobian_of(batch.mask))
 
 
 def _assemble(groups: Mapping[str, Variables], attributes: dict[str, Any], columns: list[str] | None) -> Any:
-    """The groups as what the installed ArviZ works on."""
+    """Returns the groups in the class that the installed ArviZ uses."""
     datasets = {name: _dataset(variables, columns) for name, variables in groups.items()}
     datasets["posterior"].attrs.update(attributes)
     with warnings.catch_warnings():
@@ -217,7 +216,7 @@ def _assemble(groups: Mapping[str, Variables], attributes: dict[str, Any], colum
 
 
 def _dataset(variables: Variables, columns: list[str] | None) -> xarray.Dataset:
-    """The variables with coordinates: numbers, and the names of the cells where they are known."""
+    """Returns the variables with coordinates: numbers, or names for cells with known names."""
     sizes = {dim: n for dims, values in variables.values() for dim, n in zip(dims, values.shape, strict=True)}
     coordinates: dict[str, Any] = {dim: np.arange(n) for dim, n in sizes.items()}
     if columns is not None and "cell" in sizes:
@@ -226,14 +225,14 @@ def _dataset(variables: Variables, columns: list[str] | None) -> xarray.Dataset:
 
 
 def write_netcdf(groups: Any, path: Path) -> None:
-    """Writes what `to_arviz` returns as netCDF, which ArviZ and xarray read.
+    """Writes the groups of `to_arviz` as a netCDF file, which ArviZ and xarray can read.
 
     Arguments:
         groups: An `InferenceData` or a `DataTree`.
-        path: The file to write, compressed.
+        path: File to write; it is compressed.
     """
     options: dict[str, Any] = {}
-    if isinstance(groups, xarray.DataTree):  # `InferenceData` compresses by itself
+    if isinstance(groups, xarray.DataTree):  # `InferenceData` compresses automatically
         numbers = {
             node.path: [name for name in node if node[name].dtype.kind in "if"] for node in groups.children.values()
         }

@@ -1,4 +1,4 @@
-r"""Bidirectional Monte Carlo: log p(x) of simulated data, between a lower and an upper bound."""
+r"""Bidirectional Monte Carlo: a lower and an upper bound on log p(x) of simulated data."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
-# Transitions by which the chains of a pair part from its one exact z.
-_PARTING = 50
+# Number of transitions that make the chains of a pair independent of its exact z.
+_MIXING = 50
 
 
 @dataclass(frozen=True)
 class Sandwich:
-    r"""log p(x) of simulated data between two bounds, each true in expectation.
+    r"""A lower and an upper bound on log p(x) of simulated data; each holds in expectation.
 
     Attributes:
-        lower: :math:`E[\text{lower}] \le \log p(x)`.
-        upper: :math:`E[\text{upper}] \ge \log p(x)`.
+        lower: Lower bound: :math:`E[\text{lower}] \le \log p(x)`.
+        upper: Upper bound: :math:`E[\text{upper}] \ge \log p(x)`.
         data: The simulated x, shape ``(n, *event_shape)``, in the likelihood's units.
-        latents: The z that each was simulated from, shape ``(n, *latent_shape)``: exact draws from p(z|x).
+        latents: The z of each simulated x, shape ``(n, *latent_shape)``: exact draws from p(z|x).
     """
 
     lower: Estimate
@@ -41,9 +41,9 @@ class Sandwich:
 
     @property
     def width(self) -> Estimate:
-        """Upper minus lower, pair by pair: in expectation at least the error of either bound, in nats per datum.
+        """Upper minus lower bound of each pair, in nats per datum: in expectation at least the error of either bound.
 
-        The pairs are independent, so that ``sampling_error`` holds all of its noise.
+        The pairs are independent, so ``sampling_error`` covers all of its noise.
         """
         errors = [bound.diagnostics["pointwise_error"] for bound in (self.lower, self.upper)]
         return Estimate.of(self.upper.pointwise - self.lower.pointwise, torch.stack(errors).norm(dim=0))
@@ -70,41 +70,41 @@ def bidirectional_monte_carlo(
     compile: Mode = "auto",
     progress: bool = False,
 ) -> Sandwich:
-    r"""Returns bounds on log p(x) from both sides, for data that are simulated from the model.
+    r"""Returns a lower and an upper bound on log p(x), for data simulated from the model.
 
     .. math:: z, x \sim p(z, x), \qquad
         E \Bigl[ \log \frac{1}{C} \sum_c w_c \Bigr] \le \log p(x) \le E \Bigl[ -\log \frac{1}{C} \sum_c w'_c \Bigr]
 
-    The z that x was simulated from is an exact draw from p(z|x). From it the reverse of annealed importance sampling
-    goes back to :math:`p_0`, and its weights have :math:`E[w'] = 1 / p(x)`.
+    The z that generated x is an exact draw from p(z|x). Annealed importance sampling in reverse goes from this z to
+    :math:`p_0`; its weights have :math:`E[w'] = 1 / p(x)`.
 
-    Where the width is small, `annealed_importance_sampling` with the same settings is right on data like the model's
-    own; real data that the model describes badly may need more temperatures. It says nothing of how well the model
+    If the width is small, `annealed_importance_sampling` with the same settings is accurate on data from the model.
+    Real data that the model describes badly may need more temperatures. The bounds do not say how well the model
     describes real data.
 
-    The C reverse chains of a pair begin at its one z and part by transitions that leave p(z|x) invariant. Where
-    that has modes between which they do not pass, the standard error of ``upper`` is too small; the sampling error
-    of ``width`` is not.
+    The C reverse chains of a pair begin at its z and move apart by transitions that leave p(z|x) invariant. If they
+    cannot pass between the modes of p(z|x), the standard error of ``upper`` is too small; the sampling error of
+    ``width`` is still right.
 
     Arguments:
-        vae: The VAE; evaluated in evaluation mode, whatever its mode.
+        vae: The VAE; evaluated in evaluation mode.
         n: Number of pairs (z, x).
-        temperatures: T, at least 2; see `annealed_importance_sampling` for this and what follows.
-        chains: C, for each pair and direction.
+        temperatures: T, at least 2; see `annealed_importance_sampling`, as for the arguments below.
+        chains: C, the number of chains for each pair and direction.
         start: :math:`p_0`, ``"prior"`` or ``"encoder"``.
         schedule: ``"linear"`` or ``"sigmoid"``.
-        num_leapfrog: Leapfrog steps of each transition.
-        context: Shape ``(n, C)``, one row for each pair, where the model has one.
-        seed: Of the simulation and the noise; the global random state is left as it is.
+        num_leapfrog: Number of leapfrog steps of each transition.
+        context: Context of each pair, shape ``(n, C)``, for a model with a context.
+        seed: Seed of the simulation and the noise; the global random state does not change.
         compile: Whether leapfrog steps run as a compiled program.
         progress: Whether to show a progress bar.
 
     Returns:
-        Two estimates in nats per datum, with the diagnostics of `annealed_importance_sampling`; the ``bias`` of
-        ``upper`` is that by which it is too high.
+        Two estimates in nats per datum, with the diagnostics of `annealed_importance_sampling`. The ``bias`` of
+        ``upper`` says by how much it is too high.
 
     Raises:
-        InputError: For no pairs, a missing or unfitting context, and as `annealed_importance_sampling`.
+        InputError: For no pairs, a context that is missing or does not fit, and as `annealed_importance_sampling`.
 
     Reference: Grosse, Ghahramani and Adams, "Sandwiching the marginal likelihood using bidirectional Monte Carlo",
     2015, sections 3.1 and 4.1.
@@ -123,7 +123,7 @@ def bidirectional_monte_carlo(
     forward: list[Sweep] = []
     reverse: list[Sweep] = []
     with torch.no_grad(), evaluating(vae), isolated(seed, "bidirectional Monte Carlo"), enabled(compile):
-        Latents(vae, vae.probe_batch(), annealing.caller)  # raises where the prior has no gradient
+        Latents(vae, vae.probe_batch(), annealing.caller)  # raises if the prior has no gradient
         for part, share in parts(n, chains):
             title = f"data {part.start + 1} to {part.stop} of {n}" if progress else None
             given = None if context is None else context[part].to(vae.device, vae.dtype)
@@ -131,7 +131,7 @@ def bidirectional_monte_carlo(
             path = annealing.path(vae, Batch(x, context=given), share)
             pairs.append((z, x))
             forward.append(annealing.forward(path, title and f"AIS, {title}"))
-            exact = _parted(path, z, chains)
+            exact = _exact_draws(path, z, chains)
             reverse.append(path.sweep(exact, annealing.betas[::-1], title and f"reverse AIS, {title}"))
     z, x = (torch.cat(column) for column in zip(*pairs, strict=True))
     return Sandwich(annealing.estimate(forward, seed=seed), annealing.estimate(reverse, sign=-1, seed=seed), x, z)
@@ -149,16 +149,16 @@ def _check(vae: VAE, n: int, context: Tensor | None) -> None:
 
 
 def _simulated(vae: VAE, n: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """n draws of z and x from the model."""
+    """Returns n draws of z and x from the model."""
     p = vae.prior_given(context)
     z = p.sample((n,) if p.batch_shape == () else ())
     return z, vae.decode(z, Batch(z, context=context)).sample()
 
 
-def _parted(path: Path, z: Tensor, chains: int) -> Tensor:
-    """Draws from p(u|x) in unconstrained space, shape ``(C, n, *shape)``, nearly independent: begun at z, and moved."""
+def _exact_draws(path: Path, z: Tensor, chains: int) -> Tensor:
+    """Returns nearly independent draws from p(u|x) in unconstrained space, shape ``(C, n, *shape)``, moved from z."""
     u = path.latents.unconstrain(z)
     u = u.expand(chains, *u.shape)
-    for _ in range(_PARTING):
+    for _ in range(_MIXING):
         u, _, _ = path.move(u, 1.0, path.step_size(1.0))
     return u

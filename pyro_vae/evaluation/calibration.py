@@ -1,4 +1,4 @@
-r"""Simulation-based calibration: whether q(z|x) has the spread and the place that the model's own data ask for."""
+r"""Simulation-based calibration: a test of location and spread of q(z|x), on data simulated from the model."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
-# How many draws of z are held at once.
+# Largest number of draws of z in memory at once.
 _ROWS = 20_000
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Ranks of the latents that made the data among draws from q(z|x), and the band in which their ECDF belongs.
+    """Ranks of simulated latents among draws from q(z|x), with a band for their ECDF.
 
     Attributes:
-        ranks: How many of the draws lie below each simulated latent, integer, shape ``(n, L)``; 0 to ``num_draws``.
-        num_draws: Draws of z for each simulated datum.
-        points: Where the ECDF is evaluated: k / (num_draws + 1) for k = 1, ..., num_draws; shape ``(num_draws,)``.
+        ranks: Number of draws below each simulated latent, integer, shape ``(n, L)``; 0 to ``num_draws``.
+        num_draws: Number of draws of z for each simulated datum.
+        points: Points of the ECDF: k / (num_draws + 1) for k = 1, ..., num_draws; shape ``(num_draws,)``.
         ecdf: Share of the ranks below k, shape ``(L, num_draws)``; for calibrated q its expectation is ``points``.
         lower: Lower end of the band, shape ``(num_draws,)``.
         upper: Upper end of the band, shape ``(num_draws,)``.
-        level: Probability with which a calibrated dimension's whole ECDF lies in the band, at the least.
+        level: Least probability that the whole ECDF of a calibrated dimension lies in the band.
     """
 
     ranks: Tensor
@@ -69,25 +69,25 @@ def simulation_based_calibration(
     .. math:: z \sim p(z), \quad x \sim p(x|z), \quad z_1, \dots, z_S \sim q(z|x), \qquad
         r_j = \#\{s : z_{s,j} < z_j\}
 
-    Where q(z|x) is the exact posterior each rank is uniform on 0, ..., S; ties, as of discrete latents, are broken
-    at random. Ranks that pile up at both ends tell of a q that is too narrow, in the middle of one that is too wide,
-    at one end of one that is off. Each dimension is judged by itself: with many of them raise ``level``. It says how
-    q does on data of the model, not on real data, and a q that ignores x and equals the prior passes too.
+    If q(z|x) is the exact posterior, each rank is uniform on 0, ..., S; ties, as of discrete latents, are broken at
+    random. Many ranks at both ends mean that q is too narrow; many in the middle, that it is too wide; many at one
+    end, that it is shifted. Each dimension is tested separately, so raise ``level`` for many dimensions. The test
+    uses data of the model, not real data; a q that ignores x and equals the prior passes too.
 
     Arguments:
-        vae: The VAE; evaluated in evaluation mode, whatever its mode.
+        vae: The VAE; evaluated in evaluation mode.
         n: Number of simulated data.
-        num_draws: S, draws of z for each of them.
-        level: Of the band, in which the whole ECDF of a calibrated dimension lies with at least this probability.
-        context: Shape ``(n, C)``, where the model has one.
-        seed: Of the draws; the global random state is left as it is.
+        num_draws: S, the number of draws of z for each datum.
+        level: Least probability that the whole ECDF of a calibrated dimension lies in the band.
+        context: Context of each datum, shape ``(n, C)``, for a model with a context.
+        seed: Seed of the draws; the global random state does not change.
         progress: Whether to show a progress bar.
 
     Returns:
-        On the CPU; the latent's dimensions are flattened.
+        The calibration, on the CPU, with flattened latent dimensions.
 
     Raises:
-        InputError: Where a number or the context does not fit.
+        InputError: If a number or the context does not fit.
 
     Reference: Talts, Betancourt, Simpson, Vehtari and Gelman, "Validating Bayesian inference algorithms with
     simulation-based calibration", 2018, algorithm 1; Säilynoja, Bürkner and Vehtari, "Graphical test for discrete
@@ -124,7 +124,7 @@ def _check(vae: VAE, n: int, num_draws: int, level: float, context: Tensor | Non
 
 
 def _ranks(vae: VAE, n: int, num_draws: int, context: Tensor | None) -> Tensor:
-    """Ranks of n simulated latents, shape ``(n, L)``."""
+    """Returns ranks of n simulated latents, shape ``(n, L)``."""
     context = None if context is None else context.to(vae.device, vae.dtype)
     p = vae.prior_given(context)
     z = p.sample() if p.batch_shape else p.sample((n,))
@@ -140,13 +140,13 @@ def uniform_band(n: int, num_draws: int, level: float) -> tuple[NDArray[np.int64
 
     .. math:: P(\ell_k \le \#\{i : r_i < k\} \le u_k \text{ for } k = 1, \dots, S) \ge \text{level}
 
-    At every k the ends are the same quantiles of Binomial(n, k / (S + 1)), the narrowest for which the inequality
-    holds: its left side is computed exactly, not simulated.
+    At every k the ends are the same quantiles of Binomial(n, k / (S + 1)): the narrowest ones for which the inequality
+    holds. Its left side is computed exactly, not simulated.
 
     Arguments:
         n: Number of ranks.
-        num_draws: S.
-        level: Between 0 and 1.
+        num_draws: S, the largest rank.
+        level: Level of the band, between 0 and 1.
 
     Returns:
         Lower and upper ends as counts, shape ``(num_draws,)``.
@@ -175,14 +175,14 @@ def uniform_band(n: int, num_draws: int, level: float) -> tuple[NDArray[np.int64
 
 
 def coverage(n: int, lower: NDArray[np.int64], upper: NDArray[np.int64]) -> float:
-    """Returns the probability that the counts of n uniform ranks below 1, 2, ... all lie between these ends.
+    """Returns the probability that the counts of n uniform ranks below 1, 2, ... all lie between given ends.
 
-    The ranks' counts are those of independent Poisson variables, given that these sum to n.
+    The ranks' counts have the law of independent Poisson variables, given that their sum is n.
 
     Arguments:
         n: Number of ranks.
-        lower: Smallest count of ranks below k that is inside, not falling in k, shape ``(S,)``.
-        upper: Largest count that is inside, likewise.
+        lower: Lower end of the count of ranks below k, not decreasing in k, shape ``(S,)``.
+        upper: Upper end of the count of ranks below k, not decreasing in k, shape ``(S,)``.
     """
     from scipy.stats import poisson
 

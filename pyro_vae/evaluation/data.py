@@ -1,4 +1,4 @@
-r"""The data that an evaluation is given."""
+r"""The checked data of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pyro_vae.vae.vae import VAE
 
 
 def evaluated(caller: str, vae: VAE, data: DataLike, *, weighted: bool = False) -> Batch:
-    """Returns the data as a `Batch`, after a look at every value.
+    """Returns the data as a `Batch`, after a check of every value.
 
     Arguments:
-        caller: Who asks; begins the message of an error.
+        caller: Name of the calling function, for errors.
         vae: The VAE.
         data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes.
-        weighted: Whether the caller heeds weights.
+        weighted: Whether the caller uses weights.
 
     Raises:
-        InputError: For data that do not fit the VAE, are not finite or (while Pyro validates) outside the
+        InputError: For data that do not fit the VAE, are not finite, or (while Pyro validates) are outside the
             likelihood's support; and for weights that would be ignored.
     """
-    with isolated(0, "data"):  # of data sets that draw
+    with isolated(0, "data"):  # for data sets that draw
         batch = vae.check(batch_for(vae, data, caller))
     if batch.weight is not None and not weighted:
         raise InputError(
-            f"{caller}: takes no weights, and the batch has some; pass batch._replace(weight=None), and weigh the "
+            f"{caller}: takes no weights, but the batch has some; pass batch._replace(weight=None), and weight the "
             "`pointwise` values of the result."
         )
     check_values(vae, batch, pyro.distributions.is_validation_enabled(), caller)

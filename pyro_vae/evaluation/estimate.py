@@ -1,4 +1,4 @@
-r"""A number about data, with its reliability."""
+r"""Estimates with their errors."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor
 
 from pyro_vae.errors import InputError
 
-# Above this Pareto k-hat an importance-sampled log p(x), and its error, are not to be trusted.
+# Above this Pareto k-hat, an importance-sampled log p(x) and its error are not reliable.
 PARETO_LIMIT = 0.7
 
-# Below this effective sample size of the weights one of them carries the mean: its error and bias tell nothing.
+# Below this effective sample size, one weight dominates the mean: its error and bias are not reliable.
 FEWEST_WEIGHTS = 2.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate of a mean over data, in nats per datum, that carries its errors.
+    """An estimate of a mean over data, in nats per datum, with its errors.
 
     Attributes:
-        value: The mean over the data.
+        value: Mean over the data.
         standard_error: Monte Carlo standard error of ``value``, given these data.
         sampling_error: Standard error of ``value`` as an estimate of the mean over the data's population.
         pointwise: Value of each datum, shape ``(N,)``.
-        diagnostics: How it was made, such as ``method``, ``num_samples`` and ``seed``; in a comparison ``data``,
-            ``part`` and ``binarisation``. Of each datum, shape ``(N,)``: ``pointwise_error``, the Monte Carlo standard
-            error; where importance weights are involved, ``pareto_k``, ``effective_sample_size`` and ``bias``.
+        diagnostics: Settings, such as ``method``, ``num_samples`` and ``seed``, and in a comparison ``data``,
+            ``part`` and ``binarisation``. Also numbers of each datum, shape ``(N,)``: ``pointwise_error``, the Monte
+            Carlo standard error; and, for importance weights, ``pareto_k``, ``effective_sample_size`` and ``bias``.
 
     Example:
         >>> import torch
@@ -51,10 +51,10 @@ class Estimate:
         """Returns the estimate of the mean of independent per-datum estimates.
 
         Arguments:
-            pointwise: Shape ``(N,)``, in nats.
+            pointwise: Estimate of each datum, shape ``(N,)``, in nats.
             pointwise_error: Monte Carlo standard error of each, shape ``(N,)``.
-            weight: Of each datum in the mean, shape ``(N,)``; only ratios matter.
-            **diagnostics: Kept as they are.
+            weight: Weight of each datum in the mean, shape ``(N,)``; only ratios matter.
+            **diagnostics: Further diagnostics, stored unchanged.
         """
         pointwise, pointwise_error = pointwise.double().cpu(), pointwise_error.double().cpu()
         n = len(pointwise)
@@ -79,7 +79,7 @@ class Estimate:
         )
 
     def _doubt(self) -> tuple[str, int]:
-        """What the weights say against the error, and of how many data; an error of inf or nan says so itself."""
+        """Returns the sign of an unreliable error, and the number of data with it; inf or nan errors do not count."""
         if "pareto_k" in self.diagnostics:
             return f"k-hat > {PARETO_LIMIT}", int((self.diagnostics["pareto_k"] > PARETO_LIMIT).sum())
         if "effective_sample_size" not in self.diagnostics:
@@ -89,17 +89,17 @@ class Estimate:
         return f"effective sample size < {FEWEST_WEIGHTS:g}", int((few & stated).sum())
 
     def __sub__(self, other: Estimate) -> Estimate:
-        """Returns the paired difference of two estimates of the same data, whose draws are independent.
+        """Returns the paired difference of two estimates for the same data with independent draws.
 
         Raises:
-            InputError: Where they are of different numbers of data.
+            InputError: If their numbers of data differ.
         """
         if not isinstance(other, Estimate):
             return NotImplemented
         if len(self.pointwise) != len(other.pointwise):
             raise InputError(
-                f"Estimate: a difference is of the same data; one is of {len(self.pointwise)}, the other of "
-                f"{len(other.pointwise)}."
+                f"Estimate: a difference needs estimates for the same data; one is for {len(self.pointwise)} data, the "
+                f"other for {len(other.pointwise)}."
             )
         errors = [estimate.diagnostics.get("pointwise_error") for estimate in (self, other)]
         known = [torch.full_like(self.pointwise, math.nan) if error is None else error for error in errors]
@@ -109,12 +109,12 @@ class Estimate:
         """Returns the estimate with a constant added to every datum, such as the log-Jacobian of a change of units.
 
         Arguments:
-            constant: A number; or one for each datum, shape ``(N,)``, in an estimate without weights.
+            constant: A number; or, for an estimate without weights, one number for each datum, shape ``(N,)``.
         """
         return self.about(constant)
 
     def about(self, constant: float | Tensor = 0.0, **diagnostics: Any) -> Estimate:
-        """Returns the estimate, shifted as by `shifted`, with more diagnostics: which data it is for, say."""
+        """Returns the estimate, shifted as by `shifted`, with further diagnostics, such as the name of the data."""
         if isinstance(constant, Tensor):
             errors = self.diagnostics.get("pointwise_error", torch.full_like(self.pointwise, math.nan))
             moved = Estimate.of(self.pointwise + constant.double().cpu(), errors)
@@ -129,18 +129,20 @@ class Estimate:
 
 
 class LogMean(NamedTuple):
-    r"""log of the mean of independent weights, of each datum, with what tells how good it is; in nats.
+    r"""Log of the mean of independent weights of each datum, with measures of its quality; in nats.
 
     .. math:: \log \bar w = \log \frac{1}{S} \sum_s w_s
 
-    Where E[w] = p(x), an estimate of log p(x). All but ``value`` hold to leading order in the weights' relative
-    variance: where that is infinite (Pareto k-hat above 0.5) or few weights carry the mean, they tell too little.
+    If E[w] = p(x), this estimates log p(x). All attributes except ``value`` hold to leading order in the weights'
+    relative variance; they are not reliable if this variance is infinite (Pareto k-hat above 0.5) or few weights
+    dominate the mean.
 
     Attributes:
-        value: Shape ``(N,)``.
+        value: Log of the mean weight, shape ``(N,)``.
         error: Standard error of ``value``, by the delta method; nan for a single weight.
-        effective_sample_size: Of the weights.
-        bias: By which ``value`` is too low in expectation: the weights' relative variance / 2S; nan for a single one.
+        effective_sample_size: Effective sample size of the weights.
+        bias: Amount by which ``value`` is too low in expectation: the weights' relative variance / 2S; nan for a
+            single weight.
 
     Example:
         >>> import torch
@@ -155,7 +157,7 @@ class LogMean(NamedTuple):
 
     @classmethod
     def of(cls, log_weights: Tensor) -> LogMean:
-        """Returns that of log weights of shape ``(S, N)``."""
+        """Returns the log mean of the weights, given their logs, shape ``(S, N)``."""
         n = len(log_weights)
         value = log_weights.logsumexp(0) - math.log(n)
         relative = (log_weights - value).exp()

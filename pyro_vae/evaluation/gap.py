@@ -1,4 +1,4 @@
-r"""The inference gap: how much of it the posterior's family costs, and how much its network."""
+r"""The inference gap, split into the part of the posterior's family and the part of its network."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.derived_posterior import Pushforward
 from pyro_vae.vae.vae import VAE
 
-# How many data are optimised together, and how many particles (samples x data) are decoded at once.
+# Number of data that are optimised together; largest number of particles (samples x data) that are decoded at once.
 _DATA, _ROWS = 200, 20_000
-# Draws of z for each datum in one step of the optimisation, and in the judgement of a whole run.
+# Draws of z for each datum: in one step of the optimisation, and for the comparison of two vectors after a run.
 _DRAWS, _JUDGES = 32, 500
-# Step size at the start of a run, in the unconstrained space of the parameters; a cosine takes it to 0.
+# Step size at the start of a run, in the unconstrained space of the parameters; it falls to 0 along a cosine.
 _STEP_SIZE = 0.05
-# A datum is optimised until a run gains no more nats than this, or in so many runs.
+# The optimisation of a datum ends when a run gains at most this many nats, or after this many runs.
 _TOLERANCE, _RUNS = 0.01, 10
 
 Family = Callable[[Tensor], TorchDistribution]
@@ -39,15 +39,16 @@ Family = Callable[[Tensor], TorchDistribution]
 
 @dataclass(frozen=True)
 class InferenceGap:
-    """log p(x) - ELBO, split into what the posterior's family costs and what its network costs.
+    """The gap log p(x) - ELBO, split into the part of the posterior's family and the part of its network.
 
     Attributes:
-        log_marginal: log p(x). Where it is importance-sampled from q*, ``pareto_k`` of each datum is a diagnostic.
-        best_elbo: The ELBO of q*, the best member of the family for each datum. Its diagnostics: ``converged``,
-            ``runs`` and ``last_gain`` (nats) of each datum's optimisation, shape ``(N,)``.
-        elbo: The ELBO of q(z|x).
-        approximation: log p(x) - ELBO(q*), what the family costs.
-        amortization: ELBO(q*) - ELBO(q), what the network costs that picks the member of the family.
+        log_marginal: Estimate of log p(x). If it is importance-sampled from q*, ``pareto_k`` of each datum is a
+            diagnostic.
+        best_elbo: ELBO of q*, the best member of the family for each datum. Its diagnostics: ``converged``, ``runs``
+            and ``last_gain`` (nats) of each datum's optimisation, shape ``(N,)``.
+        elbo: ELBO of q(z|x).
+        approximation: log p(x) - ELBO(q*), the loss by the family.
+        amortization: ELBO(q*) - ELBO(q), the loss by the network that chooses the member of the family.
         total: log p(x) - ELBO(q), the sum of the two.
     """
 
@@ -81,30 +82,30 @@ def inference_gap(
         + \underbrace{\mathcal{L}(q^*) - \mathcal{L}(q)}_\text{amortization}, \qquad
         q^* = \arg\max_{q' \in \mathcal{Q}} \mathcal{L}(q')
 
-    q* has parameters of its own for each datum: a free vector in place of what the posterior's network outputs. It
-    starts there and follows the reparameterized gradient by Adam, in runs of ``steps`` steps with a falling step
-    size; after each run a datum keeps the better of its old and its new vector, and has converged when the run gained
-    no more than 0.01 nats. ELBO(q*) and ELBO(q) are evaluated at common random numbers that the optimisation has not
-    seen, log p(x) by importance sampling with q* as proposal. In expectation that is a lower bound: where
-    ``pareto_k`` is above 0.7 the approximation gap is larger than it says, and a better log p(x) should be passed.
+    q* has its own parameters for each datum: a free vector that replaces the output of the posterior's network. The
+    vector starts at this output and follows the reparameterized gradient by Adam, in runs of ``steps`` steps with a
+    falling step size. After each run, a datum keeps the better of its old and its new vector; it has converged when a
+    run gains at most 0.01 nats. ELBO(q*) and ELBO(q) are evaluated at common random numbers that the optimisation
+    does not use; log p(x) is importance-sampled with q* as proposal. In expectation this is a lower bound: where
+    ``pareto_k`` is above 0.7, the approximation gap is too small, and you should pass a better log p(x).
 
-    Parameters declared `Learned` or `Fixed` are the same for all data; they belong to the family and do not move.
+    Parameters declared `Learned` or `Fixed` are the same for all data; they belong to the family and do not change.
 
     Arguments:
-        vae: The VAE; evaluated in evaluation mode and left as it is.
-        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Any N, in bounded memory.
-        num_samples: S, draws of z for each datum at which the gaps are evaluated.
-        steps: Of each run of the optimisation.
-        log_marginal: log p(x) of the same data, such as that of annealed importance sampling.
-        seed: Of the draws; the global random state is left as it is.
+        vae: The VAE; evaluated in evaluation mode, and not changed.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Memory is bounded for any N.
+        num_samples: S, the number of draws of z for each datum in the evaluation of the gaps.
+        steps: Number of steps of each run of the optimisation.
+        log_marginal: log p(x) of the same data, for example by annealed importance sampling.
+        seed: Seed of the draws; the global random state does not change.
         progress: Whether to show progress bars.
 
     Returns:
-        Nats per datum.
+        The gap, in nats per datum.
 
     Raises:
-        InputError: Where the posterior is not a reparameterizable `Conditional` with a network, a number is too
-            small, or ``log_marginal`` is of other data.
+        InputError: If the posterior is not a reparameterizable `Conditional` with a network, a number is too small,
+            or ``log_marginal`` is for another number of data.
 
     Reference: Cremer, Li and Duvenaud, "Inference suboptimality in variational autoencoders", 2018, section 3;
     the gradient is that of Roeder, Wu and Duvenaud, "Sticking the landing", 2017, section 3.
@@ -113,8 +114,8 @@ def inference_gap(
     batch = evaluated("inference_gap", vae, data)
     if log_marginal is not None and len(log_marginal.pointwise) != batch.size:
         raise InputError(
-            f"inference_gap: `log_marginal` is of {len(log_marginal.pointwise)} data, and there are {batch.size}; pass "
-            "the estimate for the same data, in the same order."
+            f"inference_gap: `log_marginal` is for {len(log_marginal.pointwise)} data, but there are {batch.size}; "
+            "pass the estimate for the same data, in the same order."
         )
     columns: dict[str, list[Tensor]] = {}
     with evaluating(vae):
@@ -132,11 +133,11 @@ def inference_gap(
 
 
 def family_of(vae: VAE, batch: Batch) -> Family:
-    """Returns the map from unconstrained parameters, shape ``(B, n)``, to the posterior that has them.
+    """Returns the map from unconstrained parameters, shape ``(B, n)``, to the posterior with these parameters.
 
     Arguments:
-        vae: With a posterior that is a `Conditional`, or one that is pushed onto the prior's support.
-        batch: The data that the posterior is given.
+        vae: VAE whose posterior is a `Conditional`, or a `Conditional` pushed onto the prior's support.
+        batch: The data.
     """
     base = _conditional(vae)
     if base is vae.posterior:
@@ -146,12 +147,12 @@ def family_of(vae: VAE, batch: Batch) -> Family:
 
 
 def _conditional(vae: VAE) -> Conditional:
-    """The `Conditional` in the posterior whose network outputs the parameters."""
+    """Returns the `Conditional` of the posterior, whose network outputs the parameters."""
     posterior = vae.posterior.base if isinstance(vae.posterior, Pushforward) else vae.posterior
     if not isinstance(posterior, Conditional) or posterior.given is None:
         raise InputError(
-            f"inference_gap: needs the parameters that the posterior's network outputs, and a "
-            f"`{type(posterior).__name__}` does not tell them; declare the posterior as Conditional(family, shape, "
+            f"inference_gap: needs the parameters that the posterior's network outputs, but a "
+            f"`{type(posterior).__name__}` does not expose them; declare the posterior as Conditional(family, shape, "
             "given=network)."
         )
     return posterior
@@ -166,15 +167,15 @@ def _check(vae: VAE, num_samples: int, steps: int) -> None:
         reparameterizable = vae.encode(vae.probe_batch()).has_rsample
     if not reparameterizable:
         raise InputError(
-            f"inference_gap: q* follows the reparameterized gradient, and draws of `{family.__name__}` have none; use "
-            "a posterior with rsample, such as Normal; log_marginal and elbo tell the total gap of any posterior."
+            f"inference_gap: q* follows the reparameterized gradient, but draws of `{family.__name__}` have none; use "
+            "a posterior with rsample, such as Normal; log_marginal and elbo give the total gap of any posterior."
         )
 
 
 def _optimised(
     vae: VAE, batch: Batch, raw: Tensor, steps: int, seed: int, title: str | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The best parameters of each datum from ``raw`` on, and how their optimisation went."""
+    """Returns the best parameters of each datum, optimised from ``raw`` on, and diagnostics of the optimisation."""
     best = raw.clone()
     last_gain, runs = torch.full((batch.size,), math.inf).double(), torch.zeros(batch.size)
     left = torch.arange(batch.size, device=raw.device)
@@ -194,7 +195,7 @@ def _optimised(
 
 
 def _run(vae: VAE, batch: Batch, raw: Tensor, steps: int, title: str | None) -> Tensor:
-    """The parameters after ``steps`` steps of Adam on the ELBO of each datum."""
+    """Returns the parameters after ``steps`` steps of Adam on the ELBO of each datum."""
     family = family_of(vae, batch)
     raw = raw.clone().requires_grad_()
     optimizer = torch.optim.Adam([raw], lr=_STEP_SIZE)
@@ -203,7 +204,7 @@ def _run(vae: VAE, batch: Batch, raw: Tensor, steps: int, title: str | None) -> 
         with torch.enable_grad():
             q = family(raw)
             z = q.rsample((_DRAWS,))
-            # The score of log q has expectation 0: without it the gradient has no noise where q is the posterior.
+            # The score of log q has expectation 0; without it the gradient is free of noise if q is the posterior.
             elbo = (vae.log_joint(z, batch) - path_log_prob(q, z)).mean(0)
             (gradient,) = torch.autograd.grad(-elbo.sum(), raw)
         raw.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
@@ -214,7 +215,7 @@ def _run(vae: VAE, batch: Batch, raw: Tensor, steps: int, title: str | None) -> 
 def _log_weights(
     vae: VAE, batch: Batch, posteriors: tuple[TorchDistribution, TorchDistribution], num_samples: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Log weights of two posteriors at common random numbers, shape ``(S, B)`` each, in float64."""
+    """Returns log weights of two posteriors at common random numbers, shape ``(S, B)`` each, in float64."""
     at_once = max(1, _ROWS // batch.size)
     columns: tuple[list[Tensor], list[Tensor]] = ([], [])
     for done in range(0, num_samples, at_once):
@@ -227,11 +228,11 @@ def _log_weights(
 
 
 def _columns(best: Tensor, amortized: Tensor) -> dict[str, Tensor]:
-    """What the log weights of q* and q, shape ``(S, B)``, tell of each datum: values and standard errors."""
+    """Returns values and standard errors of each datum from the log weights of q* and q, shape ``(S, B)``."""
     shift = best.amax(0)
     w = (best - shift).exp()
     mean = w.mean(0)
-    influence = w / mean  # of each draw on the log of the mean
+    influence = w / mean  # the influence of each draw on the log of the mean
 
     def error(terms: Tensor) -> Tensor:
         return terms.std(0) / math.sqrt(len(terms))
@@ -259,7 +260,7 @@ def _assembled(columns: dict[str, Tensor], log_marginal: Estimate | None, **sett
     weights = {name: columns[name] for name in ("pareto_k", "effective_sample_size")}
     if log_marginal is None:
         log_marginal = estimate("log_marginal", columns["log_marginal"], **weights)
-    else:  # from draws of its own
+    else:  # from independent draws
         pointwise_error = log_marginal.diagnostics["pointwise_error"]
         for gap, bound in (("approximation", "best_elbo"), ("total", "elbo")):
             columns[f"{gap} error"] = torch.hypot(pointwise_error, columns[f"{bound} error"])

@@ -1,4 +1,4 @@
-r"""How noisy the gradients are that each algorithm follows."""
+r"""Noise of the gradients of each algorithm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
-# Share of the squared norm below which a variance is rounding.
+# A variance below this share of the squared norm counts as rounding error.
 _ROUNDING = 1e-12
 
 
@@ -30,9 +30,9 @@ class GradientNoise:
 
     Attributes:
         variance: Trace of the covariance of the gradient over all parameters of the group, with its 95 % interval.
-        signal_to_noise: :math:`\|E g\| / \sqrt{\mathrm{tr}\,\mathrm{Cov}(g)}`, with its 95 % interval; the norm is
-            corrected for the noise of the mean, and 0 where nothing is left of it; infinite without noise.
-        num_parameters: Of the group.
+        signal_to_noise: :math:`\|E g\| / \sqrt{\mathrm{tr}\,\mathrm{Cov}(g)}`, with its 95 % interval. The squared
+            norm is corrected for the noise of the mean, and at least 0; the ratio is infinite without noise.
+        num_parameters: Number of parameters of the group.
     """
 
     variance: Interval
@@ -58,26 +58,27 @@ def gradient_variance(
 ) -> dict[str, dict[str, GradientNoise]]:
     r"""Returns variance and signal-to-noise ratio of the gradients of theta and of phi, for each algorithm.
 
-    All algorithms stand at the same parameters and see the same data, so that only the algorithms' own draws vary.
-    An algorithm's gradient is that of all its phases before any update: where several phases move one parameter, the
-    mean over them. The VAE and the algorithms are left as they are.
+    All algorithms have the same parameters and the same data, so only their own draws vary. The gradient of an
+    algorithm includes all its phases, before any update; for a parameter that several phases move, it is the mean
+    over these phases. The VAE and the algorithms do not change.
 
-    Different objectives have different gradients: compare the variance of algorithms that follow the same one
-    (``aevb``, ``analytic-kl``, ``stl``, ``score-function``; ``iwae``, ``dreg``), and signal-to-noise ratios anywhere.
+    Different objectives have different gradients. So compare variances only between algorithms of the same objective
+    (``aevb``, ``analytic-kl``, ``stl``, ``score-function``; ``iwae``, ``dreg``); compare signal-to-noise ratios
+    between any.
 
     Arguments:
-        vae: The VAE, at whose parameters the gradients are taken, in training mode.
+        vae: The VAE; the gradients are taken at its parameters, in training mode.
         data: One minibatch, shape ``(B, *event_shape)``, or a `Batch`.
-        algorithms: By label, in the state in which they are: a running baseline or a warm-up stands still.
-        num_draws: Gradients of each algorithm, at least 3.
-        seed: Of the draws.
+        algorithms: Algorithms by label. Their state, such as a running baseline or a warm-up, does not change.
+        num_draws: Number of gradients of each algorithm, at least 3.
+        seed: Seed of the draws.
         progress: Whether to show a progress bar.
 
     Returns:
-        By label, then by group (``"theta"``, ``"phi"``) for the groups that the algorithm moves.
+        The noise by label, then by group (``"theta"``, ``"phi"``), for the groups that the algorithm moves.
 
     Raises:
-        InputError: Where an algorithm cannot train the VAE.
+        InputError: If an algorithm cannot train the VAE.
 
     Reference: Rainforth et al., "Tighter variational bounds are not necessarily better", 2018, equation 3; Roeder,
     Wu and Duvenaud, "Sticking the landing", 2017, section 5.
@@ -99,7 +100,7 @@ def gradient_variance(
 
 
 def _gradient(vae: VAE, algorithm: Inference, batch: Batch) -> dict[str, Tensor]:
-    """The gradient of one step in the groups that move, each as one vector."""
+    """Returns the gradient of one step for each group that moves, as one vector."""
     sums: dict[str, Tensor] = {}
     times: dict[str, int] = {}
     for phase, loss in zip(algorithm.phases, algorithm.losses(vae, batch), strict=True):
@@ -121,12 +122,12 @@ def _gradient(vae: VAE, algorithm: Inference, batch: Batch) -> dict[str, Tensor]
 
 
 def _noise(gradients: Tensor) -> GradientNoise:
-    """The statistics of independent gradients, shape ``(n, P)``; errors by the jackknife."""
+    """Returns the statistics of independent gradients, shape ``(n, P)``, with errors by the jackknife."""
     n, size = gradients.shape
     values = gradients.double()
     products = values @ values.T
     variance, ratio = _statistics(products.trace(), products.sum(), n)
-    # Without draw i: its square leaves the trace, its row and column the sum.
+    # Without draw i: subtract its square from the trace, and its row and column from the sum.
     traces = products.trace() - products.diagonal()
     sums = products.sum() - 2 * products.sum(1) + products.diagonal()
     variances, ratios = _statistics(traces, sums, n - 1)
@@ -134,7 +135,7 @@ def _noise(gradients: Tensor) -> GradientNoise:
 
 
 def _statistics(trace: Tensor, total: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Variance and signal-to-noise ratio from the sum of squared norms and the squared norm of the sum."""
+    """Returns variance and signal-to-noise ratio from the sum of squared norms and the squared norm of the sum."""
     variance = ((trace - total / n) / (n - 1)).clamp_min(0)
     signal = (total / n**2 - variance / n).clamp_min(0)
     rounding = _ROUNDING * trace / n

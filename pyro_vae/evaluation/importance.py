@@ -1,4 +1,4 @@
-r"""Importance-sampled log p(x), the ELBO, and how far they can be trusted."""
+r"""Importance-sampled log p(x) and the ELBO, with measures of their reliability."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
-# How many rows of x (samples x data) are decoded at once. On a CPU few, so that what the decoder makes of them stays in
-# the cache (1,000 to 2,500 rows of 784 cells are best); elsewhere many, so that the launches of kernels are hidden.
+# Number of rows of x (samples x data) that are decoded at once. On a CPU few, so that the decoder's activations fit the
+# cache (1,000 to 2,500 rows of 784 cells are best); elsewhere many, so that the kernels' launch times do not matter.
 _ROWS = {"cpu": 2000}
 _ROWS_ELSEWHERE = 20_000
-# Samples of a datum that are drawn at once, at least, where so many are asked for.
+# Least number of samples of a datum that are drawn at once, if that many are wanted.
 _BLOCK = 100
 
-# The largest block whose release moves glibc's thresholds, less a page or more for its header.
+# The largest block whose release raises glibc's thresholds, minus room for its header.
 _LARGEST_BLOCK = 2**25 - 2**16
 
 
@@ -48,27 +48,28 @@ def log_marginal(
 
     .. math:: \log \hat p(x) = \log \frac{1}{S} \sum_s \frac{p(x, z_s)}{q(z_s|x)}, \qquad z_s \sim q(z|x)
 
-    In expectation a lower bound, which rises with S. Where a datum's Pareto k-hat is above 0.7 its weights have so
-    heavy a tail that S samples do not tell log p(x), nor the error of its estimate.
+    In expectation this is a lower bound, which rises with S. If a datum's Pareto k-hat is above 0.7, the tail of its
+    weights is so heavy that neither the estimate from S samples nor its error is reliable.
 
     Arguments:
-        vae: The VAE; evaluated in evaluation mode, whatever its mode.
-        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Any N: evaluated in bounded memory.
-        num_samples: S, for each datum.
-        seed: Of the draws; the global random state is left as it is.
-        compile: Whether blocks of samples run as a compiled program, at the same noise the same to rounding (draws
-            of Bernoulli and categorical kind have another stream): ``"auto"`` where that saves time, judged by the
-            first of them; with True always, smaller blocks at the end aside, and a model that cannot be compiled is
-            an error.
+        vae: The VAE; evaluated in evaluation mode.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Memory is bounded for any N.
+        num_samples: S, the number of samples for each datum.
+        seed: Seed of the draws; the global random state does not change.
+        compile: Whether blocks of samples run as a compiled program. ``"auto"``: if that saves time, judged by the
+            first blocks. True: always, except for smaller blocks at the end; a model that cannot be compiled is an
+            error. With the same noise, results are the same up to rounding; Bernoulli and categorical draws have
+            another stream.
         progress: Whether to show a progress bar.
 
     Returns:
-        Nats per datum. Of each datum, shape ``(N,)``: ``pareto_k``; ``effective_sample_size`` of the S weights;
-        ``bias``, their relative variance / 2S, by which the estimate is too low in expectation (leading term).
+        The estimate, in nats per datum. Its diagnostics of each datum, shape ``(N,)``: ``pareto_k``;
+        ``effective_sample_size`` of the S weights; ``bias``, their relative variance / 2S, by which the estimate is
+        too low in expectation (leading term).
 
     Raises:
-        InputError: Where ``num_samples`` is below 2 or the data do not fit the VAE.
-        CaptureError, CompilationError: With ``compile=True``, where the model depends on values in what it does, or
+        InputError: If ``num_samples`` is below 2 or the data do not fit the VAE.
+        CaptureError, CompilationError: With ``compile=True``, if the operations of the model depend on values, or
             this machine cannot compile.
 
     Reference: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", 2015, equation 8; Vehtari,
@@ -108,15 +109,15 @@ def elbo(
     r"""Returns the Monte Carlo estimate of the ELBO, :math:`E_q[\log p(x, z) - \log q(z|x)]`.
 
     Arguments:
-        vae: The VAE; evaluated in evaluation mode, whatever its mode.
+        vae: The VAE; evaluated in evaluation mode.
         data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes.
-        num_samples: Draws of z for each datum; with one, the standard error is nan.
-        seed: Of the draws; the global random state is left as it is.
+        num_samples: Number of draws of z for each datum; with one, the standard error is nan.
+        seed: Seed of the draws; the global random state does not change.
         compile: See `log_marginal`.
         progress: Whether to show a progress bar.
 
     Returns:
-        Nats per datum.
+        The estimate, in nats per datum.
 
     Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, equation 6.
     """
@@ -126,7 +127,7 @@ def elbo(
     values, errors = [], []
     for log_w in _log_weights(vae, batch, num_samples, seed, compile, "ELBO" if progress else None):
         values.append(log_w.mean(0))
-        unknown = torch.full_like(log_w[0], math.nan)  # one draw tells nothing about its own spread
+        unknown = torch.full_like(log_w[0], math.nan)  # a single draw gives no variance
         errors.append(log_w.std(0) / math.sqrt(num_samples) if num_samples > 1 else unknown)
     return Estimate.of(torch.cat(values), torch.cat(errors), batch.weight, num_samples=num_samples, seed=seed)
 
@@ -134,11 +135,11 @@ def elbo(
 def _log_weights(
     vae: VAE, batch: Batch, num_samples: int, seed: int, compile: Mode, progress: str | None
 ) -> Iterator[Tensor]:
-    """Yields log weights of shape ``(S, data of the chunk)`` in float64, chunk after chunk of the data."""
+    """Yields log weights for each chunk of the data, shape ``(S, data of the chunk)``, in float64."""
     rows = _ROWS.get(vae.device.type, _ROWS_ELSEWHERE)
     size = max(1, min(batch.size, rows // min(num_samples, _BLOCK)))
     at_once = min(num_samples, max(1, rows // size))
-    whole = batch.size // size * (num_samples // at_once)  # blocks of full size
+    whole = batch.size // size * (num_samples // at_once)  # number of blocks of full size
     _keep_released_memory()
     with evaluating(vae), isolated(seed, "evaluation"), enabled(compile), repeated(whole):
         for start in tracked(range(0, batch.size, size), progress):
@@ -148,11 +149,11 @@ def _log_weights(
 
 
 def _blocks(vae: VAE, batch: Batch, num_samples: int, at_once: int, compiled: bool) -> Iterator[Tensor]:
-    """Yields the log weights of so many samples at once; `VAE.log_weights` with one pass through the encoder."""
+    """Yields log weights in blocks of samples, as `VAE.log_weights`, with one pass through the encoder for all."""
     q, p, validation = vae.encode(batch), vae.prior_given(batch), pyro.distributions.is_validation_enabled()
     for done in range(0, num_samples, at_once):
         n = min(at_once, num_samples - done)
-        with pyro.validation_enabled(validation and done == 0):  # the data do not change, and a check reads all cells
+        with pyro.validation_enabled(validation and done == 0):  # one check is enough: the data do not change
             uncompiled = partial(_weighed, vae, batch, q, p, n)
             whole = compiled and n == at_once
             log_w = (
@@ -162,7 +163,7 @@ def _blocks(vae: VAE, batch: Batch, num_samples: int, at_once: int, compiled: bo
 
 
 def _log_weights_of_block(vae: VAE, fields: tuple[Tensor, ...], n: int) -> Tensor:
-    """The log weights of n samples of each datum, as a function of tensors and the VAE alone."""
+    """Returns the log weights of n samples of each datum, as a function of tensors and the VAE only."""
     batch = Batch(*fields)
     return _weighed(vae, batch, vae.encode(batch), vae.prior_given(batch), n)
 
@@ -174,9 +175,9 @@ def _weighed(vae: VAE, batch: Batch, q: TorchDistribution, p: TorchDistribution,
 
 
 def _keep_released_memory() -> None:
-    """Has glibc keep the memory of one block of samples for the next, 64 MiB at the most.
+    """Makes glibc keep up to 64 MiB of released memory for the next block of samples.
 
-    It hands what is released back to the kernel beyond twice the largest block released so far, and takes it anew,
-    page by page: up to half of the time of an evaluation. Other allocators are not affected.
+    By default, glibc returns released memory beyond twice the largest block released so far to the kernel, and gets
+    it back page by page, which takes up to half of the time of an evaluation. Other allocators are not affected.
     """
     torch.empty(_LARGEST_BLOCK, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-r"""What the latents know of the data: rate and distortion, mutual information, and the aggregate posterior."""
+r"""Information in the latents about the data: rate and distortion, mutual information, aggregate posterior."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
-# How many particles (samples x data) are decoded at once, and how many pairs of a particle and a datum compared.
+# Largest numbers of particles (samples x data) that are decoded, and of pairs (particle, datum) compared, at once.
 _ROWS, _PAIRS = 20_000, 200_000
-# How many data are encoded at once.
+# Number of data that are encoded at once.
 _DATA = 500
 
 
 @dataclass(frozen=True)
 class RateDistortion:
-    """Where a VAE lies between compressing the data and keeping them.
+    """Rate and distortion: the compression of the data, and the loss by it.
 
     Attributes:
-        rate: KL(q(z|x) || p(z)), what it costs to send z; exact where it has a closed form.
-        distortion: -E_q[log p(x|z)], what it costs to send x given z.
+        rate: KL(q(z|x) || p(z)), the cost of sending z; exact if it has a closed form.
+        distortion: -E_q[log p(x|z)], the cost of sending x given z.
     """
 
     rate: Estimate
@@ -49,12 +49,12 @@ class AggregatePosterior:
     r"""The mixture of the data's posteriors, :math:`q(z) = \frac{1}{N} \sum_n q(z|x_n)`.
 
     Attributes:
-        mean: Of each latent dimension under q(z), shape ``latent_shape``.
-        variance: Likewise; None where q(z|x) has none.
-        active_share: Share of that variance which is between the data rather than within q(z|x), between 0 (the
-            dimension tells nothing of x) and 1; None where q(z|x) has no variance.
+        mean: Mean of each latent dimension under q(z), shape ``latent_shape``.
+        variance: Variance of each latent dimension under q(z), shape ``latent_shape``; None if q(z|x) has no variance.
+        active_share: Share of the variance that is between the data, not within q(z|x), from 0 (the dimension has no
+            information about x) to 1; None if q(z|x) has no variance.
         mutual_information: See `mutual_information`.
-        marginal_kl: KL(q(z) || p(z)). Its pointwise values are the parts of the data in it.
+        marginal_kl: KL(q(z) || p(z)). Its pointwise values are the contributions of the data.
         rate: KL(q(z|x) || p(z)) at the same draws: the sum of the two.
     """
 
@@ -77,26 +77,26 @@ class AggregatePosterior:
 def rate_distortion(
     vae: VAE, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
 ) -> RateDistortion:
-    r"""Returns the two parts of the ELBO, which is minus their sum.
+    r"""Returns rate and distortion; the ELBO is minus their sum.
 
     .. math:: R = E_x \mathrm{KL}(q(z|x) \| p(z)), \qquad D = -E_x E_{q(z|x)} \log p(x|z), \qquad
         \mathcal{L} = -(R + D)
 
-    The rate is exact where it has a closed form, else from the distortion's draws. Models of the same ELBO differ in
-    how they divide it: at rate 0 the latents are ignored.
+    The rate is exact if it has a closed form, else it is estimated from the draws of the distortion. Models of the
+    same ELBO may divide it differently; at rate 0, the latents are ignored.
 
     Arguments:
-        vae: The VAE; evaluated in evaluation mode, whatever its mode.
-        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Any N, in bounded memory.
-        num_samples: Draws of z for each datum; with one, the standard errors of what is sampled are nan.
-        seed: Of the draws; the global random state is left as it is.
+        vae: The VAE; evaluated in evaluation mode.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Memory is bounded for any N.
+        num_samples: Number of draws of z for each datum; with one, the Monte Carlo standard errors are nan.
+        seed: Seed of the draws; the global random state does not change.
         progress: Whether to show a progress bar.
 
     Returns:
-        Nats per datum.
+        The two estimates, in nats per datum.
 
     Raises:
-        InputError: Where ``num_samples`` is not a positive integer or the data do not fit the VAE.
+        InputError: If ``num_samples`` is not a positive integer or the data do not fit the VAE.
 
     Reference: Alemi, Poole, Fischer, Dillon, Saurous and Murphy, "Fixing a broken ELBO", 2018, equations 3 to 5.
     """
@@ -123,27 +123,26 @@ def rate_distortion(
 def mutual_information(
     vae: VAE, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
 ) -> Estimate:
-    r"""Returns how much the latents tell of which datum they belong to.
+    r"""Returns the mutual information between the latents and the index of the datum.
 
     .. math:: I_q(x; z) = \frac{1}{N} \sum_n \mathrm{KL}(q(z|x_n) \| q(z)), \qquad
         q(z) = \frac{1}{N} \sum_n q(z|x_n)
 
-    Between 0 (posterior collapse) and the rate, and never above log N: with data that the latents tell apart it is
-    log N, whatever the population's value. The mixture over the N data is exact, at a cost of N^2 densities for each
-    draw.
+    It is between 0 (posterior collapse) and the rate, and at most log N. If the latents identify each datum, it is
+    log N, whatever the value in the population. The mixture over the N data is exact; each draw needs N^2 densities.
 
     Arguments:
-        vae: The VAE; evaluated in evaluation mode, whatever its mode.
-        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes; memory is bounded, time grows with N^2.
-        num_samples: Draws of z for each datum; with one, the standard error is nan.
-        seed: Of the draws; the global random state is left as it is.
+        vae: The VAE; evaluated in evaluation mode.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Memory is bounded; time grows with N^2.
+        num_samples: Number of draws of z for each datum; with one, the standard error is nan.
+        seed: Seed of the draws; the global random state does not change.
         progress: Whether to show a progress bar.
 
     Returns:
-        Nats per datum.
+        The estimate, in nats per datum.
 
     Raises:
-        InputError: Where ``num_samples`` is not a positive integer or the data do not fit the VAE.
+        InputError: If ``num_samples`` is not a positive integer or the data do not fit the VAE.
 
     Reference: Hoffman and Johnson, "ELBO surgery: yet another way to carve up the variational evidence lower bound",
     2016, section 2.
@@ -159,27 +158,27 @@ def mutual_information(
 def aggregate_posterior(
     vae: VAE, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
 ) -> AggregatePosterior:
-    r"""Returns what the posteriors of all data together look like, and how far they are from the prior.
+    r"""Returns the mixture of the data's posteriors, and its KL divergence from the prior.
 
     .. math:: \frac{1}{N} \sum_n \mathrm{KL}(q(z|x_n) \| p(z)) = I_q(x; z) + \mathrm{KL}(q(z) \| p(z))
 
-    The last term is what a better prior could save. A VAE generates well from its prior where it is small; it bears
-    the bias of `mutual_information` with the opposite sign.
+    A better prior can save at most the last term. If it is small, draws from the prior give good data. It has the
+    bias of `mutual_information`, with the opposite sign.
 
     Arguments:
-        vae: The VAE, without context; evaluated in evaluation mode, whatever its mode.
-        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes; memory is bounded, time grows with N^2.
-        num_samples: Draws of z for each datum; with one, the standard errors are nan.
-        seed: Of the draws; the global random state is left as it is. The same as in `mutual_information` is the same
-            draws.
+        vae: The VAE, without context; evaluated in evaluation mode.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Memory is bounded; time grows with N^2.
+        num_samples: Number of draws of z for each datum; with one, the standard errors are nan.
+        seed: Seed of the draws, which are those of `mutual_information` with the same seed; the global random state
+            does not change.
         progress: Whether to show a progress bar.
 
     Returns:
-        Nats per datum.
+        Moments of the mixture, and estimates in nats per datum.
 
     Raises:
-        InputError: Where ``num_samples`` is not a positive integer, the data do not fit the VAE, or its prior depends
-            on a context.
+        InputError: If ``num_samples`` is not a positive integer, the data do not fit the VAE, or its prior depends on
+            a context.
 
     Reference: Hoffman and Johnson, "ELBO surgery: yet another way to carve up the variational evidence lower bound",
     2016, section 2.
@@ -187,7 +186,7 @@ def aggregate_posterior(
     _check("aggregate_posterior", num_samples)
     if vae.context_features:
         raise InputError(
-            "aggregate_posterior: the prior of this VAE depends on a context, so that there is no one prior to compare "
+            "aggregate_posterior: the prior of this VAE depends on a context, so there is no single prior to compare "
             "q(z) with; use mutual_information, or rate_distortion for the rate."
         )
     information, marginal, rate = [], [], []
@@ -205,13 +204,13 @@ def _check(caller: str, num_samples: int) -> None:
 
 
 def _parts(vae: VAE, batch: Batch, title: str | None = None) -> Iterator[Batch]:
-    """The data, part after part, on the VAE's device."""
+    """Yields the data in parts, on the VAE's device."""
     for start in tracked(range(0, batch.size, _DATA), title):
         yield batch.select(slice(start, start + _DATA)).to(vae.device, vae.dtype)
 
 
 def _blocks(total: int, largest: int) -> Iterator[int]:
-    """Sizes of blocks that add up to ``total``."""
+    """Yields sizes of blocks whose sum is ``total``."""
     for done in range(0, total, largest):
         yield min(largest, total - done)
 
@@ -219,7 +218,7 @@ def _blocks(total: int, largest: int) -> Iterator[int]:
 def _terms(
     vae: VAE, data: DataLike, num_samples: int, seed: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """log q(z|x), log q(z) and log p(z) at draws from q(z|x), shape ``(S, part of the data)`` each, in float64."""
+    """Yields log q(z|x), log q(z) and log p(z) at draws from q(z|x), ``(S, part of the data)`` each, in float64."""
     batch = evaluated("aggregate_posterior", vae, data)
     with evaluating(vae), isolated(seed, "information"):
         posteriors = [vae.encode(part) for part in _parts(vae, batch)]
@@ -236,7 +235,7 @@ def _terms(
 
 
 def _log_mixture(posteriors: list[TorchDistribution], z: Tensor) -> Tensor:
-    """Log of the sum of all posteriors' densities at z of shape ``(R, *latent_shape)``, shape ``(R,)``, in float64."""
+    """Returns the log of the summed posterior densities at z, ``(R, *latent_shape)``; shape ``(R,)``, in float64."""
     values = []
     for rows in z.split(max(1, _PAIRS // _DATA)):
         sums = [q.log_prob(rows.unsqueeze(1)).double().logsumexp(1) for q in posteriors]
@@ -245,7 +244,7 @@ def _log_mixture(posteriors: list[TorchDistribution], z: Tensor) -> Tensor:
 
 
 def _moments(vae: VAE, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Mean and variance of the latents over all data, and the share of the variance that is between the data."""
+    """Returns mean and variance of the latents over all data, and the share of the variance between the data."""
     with evaluating(vae):
         posteriors = [vae.encode(part) for part in _parts(vae, batch)]
     means = torch.cat([centre(q) for q in posteriors]).to(vae.dtype)
@@ -259,10 +258,10 @@ def _moments(vae: VAE, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | No
 
 
 def _summary(terms: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over draws, shape ``(S, B)``, and its standard error."""
+    """Returns the mean over draws of terms of shape ``(S, B)``, and its standard error."""
     terms = terms.double()
     value = terms.mean(0)
-    unknown = torch.full_like(value, math.nan)  # one draw tells nothing about its own spread
+    unknown = torch.full_like(value, math.nan)  # a single draw gives no variance
     return value, terms.std(0) / math.sqrt(len(terms)) if len(terms) > 1 else unknown
 
 

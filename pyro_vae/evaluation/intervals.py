@@ -1,4 +1,4 @@
-r"""Means over seeds with their intervals."""
+r"""Means over seeds with confidence intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def finite_or_none(value: float) -> float | None:
-    """Returns a number as JSON has it: None, its null, where it is not finite."""
+    """Returns the number if it is finite, else None, which JSON writes as null."""
     return value if math.isfinite(value) else None
 
 
@@ -19,10 +19,10 @@ class Interval:
     """A mean over seeds with its Student-t interval.
 
     Attributes:
-        mean: Over the values that are there; nan where there is none.
-        half_width: Of the interval; nan with fewer than two values.
-        n: Number of values.
-        level: Coverage.
+        mean: Mean of the values that are not nan; nan if there are none.
+        half_width: Half width of the interval; nan with fewer than two values.
+        n: Number of values that are not nan.
+        level: Coverage of the interval.
 
     Example:
         >>> interval([1.0, 2.0, 3.0])
@@ -64,8 +64,8 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Returns the mean of independent values and its Student-t interval.
 
     Arguments:
-        values: One for each seed; nan where a run has none.
-        level: Coverage.
+        values: One value for each seed; nan for a run without a value.
+        level: Coverage of the interval.
     """
     known = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
     n = len(known)

@@ -1,4 +1,4 @@
-r"""What the latent dimensions hold."""
+r"""Activity and KL divergence of the latent dimensions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def active_units(vae: VAE, data: DataLike, threshold: float = 0.01) -> Tensor:
     Arguments:
         vae: The VAE.
         data: At least two data, shape ``(N, *event_shape)``, in any form that `Batch.of` takes.
-        threshold: Of the variance over the data.
+        threshold: Threshold of the variance over the data.
 
     Returns:
         Boolean, shape ``latent_shape``; its sum is the number of active units.
@@ -59,16 +59,16 @@ def active_units(vae: VAE, data: DataLike, threshold: float = 0.01) -> Tensor:
 def kl_per_dimension(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: int = 0) -> Tensor | None:
     r"""Returns the mean over data of :math:`\mathrm{KL}(q(z_j|x) \| p(z_j))` for each latent dimension, in nats.
 
-    In closed form where there is one, else by Monte Carlo.
+    It is exact if there is a closed form, else a Monte Carlo estimate.
 
     Arguments:
         vae: The VAE.
         data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes.
-        num_samples: Draws of z for each datum, where there is no closed form.
-        seed: Of those draws.
+        num_samples: Number of draws of z for each datum, if there is no closed form.
+        seed: Seed of these draws.
 
     Returns:
-        Shape ``latent_shape``; None where prior or posterior does not factorise over the dimensions.
+        Shape ``latent_shape``; None if prior or posterior does not factorise over the dimensions.
     """
     batch = evaluated("kl_per_dimension", vae, data)
     total = torch.zeros(vae.latent_shape, device=vae.device, dtype=vae.dtype)
@@ -89,16 +89,16 @@ def kl_per_dimension(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: 
 
 @dataclass(frozen=True, eq=False)
 class LatentKL:
-    r"""The KL divergence of the posterior from the prior, latent by latent, as a mean over data.
+    r"""The KL divergence of the posterior from the prior for each latent, as a mean over data.
 
-    Latents are single dimensions where prior and posterior factorise over them, the layers of a hierarchy, or else z
-    as a whole.
+    A latent is a single dimension, if prior and posterior factorise over the dimensions; else a layer of a hierarchy;
+    else z as a whole.
 
     Attributes:
-        names: Of the latents: ``z0`` ..., the layers' names, or ``z``.
-        value: In nats, one for each latent.
+        names: Names of the latents: ``z0`` ..., the layers' names, or ``z``.
+        value: KL divergence of each latent, in nats.
         analytic: Whether each was computed in closed form; the others are Monte Carlo estimates.
-        standard_error: The Monte Carlo standard error of each, given the data; 0 where it is analytic.
+        standard_error: Monte Carlo standard error of each, given the data; 0 for closed forms.
     """
 
     names: tuple[str, ...]
@@ -126,19 +126,19 @@ class LatentKL:
 
 @torch.no_grad()
 def latent_kl(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: int = 0) -> LatentKL:
-    r"""Returns the KL of each latent, and whether it was had in closed form or by Monte Carlo.
+    r"""Returns the KL of each latent, computed in closed form or by Monte Carlo.
 
-    For the layers of a hierarchy :math:`E_q[\log q(z_l | z_{pa(l)}, x) - \log p(z_l | z_{pa(l)})]`: they sum to the KL
-    of all.
+    For a layer of a hierarchy it is :math:`E_q[\log q(z_l | z_{pa(l)}, x) - \log p(z_l | z_{pa(l)})]`; the sum over
+    the layers is the KL of z.
 
     Arguments:
         vae: The VAE.
         data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes.
-        num_samples: Draws of z for each datum, where there is no closed form; at least 2.
-        seed: Of those draws.
+        num_samples: Number of draws of z for each datum, if there is no closed form; at least 2.
+        seed: Seed of these draws.
 
     Raises:
-        InputError: Where ``num_samples`` is below 2, or the data do not fit the VAE.
+        InputError: If ``num_samples`` is below 2, or the data do not fit the VAE.
     """
     if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 2:
         raise InputError(f"latent_kl: `num_samples` is a whole number of at least 2, got `{num_samples!r}`.")
@@ -160,7 +160,7 @@ def latent_kl(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: int = 0
 
 
 def _by_latent(q: Distribution, p: Distribution, num_samples: int) -> tuple[tuple[str, ...], Tensor, Tensor | None]:
-    """Names of the latents, their KL for each datum (B, n), and its standard error where it is an estimate."""
+    """Returns names of the latents, their KL for each datum (B, n), and its standard error (None if exact)."""
     mine, its = factors(q), factors(p)
     if mine is not None and its is not None:
         q, p, names = mine, its, tuple(f"z{i}" for i in range(math.prod(q.event_shape)))

@@ -1,4 +1,4 @@
-r"""log p(x) from a density that is fitted to samples of the exact posterior."""
+r"""An estimate of log p(x) from a density that is fitted to samples of the exact posterior."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
 _CALLER = "posterior_density_estimator"
-# From so many latent dimensions on the estimator is not reliable.
+# With this many latent dimensions or more, the estimator is not reliable.
 _DIMENSIONS = 5
-# Samples for each latent dimension that a covariance is fitted to, at least.
+# Least number of samples for each latent dimension, for the fit of the covariance.
 _SAMPLES = 10
 # The burn-in's values of beta rise as cubes: close together near 0, where the posterior narrows fastest.
 _POWER = 3
-# Effective share of the chains below which they are drawn anew.
+# Chains are resampled if their effective share is below this.
 _LEAST = 0.5
 
 
@@ -54,41 +54,43 @@ def posterior_density_estimator(
 
     .. math:: \log \hat p(x) = -\log \frac{1}{S} \sum_s \frac{q(u_s)}{p(x, u_s)}, \qquad u_s \sim p(u|x)
 
-    q is a Normal with full covariance, for each datum, in the unconstrained space of the prior's support; the
-    samples, of Hamiltonian Monte Carlo, are from chains of their own for q and for the mean. The mean is unbiased for
-    1/p(x) whatever q is, so that the estimate is in expectation too high; where q is the posterior, it is exact.
+    q is a Normal with full covariance for each datum, in the unconstrained space of the prior's support. The samples
+    come from Hamiltonian Monte Carlo, with separate chains for q and for the mean. The mean is unbiased for 1/p(x),
+    whatever q is; so the estimate is in expectation too high. If q is the posterior, it is exact.
 
-    The chains begin at draws from the prior and are annealed to the posterior in the first half of the burn-in, where
-    those of one datum are drawn anew by their weights whenever few of them carry these, and once at its end: a chain
-    that stays in a minor mode would make the estimate far too low. The paper does not say where its chains begin; how
-    far the estimate hangs on that, ``start`` and ``annealed`` tell.
+    The chains begin at draws from the prior and are annealed to the posterior in the first half of the burn-in.
+    During the annealing, the chains of a datum are resampled by their weights whenever few of them dominate, and once
+    at its end; a chain that stays in a minor mode would make the estimate much too low. The paper does not say where
+    its chains begin; vary ``start`` and ``annealed`` to see their effect on the estimate.
 
-    Only for fewer than 5 latent dimensions. Where the posterior's tails are lighter than a Normal's, the terms have
-    an infinite variance; where all chains miss a mode, nothing tells. Where one chain's mean carries the estimate (an
-    effective sample size below 2), its error is infinite.
+    The estimator is for fewer than 5 latent dimensions. If the posterior's tails are lighter than a Normal's, the
+    terms have an infinite variance. The estimate does not show whether all chains miss a mode. If the mean of one
+    chain dominates (an effective sample size below 2), the error is infinite.
 
     Arguments:
-        vae: The VAE; evaluated in evaluation mode, whatever its mode.
-        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Any N: evaluated in bounded memory.
-        num_samples: S, of each datum, for q and again for the mean; rounded up to a multiple of ``chains``.
-        chains: C, chains that S samples come from, at least 2: the error is that between their means, which
-            autocorrelation leaves true. The chains for q are as many again.
-        burn_in: Transitions before the first sample; the step sizes adapt in them, and are fixed after. Its second
-            half is what makes chains that were drawn anew independent of each other.
-        num_leapfrog: Leapfrog steps of each transition.
-        start: Where chains begin: ``"prior"``, or ``"encoder"`` for draws from q(z|x).
-        annealed: Whether they are annealed from there; otherwise all transitions are the posterior's.
-        seed: Of the noise; the global random state is left as it is.
+        vae: The VAE; evaluated in evaluation mode.
+        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Memory is bounded for any N.
+        num_samples: S, the number of samples of each datum for q, and again for the mean; rounded up to a multiple of
+            ``chains``.
+        chains: C, the number of chains for the mean, at least 2; q has as many chains again. The error is the one
+            between the chains' means, so it is valid for autocorrelated samples.
+        burn_in: Number of transitions before the first sample. The step sizes adapt in them, and are fixed afterwards.
+            The second half makes resampled chains independent of each other.
+        num_leapfrog: Number of leapfrog steps of each transition.
+        start: Start of the chains: ``"prior"``, or ``"encoder"`` for draws from q(z|x).
+        annealed: Whether the chains are annealed from there; if not, all transitions are those of the posterior.
+        seed: Seed of the noise; the global random state does not change.
         compile: Whether leapfrog steps run as a compiled program; see `annealed_importance_sampling`.
         progress: Whether to show a progress bar.
 
     Returns:
-        Nats per datum. Of each datum, shape ``(N,)``: ``acceptance``, the mean after the burn-in;
-        ``effective_sample_size`` of the chains' C means; ``bias``, the relative variance of these / 2C, by which
-        the estimate is too high in expectation (leading term).
+        The estimate, in nats per datum. Its diagnostics of each datum, shape ``(N,)``: ``acceptance``, the mean after
+        the burn-in; ``effective_sample_size`` of the chains' C means; ``bias``, the relative variance of these / 2C,
+        by which the estimate is too high in expectation (leading term).
 
     Raises:
-        InputError: For five or more latent dimensions, discrete latents, an unknown start, or a number below its least.
+        InputError: For five or more latent dimensions, discrete latents, an unknown start, or a number that is too
+            small.
 
     Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, appendix D; Del Moral, Doucet and Jasra,
     "Sequential Monte Carlo samplers", 2006, section 3 (annealing with resampling).
@@ -138,26 +140,26 @@ def _check(vae: VAE, given: dict[str, int]) -> None:
     size = Latents(vae, vae.probe_batch(), _CALLER).shape.numel()
     if size >= _DIMENSIONS:
         raise InputError(
-            f"{_CALLER}: reliable below {_DIMENSIONS} latent dimensions, and the VAE has {size}; use "
-            "log_marginal where q(z|x) is good (a small Pareto k-hat), or annealed_importance_sampling."
+            f"{_CALLER}: reliable only below {_DIMENSIONS} latent dimensions, but the VAE has {size}; use "
+            "log_marginal if q(z|x) is good (a small Pareto k-hat), or annealed_importance_sampling."
         )
     if given["num_samples"] < _SAMPLES * size:
         raise InputError(
-            f"{_CALLER}: `num_samples` is at least {_SAMPLES} for each latent dimension, {_SAMPLES * size} here, for "
-            f"the covariance of a density to be fitted; got {given['num_samples']}."
+            f"{_CALLER}: `num_samples` is at least {_SAMPLES} for each latent dimension, here {_SAMPLES * size}, to "
+            f"fit the covariance of a density; got {given['num_samples']}."
         )
 
 
 def _posterior_samples(
     path: Tempered, chains: int, betas: Sequence[float], num_samples: int, num_leapfrog: int, title: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Samples of u from twice as many chains, shape ``(num_samples, 2C, B, *shape)``, and each datum's acceptance.
+    """Returns samples of u from 2C chains, shape ``(num_samples, 2C, B, *shape)``, and each datum's acceptance.
 
-    ``betas`` are those of the burn-in; where the first is 1 already, no chain is drawn anew. The step sizes adapt to
-    the first C chains alone.
+    ``betas`` are those of the burn-in; if the first is 1, chains are not resampled. The step sizes adapt to the first
+    C chains alone.
     """
     u = path.draw(2 * chains)
-    path.latents.log_likelihood(u[:1])  # raises where the data leave the likelihood's support; no move does
+    path.latents.log_likelihood(u[:1])  # raises for data outside the likelihood's support; moves do not check
     with pyro.validation_enabled(False):
         ratio = path.log_ratio(u, path.log_base(u))
     log_weights, before, burn_in = torch.zeros_like(ratio), 0.0 if betas[0] < 1 else 1.0, len(betas)
@@ -178,7 +180,7 @@ def _posterior_samples(
 
 
 def _resampled(u: Tensor, log_weights: Tensor, least: float) -> tuple[Tensor, Tensor]:
-    """Chains and their annealed weights; of a datum few of whose chains carry the weight, they are drawn anew by it."""
+    """Returns chains and annealed weights, resampled for each datum whose effective share is below ``least``."""
     chains = len(u)
     share = log_weights.softmax(0)
     few = share.square().sum(0) * chains > 1 / least
@@ -189,7 +191,7 @@ def _resampled(u: Tensor, log_weights: Tensor, least: float) -> tuple[Tensor, Te
 
 
 def _log_mean_ratios(latents: Latents, u: Tensor, chains: int) -> Tensor:
-    """log of each chain's mean of q(u) / p(x, u), over the second C chains, with q fitted to the first; ``(C, B)``."""
+    """Returns the log mean of q(u) / p(x, u) in each of the last C chains, ``(C, B)``; the first C chains fit q."""
     fitted = u[:, :chains].double().flatten(0, 1).flatten(2)  # (samples, B, dimensions)
     centred = fitted - fitted.mean(0)
     covariance = torch.einsum("sbi,sbj->bij", centred, centred) / (len(fitted) - 1)

@@ -1,8 +1,8 @@
-r"""Encoder and decoder networks: plain modules from features to features, which know nothing of distributions.
+r"""Encoder and decoder networks: plain modules from features to features, without distributions.
 
-Each maps ``(..., in_features)`` to ``(..., out_features)``, has these two as attributes, and says with ``to_spec()``
-what an experiment file would say of it. None normalises over the batch: what a datum is mapped to does not depend on
-the data beside it, without which log weights per datum would not be independent.
+Each network maps ``(..., in_features)`` to ``(..., out_features)`` and has these sizes as attributes. Its method
+``to_spec()`` returns its description in an experiment file. None of them normalises over the batch: the output for a
+datum must not depend on the other data, or log weights of different data would not be independent.
 """
 
 from pyro_vae.networks.activation import ACTIVATIONS, Activation

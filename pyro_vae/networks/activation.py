@@ -1,4 +1,4 @@
-r"""Activations by name, as an experiment file says them."""
+r"""Activations by their names in an experiment file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation_spec(activation: Activation | None, default: Activation | None) -> dict[str, Any]:
-    """Returns ``{"activation": name}``, and nothing for the network's default.
+    """Returns ``{"activation": name}``, or an empty mapping for the network's default.
 
     Raises:
         InputError: For an activation that has no name in an experiment file.

@@ -1,4 +1,4 @@
-r"""Convolutional encoder and decoder, with or without residual blocks between the convolutions."""
+r"""Convolutional encoders and decoders, with or without residual blocks between the convolutions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_vae.networks.sizes import check_count
 
 
 def _halved(size: int, times: int) -> list[int]:
-    """A side's length before and after each strided convolution."""
+    """Returns the length of a side before and after each strided convolution."""
     sizes = [size]
     for _ in range(times):
         sizes.append(sizes[-1] // 2)
@@ -46,13 +46,13 @@ class ConvEncoder(nn.Module):
     """Strided convolutions over a flattened image; see `conv_encoder` and `residual_conv_encoder`.
 
     Attributes:
-        in_features: Cells of an image, and the context behind them.
-        out_features: Cells of the last maps.
-        image_shape: ``(C, H, W)``.
+        in_features: Number of cells of an image, plus ``context_features``.
+        out_features: Number of cells of the last maps.
+        image_shape: Shape of an image, ``(C, H, W)``.
         channels: Output channels of each strided convolution.
-        activation: What made the activations.
-        context_features: How many of the last features of the input are context.
-        blocks: Residual blocks behind each strided convolution.
+        activation: Class or function that makes the activations.
+        context_features: Number of covariates at the end of the input.
+        blocks: Number of residual blocks after each strided convolution.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ConvEncoder(nn.Module):
         self.out_features = channels[-1] * _halved(height, n)[-1] * _halved(width, n)[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the features, shape ``(..., F)``, of flattened images with their context behind them."""
+        """Returns the features, shape ``(..., F)``, of flattened images followed by their context."""
         if x.shape[-1] != self.in_features:
             raise InputError(
                 f"conv_encoder: expected (..., {self.in_features}), the cells of an image of {self.image_shape} and "
@@ -97,7 +97,7 @@ class ConvEncoder(nn.Module):
         return maps.reshape(*x.shape[:-1], self.out_features)
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what an experiment file would say: ``{"conv": [32, 64]}`` or ``{"residual_conv": [32, 64]}``."""
+        """Returns the description in an experiment file: ``{"conv": [32, 64]}`` or ``{"residual_conv": [32, 64]}``."""
         return _spec(self.channels, self.activation, self.blocks)
 
 
@@ -107,15 +107,15 @@ def conv_encoder(
     """Returns a convolutional encoder from flattened images ``(..., C * H * W)`` to features ``(..., F)``.
 
     Arguments:
-        image_shape: ``(C, H, W)``.
+        image_shape: Shape of an image, ``(C, H, W)``.
         *channels: Output channels of each 4 x 4 convolution of stride 2; each halves the image, rounding down.
-        activation: Called once for each convolution.
-        context_features: How many labels or covariates follow the image, ``(..., C * H * W + context_features)``.
-            A linear map of them is added to every position of the first convolution's maps, which is what constant
-            input maps do away from the borders, at less cost; so they act on all that is seen in the image.
+        activation: Class or function that makes an activation; called once for each convolution.
+        context_features: Number of labels or covariates after the image, ``(..., C * H * W + context_features)``. A
+            linear map of them is added to every position of the first convolution's maps. Away from the borders, this
+            equals constant input maps, at less cost; so the context acts at every position of the image.
 
     Raises:
-        InputError: Where the convolutions would halve the image to nothing.
+        InputError: If the image is too small for so many convolutions.
 
     Example:
         >>> conv_encoder((1, 28, 28), 32, 64).out_features  # 64 maps of 7 x 7
@@ -130,12 +130,12 @@ class ConvDecoder(nn.Module):
     """Transposed convolutions to flattened images; see `conv_decoder` and `residual_conv_decoder`.
 
     Attributes:
-        in_features: Size of the latent, and the context behind it.
-        out_features: Cells of the images, times the number of parameters.
-        start: ``(C, H, W)`` of the first maps.
+        in_features: Size of the latent plus the context.
+        out_features: Number of cells of an image times the number of parameters.
+        start: Shape of the first maps, ``(C, H, W)``.
         channels: Input channels of each transposed convolution.
-        activation: What made the activations.
-        blocks: Residual blocks in front of each transposed convolution.
+        activation: Class or function that makes the activations.
+        blocks: Number of residual blocks before each transposed convolution.
     """
 
     def __init__(
@@ -167,12 +167,12 @@ class ConvDecoder(nn.Module):
         self.convolutions = nn.Sequential(*layers)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Returns flattened images, parameter after parameter, of latents of shape ``(..., in_features)``."""
+        """Returns flattened images, parameter by parameter, for latents of shape ``(..., in_features)``."""
         maps = self.convolutions(self.linear(z).reshape(-1, *self.start))
         return maps.reshape(*z.shape[:-1], self.out_features)
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what an experiment file would say: ``{"conv": [64, 32]}`` or ``{"residual_conv": [64, 32]}``."""
+        """Returns the description in an experiment file: ``{"conv": [64, 32]}`` or ``{"residual_conv": [64, 32]}``."""
         return _spec(self.channels, self.activation, self.blocks)
 
 
@@ -183,16 +183,15 @@ def conv_decoder(
     num_parameters: int = 1,
     activation: Activation = nn.ReLU,
 ) -> ConvDecoder:
-    """Returns a convolutional decoder that emits a distribution's parameters itself; use it with ``head=None``.
+    """Returns a convolutional decoder that outputs a distribution's parameters itself; use it with ``head=None``.
 
     Arguments:
         in_features: Size of the latent (and context) ``(..., L)``.
-        image_shape: ``(C, H, W)`` of the images.
+        image_shape: Shape of an image, ``(C, H, W)``.
         *channels: Input channels of each 4 x 4 transposed convolution of stride 2; each doubles the image.
-        num_parameters: Parameters of the likelihood that the network outputs: 1 for Bernoulli logits, 2 for a
-            Normal's location and scale. The output is ``(..., num_parameters * C * H * W)``, parameter after
-            parameter.
-        activation: Called once for each hidden layer.
+        num_parameters: Number of parameters of the likelihood for each cell: 1 for Bernoulli logits, 2 for a Normal's
+            location and scale. The output is ``(..., num_parameters * C * H * W)``, parameter by parameter.
+        activation: Class or function that makes an activation; called once for each hidden layer.
 
     Example:
         >>> import pyro.distributions as dist, torch

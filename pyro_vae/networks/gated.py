@@ -15,12 +15,12 @@ from pyro_vae.networks.sizes import check_sizes
 
 
 class GatedLinear(nn.Module):
-    r"""One gated layer, :math:`h = f(A x + a) \odot \sigma(B x + b)`; A above B are one matrix of 2H rows.
+    r"""One gated layer, :math:`h = f(A x + a) \odot \sigma(B x + b)`; A and B are stacked in one matrix of 2H rows.
 
     Arguments:
         in_features: Size of the input.
-        out_features: H.
-        activation: What makes f; None for the identity.
+        out_features: Size H of the output.
+        activation: Class or function that makes f; None for the identity.
     """
 
     def __init__(self, in_features: int, out_features: int, activation: Activation | None) -> None:
@@ -30,7 +30,7 @@ class GatedLinear(nn.Module):
         self.activation = None if activation is None else activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns h, shape ``(..., H)``, of x of shape ``(..., in_features)``."""
+        """Returns h, shape ``(..., H)``, for x of shape ``(..., in_features)``."""
         both = self.linear(x)
         if self.activation is None:
             return functional.glu(both)
@@ -45,7 +45,7 @@ class GatedMLP(nn.Sequential):
         in_features: Size of the input.
         out_features: Size of the last hidden layer.
         hidden: Sizes of all hidden layers.
-        activation: What makes the activations, or None.
+        activation: Class or function that makes f, or None.
     """
 
     def __init__(self, in_features: int, hidden: Sequence[int], activation: Activation | None) -> None:
@@ -56,7 +56,7 @@ class GatedMLP(nn.Sequential):
         self.activation = activation
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what an experiment file would say: ``{"gated": [300, 300]}``."""
+        """Returns the description in an experiment file: ``{"gated": [300, 300]}``."""
         return {"gated": list(self.hidden), **activation_spec(self.activation, None)}
 
 
@@ -65,14 +65,14 @@ def gated_mlp(in_features: int, *hidden: int, activation: Activation | None = No
 
     .. math:: h_l = f(A_l h_{l-1} + a_l) \odot \sigma(B_l h_{l-1} + b_l)
 
-    A gate multiplies a linear path, along which gradients do not vanish. The weights start as He's initialisation
-    has them, N(0, 2 / inputs), as in the code of the VampPrior; the biases as in `torch.nn.Linear`.
+    A gate multiplies a linear path, so gradients do not vanish along it. The weights have He's initialisation,
+    N(0, 2 / inputs), as in the code of the VampPrior; the biases are initialised as in `torch.nn.Linear`.
 
     Arguments:
         in_features: Size of the input.
-        *hidden: Sizes of the hidden layers. The distribution's parameters are a linear layer on top, which
-            `Conditional` adds.
-        activation: Makes f, called once for each hidden layer; None for the identity, as in both papers.
+        *hidden: Sizes of the hidden layers. `Conditional` adds a linear layer for the distribution's parameters.
+        activation: Class or function that makes f, called once for each hidden layer; None for the identity, as in
+            both papers.
 
     Reference:
         Dauphin, Fan, Auli and Grangier, "Language modeling with gated convolutional networks", 2017, eq. 1.

@@ -1,16 +1,16 @@
-r"""Positive numbers of any unit, brought to a logarithmic scale that a network can read."""
+r"""A logarithmic scale for positive numbers in any unit, as input of a network."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-# Below this part of the greatest value nothing is told apart, so that float32 does not overflow.
+# Values below this share of the greatest are treated as equal, so that float32 does not overflow.
 _SMALLEST = 1e-30
 
 
 def log1p(x: Tensor) -> Tensor:
-    r"""Returns :math:`\mathrm{sign}(x) \log(1 + |x|)`: log(1 + x) of counts, and finite for every x."""
+    r"""Returns :math:`\mathrm{sign}(x) \log(1 + |x|)`: log(1 + x) for counts, and finite for every x."""
     return x.sign() * x.abs().log1p()
 
 
@@ -20,9 +20,9 @@ class LogScale(nn.Module):
     .. math:: f(x) = \mathrm{asinh}\left(\frac{\log(1 + x / u) - c}{s}\right)
 
     where u is the smallest positive training value of a column, and c and s are the mean and the standard deviation of
-    the logs. Grams and tonnes give the same features. A 0, as of a hidden cell, lies below all training values; asinh
-    leaves those near the mean as they are and brings far ones near, so that nothing saturates. Before `fit`
-    :math:`u = s = 1` and :math:`c = 0`. The three are part of the state_dict.
+    the logs. The features do not depend on the unit (grams or tonnes). A 0, as for a hidden cell, is below all training
+    values. asinh hardly changes values near the mean and compresses distant ones, so no activation saturates. Before
+    `fit`, :math:`u = s = 1` and :math:`c = 0`. The three are part of the state_dict.
 
     Arguments:
         cells: Number D of columns.
@@ -45,7 +45,7 @@ class LogScale(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> LogScale:
-        """Takes unit, centre and scale from training rows, ``(N, D)`` with nan where a cell is hidden; returns self."""
+        """Fits unit, centre and scale to training rows, ``(N, D)``, nan where a cell is hidden; returns self."""
         x = x.double()
         greatest = torch.where(x.isnan(), 0, x).amax(0)
         unit = torch.where(x > 0, x, torch.inf).amin(0).maximum(_SMALLEST * greatest)
@@ -58,5 +58,5 @@ class LogScale(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns the features of ``(..., D)``."""
+        """Returns the features of x, shape ``(..., D)``."""
         return ((log1p(x / self.unit) - self.centre) / self.scale).asinh()

@@ -19,7 +19,7 @@ class MLP(nn.Sequential):
         in_features: Size of the input.
         out_features: Size of the last hidden layer.
         hidden: Sizes of all hidden layers.
-        activation: What made the activations.
+        activation: Class or function that makes the activations.
     """
 
     def __init__(self, in_features: int, hidden: Sequence[int], activation: Activation) -> None:
@@ -33,7 +33,7 @@ class MLP(nn.Sequential):
         self.activation = activation
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what an experiment file would say: ``{"mlp": [500]}``."""
+        """Returns the description in an experiment file: ``{"mlp": [500]}``."""
         return {"mlp": list(self.hidden), **activation_spec(self.activation, nn.Tanh)}
 
 
@@ -42,9 +42,9 @@ def mlp(in_features: int, *hidden: int, activation: Activation = nn.Tanh) -> MLP
 
     Arguments:
         in_features: Size of the input.
-        *hidden: Sizes of the hidden layers. The distribution's parameters are a linear layer on top, which
-            `Conditional` adds; with no hidden layer that is a linear model.
-        activation: Called once for each hidden layer.
+        *hidden: Sizes of the hidden layers. `Conditional` adds a linear layer for the distribution's parameters, so
+            without hidden layers the model is linear.
+        activation: Class or function that makes an activation; called once for each hidden layer.
 
     Example:
         >>> mlp(784, 500, 200).out_features

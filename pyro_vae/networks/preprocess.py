@@ -1,4 +1,4 @@
-r"""What an encoder's input goes through before the first layer."""
+r"""Fixed transformations of an encoder's input before the first layer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pyro_vae.networks.log_scale import LogScale, log1p
 from pyro_vae.networks.sizes import check_count
 from pyro_vae.networks.specification import spec_of
 
-# A number, or one for each cell.
+# Lower and upper bound, each a number or one number for each cell.
 Bounds = tuple[float | Tensor, float | Tensor]
-# Of one column: "raw", "log1p", "log", the number of levels of a code, or the bounds of a whole number.
+# Preprocessing of a column: "raw", "log1p", "log", the number of levels of a code, or the bounds of a whole number.
 Cell = str | int | tuple[float, float]
 
 
@@ -26,7 +26,7 @@ def normalise(x: Tensor) -> Tensor:
 
 
 def unit(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
-    r"""Returns :math:`(x - a) / (b - a)` for whole numbers from a to b, and 0 for a cell that has one value alone."""
+    r"""Returns :math:`(x - a) / (b - a)` for whole numbers from a to b, and 0 for a cell with a = b."""
     width = torch.as_tensor(high - low, dtype=x.dtype, device=x.device)
     return (x - low) / torch.where(width > 0, width, 1)
 
@@ -34,7 +34,7 @@ def unit(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
 def one_hot(x: Tensor, levels: int) -> Tensor:
     r"""Returns :math:`\max(0, 1 - |x - k|)` for k = 0, ..., K - 1: one-hot of codes, shape ``(..., K)``.
 
-    Between two codes it is the mixture of their levels, so that learned inputs (of a `VampPrior`) have gradients.
+    Between two codes it is a mixture of their levels, so learned inputs (of a `VampPrior`) have gradients.
     """
     codes = torch.arange(levels, dtype=x.dtype, device=x.device)
     return (1 - (x.unsqueeze(-1) - codes).abs()).clamp(min=0)
@@ -45,27 +45,26 @@ KINDS = (*PREPROCESSING, "log", "unit", "columns")
 
 
 class Preprocess(nn.Module):
-    r"""A network that receives a fixed function of the data; the context behind them reaches it as it is.
+    r"""A network after a fixed function of the data; the context passes unchanged.
 
-    ``log1p`` brings counts of several orders of magnitude to one scale; ``log`` does so with positive numbers in any
-    unit, on the scale of the training rows that `fit` is given; ``normalise`` makes bags of words of documents of all
-    lengths comparable; ``unit`` takes whole numbers between bounds, such as grey levels, to [0, 1];
-    ``columns`` has a function for each column of a table. Only what the encoder sees changes, never the data of the
-    likelihood. Hidden cells of a `Batch` hold 0 when they arrive here, and are 0 for ``log1p`` and ``normalise``; for
-    ``log``, ``unit`` and a column of levels they are what a 0 is.
+    ``log1p`` brings counts of several orders of magnitude to one scale; ``log`` does the same for positive numbers in
+    any unit, with a scale from the training rows (see `fit`); ``normalise`` makes bags of words comparable for
+    documents of all lengths; ``unit`` maps whole numbers between bounds, such as grey levels, to [0, 1]; ``columns``
+    has one function for each column of a table. Only the encoder's input changes, not the data of the likelihood.
+    Hidden cells of a `Batch` are 0 and are treated like any 0: they stay 0 for ``log1p`` and ``normalise``.
 
     Arguments:
         kind: ``"log1p"``, ``"log"``, ``"normalise"``, ``"unit"`` or ``"columns"``.
-        network: From ``(..., D + context_features)`` to features; for ``columns``, what takes the place of the D cells
-            has `width` features.
-        context_features: How many of the last features of the input are context.
+        network: Network from ``(..., D + context_features)`` to features; for ``columns``, it receives `width`
+            features in place of the D cells.
+        context_features: Number of covariates at the end of the input.
         bounds: For ``unit``: the smallest and the largest value, numbers or tensors of shape ``(D,)``.
         columns: For ``columns``, one of these for each of the D cells: ``"raw"``, ``"log1p"``, ``"log"``, a number K of
             levels whose codes 0, ..., K - 1 become one-hot, or a pair of bounds as for ``unit``.
-        cells: For ``log``: D.
+        cells: For ``log``: the number D of cells.
 
     Raises:
-        InputError: For an unknown kind, and for bounds, columns or cells that the kind lacks or does not have.
+        InputError: For an unknown kind, and for bounds, columns or cells that are missing or do not belong to the kind.
 
     Reference:
         Lopez et al., "Deep generative modeling for single-cell transcriptomics", 2018, for log(1 + x).
@@ -120,14 +119,14 @@ class Preprocess(nn.Module):
 
     @staticmethod
     def width(columns: Sequence[Cell]) -> int:
-        """Returns how many features take the place of such columns."""
+        """Returns the number of features that replace the columns."""
         return sum(cell if isinstance(cell, int) else 1 for cell in columns)
 
     def fit(self, x: Tensor) -> Preprocess:
-        """Takes the scale of what goes in as ``log`` from training rows; see `LogScale`.
+        """Fits the scale of ``log`` to training rows; see `LogScale`.
 
         Arguments:
-            x: Shape ``(N, D)``, without the context; nan where a cell is hidden.
+            x: Training rows without the context, shape ``(N, D)``; nan where a cell is hidden.
 
         Returns:
             Self.
@@ -137,7 +136,7 @@ class Preprocess(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        """Returns what the network makes of ``(..., D + context_features)``."""
+        """Returns the network's output for x, shape ``(..., D + context_features)``."""
         cells = x.shape[-1] - self.context_features
         data = self._of_data(x[..., :cells])
         features: Tensor = self.network(torch.cat([data, x[..., cells:]], dim=-1) if self.context_features else data)
@@ -160,7 +159,7 @@ class Preprocess(nn.Module):
         return [i for i, cell in enumerate(self.columns or ()) if cell == "log"]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Weights without a scale were trained before positive numbers had one, on the numbers themselves."""
+        """Loads weights; old ones without a log scale were trained on unscaled numbers, so the scale is removed."""
         if self.logs is not None and not any(name.startswith(f"{prefix}logs.") for name in state_dict):
             self.logs = None
         super()._load_from_state_dict(state_dict, prefix, *rest)
@@ -169,9 +168,9 @@ class Preprocess(nn.Module):
         return f"{self.kind}, context_features={self.context_features}"
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what an experiment file would say: ``{"mlp": [128], "input": "log1p"}``.
+        """Returns the description in an experiment file: ``{"mlp": [128], "input": "log1p"}``.
 
-        Bounds and columns are not in it: those of a file follow from its likelihood.
+        Bounds and columns are left out, since a file derives them from its likelihood.
         """
         return {**spec_of(self.network), "input": self.kind}
 
@@ -188,7 +187,7 @@ def _checked(cell: Cell) -> Cell:
 
 
 def _of_cell(cell: Cell, x: Tensor) -> Tensor:
-    """The features of one column, of shape ``(..., 1)``."""
+    """Returns the features of one column x, shape ``(..., 1)``."""
     if isinstance(cell, int):
         return one_hot(x.squeeze(-1), cell)
     if isinstance(cell, tuple):

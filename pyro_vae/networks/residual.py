@@ -1,4 +1,4 @@
-r"""Residual networks: fully connected, and convolutional encoder and decoder."""
+r"""Residual networks: fully connected, and convolutional encoders and decoders."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class ResidualMLP(nn.Sequential):
         in_features: Size of the input.
         out_features: Width of the last blocks.
         hidden: Width of each stage.
-        blocks: Blocks of each stage.
-        activation: What made the activations.
+        blocks: Number of blocks of each stage.
+        activation: Class or function that makes the activations.
     """
 
     def __init__(self, in_features: int, hidden: Sequence[int], blocks: int, activation: Activation) -> None:
@@ -42,7 +42,7 @@ class ResidualMLP(nn.Sequential):
         self.blocks, self.activation = blocks, activation
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what an experiment file would say: ``{"residual": [256], "blocks": 3}``."""
+        """Returns the description in an experiment file: ``{"residual": [256], "blocks": 3}``."""
         blocks = {} if self.blocks == 1 else {"blocks": self.blocks}
         return {"residual": list(self.hidden), **blocks, **activation_spec(self.activation, nn.ReLU)}
 
@@ -56,10 +56,10 @@ def residual_mlp(in_features: int, *hidden: int, blocks: int = 1, activation: Ac
 
     Arguments:
         in_features: Size of the input.
-        *hidden: Width of each stage; most often one. The distribution's parameters are a linear layer on top,
-            which `Conditional` adds.
-        blocks: Blocks of each stage, of two layers each.
-        activation: Called twice for each block and once for each stage.
+        *hidden: Width of each stage; most often a single one. `Conditional` adds a linear layer for the
+            distribution's parameters.
+        blocks: Number of blocks of each stage; a block has two layers.
+        activation: Class or function that makes an activation; called twice for each block and once for each stage.
 
     Reference: He, Zhang, Ren and Sun, "Identity mappings in deep residual networks", 2016, eq. 3.
 
@@ -79,18 +79,19 @@ def residual_conv_encoder(
 ) -> ConvEncoder:
     """Returns a residual convolutional encoder from flattened images ``(..., C * H * W)`` to features ``(..., F)``.
 
-    `conv_encoder` with pre-activation residual blocks of two 3 x 3 convolutions behind each strided convolution.
-    There is no normalisation (see `pyro_vae.networks.residual_block.ResidualBlock`).
+    It is a `conv_encoder` with pre-activation residual blocks of two 3 x 3 convolutions after each strided
+    convolution. There is no normalisation (see `pyro_vae.networks.residual_block.ResidualBlock`).
 
     Arguments:
-        image_shape: ``(C, H, W)``.
+        image_shape: Shape of an image, ``(C, H, W)``.
         *channels: Output channels of each 4 x 4 convolution of stride 2; each halves the image, rounding down.
-        blocks: Residual blocks behind each of them.
-        activation: Called twice for each block and once for each strided convolution.
-        context_features: How many labels or covariates follow the image; they enter as in `conv_encoder`.
+        blocks: Number of residual blocks after each strided convolution.
+        activation: Class or function that makes an activation; called twice for each block and once for each strided
+            convolution.
+        context_features: Number of labels or covariates after the image; they are used as in `conv_encoder`.
 
     Raises:
-        InputError: Where the convolutions would halve the image to nothing.
+        InputError: If the image is too small for so many convolutions.
 
     Reference: He, Zhang, Ren and Sun, "Identity mappings in deep residual networks", 2016, eq. 3.
 
@@ -110,20 +111,22 @@ def residual_conv_decoder(
     num_parameters: int = 1,
     activation: Activation = nn.ReLU,
 ) -> ConvDecoder:
-    """Returns a residual convolutional decoder that emits a distribution's parameters; use it with ``head=None``.
+    """Returns a residual convolutional decoder that outputs a distribution's parameters; use it with ``head=None``.
 
-    `conv_decoder` with pre-activation residual blocks of two 3 x 3 convolutions in front of each transposed one.
+    It is a `conv_decoder` with pre-activation residual blocks of two 3 x 3 convolutions before each transposed
+    convolution.
 
     Arguments:
         in_features: Size of the latent (and context) ``(..., L)``.
-        image_shape: ``(C, H, W)`` of the images.
+        image_shape: Shape of an image, ``(C, H, W)``.
         *channels: Input channels of each 4 x 4 transposed convolution of stride 2; each doubles the image.
-        blocks: Residual blocks in front of each of them.
-        num_parameters: Parameters of the likelihood that the network outputs, as for `conv_decoder`.
-        activation: Called twice for each block and once for each transposed convolution.
+        blocks: Number of residual blocks before each transposed convolution.
+        num_parameters: Number of parameters of the likelihood for each cell, as for `conv_decoder`.
+        activation: Class or function that makes an activation; called twice for each block and once for each
+            transposed convolution.
 
     Raises:
-        InputError: Where an image of this size cannot be reached by doubling.
+        InputError: If the image is too small for so many convolutions.
 
     Reference: He, Zhang, Ren and Sun, "Identity mappings in deep residual networks", 2016, eq. 3.
 

@@ -13,20 +13,19 @@ class ResidualBlock(nn.Module):
 
     .. math:: y = x + W_2 f(W_1 f(x))
 
-    Batch normalisation would make the weights of a datum depend on the data beside it, and layer or group
-    normalisation is a pass over the maps more for what an initialisation does as well: :math:`W_1` starts as He's
-    initialisation has it, :math:`W_2` as that over :math:`\sqrt{N}` for a network of N blocks, and the biases at 0.
-    With rectifiers,
+    With batch normalisation, the weights of a datum would depend on the other data. Layer or group normalisation
+    needs another pass over the maps, and initialisation does the same job: :math:`W_1` has He's initialisation,
+    :math:`W_2` the same divided by :math:`\sqrt{N}` in a network of N blocks, and the biases are 0. With rectifiers,
 
     .. math:: \mathrm{E}\,|y|^2 = |x|^2 + \tfrac{2}{N} |f(x)|^2
 
-    for fully connected layers, so that N blocks multiply the size of a signal by about e, however many they are.
+    for fully connected layers. So N blocks multiply the size of a signal by about e, for any N.
 
     Arguments:
-        first: The layer of :math:`W_1`; it is initialised anew.
-        second: The layer of :math:`W_2`; its output has the shape of x.
-        activation: Makes f; called twice.
-        num_blocks: N, the blocks of the whole network.
+        first: Layer of :math:`W_1`; it is initialised again.
+        second: Layer of :math:`W_2`; its output has the shape of x. It is initialised again.
+        activation: Class or function that makes f; called twice.
+        num_blocks: N, the number of blocks of the whole network.
 
     Reference:
         He, Zhang, Ren and Sun, "Identity mappings in deep residual networks", 2016, eq. 3 and figure 4(e).

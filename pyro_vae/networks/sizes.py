@@ -1,4 +1,4 @@
-r"""What the sizes of a network may be."""
+r"""Checks of a network's sizes, and its output size."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from pyro_vae.errors import InputError
 
 
 def check_sizes(network: str, sizes: Sequence[object]) -> None:
-    """Raises an `InputError` where a layer's size is no positive integer."""
+    """Raises an `InputError` if a layer's size is not a positive integer."""
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise InputError(f"{network}: layer sizes are positive integers, got {tuple(sizes)}.")
 
 
 def check_count(network: str, name: str, count: object, least: int) -> None:
-    """Raises an `InputError` where a count is no integer, or less than ``least``."""
+    """Raises an `InputError` if a count is not an integer, or less than ``least``."""
     if not isinstance(count, int) or count < least:
         raise InputError(f"{network}: `{name}` is an integer of at least {least}, got `{count!r}`.")
 
 
 def out_features(module: nn.Module) -> int:
+    """Returns the output size of a network: its attribute ``out_features``, else that of its last linear layer.
+
+    Raises:
+        InputError: If the network has neither.
+    """
     declared = getattr(module, "out_features", None)
     if isinstance(declared, int):
         return declared

@@ -1,4 +1,4 @@
-r"""What an experiment file would say of a network."""
+r"""The description of a network in an experiment file."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ def description_of(module: nn.Module) -> Callable[[], dict[str, Any]] | None:
 
 
 def spec_of(network: nn.Module) -> dict[str, Any]:
-    """Returns what an experiment file would say of a network: what its ``to_spec()`` returns.
+    """Returns the description of a network in an experiment file: the result of its ``to_spec()``.
 
     Arguments:
-        network: One of this package, one that an experiment file named by ``module:``, or any with a ``to_spec``.
+        network: A network of this package, one that an experiment file names by ``module:``, or another one with a
+            method ``to_spec``.
 
     Raises:
-        InputError: Where the network has no ``to_spec``, or an option that has no name.
+        InputError: If the network has no ``to_spec``, or an option that has no name in a file.
 
     Example:
         >>> from pyro_vae.networks import mlp

@@ -1,1 +1,1 @@
-"""The process while something runs: random streams, module modes, precision, Ctrl-C, progress, versions."""
+"""Settings of the running process: random streams, module modes, precision, Ctrl-C, progress, versions."""

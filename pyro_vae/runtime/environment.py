@@ -1,4 +1,4 @@
-r"""Where and with what a result was computed."""
+r"""The machine and the software versions of a result."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def environment(device: torch.device, command: str) -> dict[str, Any]:
     """Returns command, date, device, threads and versions, ready for JSON.
 
     Arguments:
-        device: On which it ran.
-        command: That anyone can run to get the result again.
+        device: Device of the computation.
+        command: Command that reproduces the result.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
@@ -32,5 +32,5 @@ def environment(device: torch.device, command: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of this package and of those that it stands on."""
+    """Returns the versions of this package and of its main dependencies."""
     return {package: version(package) for package in _PACKAGES}

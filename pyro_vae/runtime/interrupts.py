@@ -1,4 +1,4 @@
-"""Ctrl-C at a moment that suits."""
+"""Ctrl-C, deferred to the end of a block."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from types import FrameType
 
 
 class _Interrupts:
-    """What our handler of Ctrl-C knows: whether it is in place, whether to wait, whether Ctrl-C came meanwhile."""
+    """State of the handler of Ctrl-C: whether it is installed, defers Ctrl-C now, and has a pending Ctrl-C."""
 
     def __init__(self) -> None:
-        self.installed = self.held = self.came = False
+        self.installed = self.deferring = self.pending = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if not self.held or self.came:  # a second one does not wait
-            self.came = False
+        if not self.deferring or self.pending:  # a second Ctrl-C is not deferred
+            self.pending = False
             signal.default_int_handler(number, frame)
-        self.came = True
+        self.pending = True
 
 
 _interrupts = _Interrupts()
@@ -27,9 +27,9 @@ _interrupts = _Interrupts()
 
 @contextmanager
 def deferrable() -> Iterator[None]:
-    """Within the block, `uninterrupted` costs next to nothing: the handler that it needs is in place already.
+    """A block that installs the handler of `uninterrupted`, which is then very cheap within the block.
 
-    Does nothing outside the main thread, where Ctrl-C never arrives, and where the caller handles the signal.
+    It does nothing outside the main thread, where Ctrl-C never arrives, and if the caller handles the signal.
     """
     if (
         _interrupts.installed
@@ -48,22 +48,22 @@ def deferrable() -> Iterator[None]:
 
 
 class uninterrupted:
-    """Holds Ctrl-C back within the block, and raises KeyboardInterrupt at its end where it came.
+    """A block that defers Ctrl-C: KeyboardInterrupt is raised at its end.
 
-    What changes many tensors in place is either done or not begun.
+    So in-place changes of many tensors are made completely or not at all.
     """
 
     def __enter__(self) -> None:
         self._handler = None if _interrupts.installed else deferrable()
         if self._handler is not None:
             self._handler.__enter__()
-        self._outer = _interrupts.held
-        _interrupts.held = _interrupts.installed and threading.current_thread() is threading.main_thread()
+        self._outer = _interrupts.deferring
+        _interrupts.deferring = _interrupts.installed and threading.current_thread() is threading.main_thread()
 
     def __exit__(self, *exception: object) -> None:
-        _interrupts.held = self._outer
+        _interrupts.deferring = self._outer
         if self._handler is not None:
             self._handler.__exit__(None, None, None)
-        if _interrupts.came and not self._outer:
-            _interrupts.came = False
+        if _interrupts.pending and not self._outer:
+            _interrupts.pending = False
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-r"""A module's mode, training or evaluation, within a block."""
+r"""Blocks that set a module's mode, training or evaluation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def switched(module: nn.Module, training: bool) -> Iterator[None]:
-    """Puts a module into training or evaluation mode within the block; every part's own mode comes back after it."""
+    """A block with a module in training or evaluation mode; the former mode of every submodule is restored after it."""
     modes = {child: child.training for child in module.modules()}
     module.train(training)
     try:
@@ -21,5 +21,5 @@ def switched(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 def evaluating(module: nn.Module) -> AbstractContextManager[None]:
-    """Puts a module into evaluation mode within the block."""
+    """Returns a block with a module in evaluation mode."""
     return switched(module, training=False)

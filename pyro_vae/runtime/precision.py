@@ -1,4 +1,4 @@
-r"""How exactly networks multiply matrices; what is made of their outputs is always as exact as the parameters."""
+r"""Precision of the networks' matrix products; everything after a network has the precision of the parameters."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ _autocast: ContextVar[torch.dtype | None] = ContextVar("autocast", default=None)
 
 @contextmanager
 def networks_in(precision: Precision) -> Iterator[None]:
-    r"""Within the block, networks compute with so many bits; densities, KL and log-sum-exp do not.
+    r"""A block that sets the precision of networks; densities, KL and log-sum-exp are not affected.
 
-    A sum of 784 Bernoulli terms in bfloat16 is off by half a nat; of terms in float32 whose logits come from a
-    network in bfloat16, by hundredths. The networks that parametrise the transforms of a `Flow` are not affected.
+    A sum of 784 Bernoulli terms in bfloat16 has an error of half a nat. If only the logits come from a network in
+    bfloat16, and the terms are in float32, the error is some hundredths. The networks of the transforms of a `Flow`
+    are not affected.
 
     Arguments:
-        precision: ``"float32"``, as the parameters are; ``"tf32"``: on a CUDA device the factors of products are
-            rounded to 10 bits of mantissa; ``"bfloat16"``: networks run in bfloat16 (8 bits), by autocast.
+        precision: ``"float32"``, the precision of the parameters; ``"tf32"``: on a CUDA device, the factors of
+            products are rounded to 10 bits of mantissa; ``"bfloat16"``: networks run in bfloat16 (8 bits), by
+            autocast.
 
     Raises:
-        InputError: For any other.
+        InputError: For any other precision.
 
     Example:
         >>> with networks_in("bfloat16"):
@@ -52,22 +54,22 @@ def networks_in(precision: Precision) -> Iterator[None]:
 
 
 def numerics() -> tuple[object, ...]:
-    """Returns what decides how exactly the process computes now, by which programs differ."""
+    """Returns the current settings of numerical precision, which are part of a compiled program."""
     cuda = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     return (_autocast.get(), *cuda, torch.get_default_dtype())
 
 
 def network_output(network: nn.Module, context: Tensor) -> Tensor:
-    """Returns a network's output, computed as `networks_in` says and of the type of the context.
+    """Returns a network's output, computed with the precision of `networks_in`, in the type of the context.
 
-    The network sees one batch dimension, whatever the context has: batch normalisation and convolutions need it.
+    The network always gets one batch dimension, since batch normalisation and convolutions need it.
 
     Arguments:
-        network: Maps ``(B, C)`` to ``(B, ...)``.
-        context: Shape ``(..., C)``.
+        network: Network from ``(B, C)`` to ``(B, *rest)``.
+        context: Input of the network, shape ``(..., C)``.
 
     Returns:
-        Shape ``(..., *rest)``.
+        Output of shape ``(..., *rest)``.
     """
     rows, dtype = context.reshape(-1, context.shape[-1]), _autocast.get()
     if dtype is None:

@@ -1,4 +1,4 @@
-r"""Progress on standard error: bars on a terminal, and elsewhere a line at the beginning of what takes long."""
+r"""Progress on standard error: bars on a terminal, elsewhere a line at the start of slow work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, 
 
 
 def tracked(items: Sequence[int], title: str | None) -> Iterator[int]:
-    """Yields the items, with a progress bar where there is a title for it."""
+    """Yields the items, with a progress bar if there is a title."""
     console = Console(stderr=True)
     if title is None:
         yield from items
@@ -29,19 +29,14 @@ def _line(text: str) -> None:
 
 
 class StepsBar:
-    """The progress of a training run.
-
-    Attributes:
-        report: Called with step and bound.
-        busy: A block with a title, for what takes long beside the steps.
-    """
+    """Progress of a training run, not shown; subclasses show it."""
 
     def report(self, step: int, bound: float) -> None:
-        """Draws step and bound."""
+        """Shows step and bound."""
 
     @contextmanager
     def busy(self, title: str) -> Iterator[None]:
-        """Shows that something else than steps goes on within the block."""
+        """A block that shows a title, for slow work other than steps."""
         yield
 
 
@@ -72,7 +67,7 @@ class _Drawn(StepsBar):
             yield
         finally:
             self._bar.update(self._task, description=self._title)
-            self._start += time.perf_counter() - start  # the rate is that of steps
+            self._start += time.perf_counter() - start  # the rate counts only the time of steps
 
 
 @contextmanager
@@ -80,7 +75,7 @@ def steps_bar(shown: bool | str, total: int) -> Iterator[StepsBar]:
     """Yields the progress bar of a training run.
 
     Arguments:
-        shown: Whether to draw it; a string is its title.
+        shown: Whether to show the bar; a string is its title.
         total: Number of steps.
     """
     console = Console(stderr=True)

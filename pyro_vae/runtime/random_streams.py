@@ -1,4 +1,4 @@
-"""Blocks that change the process's random streams or a module's mode, and put them back."""
+"""Blocks with their own random streams."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def stream_seed(seed: int, stream: str) -> int:
-    """Returns the seed of one of the streams that belong to a seed; see `isolated`."""
+    """Returns the seed of a named stream of a seed; see `isolated`."""
     return zlib.crc32(f"{stream} {seed}".encode())
 
 
@@ -22,19 +22,19 @@ _seeds: list[int] = []
 
 
 def depth() -> int:
-    """Returns in how many blocks of `isolated`, one within the other, what is drawn now is drawn."""
+    """Returns the current nesting depth of `isolated`."""
     return len(_seeds)
 
 
 @contextmanager
 def isolated(seed: int, stream: str = "") -> Iterator[None]:
-    """Seeds torch, NumPy and Python within the block, and puts their random states back after it.
+    """A block with its own seed for torch, NumPy and Python; their random states are restored after it.
 
     Arguments:
-        seed: Of the block.
-        stream: What the draws are for. Each name has a stream of its own, so that draws of one purpose never repeat
-            those of another under the same seed: data simulated after ``torch.manual_seed(0)``, say, and the noise
-            of an evaluation with ``seed=0``.
+        seed: Seed of the block.
+        stream: Purpose of the draws. Each name has its own stream, so draws for one purpose never repeat those for
+            another with the same seed: for example, data simulated after ``torch.manual_seed(0)`` and the noise of an
+            evaluation with ``seed=0``.
     """
     if stream:
         seed = stream_seed(seed, stream)

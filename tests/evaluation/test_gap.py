@@ -313,7 +313,7 @@ def test_progress_is_a_line_where_there_is_no_terminal(capfd: pytest.CaptureFixt
     [
         ({"num_samples": 1}, "`num_samples` is an integer of at least 2, got `1`"),
         ({"steps": 0}, "`steps` is an integer of at least 1, got `0`"),
-        ({"log_marginal": Estimate.of(torch.zeros(3), torch.zeros(3))}, "is of 3 data, and there are 20"),
+        ({"log_marginal": Estimate.of(torch.zeros(3), torch.zeros(3))}, "is for 3 data, but there are 20"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -322,11 +322,11 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_posteriors_without_parameters_or_gradient_are_refused() -> None:
-    with pytest.raises(InputError, match="a `ExactPosterior` does not tell them; declare"):
+    with pytest.raises(InputError, match="a `ExactPosterior` does not expose them; declare"):
         inference_gap(OBLIQUE.vae(), OBLIQUE.sample(2))
     exact = OBLIQUE.vae()
     shared = VAE(exact.prior, exact.likelihood, Conditional(dist.Normal, (2,), loc=Learned(0.0), scale=Learned(1.0)))
-    with pytest.raises(InputError, match="a `Conditional` does not tell them; declare"):
+    with pytest.raises(InputError, match="a `Conditional` does not expose them; declare"):
         inference_gap(shared, OBLIQUE.sample(2))
     prior = Conditional(dist.Bernoulli, (2,), probs=Learned(0.5)).double()
     discrete = VAE(prior, exact.likelihood, Conditional(dist.Bernoulli, (2,), given=mlp(5)).double())

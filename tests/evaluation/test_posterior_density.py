@@ -164,7 +164,7 @@ def test_a_repeat_is_bit_equal_and_the_estimate_tells_its_settings() -> None:
     ("given", "message"),
     [
         ({"num_samples": 0}, "`num_samples` is an integer of at least 1"),
-        ({"num_samples": 19}, "`num_samples` is at least 10 for each latent dimension, 20 here"),
+        ({"num_samples": 19}, "`num_samples` is at least 10 for each latent dimension, here 20"),
         ({"chains": 1}, "`chains` is an integer of at least 2, got `1`"),
         ({"burn_in": 0}, "`burn_in` is an integer of at least 1"),
         ({"num_leapfrog": 0}, "`num_leapfrog` is an integer of at least 1"),
