@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from pyro_vae import VAE, Conditional, Fixed, mlp
+from pyro_vae.engine import interpreted
+from pyro_vae.engine.compilation import backend
 
 torch.set_num_threads(1)  # the problems are so small that a second thread only waits
 
@@ -14,6 +16,20 @@ torch.set_num_threads(1)  # the problems are so small that a second thread only 
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operation_by_operation():
+    """Captured programs run operation by operation: to compile each takes ten times as long as its test."""
+    with interpreted():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _machine_code(request, monkeypatch):
+    """Where a test is of machine code, captured programs are compiled."""
+    if any(request.node.get_closest_marker(name) for name in ("machine_code", "gpu")):
+        monkeypatch.setattr(backend, "_interpreted", False)
 
 
 @pytest.fixture

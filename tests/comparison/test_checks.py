@@ -1,26 +1,23 @@
 """The checks of a comparison's posteriors: of which models, on which data, and what cannot be checked."""
 
-import functools
 import json
 import math
 
 import pyro.distributions as dist
 import pytest
 import torch
+from small_comparisons import checked_hardly
 
 from pyro_vae import VAE, Conditional, Fixed, mlp
-from pyro_vae.comparison import checks as posterior_checks
 from pyro_vae.comparison.checks import PosteriorChecks, check_posteriors
-from pyro_vae.evaluation import gap, gradient_variance, inference_gap, simulation_based_calibration
+from pyro_vae.evaluation import gradient_variance, inference_gap, simulation_based_calibration
 from pyro_vae.inference import AEVB, MCEM, WakeSleep
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(posterior_checks, "_SIMULATED", 20)
-    monkeypatch.setattr(posterior_checks, "_GRADIENTS", 3)
-    monkeypatch.setattr(posterior_checks, "inference_gap", functools.partial(inference_gap, num_samples=40, steps=2))
-    monkeypatch.setattr(gap, "_RUNS", 1)
+def _quick():
+    with checked_hardly():
+        yield
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from counted_checks import counted
+from small_comparisons import SMALL, few_digits, small
 
 from pyro_vae.comparison.comparison import check, compare
 from pyro_vae.comparison.run import METRICS
@@ -17,17 +18,16 @@ from pyro_vae.evaluation import log_marginal
 from pyro_vae.experiment import Experiment
 from pyro_vae.training.stepper import Stepper
 
-QUICK = {
-    "latent": 2,
-    "networks": {"encoder": {"mlp": [8]}, "decoder": {"mlp": [8]}},
-    "training": {"epochs": 1},
-    "evaluation": {"num_samples": 30, "elbo_samples": 2},
-}
+QUICK = {**SMALL, "latent": 3}
+
+
+def quick(checkpoints=None, **changes):
+    return small(few_digits(), checkpoints, **{"latent": 3, "seeds": [4], "inference": ["aevb"], **changes})
 
 
 @pytest.fixture(scope="module")
-def comparison():
-    return compare(Experiment.parse({**QUICK, "seeds": [4, 7]}), command="quick")
+def comparison(digits):
+    return digits
 
 
 def test_every_algorithm_under_every_seed(comparison):
@@ -50,14 +50,14 @@ def test_runs_of_a_seed_start_alike_and_seeds_differ():
 
 
 def test_the_same_command_gives_the_same_numbers(comparison):
-    again = compare(Experiment.parse({**QUICK, "seeds": [4], "inference": ["aevb"]}))
+    again = quick()
     first = comparison.runs_of("aevb")[0]
     assert again.runs[0].metrics()["elbo"] == first.metrics()["elbo"]
     assert again.runs[0].metrics()["log_marginal"] == first.metrics()["log_marginal"]
 
 
 def test_a_stopped_comparison_goes_on(monkeypatch, tmp_path, comparison):
-    experiment = Experiment.parse({**QUICK, "seeds": [4, 7]})
+    whole = {"seeds": [4, 7], "inference": comparison.labels}
     steps, take = [], Stepper.take
 
     def stop_at(last):
@@ -69,11 +69,11 @@ def test_a_stopped_comparison_goes_on(monkeypatch, tmp_path, comparison):
 
         monkeypatch.setattr(Stepper, "take", counted)
 
-    stop_at(20)
+    stop_at(8)  # in the third run
     with pytest.raises(KeyboardInterrupt):
-        compare(experiment, checkpoints=tmp_path / "kept")
+        quick(tmp_path / "kept", **whole)
     stop_at(None)
-    again = compare(experiment, checkpoints=tmp_path / "kept")
+    again = quick(tmp_path / "kept", **whole)
     assert len(steps) == sum(run.history.steps for run in comparison.runs)  # each was taken once
     assert "last part" in again.environment["resumed"]
     for mine, its in zip(again.runs, comparison.runs, strict=True):
@@ -83,22 +83,21 @@ def test_a_stopped_comparison_goes_on(monkeypatch, tmp_path, comparison):
 
 
 def test_a_stopped_comparison_does_not_go_on_as_another(tmp_path):
-    content = {**QUICK, "seeds": [4], "inference": ["aevb"]}
-    compare(Experiment.parse(content), checkpoints=tmp_path / "kept")
+    quick(tmp_path / "kept")
     with pytest.raises(InputError, match=r"kept` holds .* another comparison \(other training\): remove it"):
-        compare(Experiment.parse({**content, "training": {"epochs": 2}}), checkpoints=tmp_path / "kept")
+        quick(tmp_path / "kept", training={"epochs": 2})
 
 
 def test_seeds_that_were_trained_together_are_not_trained_again(tmp_path, monkeypatch):
     training = {"epochs": 1, "together": True, "compile": False}
-    experiment = Experiment.parse({**QUICK, "training": training, "seeds": [4, 7], "inference": ["aevb", "vb"]})
-    whole = compare(experiment, checkpoints=tmp_path)
+    both = {"training": training, "seeds": [4, 7], "inference": ["aevb", "vb"]}
+    whole = quick(tmp_path, **both)
     (tmp_path / "vb-seed4-7.checkpoint").unlink()
     trained, take = set(), Stepper.take
     monkeypatch.setattr(
         *(Stepper, "take"), lambda self, *given: trained.add(self.members[0].inference.name) or take(self, *given)
     )
-    again = compare(experiment, checkpoints=tmp_path)
+    again = quick(tmp_path, **both)
     assert trained == {"vb"}
     for mine, its in zip(again.runs, whole.runs, strict=True):
         assert mine.metrics()["elbo"] == its.metrics()["elbo"]
@@ -106,22 +105,21 @@ def test_seeds_that_were_trained_together_are_not_trained_again(tmp_path, monkey
         assert mine.history.execution == its.history.execution
     (tmp_path / "aevb-seed4-7.checkpoint").write_bytes(b"half")
     with pytest.raises(InputError, match=r"aevb-seed4-7.checkpoint` cannot be read as a checkpoint.*; remove it"):
-        compare(experiment, checkpoints=tmp_path)
+        quick(tmp_path, **both)
 
 
 def test_a_comparison_takes_up_one_more_algorithm(tmp_path, monkeypatch):
-    content = {**QUICK, "seeds": [4], "inference": ["aevb"]}
-    compare(Experiment.parse(content), checkpoints=tmp_path)
+    quick(tmp_path)
     steps, take = [], Stepper.take
     monkeypatch.setattr(Stepper, "take", lambda self, *arguments: steps.append(self) or take(self, *arguments))
-    both = compare(Experiment.parse({**content, "inference": ["aevb", "stl"]}), checkpoints=tmp_path)
+    both = quick(tmp_path, inference=["aevb", "stl"])
     assert [run.algorithm for run in both.runs] == ["aevb", "stl"]
     assert len(steps) == both.runs[1].history.steps
 
 
 def test_numbers_are_those_of_the_models(comparison):
     run = comparison.runs_of("wake-sleep")[1]
-    expected = log_marginal(run.vae, comparison.data.test, 30, seed=7)
+    expected = log_marginal(run.vae, comparison.data.test, 50, seed=7)
     assert run.log_marginal.value == expected.value
     assert run.elbo.value < run.log_marginal.value  # Jensen, by far more than the errors here
 
@@ -137,7 +135,7 @@ def test_summary_and_paired_differences(comparison):
 
 def test_the_record_is_whole(comparison):
     record = comparison.record()
-    assert record["environment"]["command"] == "quick"
+    assert record["environment"]["command"] == "pyro-vae compare small.yaml"
     assert set(record["environment"]["versions"]) >= {"torch", "pyro-ppl", "arviz", "numpy"}
     assert record["data"]["binarisation"] == "dynamic"
     assert record["quantity"] == "log p(x)"
@@ -146,8 +144,8 @@ def test_the_record_is_whole(comparison):
 
 
 def test_grey_levels_under_bernoulli_are_called_what_they_are():
-    grey = {**QUICK, "seeds": [0], "inference": ["aevb"], "data": {"name": "digits", "binarisation": "none"}}
-    comparison = compare(Experiment.parse(grey))
+    data = {"name": "digits", "binarisation": "none"}
+    comparison = small(few_digits(binarisation="none"), data=data, latent=3, seeds=[0], inference=["aevb"])
     (run,) = comparison.runs
     assert comparison.quantity == "cross-entropy, not a log-likelihood"
     assert run.log_marginal is None
@@ -165,7 +163,7 @@ def test_numbers_are_in_the_datas_own_units(tmp_path):
     )
     comparison = compare(experiment)
     (run,) = comparison.runs
-    in_model_units = log_marginal(run.vae, comparison.data.test, 30, seed=0).value
+    in_model_units = log_marginal(run.vae, comparison.data.test, 50, seed=0).value
     jacobian = -float(comparison.data.scale.log().sum())
     assert run.log_marginal.value == pytest.approx(in_model_units + jacobian)
 
@@ -194,15 +192,8 @@ def test_an_experiment_is_checked_once(monkeypatch):
 
 
 def test_discrete_latents_are_compared():
-    content = {
-        **QUICK,
-        "latent": 3,
-        "seeds": [0],
-        "inference": ["wake-sleep"],
-        "prior": {"family": "Bernoulli", "logits": 0},
-        "posterior": {"family": "Bernoulli"},
-    }
-    (run,) = compare(Experiment.parse(content)).runs
+    prior, posterior = {"family": "Bernoulli", "logits": 0}, {"family": "Bernoulli"}
+    (run,) = quick(seeds=[0], inference=["wake-sleep"], prior=prior, posterior=posterior).runs
     assert run.kl.value.shape == (3,)
     assert all(run.kl.analytic)
     assert math.isfinite(run.elbo.value)
@@ -212,7 +203,7 @@ def test_what_is_not_finite_is_null_in_the_record(comparison):
     from dataclasses import replace
 
     run = comparison.runs[0]
-    constant = {**run.log_marginal.diagnostics, "pareto_k": torch.full((180,), -math.inf)}
+    constant = {**run.log_marginal.diagnostics, "pareto_k": torch.full((20,), -math.inf)}
     changed = replace(run, log_marginal=replace(run.log_marginal, value=-math.inf, diagnostics=constant))
     record = replace(comparison, runs=[changed, *comparison.runs[1:]]).record()
     json.dumps(record, allow_nan=False)
@@ -226,12 +217,10 @@ def test_estimates_say_which_data_they_are_of(comparison):
 
 
 def test_seeds_in_one_program_give_what_they_give_one_by_one():
-    training = {"steps": 4, "compile": True}
-    quick = {**QUICK, "inference": ["aevb"], "seeds": [4, 7]}
-    quick["evaluation"] = {**QUICK["evaluation"], "posterior_checks": 0}
+    apart = {"steps": 4, "batch_size": 20, "compile": False}
     with Lifted(), interpreted():
         apart, together = (
-            compare(Experiment.parse({**quick, "training": {**training, "together": t}})) for t in (False, True)
+            quick(seeds=[4, 7], training=training) for training in (apart, {**apart, "compile": True, "together": True})
         )
     assert [(run.algorithm, run.seed) for run in together.runs] == [(run.algorithm, run.seed) for run in apart.runs]
     assert any("2 replicates in one program" in text for text in together.remarks)

@@ -10,6 +10,7 @@ import tempfile
 import pandas as pd
 import pytest
 import torch
+from small_comparisons import checked_hardly
 
 import pyro_vae
 from pyro_vae.comparison.comparison import compare
@@ -42,11 +43,12 @@ def run(table, tmp_path_factory):
             "networks": {"encoder": {"mlp": [8]}, "decoder": {"mlp": [8]}},
             "inference": ["aevb", "wake-sleep"],
             "training": {"epochs": 3, "batch_size": 10},
-            "evaluation": {"num_samples": 30},
+            "evaluation": {"num_samples": 30, "posterior_checks": 2},
             "seeds": [0, 5],
         }
     )
-    comparison = compare(experiment)
+    with checked_hardly():
+        comparison = compare(experiment)
     folder = tmp_path_factory.mktemp("runs") / "people"
     with new_folder(folder) as partial:
         write_run(comparison, partial)

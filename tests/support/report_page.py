@@ -1,40 +1,13 @@
-"""What the tests of the report share: small comparisons, and a page as a browser would see it."""
+"""What the tests of the report share: tables as text, and a page as a browser would see it."""
 
-import dataclasses
 import io
 from html.parser import HTMLParser
 
 import numpy as np
-import torch
 from matplotlib.image import imread
 from rich.console import Console
 
-from pyro_vae.comparison.comparison import compare
 from pyro_vae.comparison.report import write_report
-from pyro_vae.datasets import load
-from pyro_vae.experiment import Experiment
-
-BINARY = torch.distributions.constraints.boolean
-SMALL = {
-    "networks": {"encoder": {"mlp": [8]}, "decoder": {"mlp": [8]}},
-    "training": {"epochs": 1, "batch_size": 20},
-    "evaluation": {"num_samples": 50, "temperatures": 5, "chains": 3, "ais_data": 15, "posterior_checks": 0},
-    "device": "cpu",
-    "seeds": 2,
-}
-
-
-def small(loaded, **changes):
-    experiment = Experiment.parse({**SMALL, **changes})
-    return compare(experiment, loaded, command="pyro-vae compare small.yaml")
-
-
-def first_rows(data):
-    return dataclasses.replace(data, train=data.train[:60], valid=data.valid[:20], test=data.test[:20])
-
-
-def few_digits(**options):
-    return first_rows(load("digits", support=BINARY, **options))
 
 
 def cells(table):

@@ -160,6 +160,7 @@ def test_20_steps_and_a_resume_are_those_of_an_uncompiled_run(kind, name):
         assert_same(trained(kind, name, True), trained(kind, name, False))
 
 
+@pytest.mark.machine_code
 @pytest.mark.parametrize(
     ("kind", "name"),
     [

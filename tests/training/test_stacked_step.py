@@ -504,6 +504,7 @@ def test_refusals():
 # ------------------------------------------------------------------ machine code
 
 
+@pytest.mark.machine_code
 def test_compiled():
     vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(3)]
     apart = copy.deepcopy(vaes)

@@ -1,35 +1,17 @@
 """The report of algorithms without a posterior, and its sections of posteriors and gradients."""
 
 import dataclasses
-import functools
 import math
 
 import pytest
 import torch
-from report_page import cells, few_digits, headers, printed, read, small
+from report_page import cells, headers, printed, read
 
-from pyro_vae.comparison import checks as posterior_checks
 from pyro_vae.comparison.checks import PosteriorChecks
 from pyro_vae.comparison.report import difference_table, summary_table, wording
 from pyro_vae.comparison.report.check_sections import check_sections
 from pyro_vae.comparison.report.tables import seeds_text
-from pyro_vae.evaluation import gap
 from pyro_vae.evaluation.intervals import Interval
-
-NINE = ["aevb", "analytic-kl", "stl", "iwae", "dreg", "rws", "wake-sleep", "score-function", "mcem"]
-ALL = [*NINE, "autoencoder", {"beta-vae": {"beta": 0.5}}]
-
-
-@pytest.fixture(scope="module")
-def everything():
-    """Eleven algorithms, hardly trained and hardly checked."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(posterior_checks, "_SIMULATED", 20)
-        patch.setattr(posterior_checks, "_GRADIENTS", 3)
-        patch.setattr(posterior_checks, "inference_gap", functools.partial(gap.inference_gap, num_samples=40, steps=2))
-        patch.setattr(gap, "_RUNS", 1)
-        changes = {"num_samples": 50, "temperatures": 5, "chains": 3, "ais_data": 15, "posterior_checks": 4}
-        return small(few_digits(), latent=3, inference=ALL, seeds=1, evaluation=changes)
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +76,11 @@ def test_too_few_effective_chains_are_a_warning(everything):
 
 
 def test_remarks_are_footnotes_of_table_and_page(everything, text_of):
-    first, second = everything.remarks
+    first, second, third = everything.remarks
     assert first.startswith("mcem: took 5 updates of theta for each minibatch")
     assert second.startswith("beta-vae-beta=0.5: ended at a KL weight of 0.5")
-    for remark in (first, second):
+    assert third.startswith("vb: ")
+    for remark in (first, second, third):
         assert remark in str(summary_table(everything).caption)
         assert remark in text_of.text
 

@@ -26,6 +26,7 @@ from pyro_vae.engine.compilation.compiler_cache import remove_unfinished
 from pyro_vae.inference import AEVB
 
 X = torch.ones(3)
+pytestmark = pytest.mark.machine_code
 
 
 @pytest.fixture(autouse=True)

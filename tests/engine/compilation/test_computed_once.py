@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from pyro_vae.engine.capture.graph import traced
@@ -9,6 +10,7 @@ from pyro_vae.engine.compilation.backend import compile_graph
 from pyro_vae.engine.compilation.computed_once import computed_once
 
 
+@pytest.mark.machine_code
 def test_it_is_the_value_compiled_and_uncompiled_alone_and_in_replicates() -> None:
     x, step = torch.linspace(-1, 1, 50), torch.tensor(3.0, dtype=torch.float64)
 

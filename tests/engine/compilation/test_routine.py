@@ -361,6 +361,7 @@ def test_a_module_has_its_routines_as_long_as_it_lives_and_a_copy_its_own() -> N
     assert gone() is None
 
 
+@pytest.mark.machine_code
 def test_machine_code_gives_the_same() -> None:
     """And loads no second time what the process has."""
     module, other = network(), network()
