@@ -13,7 +13,7 @@ from pyro_vae.vae.vae import VAE
 
 
 def evaluated(caller: str, vae: VAE, data: DataLike, *, weighted: bool = False) -> Batch:
-    """Returns the data as a `Batch`, after a look at every value.
+    """Returns the data as a ready `Batch`, after a look at every value.
 
     Arguments:
         caller: Who asks; begins the message of an error.
@@ -26,11 +26,10 @@ def evaluated(caller: str, vae: VAE, data: DataLike, *, weighted: bool = False) 
             likelihood's support; and for weights that would be ignored.
     """
     with isolated(0, "data"):  # of data sets that draw
-        batch = vae.check(batch_for(vae, data, caller))
+        batch = batch_for(vae, data, caller)
     if batch.weight is not None and not weighted:
         raise InputError(
             f"{caller}: takes no weights, and the batch has some; pass batch._replace(weight=None), and weigh the "
             "`pointwise` values of the result."
         )
-    check_values(vae, batch, pyro.distributions.is_validation_enabled(), caller)
-    return batch
+    return check_values(vae, batch, pyro.distributions.is_validation_enabled(), caller)

@@ -16,6 +16,8 @@ class TakesData(Protocol):
     """What decides how data are read: a `VAE`."""
 
     likelihood: nn.Module
+    event_shape: torch.Size
+    context_features: int
     units: Any
 
     @property
@@ -52,8 +54,52 @@ def batch_for(vae: TakesData, data: DataLike, caller: str = "VAE", name: str = "
     return Batch.of(data, caller, name, column_names(vae.likelihood))
 
 
-def batch_on(vae: TakesData, data: DataLike) -> Batch:
-    """Returns what `batch_for` does; what was given as arrays, on the VAE's device and in its floating-point type."""
-    batch = batch_for(vae, data)
-    as_given = batch is data or isinstance(data, Tensor)
-    return batch if as_given else batch.to(vae.device, vae.dtype)
+def ready(vae: TakesData, data: DataLike) -> Batch:
+    """Returns data as a ready batch: a `Batch` that fits the VAE, in its floating-point type.
+
+    What is given as arrays is put on the VAE's device; tensors stay where they are. Data are made ready once, where
+    they come in: a ready batch is not checked again, nor are its rows, other draws of x in it, or copies of it on
+    another device.
+
+    Arguments:
+        vae: For which they are.
+        data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
+
+    Raises:
+        InputError: For a trailing shape that is not the likelihood's, an empty batch, and fields that do not fit.
+    """
+    batch, dtype = batch_for(vae, data), vae.dtype
+    if batch is not data and not isinstance(data, Tensor):
+        batch = batch.to(vae.device, dtype)
+    if batch.x.shape[1:] != vae.event_shape or batch.x.dim() == 0 or batch.size == 0:
+        raise InputError(
+            f"VAE: expected data of shape (B, {', '.join(map(str, vae.event_shape))}) with B >= 1, got "
+            f"{tuple(batch.x.shape)}; reshape them, or declare the likelihood with that event_shape."
+        )
+    _check_fields(batch, vae.context_features)
+    fields = {"x": batch.x, "context": batch.context, "offset": batch.offset}
+    cast = {name: field.to(dtype) for name, field in fields.items() if field is not None and field.dtype != dtype}
+    return batch._replace(**cast) if cast else batch
+
+
+def _check_fields(batch: Batch, context_features: int) -> None:
+    """Raises an `InputError` where the fields of a batch do not fit each other or the model's context."""
+    given = None if batch.context is None else tuple(batch.context.shape)
+    if given != ((batch.size, context_features) if context_features else None):
+        raise InputError(
+            f"VAE: declared with context_features={context_features}, got a context of shape {given} for "
+            f"{batch.size} data."
+        )
+    if batch.weight is not None and batch.weight.shape != (batch.size,):
+        raise InputError(
+            f"VAE: `weight` has shape {tuple(batch.weight.shape)}; expected ({batch.size},), one for each datum."
+        )
+    if batch.mask is not None and (batch.mask.shape != batch.x.shape or batch.mask.dtype != torch.bool):
+        raise InputError(
+            f"VAE: `mask` is {batch.mask.dtype} of shape {tuple(batch.mask.shape)}; expected torch.bool of the shape "
+            f"of x, {tuple(batch.x.shape)}: True where a cell is observed."
+        )
+    if batch.offset is not None and (batch.offset.dim() != 2 or batch.offset.shape[0] != batch.size):
+        raise InputError(
+            f"VAE: `offset` has shape {tuple(batch.offset.shape)}; expected ({batch.size}, 1) or ({batch.size}, D)."
+        )
