@@ -165,9 +165,9 @@ def _chain(vae: VAE, batch: Batch, num_samples: int, seed: int, own: Callable[[T
 
 
 def _posterior_draws(vae: VAE, batch: Batch, num_samples: int, own: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    q = vae.encode(batch)
+    q = vae.posterior_given(batch)
     z = q.sample((num_samples,))
-    log_likelihood = vae.log_likelihood(z, batch)
+    log_likelihood = vae.log_likelihood_of(z, batch)
     log_weight = vae.prior_given(batch).log_prob(z) + log_likelihood - q.log_prob(z)
     return {
         "z": _rows(z, batch).float().cpu(),

@@ -128,7 +128,7 @@ def bidirectional_monte_carlo(
             title = f"data {part.start + 1} to {part.stop} of {n}" if progress else None
             given = None if context is None else context[part].to(vae.device, vae.dtype)
             z, x = _simulated(vae, part.stop - part.start, given)
-            path = annealing.path(vae, Batch(x, context=given), share)
+            path = annealing.path(vae, vae.check(Batch(x, context=given)), share)
             pairs.append((z, x))
             forward.append(annealing.forward(path, title and f"AIS, {title}"))
             exact = _exact_draws(path, z, chains)

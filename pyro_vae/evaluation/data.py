@@ -13,7 +13,7 @@ from pyro_vae.vae.vae import VAE
 
 
 def evaluated(caller: str, vae: VAE, data: DataLike, *, weighted: bool = False) -> Batch:
-    """Returns the data as a `Batch`, after a check of every value.
+    """Returns the data as a ready `Batch`, after a check of every value.
 
     Arguments:
         caller: Name of the calling function, for errors.
@@ -26,11 +26,10 @@ def evaluated(caller: str, vae: VAE, data: DataLike, *, weighted: bool = False) 
             likelihood's support; and for weights that would be ignored.
     """
     with isolated(0, "data"):  # for data sets that draw
-        batch = vae.check(batch_for(vae, data, caller))
+        batch = batch_for(vae, data, caller)
     if batch.weight is not None and not weighted:
         raise InputError(
             f"{caller}: takes no weights, but the batch has some; pass batch._replace(weight=None), and weight the "
             "`pointwise` values of the result."
         )
-    check_values(vae, batch, pyro.distributions.is_validation_enabled(), caller)
-    return batch
+    return check_values(vae, batch, pyro.distributions.is_validation_enabled(), caller)

@@ -142,7 +142,7 @@ def family_of(vae: VAE, batch: Batch) -> Family:
     base = _conditional(vae)
     if base is vae.posterior:
         return base.distribution
-    transforms = vae.encode(batch).transforms
+    transforms = vae.posterior_given(batch).transforms
     return lambda raw: Pushed(base.distribution(raw), transforms)
 
 
@@ -164,7 +164,7 @@ def _check(vae: VAE, num_samples: int, steps: int) -> None:
             raise InputError(f"inference_gap: `{name}` is an integer of at least {least}, got `{value!r}`.")
     family = _conditional(vae).family
     with evaluating(vae):
-        reparameterizable = vae.encode(vae.probe_batch()).has_rsample
+        reparameterizable = vae.posterior_given(vae.probe_batch()).has_rsample
     if not reparameterizable:
         raise InputError(
             f"inference_gap: q* follows the reparameterized gradient, but draws of `{family.__name__}` have none; use "
@@ -205,7 +205,7 @@ def _run(vae: VAE, batch: Batch, raw: Tensor, steps: int, title: str | None) -> 
             q = family(raw)
             z = q.rsample((_DRAWS,))
             # The score of log q has expectation 0; without it the gradient is free of noise if q is the posterior.
-            elbo = (vae.log_joint(z, batch) - path_log_prob(q, z)).mean(0)
+            elbo = (vae.log_joint_of(z, batch) - path_log_prob(q, z)).mean(0)
             (gradient,) = torch.autograd.grad(-elbo.sum(), raw)
         raw.grad = gradient.nan_to_num(0.0, 0.0, 0.0)
         optimizer.step()
@@ -223,7 +223,7 @@ def _log_weights(
         for q, column in zip(posteriors, columns, strict=True):
             with isolated(seed, f"draws from {done}"):
                 z = q.rsample(shape)
-            column.append((vae.log_joint(z, batch) - q.log_prob(z)).double())
+            column.append((vae.log_joint_of(z, batch) - q.log_prob(z)).double())
     return torch.cat(columns[0]), torch.cat(columns[1])
 
 

@@ -149,8 +149,8 @@ def _log_weights(
 
 
 def _blocks(vae: VAE, batch: Batch, num_samples: int, at_once: int, compiled: bool) -> Iterator[Tensor]:
-    """Yields log weights in blocks of samples, as `VAE.log_weights`, with one pass through the encoder for all."""
-    q, p, validation = vae.encode(batch), vae.prior_given(batch), pyro.distributions.is_validation_enabled()
+    """Yields log weights in blocks of samples, as `VAE.log_weights_of`, with one pass through the encoder for all."""
+    q, p, validation = vae.posterior_given(batch), vae.prior_given(batch), pyro.distributions.is_validation_enabled()
     for done in range(0, num_samples, at_once):
         n = min(at_once, num_samples - done)
         with pyro.validation_enabled(validation and done == 0):  # one check is enough: the data do not change
@@ -165,12 +165,12 @@ def _blocks(vae: VAE, batch: Batch, num_samples: int, at_once: int, compiled: bo
 def _log_weights_of_block(vae: VAE, fields: tuple[Tensor, ...], n: int) -> Tensor:
     """Returns the log weights of n samples of each datum, as a function of tensors and the VAE only."""
     batch = Batch(*fields)
-    return _weighed(vae, batch, vae.encode(batch), vae.prior_given(batch), n)
+    return _weighed(vae, batch, vae.posterior_given(batch), vae.prior_given(batch), n)
 
 
 def _weighed(vae: VAE, batch: Batch, q: TorchDistribution, p: TorchDistribution, n: int) -> Tensor:
     z = q.rsample((n,)) if q.has_rsample else q.sample((n,))
-    log_w: Tensor = p.log_prob(z) + vae.log_likelihood(z, batch) - q.log_prob(z)
+    log_w: Tensor = p.log_prob(z) + vae.log_likelihood_of(z, batch) - q.log_prob(z)
     return log_w
 
 

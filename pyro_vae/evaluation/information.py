@@ -104,12 +104,12 @@ def rate_distortion(
     rate, distortion = [], []
     with evaluating(vae), isolated(seed, "information"):
         for part in _parts(vae, evaluated("rate_distortion", vae, data), "rate and distortion" if progress else None):
-            q, p = vae.encode(part), vae.prior_given(part)
+            q, p = vae.posterior_given(part), vae.prior_given(part)
             sampled, lost = [], []
             for size in _blocks(num_samples, max(1, _ROWS // part.size)):
                 z = q.sample((size,))
                 sampled.append(q.log_prob(z) - p.log_prob(z))
-                lost.append(-vae.log_likelihood(z, part))
+                lost.append(-vae.log_likelihood_of(z, part))
             distortion.append(_summary(torch.cat(lost)))
             try:
                 exact = analytic_kl(q, p)
@@ -221,7 +221,7 @@ def _terms(
     """Yields log q(z|x), log q(z) and log p(z) at draws from q(z|x), ``(S, part of the data)`` each, in float64."""
     batch = evaluated("aggregate_posterior", vae, data)
     with evaluating(vae), isolated(seed, "information"):
-        posteriors = [vae.encode(part) for part in _parts(vae, batch)]
+        posteriors = [vae.posterior_given(part) for part in _parts(vae, batch)]
         parts = _parts(vae, batch, "aggregate posterior" if progress else None)
         for part, q in zip(parts, posteriors, strict=True):
             p = vae.prior_given(part)
@@ -246,7 +246,7 @@ def _log_mixture(posteriors: list[TorchDistribution], z: Tensor) -> Tensor:
 def _moments(vae: VAE, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Returns mean and variance of the latents over all data, and the share of the variance between the data."""
     with evaluating(vae):
-        posteriors = [vae.encode(part) for part in _parts(vae, batch)]
+        posteriors = [vae.posterior_given(part) for part in _parts(vae, batch)]
     means = torch.cat([centre(q) for q in posteriors]).to(vae.dtype)
     spreads = [spread(q) for q in posteriors]
     mean, between = means.mean(0), means.var(0, correction=0)

@@ -29,11 +29,9 @@ def posterior_means(vae: VAE, data: DataLike) -> Tensor:
     """Returns the mean of q(z|x) of each datum, shape ``(N, *latent_shape)``; see `centre`."""
     batch = evaluated("posterior_means", vae, data, weighted=True)
     with evaluating(vae):
-        parts = [
-            centre(vae.encode(batch.select(slice(start, start + _CHUNK)).to(vae.device, vae.dtype))).to(vae.dtype)
-            for start in range(0, batch.size, _CHUNK)
-        ]
-    return torch.cat(parts)
+        parts = [batch.select(slice(start, start + _CHUNK)) for start in range(0, batch.size, _CHUNK)]
+        means = [centre(vae.posterior_given(part.to(vae.device, vae.dtype))).to(vae.dtype) for part in parts]
+    return torch.cat(means)
 
 
 def active_units(vae: VAE, data: DataLike, threshold: float = 0.01) -> Tensor:
@@ -75,7 +73,7 @@ def kl_per_dimension(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: 
     with evaluating(vae), isolated(seed, "evaluation"):
         for start in range(0, batch.size, _CHUNK):
             part = batch.select(slice(start, start + _CHUNK)).to(vae.device, vae.dtype)
-            q, p = factors(vae.encode(part)), factors(vae.prior_given(part))
+            q, p = factors(vae.posterior_given(part)), factors(vae.prior_given(part))
             if q is None or p is None:
                 return None
             try:
@@ -149,7 +147,7 @@ def latent_kl(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: int = 0
     with evaluating(vae), isolated(seed, "evaluation"):
         for start in range(0, batch.size, max(1, _CHUNK // num_samples)):
             part = batch.select(slice(start, start + max(1, _CHUNK // num_samples))).to(vae.device, vae.dtype)
-            q, p = vae.encode(part), vae.prior_given(part)
+            q, p = vae.posterior_given(part), vae.prior_given(part)
             names, value, error = _by_latent(q, p, num_samples)
             exact = error is None
             total = total + value.double().sum(0)

@@ -2,8 +2,10 @@ r"""Inference algorithms, one a file, behind one interface; `ALGORITHMS` maps th
 
 A new algorithm is a subclass of `Inference`, in a file of its own here:
 
-* ``loss(vae, batch)`` returns `Loss`: the scalar to differentiate, and the bound on log p(x) where there is one. An
-  algorithm of several losses has ``phases`` in its place, each with the parameters that it moves.
+* ``loss_of(vae, batch)`` returns `Loss`: the scalar to differentiate, and the bound on log p(x) where there is one. An
+  algorithm of several losses has ``phases`` in its place, each with the parameters that it moves. The batch is ready:
+  it is asked by the methods of `pyro_vae.vae.densities.Densities`, which check nothing. The public ``loss(vae, data)``
+  and ``losses(vae, data)`` check data once and are inherited.
 * ``name`` is its short name, for experiment files.
 * ``needs`` are functions of `pyro_vae.inference.requirements`: what it needs of a VAE.
 * ``has_bound`` is False where no phase reports a bound, ``trains_posterior`` where q(z|x) does not come to approximate
@@ -25,12 +27,13 @@ Example:
     >>> class MedianELBO(Inference):
     ...     name, needs, has_bound = "median-elbo", PATHWISE, False
     ...
-    ...     def loss(self, vae, batch):
-    ...         return Loss(-vae.log_weights(batch, 5).median(0).values.mean() - vae.log_parameter_prior_per_datum())
+    ...     def loss_of(self, vae, batch):
+    ...         elbos = vae.log_weights_of(batch, 5).median(0).values
+    ...         return Loss(-batch.mean(elbos) - vae.log_parameter_prior_per_datum())
     >>> prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
     >>> vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 10)))
     >>> MedianELBO().check(vae)
-    >>> MedianELBO().loss(vae, vae.check(torch.ones(4, 6))).value.backward()
+    >>> MedianELBO().loss(vae, torch.ones(4, 6)).value.backward()
 """
 
 from pyro_vae.inference.aevb import AEVB

@@ -39,8 +39,7 @@ class AEVB(Inference):
         # max_plate_nesting is given, since finding it out runs model and guide once more.
         self._elbo = Trace_ELBO(num_particles, max_plate_nesting=1, vectorize_particles=num_particles > 1)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the ELBO; see `Loss`."""
-        model, guide = vae.programs
-        value = self._elbo.differentiable_loss(model, guide, batch) / (vae.size or batch.size)
+        value = self._elbo.differentiable_loss(vae.model_of, vae.guide_of, batch) / (vae.size or batch.size)
         return Loss(value, -(value + vae.log_parameter_prior_per_datum()).detach())

@@ -37,9 +37,9 @@ class AnalyticKL(Inference):
         super().__init__()
         self.num_particles = check_count("AnalyticKL", "num_particles", num_particles)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the ELBO; see `Loss`."""
-        q = vae.encode(batch)
+        q = vae.posterior_given(batch)
         z = q.rsample((self.num_particles,))
-        elbo = batch.mean(vae.log_likelihood(z, batch)) - batch.mean(analytic_kl(q, vae.prior_given(batch)))
+        elbo = batch.mean(vae.log_likelihood_of(z, batch)) - batch.mean(analytic_kl(q, vae.prior_given(batch)))
         return Loss(-(elbo + vae.log_parameter_prior_per_datum()), elbo.detach())

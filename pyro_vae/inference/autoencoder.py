@@ -50,7 +50,7 @@ class Autoencoder(Inference):
         super().check(vae)
         with evaluating(vae), torch.enable_grad():
             trained = any(parameter.requires_grad for parameter in vae.phi.values())
-            q = vae.encode(vae.probe_batch())
+            q = vae.posterior_given(vae.probe_batch())
             if trained and not _point(q).requires_grad:
                 raise InputError(
                     f"Autoencoder: the mean of the posterior `{type(cells_of(q)).__name__}` is known from draws alone, "
@@ -59,8 +59,8 @@ class Autoencoder(Inference):
                 )
 
     def _reconstruct(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
-        q = vae.encode(batch)
-        value = -batch.mean(vae.log_likelihood(_point(q), batch)) - vae.log_parameter_prior_per_datum()
+        q = vae.posterior_given(batch)
+        value = -batch.mean(vae.log_likelihood_of(_point(q), batch)) - vae.log_parameter_prior_per_datum()
         return Loss(value), None
 
 

@@ -59,11 +59,11 @@ class BetaVAE(Inference):
             else like.new_tensor(self.beta)
         )
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the weighted ELBO, and the true one as bound; see `Loss`."""
-        q = vae.encode(batch)
+        q = vae.posterior_given(batch)
         z = q.rsample((self.num_particles,))
-        reconstruction = batch.mean(vae.log_likelihood(z, batch))
+        reconstruction = batch.mean(vae.log_likelihood_of(z, batch))
         divergence = batch.mean(kl(q, vae.prior_given(batch), z))
         weight = self.weight(divergence)
         if self.training:

@@ -38,8 +38,8 @@ class CIWAE(Inference):
         self.num_particles = check_count("CIWAE", "num_particles", num_particles)
         self.beta = check_number("CIWAE", "beta", beta, 0.0, 1.0)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the mixed bound; see `Loss`."""
-        log_weights = vae.log_weights(batch, self.num_particles)
+        log_weights = vae.log_weights_of(batch, self.num_particles)
         bound = batch.mean(self.beta * log_weights.mean(0) + (1 - self.beta) * log_mean_exp(log_weights))
         return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())

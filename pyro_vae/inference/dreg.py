@@ -43,12 +43,12 @@ class DReG(Inference):
         super().__init__()
         self.num_particles = check_count("DReG", "num_particles", num_particles)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the bound; see `Loss`."""
-        q = vae.encode(batch)
+        q = vae.posterior_given(batch)
         z = q.rsample((self.num_particles,))
         z = q.renewed(z) if isinstance(q, Pushed) else z.clone()  # no transform's cache may lead round z
-        log_weights = vae.log_joint(z, batch) - path_log_prob(q, z)
+        log_weights = vae.log_joint_of(z, batch) - path_log_prob(q, z)
         share = log_weights.detach().softmax(0)
         root = root_of(q, z)
         if root.requires_grad:

@@ -29,13 +29,13 @@ class Enumeration(Inference):
     name: ClassVar[str] = "enumeration"
     needs = (enumerable_latents,)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the ELBO; see `Loss`."""
-        q = vae.encode(batch)
+        q = vae.posterior_given(batch)
         z = latent_values(q, "Enumeration")
         log_q = q.log_prob(z)
         probability = log_q.exp()
         possible = probability > 0  # 0 log 0 is 0
-        terms = probability * (vae.log_joint(z, batch) - log_q).where(possible, 0.0)
+        terms = probability * (vae.log_joint_of(z, batch) - log_q).where(possible, 0.0)
         elbo = batch.mean(terms.sum(0))
         return Loss(-(elbo + vae.log_parameter_prior_per_datum()), elbo.detach())

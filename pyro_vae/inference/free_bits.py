@@ -45,11 +45,11 @@ class FreeBits(Inference):
         self.register_buffer("held", torch.zeros(()))
         self.held: Tensor
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the objective, and the true ELBO as bound; see `Loss`."""
-        q = vae.encode(batch)
+        q = vae.posterior_given(batch)
         z = q.rsample((self.num_particles,))
-        reconstruction = batch.mean(vae.log_likelihood(z, batch))
+        reconstruction = batch.mean(vae.log_likelihood_of(z, batch))
         terms = kl_of_dimensions(q, vae.prior_given(batch), z).reshape(batch.size, -1)
         each = terms.mean(0) if batch.weight is None else (batch.weight.unsqueeze(-1) * terms).mean(0)
         if self.training:

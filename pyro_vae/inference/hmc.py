@@ -55,7 +55,7 @@ class Tempered:
         self.q = None
         if start == "encoder":
             with pyro.validation_enabled(False):
-                self.q = latents.vae.encode(latents.batch)
+                self.q = latents.vae.posterior_given(latents.batch)
 
     def draw(self, n: int) -> Tensor:
         """Returns n draws from p0 for each datum, shape ``(n, B, *shape)``."""

@@ -30,7 +30,7 @@ class Phase(NamedTuple):
     """One loss of an algorithm's step, and the parameters that its gradient moves.
 
     Attributes:
-        compute: From the VAE, the batch and the carry of the phase before it (None in the first phase) to the
+        compute: From the VAE, a ready batch and the carry of the phase before it (None in the first phase) to the
             loss and the carry.
         moves: Which of ``"theta"`` (generative; ``"likelihood"`` for those of the likelihood alone), ``"phi"``
             (inference) and ``"own"`` (the algorithm's) move.
@@ -46,15 +46,17 @@ EVERYTHING = frozenset({"theta", "phi", "own"})
 class Inference(nn.Module):
     r"""An inference algorithm: the sequence of losses whose gradients it follows.
 
-    An algorithm with one loss for all parameters implements `loss`. One with several overrides `phases`; the caller
+    An algorithm with one loss for all parameters implements `loss_of`. One with several overrides `phases`; the caller
     steps the optimizer between them, so that a later phase sees the moved parameters. What a phase hands to the next
-    one is its carry; what lasts from step to step is buffers; what is optimised beside the VAE is parameters.
+    one is its carry; what lasts from step to step is buffers; what is optimised beside the VAE is parameters. Data are
+    checked by `loss` and `losses`; every phase trusts its batch, and asks the VAE by the methods of
+    `pyro_vae.vae.densities.Densities`.
 
     Example:
         >>> class NegativeELBO(Inference):
         ...     name = "negative-elbo"
-        ...     def loss(self, vae, batch):
-        ...         elbo = batch.mean(vae.log_weights(batch))
+        ...     def loss_of(self, vae, batch):
+        ...         elbo = batch.mean(vae.log_weights_of(batch))
         ...         return Loss(-elbo - vae.log_parameter_prior_per_datum(), elbo.detach())
 
     An experiment file knows it by its short name once it stands in the registry:
@@ -85,12 +87,30 @@ class Inference(nn.Module):
         """The phases of one step, in order."""
         return (Phase(self._whole, EVERYTHING),)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
-        """Returns the one loss of an algorithm of one phase."""
-        raise NotImplementedError(f"{type(self).__name__} implements neither `loss` nor `phases`")
+    def loss(self, vae: VAE, data: DataLike) -> Loss:
+        """Returns the one loss of an algorithm of one phase.
+
+        Arguments:
+            vae: The VAE.
+            data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
+        """
+        return self.loss_of(vae, vae.check(data))
+
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+        """Returns the one loss, of a ready batch: what an algorithm of one phase implements.
+
+        One that overrides `loss` in its place is given ready batches by `losses`.
+
+        Arguments:
+            vae: The VAE.
+            batch: As `VAE.check` returns it.
+        """
+        if type(self).loss is Inference.loss:
+            raise NotImplementedError(f"{type(self).__name__} implements neither `loss_of` nor `phases`")
+        return self.loss(vae, batch)
 
     def _whole(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
-        return self.loss(vae, batch), None
+        return self.loss_of(vae, batch), None
 
     def losses(self, vae: VAE, data: DataLike) -> Iterator[Loss]:
         """Yields the loss of each phase; the caller follows its gradient before it asks for the next.

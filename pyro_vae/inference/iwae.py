@@ -39,7 +39,7 @@ class IWAE(Inference):
         super().__init__()
         self.num_particles = check_count("IWAE", "num_particles", num_particles)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the bound; see `Loss`."""
-        bound = batch.mean(log_mean_exp(vae.log_weights(batch, self.num_particles)))
+        bound = batch.mean(log_mean_exp(vae.log_weights_of(batch, self.num_particles)))
         return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())

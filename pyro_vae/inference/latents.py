@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import identity_transform
 
-from pyro_vae.batch import DataLike
+from pyro_vae.batch import Batch
 from pyro_vae.distributions.simplex import bijection_onto
 from pyro_vae.distributions.support import cells_of, support_of
 from pyro_vae.errors import InputError
@@ -23,7 +23,7 @@ class Latents:
 
     Arguments:
         vae: The VAE.
-        data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
+        batch: A ready batch, as `VAE.check` returns it.
         caller: Who asks; begins the message of an error.
 
     Raises:
@@ -32,8 +32,8 @@ class Latents:
     Reference: Kucukelbir et al., "Automatic differentiation variational inference", 2017, section 2.3.
     """
 
-    def __init__(self, vae: VAE, data: DataLike, caller: str = "HMC") -> None:
-        self.vae, self.batch = vae, vae.check(data)
+    def __init__(self, vae: VAE, batch: Batch, caller: str = "HMC") -> None:
+        self.vae, self.batch = vae, batch
         with pyro.validation_enabled(False):  # positions that overflow are for the sampler to reject
             self.prior = vae.prior_given(self.batch)
         family = type(cells_of(self.prior)).__name__
@@ -74,7 +74,7 @@ class Latents:
 
     def log_likelihood(self, u: Tensor) -> Tensor:
         """Returns log p(x|z) at z = T(u)."""
-        return self.vae.log_likelihood(self.constrain(u), self.batch)
+        return self.vae.log_likelihood_of(self.constrain(u), self.batch)
 
     def log_joint(self, u: Tensor) -> Tensor:
         """Returns log p(x, u), whose normalised density is the exact posterior of u."""
@@ -82,7 +82,7 @@ class Latents:
 
     def log_posterior(self, u: Tensor) -> Tensor:
         """Returns log q(u|x), the approximate posterior's density of u."""
-        return self.vae.encode(self.batch).log_prob(self.constrain(u)) + self.log_jacobian(u)
+        return self.vae.posterior_given(self.batch).log_prob(self.constrain(u)) + self.log_jacobian(u)
 
     @torch.no_grad()
     def draw_prior(self, n: int) -> Tensor:
@@ -93,4 +93,4 @@ class Latents:
     @torch.no_grad()
     def draw_posterior(self, n: int) -> Tensor:
         """Returns n draws from q(u|x) for each datum, shape ``(n, B, *shape)``."""
-        return self.unconstrain(self.vae.encode(self.batch).sample((n,)))
+        return self.unconstrain(self.vae.posterior_given(self.batch).sample((n,)))

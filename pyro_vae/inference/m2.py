@@ -75,7 +75,7 @@ class M2(Inference):
             raise InputError("M2: was prepared for another VAE; make a new M2() for each.")
         self.classifier.to(vae.device, vae.dtype)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the objective; see `Loss`.
 
         Raises:
@@ -97,7 +97,7 @@ class M2(Inference):
         labels = vae.context_features
         every = torch.eye(labels, dtype=vae.dtype, device=vae.device).repeat(batch.size, 1)
         repeated = batch._replace(context=None, weight=None).map(lambda field: field.repeat_interleave(labels, 0))
-        elbo = vae.log_weights(repeated._replace(context=every), self.num_particles).mean(0)
+        elbo = vae.log_weights_of(repeated._replace(context=every), self.num_particles).mean(0)
         return torch.where(possible, elbo.reshape(batch.size, labels) - math.log(labels), 0.0)
 
     def _log_q(self, vae: VAE, batch: Batch) -> Tensor:

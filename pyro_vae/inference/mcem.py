@@ -103,7 +103,7 @@ class MCEM(Inference):
         return Loss(nothing), self._draw(vae, batch)
 
     def _m_step(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
-        return Loss(-batch.mean(vae.log_joint(carry, batch)) - vae.log_parameter_prior_per_datum()), carry
+        return Loss(-batch.mean(vae.log_joint_of(carry, batch)) - vae.log_parameter_prior_per_datum()), carry
 
     @torch.no_grad()
     def _draw(self, vae: VAE, batch: Batch) -> Tensor:

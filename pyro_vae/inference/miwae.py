@@ -38,8 +38,8 @@ class MIWAE(Inference):
         self.num_particles = check_count("MIWAE", "num_particles", num_particles)
         self.num_outer = check_count("MIWAE", "num_outer", num_outer)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the bound; see `Loss`."""
-        log_weights = vae.log_weights(batch, self.num_outer * self.num_particles)
+        log_weights = vae.log_weights_of(batch, self.num_outer * self.num_particles)
         bound = batch.mean(log_mean_exp(log_weights.reshape(self.num_outer, self.num_particles, -1), 1))
         return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())

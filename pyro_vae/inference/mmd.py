@@ -55,13 +55,13 @@ class MMD(Inference):
         self.kl_weight = check_number("MMD", "kl_weight", kl_weight, 0.0)
         self.kernel = check_choice("MMD", "kernel", kernel, KERNELS)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the objective, and the true ELBO as bound; see `Loss`."""
-        q, p = vae.encode(batch), vae.prior_given(batch)
+        q, p = vae.posterior_given(batch), vae.prior_given(batch)
         z = q.rsample((self.num_particles,))
         shape = (self.num_particles,) if p.batch_shape else (self.num_particles, batch.size)
         draws = p.rsample(shape) if p.has_rsample else p.sample(shape)
-        reconstruction, divergence = batch.mean(vae.log_likelihood(z, batch)), batch.mean(kl(q, p, z))
+        reconstruction, divergence = batch.mean(vae.log_likelihood_of(z, batch)), batch.mean(kl(q, p, z))
         discrepancy = self.discrepancy(z.flatten(2), draws.flatten(2), _scale(p), batch.weight, p.batch_shape != ())
         value = self.weight * discrepancy + self.kl_weight * divergence - reconstruction
         return Loss(value - vae.log_parameter_prior_per_datum(), (reconstruction - divergence).detach())

@@ -42,13 +42,13 @@ class PIWAE(Inference):
         self.num_particles = check_count("PIWAE", "num_particles", num_particles)
         self.num_outer = check_count("PIWAE", "num_outer", num_outer)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the bound of theta; see `Loss`."""
-        q = vae.encode(batch)
+        q = vae.posterior_given(batch)
         z = q.rsample((self.num_outer * self.num_particles,))
         log_q = q.log_prob(z)
         at = z.detach().requires_grad_()
-        log_joint = vae.log_joint(at, batch)
+        log_joint = vae.log_joint_of(at, batch)
         bound = batch.mean(log_mean_exp(log_joint - log_q.detach()))
         of_phi = batch.mean(
             log_mean_exp((log_joint - log_q).reshape(self.num_outer, self.num_particles, batch.size), 1)

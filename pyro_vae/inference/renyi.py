@@ -38,9 +38,9 @@ class Renyi(Inference):
         self.alpha = check_number("Renyi", "alpha", alpha, 0.0, 1.0)
         self.num_particles = check_count("Renyi", "num_particles", num_particles)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the bound; see `Loss`."""
-        log_weights = vae.log_weights(batch, self.num_particles)
+        log_weights = vae.log_weights_of(batch, self.num_particles)
         power = 1 - self.alpha
         bound = batch.mean(log_mean_exp(power * log_weights) / power if power else log_weights)
         return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())

@@ -30,7 +30,7 @@ def differentiable_likelihood(algorithm: str, vae: VAE) -> None:
     """Gradients pass through the likelihood to z."""
     batch = vae.probe_batch()
     with evaluating(vae), isolated(0), torch.enable_grad():
-        z = vae.encode(batch).sample().detach()
+        z = vae.posterior_given(batch).sample().detach()
         if not z.is_floating_point():
             return
         p = vae.decode(z.requires_grad_(), batch)
@@ -59,7 +59,7 @@ def unshared(algorithm: str, vae: VAE) -> None:
                 "use aevb."
             )
     with evaluating(vae), torch.enable_grad():
-        q = vae.encode(vae.probe_batch())
+        q = vae.posterior_given(vae.probe_batch())
         moved = isinstance(q, Pushed) and q.constrain(torch.zeros_like(q.base_dist.sample())).requires_grad
     if moved:
         raise InputError(
@@ -82,14 +82,14 @@ def closed_form_kl(algorithm: str, vae: VAE) -> None:
     """KL(q || p) has a closed form."""
     batch = vae.probe_batch()
     with torch.no_grad(), evaluating(vae):
-        analytic_kl(vae.encode(batch), vae.prior_given(batch))
+        analytic_kl(vae.posterior_given(batch), vae.prior_given(batch))
 
 
 def independent_latents(algorithm: str, vae: VAE) -> None:
     """Prior and posterior factorise over the latent dimensions."""
     batch = vae.probe_batch()
     with torch.no_grad(), evaluating(vae), isolated(0):
-        q = vae.encode(batch)
+        q = vae.posterior_given(batch)
         try:
             kl_of_dimensions(q, vae.prior_given(batch), q.sample((1,)))
         except InputError as error:
@@ -129,4 +129,4 @@ PATHWISE = (reparameterizable, differentiable_likelihood)
 
 def _posterior(vae: VAE) -> TorchDistribution:
     with evaluating(vae), torch.no_grad():  # no batch statistics of zeros
-        return vae.encode(vae.probe_batch())
+        return vae.posterior_given(vae.probe_batch())

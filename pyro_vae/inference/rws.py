@@ -45,12 +45,12 @@ class RWS(Inference):
         self.num_particles = check_count("RWS", "num_particles", num_particles)
         self.insomnia = check_number("RWS", "insomnia", insomnia, 0.0, 1.0)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the bound, with the three gradients above; see `Loss`."""
-        q = vae.encode(batch)
+        q = vae.posterior_given(batch)
         with torch.no_grad():
             z = q.sample((self.num_particles,))
-        log_q, log_joint = fixed_log_prob(q, z), vae.log_joint(z, batch)
+        log_q, log_joint = fixed_log_prob(q, z), vae.log_joint_of(z, batch)
         log_weights = (log_joint - log_q).detach()
         bound = batch.mean(log_mean_exp(log_weights))
         share = log_weights.softmax(0)

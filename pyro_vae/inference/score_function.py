@@ -55,11 +55,11 @@ class ScoreFunction(Inference):
         self.running_sum: Tensor
         self.running_weight: Tensor
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the ELBO, with the gradient above; see `Loss`."""
-        q = vae.encode(batch)
+        q = vae.posterior_given(batch)
         z = q.sample((self.num_particles,))
-        log_q, log_joint = fixed_log_prob(q, z), vae.log_joint(z, batch)
+        log_q, log_joint = fixed_log_prob(q, z), vae.log_joint_of(z, batch)
         log_weights = (log_joint - log_q).detach()
         signal = log_weights - self._baseline(log_weights)
         elbo = batch.mean(log_weights)

@@ -38,9 +38,9 @@ class STL(Inference):
         super().__init__()
         self.num_particles = check_count("STL", "num_particles", num_particles)
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the ELBO; see `Loss`."""
-        q = vae.encode(batch)
+        q = vae.posterior_given(batch)
         z = q.rsample((self.num_particles,))
-        elbo = batch.mean(vae.log_joint(z, batch) - path_log_prob(q, z))
+        elbo = batch.mean(vae.log_joint_of(z, batch) - path_log_prob(q, z))
         return Loss(-(elbo + vae.log_parameter_prior_per_datum()), elbo.detach())

@@ -66,7 +66,7 @@ class VB(Inference):
         if {name: p.shape for name, p in theta.items()} != {name: p.shape for name, p in self.log_scales.items()}:
             raise InputError("VB: was prepared for another VAE; make a new VB() for each.")
 
-    def loss(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the bound of log p(X)/N; see `Loss`."""
         if not self.log_scales:
             self.check(vae)
@@ -74,9 +74,9 @@ class VB(Inference):
         scale = {name: self.log_scales[_key(name)].exp() for name in mean}
         drawn = {id(m): m + scale[name] * torch.randn_like(m) for name, m in mean.items()}
         with _replaced(vae, drawn):
-            q = vae.encode(batch)
+            q = vae.posterior_given(batch)
             z = q.rsample((self.num_particles,))
-            elbo = batch.mean(vae.log_likelihood(z, batch)) - batch.mean(kl(q, vae.prior_given(batch), z))
+            elbo = batch.mean(vae.log_likelihood_of(z, batch)) - batch.mean(kl(q, vae.prior_given(batch), z))
         divergence = sum((self._kl(m, scale[name]) for name, m in mean.items()), torch.zeros_like(elbo))
         divergence = divergence / (vae.size or 1)
         if self.training:

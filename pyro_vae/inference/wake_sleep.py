@@ -41,10 +41,10 @@ class WakeSleep(Inference):
 
     def _wake(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
         with torch.no_grad():
-            q = vae.encode(batch)
+            q = vae.posterior_given(batch)
             z = q.sample()
             log_q = q.log_prob(z)
-        log_joint = vae.log_joint(z, batch)
+        log_joint = vae.log_joint_of(z, batch)
         value = -batch.mean(log_joint) - vae.log_parameter_prior_per_datum()
         return Loss(value, batch.mean(log_joint.detach() - log_q)), None
 
@@ -62,11 +62,11 @@ def sleep_loss(vae: VAE, batch: Batch) -> Tensor:
     with torch.no_grad():
         p = vae.prior_given(batch)
         z = p.sample() if p.batch_shape else p.sample((batch.size,))
-        dreams = batch._replace(x=vae.decode(z, batch).sample())
+        dreams = batch._replace(x=vae.decode(z, batch).sample().to(vae.dtype))
     density = _Density(vae.posterior)
     # Copies of the buffers, since running statistics are those of data, not of dreams.
     buffers = {name: buffer.clone() for name, buffer in density.named_buffers()}
-    given = vae.posterior_input(vae.check(dreams))
+    given = vae.posterior_input(dreams)
     log_q: Tensor = functional_call(density, buffers, (given, z), tie_weights=False)
     return -batch.mean(log_q)
 

@@ -41,13 +41,17 @@ class ValueCheck:
                 self.supports.append(cells.support)
                 self.family = type(cells).__name__
 
-    def __call__(self, batch: Batch, name: str) -> None:
-        """Raises an `InputError` that names the first bad cell of the data ``name``."""
-        self.vae.check(batch)
+    def __call__(self, batch: Batch, name: str) -> Batch:
+        """Returns the data ``name`` as a ready batch; raises an `InputError` that names the first bad cell."""
+        ready = self.vae.check(batch)
         self._check_context(batch, name)
-        x = batch.x.to(self.vae.dtype)
+        self._check_cells(ready, name)
+        return ready
+
+    def _check_cells(self, batch: Batch, name: str) -> None:
+        x = batch.x
         observed = torch.ones_like(x, dtype=torch.bool) if batch.mask is None else batch.mask
-        check_finite(batch._replace(x=x), name, self.place)
+        check_finite(batch, name, self.place)
         if not self.supports:
             return
         inside = torch.zeros_like(observed)
@@ -107,9 +111,11 @@ def check_values(
     *,
     unknown_labels: bool = False,
     place: Place | None = None,
-) -> None:
-    """Raises an `InputError` for the first cell that is not finite or, if asked, outside the support.
+) -> Batch:
+    """Returns data as a ready batch, after a look at every value; see `ValueCheck`.
 
-    Rows of nan in the context are accepted where ``unknown_labels``.
+    Raises:
+        InputError: For the first cell that is not finite or, if asked, outside the likelihood's support; rows of nan
+            in the context are accepted where ``unknown_labels``.
     """
-    ValueCheck(vae, check_support, unknown_labels, place)(batch, name)
+    return ValueCheck(vae, check_support, unknown_labels, place)(batch, name)

@@ -9,7 +9,6 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pyro_vae.batch import Batch
 from pyro_vae.distributions.support import cells_of, is_discrete
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.modes import evaluating
@@ -135,26 +134,3 @@ def check_supports(prior: TorchDistribution, posterior: TorchDistribution, *modu
                     f"VAE: the {name} has support {drawn.support}, with draws outside the {other}'s, {support}; "
                     f"{remedy(prior) if is_discrete(prior.support) else derived}."
                 )
-
-
-def check_fields(batch: Batch, context_features: int) -> None:
-    """Raises an `InputError` where the fields of a batch do not fit each other or the model's context."""
-    given = None if batch.context is None else tuple(batch.context.shape)
-    if given != ((batch.size, context_features) if context_features else None):
-        raise InputError(
-            f"VAE: declared with context_features={context_features}, got a context of shape {given} for "
-            f"{batch.size} data."
-        )
-    if batch.weight is not None and batch.weight.shape != (batch.size,):
-        raise InputError(
-            f"VAE: `weight` has shape {tuple(batch.weight.shape)}; expected ({batch.size},), one for each datum."
-        )
-    if batch.mask is not None and (batch.mask.shape != batch.x.shape or batch.mask.dtype != torch.bool):
-        raise InputError(
-            f"VAE: `mask` is {batch.mask.dtype} of shape {tuple(batch.mask.shape)}; expected torch.bool of the shape "
-            f"of x, {tuple(batch.x.shape)}: True where a cell is observed."
-        )
-    if batch.offset is not None and (batch.offset.dim() != 2 or batch.offset.shape[0] != batch.size):
-        raise InputError(
-            f"VAE: `offset` has shape {tuple(batch.offset.shape)}; expected ({batch.size}, 1) or ({batch.size}, D)."
-        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch, DataLike, is_frame
@@ -16,6 +17,16 @@ class TakesData(Protocol):
 
     likelihood: nn.Module
     transformed_data: bool
+    event_shape: torch.Size
+    context_features: int
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the parameters."""
 
 
 def batch_for(vae: TakesData, data: DataLike, caller: str = "VAE", name: str = "x") -> Batch:
@@ -42,3 +53,53 @@ def batch_for(vae: TakesData, data: DataLike, caller: str = "VAE", name: str = "
             "units.to_model_units(frame) of the data's transform."
         )
     return Batch.of(data, caller, name, column_names(vae.likelihood))
+
+
+def ready(vae: TakesData, data: DataLike) -> Batch:
+    """Returns data as a ready batch: a `Batch` that fits the VAE, in its floating-point type.
+
+    Arrays are put on the VAE's device; tensors stay where they are. Data are made ready once, where they enter. A ready
+    batch is not checked again; neither are its rows, or a copy of it on another device.
+
+    Arguments:
+        vae: The VAE.
+        data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
+
+    Raises:
+        InputError: For a trailing shape that is not the likelihood's, an empty batch, and fields that do not fit.
+    """
+    batch, dtype = batch_for(vae, data), vae.dtype
+    if batch is not data and not isinstance(data, Tensor):
+        batch = batch.to(vae.device, dtype)
+    if batch.x.shape[1:] != vae.event_shape or batch.x.dim() == 0 or batch.size == 0:
+        raise InputError(
+            f"VAE: expected data of shape (B, {', '.join(map(str, vae.event_shape))}) with B >= 1, got "
+            f"{tuple(batch.x.shape)}; reshape them, or declare the likelihood with that event_shape."
+        )
+    _check_fields(batch, vae.context_features)
+    fields = {"x": batch.x, "context": batch.context, "offset": batch.offset}
+    cast = {name: field.to(dtype) for name, field in fields.items() if field is not None and field.dtype != dtype}
+    return batch._replace(**cast) if cast else batch
+
+
+def _check_fields(batch: Batch, context_features: int) -> None:
+    """Raises an `InputError` where the fields of a batch do not fit each other or the model's context."""
+    given = None if batch.context is None else tuple(batch.context.shape)
+    if given != ((batch.size, context_features) if context_features else None):
+        raise InputError(
+            f"VAE: declared with context_features={context_features}, got a context of shape {given} for "
+            f"{batch.size} data."
+        )
+    if batch.weight is not None and batch.weight.shape != (batch.size,):
+        raise InputError(
+            f"VAE: `weight` has shape {tuple(batch.weight.shape)}; expected ({batch.size},), one for each datum."
+        )
+    if batch.mask is not None and (batch.mask.shape != batch.x.shape or batch.mask.dtype != torch.bool):
+        raise InputError(
+            f"VAE: `mask` is {batch.mask.dtype} of shape {tuple(batch.mask.shape)}; expected torch.bool of the shape "
+            f"of x, {tuple(batch.x.shape)}: True where a cell is observed."
+        )
+    if batch.offset is not None and (batch.offset.dim() != 2 or batch.offset.shape[0] != batch.size):
+        raise InputError(
+            f"VAE: `offset` has shape {tuple(batch.offset.shape)}; expected ({batch.size}, 1) or ({batch.size}, D)."
+        )

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyro
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pyro_vae.errors import InputError
 from pyro_vae.vae.conditional import Conditional
@@ -65,20 +64,6 @@ class Registered(nn.Module):
         return frozenset(
             f"{name}.{own}" for name, module in declared for own, _ in module.named_parameters(recurse=False)
         )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating-point type of the parameters."""
-        return self._like().dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters lie."""
-        return self._like().device
-
-    def _like(self) -> Tensor:
-        tensors = itertools.chain(self.parameters(), self.buffers())
-        return next((t for t in tensors if t.dtype.is_floating_point), torch.empty(()))
 
     def _register(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Enters parameters, so that Pyro's optimizers find them; repeated calls change nothing."""

@@ -13,24 +13,21 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch, DataLike
-from pyro_vae.distributions.masking import masked
 from pyro_vae.distributions.moments import centre, representative
 from pyro_vae.errors import InputError
 from pyro_vae.vae.declaration_check import (
     call_once,
     check_batch_shape,
     check_blocks,
-    check_fields,
     check_supports,
     draw_two,
 )
+from pyro_vae.vae.densities import Densities
 from pyro_vae.vae.derived_posterior import derive_posterior, mirrored, onto_support
 from pyro_vae.vae.finite import check_finite
-from pyro_vae.vae.hierarchy import Reads
-from pyro_vae.vae.inputs import batch_for
+from pyro_vae.vae.inputs import ready
 from pyro_vae.vae.param_store import Registered
 from pyro_vae.vae.parameter_prior import ParameterPrior
-from pyro_vae.vae.part import needs_posterior
 
 
 class Programs(NamedTuple):
@@ -40,7 +37,7 @@ class Programs(NamedTuple):
     guide: Callable[[DataLike], Tensor]
 
 
-class VAE(Registered):
+class VAE(Densities, Registered):
     r"""A variational autoencoder, declared once and trained by any inference algorithm.
 
     .. math:: z \sim p(z), \qquad x \sim p(x|z), \qquad q(z|x) \approx p(z|x)
@@ -136,32 +133,32 @@ class VAE(Registered):
             The value of ``x``.
         """
         self._register(self.theta)
-        return self._generate(data)
+        return self.model_of(self.check(data))
 
     def guide(self, data: DataLike) -> Tensor:
         """The inference program q(z|x), for Pyro's own inference; arguments as for `model`."""
         self._register(self.phi)
-        return self._infer(data)
+        return self.guide_of(self.check(data))
 
     @property
     def programs(self) -> Programs:
         """`model` and `guide` without registration in the param store."""
-        return Programs(self._generate, self._infer)
+        return Programs(lambda data: self.model_of(self.check(data)), lambda data: self.guide_of(self.check(data)))
 
-    def _generate(self, data: DataLike) -> Tensor:
-        batch = self.check(data)
+    def model_of(self, batch: Batch) -> Tensor:
+        """The generative program of a ready batch, without registration in the param store; see `model`."""
         if self.parameter_prior is not None:
             pyro.factor("parameter_prior", self.log_parameter_prior())
         with self._plate(batch):
             z = pyro.sample("z", self.prior_given(batch))
-            x_given_z, x = self._observed(z, batch)
+            x_given_z, x = self.observed(z, batch)
             observed: Tensor = pyro.sample("x", x_given_z, obs=x)
         return observed
 
-    def _infer(self, data: DataLike) -> Tensor:
-        batch = self.check(data)
+    def guide_of(self, batch: Batch) -> Tensor:
+        """The inference program of a ready batch, without registration in the param store; see `guide`."""
         with self._plate(batch):
-            z: Tensor = pyro.sample("z", self.encode(batch))
+            z: Tensor = pyro.sample("z", self.posterior_given(batch))
         return z
 
     @contextmanager
@@ -177,49 +174,7 @@ class VAE(Registered):
                 stack.enter_context(poutine.mask(mask=positive))
             yield
 
-    # ------------------------------------------------------------------ the three distributions
-
-    def prior_given(self, data: Batch | Tensor | None) -> TorchDistribution:
-        """Returns p(z), or p(z|context) with ``batch_shape == (B,)``.
-
-        Arguments:
-            data: A batch, or its context of shape ``(B, C)``; None where there is no context.
-        """
-        context = data.context if isinstance(data, Batch) else data
-        return self.prior(*([] if context is None else [context]), **self._handed(self.posterior))
-
-    def _handed(self, posterior: nn.Module | None) -> dict[str, Any]:
-        """What the prior is handed beside the context: the posterior, where it is made of it."""
-        if not needs_posterior(self.prior):
-            return {}
-        if posterior is None:
-            raise InputError(
-                f"VAE: the prior `{type(self.prior).__name__}` is made of the posterior, which must be declared: pass "
-                "posterior=Conditional(dist.Normal, (L,), given=...)."
-            )
-        return {"posterior": posterior}
-
-    def decode(self, z: Tensor, batch: Tensor | Batch | None = None) -> TorchDistribution:
-        """Returns p(x|z).
-
-        Arguments:
-            z: Shape ``(..., *latent_shape)``; ends in ``(..., B, *latent_shape)`` where ``batch`` is given.
-            batch: The data whose context and offset apply.
-
-        Returns:
-            A distribution with ``batch_shape == (...)`` and the data's ``event_shape``.
-        """
-        if not isinstance(batch, Batch):
-            return self.likelihood(self._decoded(z, []))
-        given = self._decoded(z, [] if batch.context is None else [batch.context])
-        return self.likelihood(given) if batch.offset is None else self.likelihood(given, batch.offset)
-
-    def _decoded(self, z: Tensor, covariates: list[Tensor]) -> Tensor:
-        """What the likelihood receives: z flattened, or the layers of it that it reads, and the context behind it."""
-        given = _flatten(z, len(self.latent_shape)).to(self.dtype)
-        if isinstance(self.likelihood, Reads):
-            given = self.likelihood.select(given, self.prior)
-        return torch.cat([given, *(c.expand(*given.shape[:-1], -1) for c in covariates)], dim=-1)
+    # ------------------------------------------------------------------ densities of data in any form
 
     def encode(self, data: DataLike) -> TorchDistribution:
         """Returns q(z|x), with ``batch_shape == (B,)``.
@@ -227,19 +182,7 @@ class VAE(Registered):
         Arguments:
             data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes. Masked cells enter as 0.
         """
-        batch = self.check(data)
-        try:
-            return self.posterior(self.posterior_input(batch))
-        except ValueError as error:
-            if not isinstance(error, InputError):  # of Pyro's validation, for parameters that are not finite
-                check_finite(batch, "VAE")
-            raise
-
-    def posterior_input(self, batch: Batch) -> Tensor:
-        """Returns what the posterior receives: x with masked cells 0, flattened, and the context behind it."""
-        x = batch.x if batch.mask is None else torch.where(batch.mask, batch.x, torch.zeros_like(batch.x))
-        given = _flatten(x, len(self.event_shape))
-        return given if batch.context is None else torch.cat([given, batch.context], dim=-1)
+        return self.posterior_given(self.check(data))
 
     def log_likelihood(self, z: Tensor, data: DataLike) -> Tensor:
         """Returns log p(x|z) over the observed cells, in nats.
@@ -251,13 +194,11 @@ class VAE(Registered):
         Returns:
             Shape ``(..., B)``.
         """
-        x_given_z, x = self._observed(z, self.check(data))
-        return x_given_z.log_prob(x)
+        return self.log_likelihood_of(z, self.check(data))
 
     def log_joint(self, z: Tensor, data: DataLike) -> Tensor:
         """Returns log p(x, z) over the observed cells, in nats; arguments and shape as for `log_likelihood`."""
-        batch = self.check(data)
-        return self.prior_given(batch).log_prob(z) + self.log_likelihood(z, batch)
+        return self.log_joint_of(z, self.check(data))
 
     def log_weights(self, data: DataLike, num_particles: int = 1) -> Tensor:
         r"""Returns :math:`\log w_k = \log p(x, z_k) - \log q(z_k|x)` for :math:`z_k \sim q(z|x)`.
@@ -272,10 +213,7 @@ class VAE(Registered):
         Returns:
             Shape ``(K, B)``, in nats.
         """
-        batch = self.check(data)
-        q = self.encode(batch)
-        z = q.rsample((num_particles,)) if q.has_rsample else q.sample((num_particles,))
-        return self.log_joint(z, batch) - q.log_prob(z)
+        return self.log_weights_of(self.check(data), num_particles)
 
     # ------------------------------------------------------------------ what a trained model is used for
 
@@ -310,7 +248,7 @@ class VAE(Registered):
         """
         batch = self.check(data)
         check_finite(batch, "reconstruct")
-        q = self.encode(batch)
+        q = self.posterior_given(batch)
         if num_samples is not None:
             return self.decode(q.sample((num_samples,)), batch).sample()
         return centre(self.decode(representative(q), batch))
@@ -330,29 +268,15 @@ class VAE(Registered):
     # ------------------------------------------------------------------ checks
 
     def check(self, data: DataLike) -> Batch:
-        """Returns the data as a `Batch` of the model's floating-point type; arrays on the model's device too.
+        """Returns the data as a ready `Batch`; see `pyro_vae.vae.inputs.ready`.
+
+        Every method with an argument ``data`` does this first; one with an argument ``batch`` takes what it returns.
 
         Raises:
             InputError: For a trailing shape that is not the likelihood's, an empty batch, or a context that the
                 model was not declared with.
         """
-        batch = batch_for(self, data)
-        if batch is not data and not isinstance(data, Tensor):
-            batch = batch.to(self.device, self.dtype)
-        if batch.x.shape[1:] != self.event_shape or batch.x.dim() == 0 or batch.size == 0:
-            raise InputError(
-                f"VAE: expected data of shape (B, {', '.join(map(str, self.event_shape))}) with B >= 1, got "
-                f"{tuple(batch.x.shape)}; reshape them, or declare the likelihood with that event_shape."
-            )
-        check_fields(batch, self.context_features)
-        fields, dtype = {"x": batch.x, "context": batch.context, "offset": batch.offset}, self.dtype
-        cast = {name: field.to(dtype) for name, field in fields.items() if field is not None and field.dtype != dtype}
-        return batch._replace(**cast) if cast else batch
-
-    def _observed(self, z: Tensor, batch: Batch) -> tuple[TorchDistribution, Tensor]:
-        """p(x|z) and x, over the observed cells alone."""
-        x_given_z = self.decode(z, batch)
-        return (x_given_z, batch.x) if batch.mask is None else masked(x_given_z, batch.x, batch.mask)
+        return ready(self, data)
 
     def _posterior(self, posterior: nn.Module | None, p: TorchDistribution) -> nn.Module:
         """The posterior as given, pushed onto the prior's support where it must be, or the one that follows from it."""
@@ -387,10 +311,3 @@ class VAE(Registered):
 
     def extra_repr(self) -> str:
         return f"latent_shape={tuple(self.latent_shape)}, event_shape={tuple(self.event_shape)}, size={self.size}"
-
-
-def _flatten(x: Tensor, event_dim: int) -> Tensor:
-    """Gives x one event dimension in place of ``event_dim``."""
-    if event_dim == 1:
-        return x
-    return x.unsqueeze(-1) if event_dim == 0 else x.flatten(-event_dim)

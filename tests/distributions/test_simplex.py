@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import IndependentTransform, StickBreakingTransform
 from z_test import assert_mean
 
-from pyro_vae import VAE, Conditional, Fixed, Learned, Training, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Training, fit, mlp
 from pyro_vae.distributions.kl import analytic_kl
 from pyro_vae.distributions.simplex import LogisticNormal, StickBreaking, bijection_onto
 from pyro_vae.inference import AEVB, ALGORITHMS
@@ -267,7 +267,7 @@ def test_log_weights_in_single_precision_are_those_of_double(prior) -> None:
     u = vae.encode(X).base_dist.sample((200,))
     weights = []
     for model, at in ((vae, u), (double, u.double())):
-        latents = Latents(model, X.to(at.dtype))
+        latents = Latents(model, Batch(X.to(at.dtype)))
         assert type(latents.transform) is StickBreaking
         with torch.no_grad():
             weights.append(latents.log_joint(at) - latents.log_posterior(at))

@@ -29,6 +29,10 @@ PRIORS = {
 }
 
 
+def latents_of(vae: VAE, data: Tensor | Batch, caller: str = "HMC") -> Latents:
+    return Latents(vae, vae.check(data), caller)
+
+
 def vae_with(prior: str) -> VAE:
     p = PRIORS[prior]()
     return VAE(p, Conditional(dist.Bernoulli, (6,), given=mlp(p().event_shape.numel(), 4))).double()
@@ -45,7 +49,7 @@ def moments(u: Tensor) -> Tensor:
 @pytest.mark.parametrize(("step", "num_leapfrog"), [(1.7, 4), (1.8, 1), (1.6, 10)])
 def test_a_transition_leaves_the_exact_posterior_invariant(step: float, num_leapfrog: int) -> None:
     """From exact draws, with steps (in units of the smallest scale) so large that the rejections matter."""
-    latents, posterior, n = Latents(MODEL.vae(), X), MODEL.posterior(X), 20_000
+    latents, posterior, n = latents_of(MODEL.vae(), X), MODEL.posterior(X), 20_000
     u, acceptances = posterior.sample((n,)), []
     size = step * torch.linalg.eigvalsh(posterior.covariance_matrix).min().sqrt()
     for _ in range(4):
@@ -59,7 +63,7 @@ def test_a_transition_leaves_the_exact_posterior_invariant(step: float, num_leap
 
 @pytest.mark.parametrize("prior", PRIORS)
 def test_a_transition_leaves_a_prior_on_its_support_invariant(prior: str) -> None:
-    latents, n = Latents(vae_with(prior), torch.ones(1, 6)), 20_000
+    latents, n = latents_of(vae_with(prior), torch.ones(1, 6)), 20_000
     u = latents.draw_prior(n)
     for _ in range(5):
         u, acceptance = hmc_transition(latents.log_prior, u, torch.tensor(1.1 if prior != "Normal" else 3.0), 2)
@@ -69,7 +73,7 @@ def test_a_transition_leaves_a_prior_on_its_support_invariant(prior: str) -> Non
 
 
 def test_chains_find_the_posterior_from_elsewhere() -> None:
-    latents, posterior = Latents(MODEL.vae(), X), MODEL.posterior(X)
+    latents, posterior = latents_of(MODEL.vae(), X), MODEL.posterior(X)
     u = torch.full((3000, 4, 2), 3.0, dtype=torch.float64)
     for _ in range(60):
         u = hmc_transition(latents.log_joint, u, jittered(torch.full((4,), 0.4).double(), u.shape[:2]), 5).position
@@ -98,7 +102,7 @@ def test_the_energy_error_is_of_second_order_in_the_step() -> None:
 def test_a_trajectory_that_overflows_is_rejected_and_not_validated() -> None:
     """Under Pyro's validation, which would raise for a z that is nan."""
     for prior in PRIORS:
-        latents = Latents(vae_with(prior).float(), torch.ones(3, 6))
+        latents = latents_of(vae_with(prior).float(), torch.ones(3, 6))
         u = latents.draw_prior(5)
         new, acceptance = hmc_transition(latents.log_joint, u, torch.tensor(1e30), 3)
         assert torch.equal(new, u)
@@ -113,7 +117,7 @@ def test_a_trajectory_that_overflows_is_rejected_and_not_validated() -> None:
 def test_a_tempered_transition_leaves_its_density_invariant_and_tells_the_ratio(start: Start, beta: float) -> None:
     """Densities of a linear-Gaussian VAE: Normal at every beta, from its precisions."""
     encoder = LinearGaussian.random(5, 2).exact_encoder(1.5)
-    latents, n = Latents(MODEL.vae(encoder), X), 20_000
+    latents, n = latents_of(MODEL.vae(encoder), X), 20_000
     path, posterior = Tempered(latents, start), MODEL.posterior(X)
     base = latents.vae.encode(X) if start == "encoder" else dist.Normal(torch.zeros(4, 2).double(), 1.0).to_event(1)
     first = (1 / base.variance).diag_embed()
@@ -157,7 +161,7 @@ def test_compiled_transitions_are_the_uncompiled_ones(prior: str, start: Start) 
     vae, terms = vae_with(prior), Terms()
     with interpreted():
         for x in (torch.ones(3, 6), torch.eye(6)[:3]):
-            same_transitions(Tempered(Latents(vae, x), start), terms)
+            same_transitions(Tempered(latents_of(vae, x), start), terms)
             with torch.no_grad():
                 vae.likelihood.head.bias += 1.0
     assert len(terms.costs) == 1
@@ -171,7 +175,7 @@ def test_compiled_transitions_heed_mask_and_context() -> None:
     ).double()
     batch = Batch(torch.randn(3, 6).double(), torch.randn(3, 1).double(), torch.rand(3, 6) < 0.5)
     with interpreted():
-        same_transitions(Tempered(Latents(vae, batch), "encoder"), Terms())
+        same_transitions(Tempered(latents_of(vae, batch), "encoder"), Terms())
 
 
 # ------------------------------------------------------------------ adaptation
@@ -180,7 +184,7 @@ def test_compiled_transitions_heed_mask_and_context() -> None:
 @pytest.mark.parametrize("target", [0.6, 0.8])
 @pytest.mark.parametrize("first", [1e-3, 30.0])
 def test_adaptation_reaches_its_target_for_each_datum(target: float, first: float) -> None:
-    latents = Latents(MODEL.vae(), X)
+    latents = latents_of(MODEL.vae(), X)
     u, step, late = latents.draw_prior(50), torch.full((4,), first).double(), []
     for i in range(150):
         u, acceptance = hmc_transition(latents.log_joint, u, step, 5)
@@ -207,7 +211,7 @@ def test_jitter_is_drawn_for_each_chain_around_the_step() -> None:
 
 
 def test_joint_minus_posterior_is_log_p_of_x() -> None:
-    latents = Latents(MODEL.vae(), X)
+    latents = latents_of(MODEL.vae(), X)
     u = torch.randn(3, 4, 2).double()
     exact = MODEL.log_marginal(X).expand(3, 4)
     torch.testing.assert_close(latents.log_joint(u) - latents.log_posterior(u), exact, rtol=0, atol=1e-10)
@@ -216,7 +220,7 @@ def test_joint_minus_posterior_is_log_p_of_x() -> None:
 
 @pytest.mark.parametrize("prior", PRIORS)
 def test_the_jacobian_is_that_of_the_bijection(prior: str) -> None:
-    latents = Latents(vae_with(prior), torch.ones(3, 6))
+    latents = latents_of(vae_with(prior), torch.ones(3, 6))
     u = latents.draw_prior(2)
     assert u.shape == (2, 3, 2)
     z = latents.constrain(u)
@@ -240,7 +244,7 @@ def test_mask_and_context_enter_the_densities() -> None:
     batch = Batch(torch.randn(3, 6), torch.randn(3, 1), torch.rand(3, 6) < 0.5).map(
         lambda field: field if field.dtype == torch.bool else field.double()
     )
-    latents = Latents(vae, batch)
+    latents = latents_of(vae, batch)
     u = latents.draw_prior(4)
     assert u.shape == (4, 3, 2)
     p, x_given_z = vae.prior(batch.context), vae.decode(u, batch)
@@ -272,4 +276,4 @@ def test_latents_that_cannot_be_moved_are_refused(prior: Conditional, message: s
     posterior = Conditional(prior.family, (2,), given=mlp(6))
     vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2)), posterior)
     with pytest.raises(InputError, match=f"the caller: .*{message}"):
-        Latents(vae, torch.ones(1, 6), "the caller")
+        latents_of(vae, torch.ones(1, 6), "the caller")

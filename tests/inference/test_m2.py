@@ -432,8 +432,10 @@ def test_a_context_that_is_no_label_is_refused_by_its_row(row: list[float]) -> N
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match=r"^M2: needs a VAE whose context is a one-hot label.*aevb"):
         M2().check(VAE(standard(), Conditional(dist.Normal, (4,), given=mlp(2))))
-    with pytest.raises(InputError, match=r"^M2: the batch has no context"):
+    with pytest.raises(InputError, match=r"^VAE: declared with context_features=3, got a context of shape None"):
         M2().loss(linear(), Batch(X))
+    with pytest.raises(InputError, match=r"^M2: the batch has no context"):
+        M2().loss_of(linear(), Batch(X))
     for bad in (200, "200", None):
         with pytest.raises(InputError, match=r"^M2: `hidden` is a list of sizes such as \[200\]"):
             M2(hidden=bad)

@@ -74,7 +74,7 @@ def test_the_step_size_adapts_to_the_target_acceptance(start: float, target: flo
     inference.step_size.fill_(start)
     adapted(inference, 14)
     with seeded(2):
-        latents = Latents(ORACLE, X.repeat(2000, 1))
+        latents = Latents(ORACLE, Batch(X.repeat(2000, 1)))
         u = latents.unconstrain(MODEL.posterior(X).sample((2000,)).flatten(0, 1))
         acceptance = hmc_transition(
             latents.log_joint, u, jittered(inference.step_size.double(), u.shape[:1]), 10

@@ -176,7 +176,7 @@ def test_an_algorithm_without_a_loss_and_a_phase_that_returns_none_are_named() -
         def loss(self, vae: VAE, batch: Batch) -> Loss:
             return torch.zeros(())  # type: ignore[return-value]
 
-    with pytest.raises(NotImplementedError, match="Nothing implements neither `loss` nor `phases`"):
+    with pytest.raises(NotImplementedError, match="Nothing implements neither `loss_of` nor `phases`"):
         next(Nothing().losses(*setting("aevb")))
     with pytest.raises(InputError, match=r"^Number: a phase must return Loss\(value, bound\).*returned a `Tensor`"):
         next(Number().losses(*setting("aevb")))

@@ -1,0 +1,128 @@
+r"""The densities of a VAE: p(z), p(x|z) and q(z|x) of a batch that is ready."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from pyro_vae.batch import Batch
+from pyro_vae.distributions.masking import masked
+from pyro_vae.errors import InputError
+from pyro_vae.vae.finite import check_finite
+from pyro_vae.vae.hierarchy import Reads
+from pyro_vae.vae.part import needs_posterior
+
+
+class Densities(nn.Module):
+    """What an algorithm asks of a VAE.
+
+    A ``batch`` is ready: it is what `VAE.check` returned, or was made of that. It is not checked again.
+    """
+
+    prior: nn.Module
+    likelihood: nn.Module
+    posterior: nn.Module
+    latent_shape: torch.Size
+    event_shape: torch.Size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the parameters."""
+        return self._like().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters lie."""
+        return self._like().device
+
+    def _like(self) -> Tensor:
+        tensors = itertools.chain(self.parameters(), self.buffers())
+        return next((t for t in tensors if t.dtype.is_floating_point), torch.empty(()))
+
+    def prior_given(self, data: Batch | Tensor | None) -> TorchDistribution:
+        """Returns p(z), or p(z|context) with ``batch_shape == (B,)``.
+
+        Arguments:
+            data: A batch, or its context of shape ``(B, C)``; None where there is no context.
+        """
+        context = data.context if isinstance(data, Batch) else data
+        return self.prior(*([] if context is None else [context]), **self._handed(self.posterior))
+
+    def _handed(self, posterior: nn.Module | None) -> dict[str, Any]:
+        """What the prior is handed beside the context: the posterior, where it is made of it."""
+        if not needs_posterior(self.prior):
+            return {}
+        if posterior is None:
+            raise InputError(
+                f"VAE: the prior `{type(self.prior).__name__}` is made of the posterior, which must be declared: pass "
+                "posterior=Conditional(dist.Normal, (L,), given=...)."
+            )
+        return {"posterior": posterior}
+
+    def decode(self, z: Tensor, batch: Tensor | Batch | None = None) -> TorchDistribution:
+        """Returns p(x|z).
+
+        Arguments:
+            z: Shape ``(..., *latent_shape)``; ends in ``(..., B, *latent_shape)`` where ``batch`` is given.
+            batch: The data whose context and offset apply.
+
+        Returns:
+            A distribution with ``batch_shape == (...)`` and the data's ``event_shape``.
+        """
+        if not isinstance(batch, Batch):
+            return self.likelihood(self._decoded(z, []))
+        given = self._decoded(z, [] if batch.context is None else [batch.context])
+        return self.likelihood(given) if batch.offset is None else self.likelihood(given, batch.offset)
+
+    def _decoded(self, z: Tensor, covariates: list[Tensor]) -> Tensor:
+        """What the likelihood receives: z flattened, or the layers of it that it reads, and the context behind it."""
+        given = _flatten(z, len(self.latent_shape)).to(self.dtype)
+        if isinstance(self.likelihood, Reads):
+            given = self.likelihood.select(given, self.prior)
+        return torch.cat([given, *(c.expand(*given.shape[:-1], -1) for c in covariates)], dim=-1)
+
+    def observed(self, z: Tensor, batch: Batch) -> tuple[TorchDistribution, Tensor]:
+        """Returns p(x|z) and x, over the observed cells alone."""
+        x_given_z = self.decode(z, batch)
+        return (x_given_z, batch.x) if batch.mask is None else masked(x_given_z, batch.x, batch.mask)
+
+    def posterior_input(self, batch: Batch) -> Tensor:
+        """Returns what the posterior receives: x with masked cells 0, flattened, and the context behind it."""
+        x = batch.x if batch.mask is None else torch.where(batch.mask, batch.x, torch.zeros_like(batch.x))
+        given = _flatten(x, len(self.event_shape))
+        return given if batch.context is None else torch.cat([given, batch.context], dim=-1)
+
+    def posterior_given(self, batch: Batch) -> TorchDistribution:
+        """Returns q(z|x), with ``batch_shape == (B,)``."""
+        try:
+            return self.posterior(self.posterior_input(batch))
+        except ValueError as error:
+            if not isinstance(error, InputError):  # of Pyro's validation, for parameters that are not finite
+                check_finite(batch, "VAE")
+            raise
+
+    def log_likelihood_of(self, z: Tensor, batch: Batch) -> Tensor:
+        """Returns log p(x|z) over the observed cells, in nats, shape ``(..., B)``; z is ``(..., B, *latent_shape)``."""
+        x_given_z, x = self.observed(z, batch)
+        return x_given_z.log_prob(x)
+
+    def log_joint_of(self, z: Tensor, batch: Batch) -> Tensor:
+        """Returns log p(x, z) over the observed cells, in nats; shapes as for `log_likelihood_of`."""
+        return self.prior_given(batch).log_prob(z) + self.log_likelihood_of(z, batch)
+
+    def log_weights_of(self, batch: Batch, num_particles: int = 1) -> Tensor:
+        """Returns log p(x, z_k) - log q(z_k|x) for K draws z_k from q(z|x), in nats, shape ``(K, B)``."""
+        q = self.posterior_given(batch)
+        z = q.rsample((num_particles,)) if q.has_rsample else q.sample((num_particles,))
+        return self.log_joint_of(z, batch) - q.log_prob(z)
+
+
+def _flatten(x: Tensor, event_dim: int) -> Tensor:
+    """Gives x one event dimension in place of ``event_dim``."""
+    if event_dim == 1:
+        return x
+    return x.unsqueeze(-1) if event_dim == 0 else x.flatten(-event_dim)
