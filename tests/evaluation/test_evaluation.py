@@ -120,5 +120,5 @@ def test_a_difference_of_estimates_is_paired() -> None:
     assert difference.pointwise.tolist() == [0.5, 0.5, 0.5]
     assert difference.sampling_error == 0
     assert difference.standard_error == pytest.approx(0.5 / 3)
-    with pytest.raises(InputError, match="of the same data"):
+    with pytest.raises(InputError, match="for the same data"):
         a - Estimate.of(torch.zeros(2), torch.zeros(2))
