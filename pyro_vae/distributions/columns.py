@@ -35,7 +35,7 @@ class ColumnSupport(Constraint):
         return torch.stack(torch.broadcast_tensors(*inside), dim=-1)
 
     def check(self, value: Tensor) -> Tensor:
-        """Returns which rows have every cell in its support, boolean, shape ``(...)``."""
+        """Returns which rows have all cells in the support, boolean, shape ``(...)``."""
         return self.check_cells(value).all(-1)
 
     def __repr__(self) -> str:

@@ -53,7 +53,7 @@ OTHER_NAMES = {
 
 
 def usual_name(name: str) -> str:
-    """Returns the family's name here if ``name`` is one of its other names; else ``name`` itself.
+    """Returns the usual name of a family if ``name`` is one of its other names; else ``name`` itself.
 
     Example:
         >>> usual_name("gaussian")

@@ -135,7 +135,7 @@ def _onto_support(
 
 
 def remedy(p: TorchDistribution) -> str:
-    """Returns the advice which posterior to pass if none follows from the prior.
+    """Returns advice on the posterior to pass if none follows from the prior.
 
     Its family is the prior's ``posterior_family``, else the prior's own family; for a mixture, that of the components.
     """

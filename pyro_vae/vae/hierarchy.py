@@ -63,7 +63,7 @@ class HierarchicalDistribution(TorchDistribution):
         return _joint([drawn[name].support for name in self.blocks], list(self.blocks.values()))
 
     def drawn(self) -> dict[str, TorchDistribution]:
-        """Returns the distribution of each layer given a draw of earlier ones; keeps the global random stream."""
+        """Returns the distribution of each layer given a draw of earlier ones; the global stream is unchanged."""
         return self.hierarchy.drawn(self.context)
 
     def layer(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
