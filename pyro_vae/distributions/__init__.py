@@ -1,17 +1,18 @@
-r"""Families that Pyro lacks, and what a family tells of itself: parameters, supports, KL divergences, moments.
+r"""Families that Pyro lacks, and properties of families: parameters, supports, KL divergences, moments.
 
 A new family is a subclass of `pyro.distributions.TorchDistribution`, in a file of its own here:
 
 * ``arg_constraints`` has the constraint of each parameter that a network may output or that may be learned; arguments
   that are not in it are constants.
 * ``support`` is the constraint of one draw. Its ``event_dim`` is the number of dimensions of an event.
-* ``log_prob``, ``expand``, and ``rsample`` with ``has_rsample = True``, or ``sample`` where draws have no gradient.
-* What else it may tell, such as the sizes of its parameters or a posterior that fits, is optional: see
+* Its methods are ``log_prob``, ``expand``, and ``rsample`` with ``has_rsample = True``; if draws have no gradient,
+  ``sample`` replaces ``rsample``.
+* Other attributes, such as the sizes of its parameters or a suitable posterior, are optional: see
   `pyro_vae.distributions.protocol`.
 
-Any such class can be given to `Conditional`. It has a name in experiment files once it is in ``OWN`` of
-`pyro_vae.distributions.registry`; then ``tests/properties/test_densities.py`` holds its mass and its draws to its
-density. What is true of it alone is tested in ``tests/distributions/test_<file>.py``.
+Any such class can be given to `Conditional`. Experiment files can name it once it is in ``OWN`` of
+`pyro_vae.distributions.registry`; then ``tests/properties/test_densities.py`` tests its total mass, and its draws
+against its density. ``tests/distributions/test_<file>.py`` tests its special properties.
 
 Example:
     >>> import torch

@@ -10,27 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Debye's expansion is taken at an order of at least this, to so many terms: an error of 1e-14 at every argument.
+# Debye's expansion is used at orders of at least _ORDER, with _TERMS terms. Its error is 1e-14 at every argument.
 _ORDER, _TERMS = 16, 12
 
 
 def log_bessel(order: float, x: Tensor) -> Tensor:
-    r"""Returns the logarithm of the Bessel function, scaled to lie between a constant and a power at every argument.
+    r"""Returns the logarithm of the Bessel function, scaled so that nothing overflows or underflows.
 
     .. math:: \log\left[\Gamma(\nu + 1) \left(\frac{2}{x}\right)^\nu I_\nu(x)\right] - x
         = \log {}_0F_1\left(\nu + 1; \tfrac{x^2}{4}\right) - x
 
-    It is 0 at x = 0. Debye's expansion, uniform in x, gives the function at an order of at least 16, and a recurrence
-    that is stable downwards carries it to the order that is asked for; nothing overflows, and there is one formula
-    for all arguments. It is computed in float64 on the device of x: errors there are below 1e-12, absolute up to 1
-    and relative beyond, for orders up to 500 and x up to 1e6. Derivatives of any order are those of the function.
+    It is 0 at x = 0. Debye's expansion, which is uniform in x, gives the function at an order of at least 16. A
+    recurrence that is stable downwards then gives it at ``order``. One formula is used for all arguments. The
+    computation is in float64 on the device of x. For orders up to 500 and x up to 1e6 the error is below 1e-12:
+    absolute for values up to 1, relative for larger ones. Derivatives of any order are correct.
 
     Arguments:
-        order: :math:`\nu \ge 0`.
-        x: Not negative, any shape.
+        order: Order :math:`\nu \ge 0` of the function.
+        x: Argument of the function, not negative, any shape.
 
     Returns:
-        The shape of x, in float64.
+        A tensor of the shape of x, in float64.
 
     Reference: Abramowitz and Stegun, "Handbook of mathematical functions", 1964, equations 9.7.7 and 9.6.26.
 
@@ -44,7 +44,7 @@ def log_bessel(order: float, x: Tensor) -> Tensor:
 
 
 def bessel_ratio(order: float, x: Tensor) -> Tensor:
-    r"""Returns :math:`I_{\nu + 1}(x) / I_\nu(x)`, the derivative of `log_bessel` plus 1; arguments as there.
+    r"""Returns :math:`I_{\nu + 1}(x) / I_\nu(x)`, which is 1 plus the derivative of `log_bessel` of ``x``.
 
     It rises from 0 at x = 0 towards 1, and is the length of the mean of a von Mises-Fisher distribution in
     :math:`2\nu + 2` dimensions. Relative errors are below 1e-12.

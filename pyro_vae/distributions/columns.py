@@ -18,8 +18,8 @@ class ColumnSupport(Constraint):
     r"""A support for each column.
 
     Arguments:
-        supports: Of the columns, in their order.
-        names: What an error calls the columns.
+        supports: Supports of the columns, in the order of the columns.
+        names: Names of the columns, for error messages.
     """
 
     event_dim = 1
@@ -35,7 +35,7 @@ class ColumnSupport(Constraint):
         return torch.stack(torch.broadcast_tensors(*inside), dim=-1)
 
     def check(self, value: Tensor) -> Tensor:
-        """Returns which rows lie in the support with every cell, boolean, shape ``(...)``."""
+        """Returns which rows have all cells in the support, boolean, shape ``(...)``."""
         return self.check_cells(value).all(-1)
 
     def __repr__(self) -> str:
@@ -43,17 +43,18 @@ class ColumnSupport(Constraint):
 
 
 class Columns(TorchDistribution):
-    r"""Independent columns of different families, of which some cells may be hidden.
+    r"""Independent columns of different families; some cells may be hidden.
 
     .. math:: \log p(x) = \sum_d m_d \log p_d(x_d)
 
     where m is the mask of observed cells.
 
     Arguments:
-        parts: By the numbers of their columns, a tensor of shape ``(n,)``: distributions of single cells with
-            ``batch_shape == (..., n)``.
-        names: Of the columns.
-        mask: Which cells are observed, boolean, broadcasts to ``batch_shape + (D,)``; None for all.
+        parts: Distributions of single cells with ``batch_shape == (..., n)``. The key of each is a tensor of shape
+            ``(n,)`` with the numbers of its columns.
+        names: Names of the columns.
+        mask: Boolean mask, True for observed cells, that broadcasts to ``batch_shape + (D,)``; None if all are
+            observed.
     """
 
     arg_constraints: dict[str, Constraint] = {}  # noqa: RUF012 (as in torch)
@@ -93,10 +94,10 @@ class Columns(TorchDistribution):
         return self._joined(lambda index, part: self._seen(part.log_prob(value[..., index]), index))
 
     def observing(self, x: Tensor, mask: Tensor) -> tuple[Columns, Tensor]:
-        """Returns the distribution of the observed cells, and x with the others filled from their supports.
+        """Returns the distribution of the observed cells, and x with hidden cells filled by values of their supports.
 
         Arguments:
-            x: Shape ``(..., D)``.
+            x: Data, shape ``(..., D)``.
             mask: True where a cell is observed, shape of ``x``.
         """
         inside = x.clone()
@@ -106,13 +107,13 @@ class Columns(TorchDistribution):
         return Columns(self.parts, self.names, seen), inside
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Returns draws of whole rows, hidden cells too, shape ``sample_shape + (..., D)``."""
+        """Returns draws of whole rows, including hidden cells, shape ``sample_shape + (..., D)``."""
         shape = torch.Size(sample_shape)
         with torch.no_grad():
             return self._joined(lambda index, part: part.sample(shape))
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Returns draws through which gradients pass, where every column has such."""
+        """Returns draws through which gradients pass; every column must have such draws."""
         if not self.has_rsample:
             raise NotImplementedError("Columns: some columns have no draws through which gradients pass.")
         shape = torch.Size(sample_shape)
@@ -120,12 +121,12 @@ class Columns(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of each column, the mode of one that has no mean, shape ``(..., D)``."""
+        """The mean of each column, or its mode if it has no mean, shape ``(..., D)``."""
         return self._joined(lambda index, part: centre(part))
 
     @property
     def variance(self) -> Tensor:
-        """The variance of each column, nan of one that has none, shape ``(..., D)``."""
+        """The variance of each column, nan if it has none, shape ``(..., D)``."""
         return self._joined(lambda index, part: _variance(part))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Columns:
@@ -141,7 +142,7 @@ class Columns(TorchDistribution):
         return torch.where(self.observed[..., index], cells, torch.zeros_like(cells))
 
     def _joined(self, of_part: Callable[[Tensor, TorchDistribution], Tensor]) -> Tensor:
-        """What each part gives for its columns, in the order of the columns."""
+        """Returns the values of ``of_part`` for all parts, in the order of the columns."""
         values = [of_part(index, part) for index, part in self.parts.items()]
         dtype = next((value.dtype for value in values if value.dtype.is_floating_point), torch.get_default_dtype())
         order = torch.cat(list(self.parts)).argsort()

@@ -1,4 +1,4 @@
-r"""The continuous Bernoulli distribution, right in float32 at every logit."""
+r"""The continuous Bernoulli distribution, accurate in float32 at every logit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.distributions.kl import register_kl
 from torch.nn.functional import softplus
 
-# Below this |logit| the closed forms cancel, and their Taylor series hold to 1e-9 (the first term left out of
-# the log partition is (logit / 2)^6 / 2835), while the closed forms still hold above it.
+# Below this |logit| the closed forms lose digits to cancellation, and their Taylor series are accurate to 1e-9 (the
+# first omitted term of the log partition is (logit / 2)^6 / 2835). Above it the closed forms are accurate.
 _SERIES_BELOW = 0.05
 
 
 def _safe(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the series applies, and logits that keep the closed form (and its gradient) finite there."""
+    """Returns where the series applies, and the logits with 1 there, so that closed forms and gradients are finite."""
     small = logits.abs() < _SERIES_BELOW
     return small, torch.where(small, torch.ones_like(logits), logits)
 
@@ -27,8 +27,8 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
     .. math:: \log p(x) = x\eta - A(\eta), \qquad A(\eta) = \log\frac{e^\eta - 1}{\eta}
 
     with logit :math:`\eta`. `torch.distributions.ContinuousBernoulli` clamps its probabilities: in float32 its
-    log density is wrong by 0.2 nats at a logit of 20 and by 1.1 nats at 50. Here values and gradients hold at
-    every logit. `Conditional` puts this class in the place of the original.
+    log density is wrong by 0.2 nats at a logit of 20 and by 1.1 nats at 50. Here values and gradients are
+    accurate at every logit. `Conditional` puts this class in the place of the original.
 
     Reference: Loaiza-Ganem and Cunningham, "The continuous Bernoulli: fixing a pervasive error in variational
     autoencoders", 2019, equations 6-8.
@@ -73,7 +73,7 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         return torch.where(small, (1 - half.square() / 5) / 12, closed)
 
     def cdf(self, value: Tensor) -> Tensor:
-        """Returns P(x <= value); its gradient holds at every logit."""
+        """Returns P(x <= value); its gradient is accurate at every logit."""
         small, safe = _safe(self.logits)
         negative = -safe.abs()
         reflected = torch.where(safe > 0, 1 - value, value)
@@ -84,11 +84,11 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
         return torch.where(small, series, closed).clamp(0, 1)
 
     def icdf(self, value: Tensor) -> Tensor:
-        """Returns the quantile at ``value``, from which draws are made; its gradient holds at every logit."""
+        """Returns the quantile at ``value``, which `rsample` uses; its gradient is accurate at every logit."""
         small, safe = _safe(self.logits)
         negative = -safe.abs()
         reflected = torch.where(safe > 0, 1 - value, value)
-        end = reflected >= 1  # where log1p(expm1(logit)) is the logit itself, but its gradient overflows
+        end = reflected >= 1  # here log1p(expm1(logit)) is the logit itself, but its gradient overflows
         inner = torch.where(end, 0, reflected)
         closed = torch.where(end, torch.ones_like(safe), torch.log1p(inner * torch.expm1(negative)) / negative)
         closed = torch.where(safe > 0, 1 - closed, closed)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical, constraints
 from torch.nn.functional import logsigmoid
 
-# Levels whose tail probabilities are held at one time by the moments.
+# Number of levels whose tail probabilities the moments keep in memory at one time.
 _CHUNK = 32
 
 
@@ -22,20 +22,20 @@ class DiscretizedLogisticMixture(TorchDistribution):
         - \sigma\left(\frac{u - h - \mu_k}{s_k}\right)\right], \qquad u = \frac{2x}{L-1} - 1, \quad h = \frac{1}{L-1}
 
     for levels x = 0 ... L-1; the lowest bin reaches to :math:`-\infty` and the highest to :math:`\infty`, so that the
-    masses sum to 1. Locations and scales are in units of half the range: -1 is level 0, 1 is level L-1, and a network
-    that puts out zeros says :math:`\mu = 0, s = 1`: grey, and broad. The mass of a bin is computed as a logarithm
-    throughout, and its gradient is right in float32 however narrow the bin or far the level.
+    masses sum to 1. Locations and scales are in units of half the range: -1 is level 0, 1 is level L-1. If a network
+    outputs zeros, :math:`\mu = 0, s = 1`: a broad distribution around grey. The mass of a bin is computed in log
+    space. Its gradient is accurate in float32, also for a narrow bin and for a level far from the location.
 
-    The cells of an image are independent given the parameters: the colour channels do not see each other, unlike in
-    PixelCNN++. Data are whole numbers; scale them nowhere.
+    The cells of an image are independent given the parameters. Unlike in PixelCNN++, a colour channel does not depend
+    on the other channels. Data are whole numbers; do not scale them.
 
     Arguments:
         logits: Unnormalised log weights of the components, shape ``(..., K)``.
         locs: Locations, shape ``(..., K)``, in units of half the range.
         scales: Scales, shape ``(..., K)``, in units of half the range.
-        levels: L.
-        components: K, which sizes the parameters that a `Conditional` learns or takes from a network; here it is
-            that of the parameters.
+        levels: Number L of grey levels.
+        components: Number K of components. `Conditional` gives the parameters this size; without `Conditional` it
+            must agree with the parameters.
 
     Reference: Salimans et al., "PixelCNN++: improving the PixelCNN with discretized logistic mixture likelihood and
     other modifications", 2017, equations 1-2.
@@ -97,7 +97,7 @@ class DiscretizedLogisticMixture(TorchDistribution):
         return torch.logsumexp(self.logits.log_softmax(-1) + mass, dim=-1)
 
     def sample(self, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
-        """Returns draws: a component, a draw of its logistic, and the nearest level."""
+        """Returns draws: picks a component, draws from its logistic, and rounds to the nearest level."""
         with torch.no_grad():
             shape = torch.Size(sample_shape)
             which = Categorical(logits=self.logits).sample(shape).unsqueeze(-1)

@@ -9,19 +9,19 @@ from torch.distributions import Distribution
 from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 
-# More joint values than these are not summed over.
+# Largest number of joint values that can be summed over.
 MOST_VALUES = 4096
 
 
 def latent_values(q: Distribution, caller: str = "enumeration") -> Tensor:
-    """Returns every value of z, the product of the values of its dimensions.
+    """Returns every value of z: all combinations of the values of its dimensions.
 
     Arguments:
-        q: A distribution of z with a finite support, independent or not over its dimensions; batch shape ``(B,)``.
-        caller: Who asks; begins the message of an error.
+        q: Distribution of z with a finite support, batch shape ``(B,)``; the dimensions of z may be dependent.
+        caller: Name of the caller, with which error messages begin.
 
     Returns:
-        Shape ``(S, B, *latent_shape)``.
+        Values, shape ``(S, B, *latent_shape)``.
 
     Raises:
         InputError: Where z is continuous, unbounded, or has more than 4,096 values.
@@ -39,7 +39,7 @@ def latent_values(q: Distribution, caller: str = "enumeration") -> Tensor:
             "listed; use score-function or rws for other discrete latents, aevb for continuous ones."
         )
     values = cells.enumerate_support(expand=False)
-    values = values.reshape(len(values), *values.shape[1 + len(cells.batch_shape) :])  # of one cell
+    values = values.reshape(len(values), *values.shape[1 + len(cells.batch_shape) :])  # the values of one cell
     cell_shape = q.event_shape[: len(q.event_shape) - len(cells.event_shape)]
     n = cell_shape.numel()
     if len(values) ** n > MOST_VALUES:

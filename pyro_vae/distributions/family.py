@@ -1,4 +1,4 @@
-r"""What a family of distributions tells of itself before it is built: parameters, constraints, dimensions."""
+r"""Properties of a family of distributions before it is built: parameters, constraints, dimensions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.distributions import transform_to
 from torch.distributions.constraints import Constraint
 from torch.distributions.transforms import Transform
 
-# Parametrisations of one quantity: the one that is named is used, else the first.
+# Parametrisations of one quantity. The one that the user names is used, else the first.
 ALIASES = (
     ("logits", "probs"),
     ("scale_tril", "covariance_matrix", "precision_matrix"),
@@ -22,7 +22,7 @@ ALIASES = (
 
 
 def parameters_of(family: type[TorchDistribution]) -> dict[str, inspect.Parameter]:
-    """The family's own constructor arguments."""
+    """Returns the family's own constructor arguments."""
     parameters = dict(inspect.signature(family).parameters)
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {
@@ -33,10 +33,11 @@ def parameters_of(family: type[TorchDistribution]) -> dict[str, inspect.Paramete
 
 
 def constraints_of(family: type[TorchDistribution], event_shape: Sequence[int] | None = None) -> dict[str, Constraint]:
-    """The constraints of the parameters.
+    """Returns the constraints of the parameters.
 
-    Constraints that are a property of the instance are known where they follow from the event shape alone (the
-    degrees of freedom of a `Wishart`); none are where they depend on each other (the bounds of a `Uniform`).
+    Some families compute their constraints for each instance. These are known only if they follow from the event shape
+    (the degrees of freedom of a `Wishart`). If they depend on each other (the bounds of a `Uniform`), each of them is
+    ``constraints.dependent``.
     """
     declared: Any = family.arg_constraints
     if isinstance(declared, dict):
@@ -50,7 +51,7 @@ def constraints_of(family: type[TorchDistribution], event_shape: Sequence[int] |
 
 
 def transform_onto(constraint: Constraint) -> Transform:
-    """Returns torch's transform onto a constraint; onto lower triangular matrices, that with a positive diagonal.
+    """Returns torch's transform onto a constraint; for lower triangular matrices, the one with a positive diagonal.
 
     Raises:
         NotImplementedError: Where no transform is known.
@@ -61,7 +62,7 @@ def transform_onto(constraint: Constraint) -> Transform:
 
 
 def event_dim_of(family: type[TorchDistribution]) -> int | None:
-    """The number of dimensions of one event; None where the family tells it only once it is built."""
+    """Returns the number of dimensions of one event; None if it is unknown before the family is built."""
     support = getattr(family, "support", None)
     if not isinstance(support, Constraint):
         return None

@@ -29,21 +29,21 @@ from pyro_vae.errors import InputError
 def analytic_kl(q: Distribution, p: Distribution) -> Tensor:
     r"""Returns KL(q || p) in closed form, in nats.
 
-    For diagonal Normals, written out:
+    For diagonal Normals it is
 
     .. math:: \sum_j \log\frac{s_{p,j}}{s_{q,j}} + \frac{s_{q,j}^2 + (m_{q,j} - m_{p,j})^2}{2 s_{p,j}^2} - \frac{1}{2}
 
-    which is :math:`-\frac12 \sum_j (1 + \log s_j^2 - m_j^2 - s_j^2)` at p = N(0, I); for other pairs
-    `torch.distributions.kl_divergence`, to which Normals with full or low-rank covariance against diagonal ones are
-    added here; for a posterior that is pushed through the transform by which p is made (exp, with a LogNormal prior)
-    that of the two before the transform.
+    which is :math:`-\frac12 \sum_j (1 + \log s_j^2 - m_j^2 - s_j^2)` at p = N(0, I). Other pairs
+    use `torch.distributions.kl_divergence`; this module adds Normals with full or low-rank covariance against diagonal
+    ones. If posterior and prior are made by the same transform (exp, with a LogNormal prior), the result is the KL
+    between the distributions before the transform.
 
     Arguments:
-        q: Batch shape ``(B,)``.
-        p: Batch shape ``(B,)`` or ``()``, of the same event shape.
+        q: Posterior, batch shape ``(B,)``.
+        p: Prior, batch shape ``(B,)`` or ``()``, of the same event shape.
 
     Returns:
-        Shape ``(B,)``.
+        KL of each datum, shape ``(B,)``.
 
     Raises:
         InputError: Where no closed form is known.
@@ -66,42 +66,42 @@ def kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
     """Returns KL(q || p) in closed form where there is one, else its unbiased Monte Carlo estimate.
 
     Arguments:
-        q: Batch shape ``(B,)``.
-        p: Batch shape ``(B,)`` or ``()``.
+        q: Posterior, batch shape ``(B,)``.
+        p: Prior, batch shape ``(B,)`` or ``()``.
         z: Draws from q, shape ``(K, B, *latent_shape)``.
 
     Returns:
-        Shape ``(B,)``, in nats.
+        KL of each datum, shape ``(B,)``, in nats.
     """
     value = _closed_form(q, p)
     return (q.log_prob(z) - p.log_prob(z)).mean(0) if value is None else value
 
 
 def kl_of_dimensions(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
-    """Returns the KL of each latent dimension, as `kl` of the whole, where q and p factorise over the dimensions.
+    """Returns the KL of each latent dimension, computed as in `kl`; q and p must factorise over the dimensions.
 
     Arguments:
-        q: Batch shape ``(B,)``.
-        p: Batch shape ``(B,)`` or ``()``.
+        q: Posterior, batch shape ``(B,)``.
+        p: Prior, batch shape ``(B,)`` or ``()``.
         z: Draws from q, shape ``(K, B, *latent_shape)``.
 
     Returns:
-        Shape ``(B, *latent_shape)``, in nats.
+        KL of each datum and dimension, shape ``(B, *latent_shape)``, in nats.
 
     Raises:
-        InputError: Where one of them does not factorise.
+        InputError: If q or p does not factorise.
     """
     mine, its = factors(q), factors(p)
     if mine is None or its is None:
         which, whole = ("posterior", q) if mine is None else ("prior", p)
         raise InputError(
-            f"the {which} `{_name(whole)}` does not factorise over the latent dimensions, so that they have no KL each."
+            f"the {which} `{_name(whole)}` does not factorise over the latent dimensions, so none has its own KL."
         )
     return kl(mine, its, z)
 
 
 def factors(distribution: Distribution) -> Distribution | None:
-    """Returns the independent distributions of the dimensions; None where the distribution does not consist of such."""
+    """Returns the independent distributions of the dimensions; None if the dimensions are dependent."""
     cells: Distribution = cells_of(distribution)
     return cells if cells.event_shape == () else None
 
@@ -125,7 +125,7 @@ def _closed_form(q: Distribution, p: Distribution) -> Tensor | None:
 
 
 def _kl_of_pushed(q: Pushed, p: TorchDistribution) -> Tensor:
-    """The same, for torch's registry, which Pyro's TraceMeanField_ELBO asks."""
+    """Returns the closed form for torch's registry of KL divergences, which Pyro's TraceMeanField_ELBO uses."""
     pulled = _pulled_back(q, p)
     value = None if pulled is None else _closed_form(q.base_dist, pulled)
     if value is None:
@@ -138,9 +138,10 @@ register_kl(Pushed, TransformedDistribution)(_kl_of_pushed)
 
 
 def _pulled_back(q: Pushed, p: Distribution) -> Distribution | None:
-    """The prior of u where q pushes u through T, and p is itself a distribution of T(u), as a LogNormal is of exp(u).
+    """Returns the prior of u if q and p are both distributions of T(u), with the same T; else None.
 
-    A bijection changes no divergence: :math:`KL(T q \\| T p) = KL(q \\| p)`.
+    A LogNormal, for example, is a distribution of exp(u). A bijection does not change the divergence:
+    :math:`KL(T q \\| T p) = KL(q \\| p)`.
     """
     cells = cells_of(p)
     if not (isinstance(cells, TransformedDistribution) and len(cells.transforms) == 1):
@@ -152,7 +153,7 @@ def _pulled_back(q: Pushed, p: Distribution) -> Distribution | None:
 
 
 def _steps(transform: Transform) -> list[Transform]:
-    """The steps of a transform, but for those that do nothing: onto the positive numbers torch adds 0 to exp(u)."""
+    """Returns the steps of a transform without identities; torch's transform onto positive numbers adds 0 to exp(u)."""
     base = getattr(transform, "base_transform", transform)
     steps = base.parts if isinstance(base, ComposeTransform) else [base]
     return [

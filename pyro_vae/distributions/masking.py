@@ -1,4 +1,4 @@
-r"""Data of which some cells are not observed."""
+r"""Data with cells that are not observed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pyro_vae.errors import InputError
 
 
 def masked(x_given_z: TorchDistribution, x: Tensor, mask: Tensor) -> tuple[TorchDistribution, Tensor]:
-    """Returns the distribution of the observed cells, and x with the others filled by a value inside the support.
+    """Returns the distribution of the observed cells, and x with hidden cells filled by a value inside the support.
 
-    Hidden cells contribute 0 to log p(x|z), whatever they hold; so do their gradients, which a nan would spoil. A
-    distribution whose cells are independent but of different families has a method of its own for it; see
-    `pyro_vae.distributions.protocol.Family.observing`.
+    Hidden cells contribute 0 to log p(x|z) and to its gradients, whatever value they hold. They are filled because a
+    nan would make the gradients nan. If the cells are independent but of different families, the distribution has its
+    own method for masks; see `pyro_vae.distributions.protocol.Family.observing`.
 
     Arguments:
-        x_given_z: With independent cells.
-        x: Shape ``(B, *event_shape)``.
+        x_given_z: Distribution p(x|z) with independent cells.
+        x: Data, shape ``(B, *event_shape)``.
         mask: True where a cell is observed, shape of ``x``.
 
     Raises:
-        InputError: Where the cells depend on each other.
+        InputError: If the cells depend on each other.
     """
     cells = cells_of(x_given_z)
     observing = observing_of(cells)

@@ -1,4 +1,4 @@
-r"""Means and standard deviations, also of distributions that do not tell them."""
+r"""Means and standard deviations, also of distributions that do not implement them."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.random_streams import isolated
 
-# Nodes of the Gauss-Hermite quadrature, and draws where it does not apply, in chunks that bound the memory.
+# Number of nodes of the Gauss-Hermite quadrature. Where it does not apply, _CHUNKS times _CHUNK draws are used; the
+# chunks bound the memory.
 _NODES, _CHUNKS, _CHUNK = 32, 40, 25
 
 
 def centre(distribution: TorchDistribution) -> Tensor:
-    """Returns a distribution's mean; its mode where (in those cells in which) it has no mean.
+    """Returns a distribution's mean, or its mode in cells that have no mean.
 
-    A Normal that is pushed through an elementwise bijection has its mean from Gauss-Hermite quadrature, any other
-    continuous distribution that tells neither (a flow, a hierarchy) from 1,000 draws off the global random stream.
+    If a Normal is pushed through an elementwise bijection, the mean is computed by Gauss-Hermite quadrature. For any
+    other continuous distribution that implements neither mean nor mode (a flow, a hierarchy), it is computed from
+    1,000 draws; the global random stream stays unchanged.
 
     Arguments:
-        distribution: Any batch shape.
+        distribution: Distribution of any batch shape.
 
     Returns:
-        Shape ``batch_shape + event_shape``.
+        Tensor of shape ``batch_shape + event_shape``.
 
     Raises:
-        InputError: Where there is neither.
+        InputError: If the distribution has neither mean nor mode.
 
     Example:
         >>> import pyro.distributions as dist
@@ -48,20 +50,20 @@ def centre(distribution: TorchDistribution) -> Tensor:
         return mean
     if mean is None:
         return mode
-    # The mean of a Categorical is nan in torch, of another type than its mode.
+    # In torch, the mean of a Categorical is nan, and its type is not that of the mode.
     return torch.where(mean.isnan(), mode, mean) if mean.dtype == mode.dtype else mode
 
 
 def representative(distribution: TorchDistribution) -> Tensor:
-    """Returns one value for a distribution: its centre, or its mode where the centre is no possible value.
+    """Returns one value for a distribution: its centre, or its mode where the centre lies outside the support.
 
-    The mean of draws on a sphere lies inside it. For discrete distributions the centre is taken as it is.
+    On a sphere, for example, the mean lies inside the sphere. For discrete distributions the centre is not checked.
 
     Arguments:
-        distribution: Any batch shape.
+        distribution: Distribution of any batch shape.
 
     Returns:
-        Shape ``batch_shape + event_shape``.
+        Tensor of shape ``batch_shape + event_shape``.
     """
     value = centre(distribution)
     mode = _statistic(distribution, "mode")
@@ -75,10 +77,10 @@ def spread(distribution: TorchDistribution) -> Tensor | None:
     """Returns a distribution's standard deviation, computed as `centre` computes the mean; None where it has none.
 
     Arguments:
-        distribution: Any batch shape.
+        distribution: Distribution of any batch shape.
 
     Returns:
-        Shape ``batch_shape + event_shape``.
+        Tensor of shape ``batch_shape + event_shape``.
     """
     scale = _statistic(distribution, "stddev")
     if scale is None and _computable(distribution):
@@ -95,7 +97,7 @@ def _statistic(distribution: TorchDistribution, name: str) -> Tensor | None:
 
 
 def _computable(distribution: TorchDistribution) -> bool:
-    """Whether moments that a distribution does not tell can be had from it."""
+    """Whether `_computed_moments` can compute the moments that a distribution does not implement."""
     if isinstance(distribution, TransformedDistribution):
         return True
     return not distribution.support.is_discrete and _statistic(distribution, "mode") is None

@@ -1,4 +1,4 @@
-r"""Counts of documents and baskets, whose lengths differ."""
+r"""Counts of words in documents, or of items in baskets, of different lengths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 
 class CountVector(constraints.Constraint):  # type: ignore[misc, unused-ignore]
-    r"""Vectors of whole numbers, none negative, whose sum is at most ``total_count``."""
+    r"""Vectors of non-negative whole numbers whose sum is at most ``total_count``."""
 
     is_discrete = True
     event_dim = 1
@@ -42,15 +42,15 @@ class Multinomial(dist.Multinomial):
 
     .. math:: \log p(x | n) = \log n! - \sum_v \log x_v! + \sum_v x_v \log p_v, \qquad n = \sum_v x_v
 
-    It is a normalised density for every length n: it sums to 1 over the documents of that length, and n itself is
-    not modelled. ``total_count`` bounds the lengths that are accepted, and is the length of the documents that are
-    drawn and of those that ``mean`` describes. Unlike torch's, the support holds whole numbers only. `Conditional`
+    For every length n the density is normalised: it sums to 1 over the documents of that length. The length itself is
+    not modelled. Documents of up to ``total_count`` words are accepted. Draws are documents of ``total_count`` words,
+    and ``mean`` is the mean of such documents. Unlike torch's, the support contains whole numbers only. `Conditional`
     puts this class in the place of the original.
 
     Arguments:
         total_count: The largest length n, a Python integer.
         probs: Word probabilities, shape ``(..., V)``.
-        logits: Their logarithms up to a constant, shape ``(..., V)``.
+        logits: Logarithms of ``probs`` up to a constant, shape ``(..., V)``.
 
     Example:
         >>> import torch
@@ -69,18 +69,18 @@ class Multinomial(dist.Multinomial):
 
 
 class DirichletMultinomial(dist.DirichletMultinomial):
-    r"""Counts of V words in a document of n words, given n, whose probabilities were drawn from a Dirichlet.
+    r"""Counts of V words in a document of n words, given n; the probabilities are drawn from a Dirichlet.
 
     .. math::
         \log p(x | n) = \log\frac{n!\,\Gamma(a)}{\Gamma(n + a)}
         + \sum_v \log\frac{\Gamma(x_v + a_v)}{x_v!\,\Gamma(a_v)}, \qquad a = \sum_v a_v
 
-    What `Multinomial` says about n and ``total_count`` holds here too.
+    For n and ``total_count`` see `Multinomial`.
 
     Arguments:
-        concentration: a, shape ``(..., V)``.
+        concentration: Concentrations :math:`a_v`, shape ``(..., V)``.
         total_count: The largest length n, a Python integer.
-        is_sparse: Whether to compute ``log_prob`` from the cells that are not 0 alone.
+        is_sparse: Whether to compute ``log_prob`` from the non-zero cells alone.
 
     Example:
         >>> import torch

@@ -1,8 +1,8 @@
-r"""The protocol of families and of supports: what each may tell beside what Pyro asks of it, and what is so by default.
+r"""The protocol of families and of supports: optional attributes beyond those of Pyro, and their defaults.
 
 A family is a class of `pyro.distributions`, with ``arg_constraints`` and ``support``; a support is a constraint of
-torch's. All that the classes here name is optional. They are to be read: a family or a support of one's own inherits
-from neither, and defines what it has to tell. Only the functions here read these attributes.
+torch's. All attributes of the classes here are optional. The classes are documentation: your own family or support does
+not inherit from them; it defines the attributes that it needs. Only the functions here read these attributes.
 """
 
 from __future__ import annotations
@@ -21,60 +21,60 @@ Observing = Callable[[Tensor, Tensor], tuple[TorchDistribution, Tensor]]
 
 
 class Family(Protocol):
-    """What a class of distributions may tell.
+    """Optional attributes of a class of distributions.
 
     Attributes:
-        posterior_family: The family of a posterior for it as prior, where none follows from its support: a sphere has
-            one. Default: errors advise the family itself.
+        posterior_family: Family of the posterior if this family is the prior and no posterior follows from its support,
+            as on a sphere. Default: error messages advise the family itself.
     """
 
     posterior_family: type[TorchDistribution]
 
     @staticmethod
     def parameter_shapes(**constants: Any) -> Mapping[str, tuple[int, ...]]:
-        """Returns the shape of each parameter for one cell, by name, where the event does not tell it.
+        """Returns the shape of each parameter for one cell, by name, if it does not follow from the event.
 
         Default: no parameter has a shape of its own.
 
         Arguments:
-            **constants: Arguments of the family that are Python numbers; those that the method names are passed.
+            **constants: Arguments of the family that are Python numbers; only those that the method accepts are passed.
         """
         ...
 
     @staticmethod
     def constants_for(event_shape: Sequence[int]) -> Mapping[str, Any]:
-        """Returns the arguments that follow from the shape of an event, by name. Default: none does."""
+        """Returns the arguments that follow from the shape of an event, by name. Default: none."""
         ...
 
     def observing(self, x: Tensor, mask: Tensor) -> tuple[TorchDistribution, Tensor]:
-        """Returns the distribution of the observed cells, and x with the others filled from their supports.
+        """Returns the distribution of the observed cells, and x with hidden cells filled by values of their supports.
 
-        Default: a distribution whose cells are independent and of one family is masked cell by cell, and any other
-        takes no mask.
+        Default: if the cells are independent and of one family, they are masked one by one; any other distribution
+        refuses a mask.
 
         Arguments:
-            x: Shape ``(..., *event_shape)``.
+            x: Data, shape ``(..., *event_shape)``.
             mask: True where a cell is observed, shape of ``x``.
         """
         ...
 
 
 class Support(Protocol):
-    """What a constraint may tell."""
+    """Optional method of a constraint."""
 
     def complaint(self, value: Tensor) -> str:
-        """Returns what is wrong with one value outside the support. Default: that it lies outside."""
+        """Returns what is wrong with one value outside the support. Default: a message that it lies outside."""
         ...
 
 
 class CellSupport(Protocol):
-    """What a constraint on vectors tells whose cells have supports of their own: all of it, or nothing.
+    """Attributes of a constraint on vectors if each cell has its own support; it defines all of them, or none.
 
-    Default: a value is judged as a whole.
+    Default: a value is checked as a whole.
 
     Attributes:
-        supports: Of the cells, in their order.
-        names: What an error calls the cells.
+        supports: Supports of the cells, in the order of the cells.
+        names: Names of the cells, for error messages.
     """
 
     supports: Sequence[Constraint]
@@ -86,7 +86,7 @@ class CellSupport(Protocol):
 
 
 def posterior_family_of(family: type[Distribution] | Distribution) -> type[TorchDistribution] | None:
-    """Returns the posterior that a family, or a distribution of it, names for itself as prior; None where it does not.
+    """Returns the attribute ``posterior_family`` of a family, or of a distribution; None if it has none.
 
     Example:
         >>> from pyro_vae.distributions.von_mises_fisher import SphericalUniform
@@ -97,11 +97,11 @@ def posterior_family_of(family: type[Distribution] | Distribution) -> type[Torch
 
 
 def declared_sizes(family: type[TorchDistribution], constants: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes that a family declares for its parameters, by `Family.parameter_shapes`; those of one cell.
+    """Returns the shapes of the parameters for one cell that a family declares by `Family.parameter_shapes`.
 
     Arguments:
-        family: The family.
-        constants: Its arguments that are Python numbers.
+        family: Class of distributions.
+        constants: Arguments of the family that are Python numbers.
 
     Example:
         >>> from pyro_vae.distributions.discretized_logistic import DiscretizedLogisticMixture
@@ -128,16 +128,16 @@ def implied_constants(family: type[TorchDistribution], event_shape: Sequence[int
 
 
 def observing_of(cells: Distribution) -> Observing | None:
-    """Returns the method by which a distribution hides cells; see `Family.observing`. None where it has none."""
+    """Returns the method `Family.observing` of a distribution, which hides cells; None if it has none."""
     return getattr(cells, "observing", None)
 
 
 def complaint_of(support: Constraint) -> Callable[[Tensor], str] | None:
-    """Returns the method by which a support says what is wrong with a value; None where it has none."""
+    """Returns the method `Support.complaint` of a support; None if it has none."""
     return getattr(support, "complaint", None)
 
 
 def cell_support(support: Constraint) -> CellSupport | None:
-    """Returns the support itself where its cells have supports of their own; None where they do not."""
+    """Returns the support itself if each cell has its own support, as in `CellSupport`; else None."""
     own: Any = support
     return own if hasattr(own, "check_cells") else None

@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class Pushed(dist.TransformedDistribution):
-    r"""A distribution pushed through one bijection, which remembers the u of its last draw of z = T(u).
+    r"""A distribution pushed through one bijection T; it stores the u of its last draw z = T(u).
 
-    In float32, :math:`T^{-1}(z)` is far from u where z is rounded near the boundary of the support, and the density
-    at it is wrong by hundreds of nats. The density of the last draw is taken at its own u.
+    In float32, z is rounded near the boundary of the support. There :math:`T^{-1}(z)` is far from u, and the density
+    at that point is wrong by hundreds of nats. So the density of the last draw is computed at the stored u.
     """
 
     _last: tuple[Tensor, Tensor] | None = None
@@ -55,7 +55,7 @@ class Pushed(dist.TransformedDistribution):
         return u_of_value
 
     def renewed(self, z: Tensor) -> Tensor:
-        """Returns z as a function of a copy of its u, which no cache of the base's knows."""
+        """Returns z computed from a copy of its u, which is in no cache of the base distribution."""
         return self._remembered(self.preimage(z).clone())
 
     def _remembered(self, u: Tensor) -> Tensor:

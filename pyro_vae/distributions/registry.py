@@ -1,4 +1,4 @@
-r"""What a family of distributions tells about itself before it is built."""
+r"""The families by name: those of `pyro.distributions`, and our own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_vae.distributions.simplex import LogisticNormal
 from pyro_vae.distributions.von_mises_fisher import SphericalUniform, VonMisesFisher
 from pyro_vae.errors import InputError
 
-# Ours stand in the place of the originals, and add to them.
+# Our own families: some replace a family of Pyro's with the same name, the others are new.
 OWN: tuple[type[TorchDistribution], ...] = (
     ContinuousBernoulli,
     DirichletMultinomial,
@@ -41,7 +41,7 @@ FAMILIES: dict[str, type[TorchDistribution]] = _exported()
 """Every family by name: what `pyro.distributions` exports, and our own."""
 
 
-# What other libraries and textbooks call them.
+# Names of families in other libraries and in textbooks.
 OTHER_NAMES = {
     "Gaussian": "Normal",
     "MultivariateGaussian": "MultivariateNormal",
@@ -53,7 +53,7 @@ OTHER_NAMES = {
 
 
 def usual_name(name: str) -> str:
-    """Returns what a family is called here, where others call it otherwise; else the name itself.
+    """Returns the usual name of a family if ``name`` is one of its other names; else ``name`` itself.
 
     Example:
         >>> usual_name("gaussian")
@@ -63,10 +63,10 @@ def usual_name(name: str) -> str:
 
 
 def family_in_place_of(family: type[Distribution]) -> type[TorchDistribution]:
-    """Returns Pyro's family where it is made of one of torch's, and our own where it replaces one of Pyro's.
+    """Returns Pyro's family for one of torch's, and our own family for one that it replaces.
 
     Raises:
-        InputError: For a family of torch's that is none of Pyro's.
+        InputError: For a family of torch's that Pyro does not have.
     """
     if not issubclass(family, TorchDistributionMixin):
         of_pyro = getattr(dist, family.__name__, None)

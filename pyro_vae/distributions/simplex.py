@@ -1,4 +1,4 @@
-r"""The simplex, right in single precision: its bijection in log space, and the logistic normal distribution on it."""
+r"""The simplex, accurate in float32: its bijection in log space, and the logistic normal distribution on it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class StickBreaking(StickBreakingTransform):
 
     .. math:: \log z_i = \log\sigma(y_i) + \sum_{j<i} \log\sigma(-y_j), \qquad y_i = u_i - \log(n + 1 - i)
 
-    for i = 1, ..., n; the last cell has what is left, :math:`\log z_{n+1} = \sum_j \log\sigma(-y_j)`. The inverse is
+    for i = 1, ..., n; the last cell is the rest, :math:`\log z_{n+1} = \sum_j \log\sigma(-y_j)`. The inverse is
     :math:`y_i = \log z_i - \log \sum_{j>i} z_j`, and :math:`\log |\det J| = \sum_i (\log z_i + \log\sigma(-y_i))`.
 
-    It is the map of `torch.distributions.transforms.StickBreakingTransform`, and equal to it by ``==``. That one
-    computes what is left of the stick as 1 minus what was broken off, of which float32 keeps no digit once it is
-    below 1e-7. Here each cell has its own relative precision, so that u comes back from z. Cells below the smallest
-    normal number (1e-38 in float32) are that number: u does not come back from them, and they have no gradient, nor
-    have those below 1e-31 (1e-292 in float64). At N(0, 3^2) no cell of 50 is so small; of 1,000 cells 1 % are
-    below the first bound and 5 % below the second, and float64 is to be used.
+    It is the map of `torch.distributions.transforms.StickBreakingTransform`, and ``==`` says that they are equal.
+    Torch's class computes the rest of the stick as 1 minus the other cells; if the rest is below 1e-7, float32 keeps
+    no digit of it. Here each cell has full relative precision, so the inverse recovers u from z. Cells below the
+    smallest normal number (1e-38 in float32) are set to that number, and u cannot be recovered from them. Cells below
+    1e-31 (1e-292 in float64) have no gradient. With u from N(0, 3^2), none of 50 cells is so small. Of 1,000 cells,
+    1 % are below the first bound and 5 % below the second: use float64 there.
 
     Reference: "Stan Reference Manual" 2.26, section 10.7, "Unit simplex", for the map and its determinant.
 
@@ -40,7 +40,7 @@ class StickBreaking(StickBreakingTransform):
     sign = 1  # the Jacobian is triangular, and its diagonal positive
 
     def log_simplex(self, u: Tensor) -> Tensor:
-        """Returns log z, which does not underflow, shape ``(..., n + 1)``, of u of shape ``(..., n)``."""
+        """Returns log z, shape ``(..., n + 1)``, for u of shape ``(..., n)``; it does not underflow."""
         y = u - _log_offset(u)
         left = logsigmoid(-y).cumsum(-1)
         return pad(logsigmoid(y), [0, 1]) + pad(left, [1, 0])
@@ -53,32 +53,32 @@ class StickBreaking(StickBreakingTransform):
         return (logsigmoid(shifted) + times * logsigmoid(-shifted)).sum(-1)
 
     def _call(self, x: Tensor) -> Tensor:
-        # The logarithms are those of a simplex up to rounding, and softmax takes the rounding out of the sum.
+        # Up to rounding, exp of the logarithms sums to 1; softmax removes the rounding error of the sum.
         return _bounded(self.log_simplex(x).softmax(-1))
 
     def _inverse(self, y: Tensor) -> Tensor:
         z = _bounded(y)
-        right = z[..., 1:].flip(-1).cumsum(-1).flip(-1)  # of positive terms: nothing cancels
+        right = z[..., 1:].flip(-1).cumsum(-1).flip(-1)  # a sum of positive terms: nothing cancels
         u = z[..., :-1].log() - right.log()
         return u + _log_offset(u)
 
 
 def _bounded(z: Tensor) -> Tensor:
-    """Cells not below the smallest normal number; without gradient where that of log z, 1 / z, may overflow."""
+    """Raises cells to the smallest normal number; no gradient where that of log z, 1 / z, may overflow."""
     limits = torch.finfo(z.dtype)
     return torch.where(z > limits.tiny / limits.eps, z, z.detach().clamp_min(limits.tiny))
 
 
 def _log_offset(u: Tensor) -> Tensor:
-    """log n, ..., log 2, log 1: u = 0 is the centre of the simplex."""
+    """Returns log n, ..., log 2, log 1, with which u = 0 is the centre of the simplex."""
     return torch.arange(u.shape[-1], 0, -1, dtype=u.dtype, device=u.device).log()
 
 
 def bijection_onto(support: Constraint) -> Transform:
-    r"""Returns the bijection from real numbers onto a support: torch's ``biject_to``, onto the simplex `StickBreaking`.
+    r"""Returns the bijection from real numbers onto a support: `StickBreaking` for the simplex, else torch's.
 
     Arguments:
-        support: Of a distribution over real numbers.
+        support: Support of a distribution over real numbers.
 
     Raises:
         NotImplementedError: Where no bijection is known.
@@ -101,9 +101,9 @@ class LogisticNormal(dist.LogisticNormal):
     .. math:: z = T(u), \quad u \sim N(\mu, \operatorname{diag} s^2), \qquad
         \log p(z) = \log N(u; \mu, s^2) - \log |\det J_T(u)|, \quad u = T^{-1}(z)
 
-    It is the density of `torch.distributions.LogisticNormal`, which in float32 is wrong by hundreds of nats on 50
-    cells at s = 3: it finds u from differences that cancel. Here the error is that of rounding. `Conditional` puts
-    this class in the place of the original.
+    It is the density of `torch.distributions.LogisticNormal`. In float32, torch's result is wrong by hundreds of nats
+    for 50 cells at s = 3, because it computes u from differences that cancel. Here only rounding errors remain.
+    `Conditional` puts this class in the place of the original.
 
     Arguments:
         loc: :math:`\mu`, shape ``(..., L - 1)`` for L cells.

@@ -1,4 +1,4 @@
-r"""What a support tells: its innermost constraint, whether it is discrete, or the whole real line."""
+r"""Properties of a support: its innermost constraint, whether it is discrete, whether it is the real line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def base_support(support: Constraint) -> Constraint:
 
 
 def is_discrete(constraint: Constraint) -> bool:
-    """Whether a constraint holds whole numbers only; False where that depends on other parameters."""
+    """Whether a constraint allows whole numbers only; False if that depends on other parameters."""
     try:
         return bool(constraint.is_discrete)
     except NotImplementedError:  # depends on the other parameters
@@ -25,7 +25,7 @@ def is_discrete(constraint: Constraint) -> bool:
 
 
 def cells_of(distribution: Distribution) -> Any:
-    """The distribution inside all `Independent`: that of the single cells, or blocks, of an event."""
+    """Returns the distribution inside all `Independent`: that of the single cells, or blocks, of an event."""
     while isinstance(distribution, Independent):
         distribution = distribution.base_dist
     return distribution
@@ -37,7 +37,7 @@ def is_real(support: Constraint) -> bool:
 
 
 def support_of(distribution: TorchDistribution) -> Constraint:
-    """A distribution's support; for a mixture, that of its components."""
+    """Returns a distribution's support; for a mixture, that of its components."""
     support = distribution.support
     while isinstance(support, MixtureSameFamilyConstraint):
         support = support.base_constraint

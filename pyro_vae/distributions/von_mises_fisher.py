@@ -17,21 +17,21 @@ from torch.distributions import Beta, Transform, constraints, register_kl, trans
 
 from pyro_vae.distributions.bessel import bessel_ratio, log_bessel
 
-# Nodes of the quadrature behind the derivative of a draw; its integrand is followed down to about e^-36.
+# Number of quadrature nodes for the derivative of a draw; the integrand is covered down to about e^-36.
 _NODES = 64
 
 
 class _UnitVector(type(pyro_constraints.sphere)):  # type: ignore[misc]
-    """Vectors of length 1, up to rounding; a constraint of its own, because its transform has gradients at zero."""
+    """Vectors of length 1, up to rounding; a separate class, because its transform has gradients at zero."""
 
 
 unit_vector = _UnitVector()
 
 
 class Direction(Transform):
-    r"""Divides a vector by its length; zero, which has no direction, stands for :math:`(1, ..., 1) / \sqrt{D}`.
+    r"""Divides a vector by its length; maps zero, which has no direction, to :math:`(1, ..., 1) / \sqrt{D}`.
 
-    Gradients at zero are those at that vector, so that a parameter may start there.
+    Gradients at zero are those at (1, ..., 1), so that a parameter may start at zero.
 
     Example:
         >>> Direction()(torch.tensor([3.0, 4.0])), Direction()(torch.zeros(4))
@@ -68,21 +68,22 @@ class VonMisesFisher(TorchDistribution):
 
     The density is with respect to the surface measure of the sphere. At :math:`\kappa = 0` it is that of
     `SphericalUniform`; for large :math:`\kappa`, z is close to a Normal of variance :math:`1/\kappa` about the
-    location. The normalising constant is computed in float64, so that densities hold their precision in float32 from
-    :math:`\kappa = 0` to 1e6, in any D from 2 up. On the circle, D = 2, it is `VonMises` of the angle.
+    location. The normalising constant is computed in float64, so that densities are accurate in float32 for
+    :math:`\kappa` from 0 to 1e6, in any D from 2 up. On the circle, D = 2, it is `VonMises` of the angle.
 
-    Draws are exact, by rejection in one dimension, and their gradients unbiased: with respect to the concentration
-    by implicit differentiation of the distribution function of :math:`\mu^\top z`, with respect to the location by
-    the rotation that moves it. They can be differentiated once, not twice. The gradient with respect to the location
-    is that along the sphere; let it be the output of `Direction`, as `Conditional` does.
+    Draws are exact, by rejection sampling in one dimension, and their gradients are unbiased. The gradient with respect
+    to the concentration uses implicit differentiation of the distribution function of :math:`\mu^\top z`; the gradient
+    with respect to the location uses the rotation that moves the location. Draws can be differentiated once, not
+    twice. The gradient with respect to the location lies along the sphere, so compute the location by `Direction`, as
+    `Conditional` does.
 
     Arguments:
         loc: :math:`\mu`, vectors of length 1, shape ``(..., D)``.
         concentration: :math:`\kappa \ge 0`, shape ``(...)``. `Conditional` makes it the exp of a network's
-            output, which may grow fast; ``Network(transform=constraints.softplus_positive)`` is gentler.
+            output, which may grow fast; ``Network(transform=constraints.softplus_positive)`` grows linearly.
 
     Raises:
-        ValueError: For less than two dimensions, and where validation finds a location that is not of length 1.
+        ValueError: For fewer than two dimensions, and if validation finds a location whose length is not 1.
 
     Reference: Davidson et al., "Hyperspherical variational auto-encoders", 2018; Wood, "Simulation of the von
     Mises Fisher distribution", 1994, for draws; Figurnov et al., "Implicit reparameterization gradients", 2018,
@@ -164,7 +165,7 @@ class VonMisesFisher(TorchDistribution):
             base = loc.detach()
             tangent = _draw_tangents(base)
         t: Tensor = _Deviation.apply(drawn, kappa, shape[-1])
-        # The rotation that takes base to loc; its value is the identity, its derivative that of the draw.
+        # The rotation from base to loc: its value is the identity, its derivative is that of the draw.
         along = (loc * tangent).sum(-1, keepdim=True) / (1 + (loc * base).sum(-1, keepdim=True))
         tangent = tangent - along * (loc + base)
         t = t.unsqueeze(-1)
@@ -185,16 +186,16 @@ class SphericalUniform(TorchDistribution):
 
     .. math:: p(z) = \frac{\Gamma(D/2)}{2 \pi^{D/2}}, \qquad |z| = 1
 
-    The density is with respect to the surface measure. It has no parameter to learn; no posterior follows from it,
-    for the sphere has no bijection onto an unconstrained space, and `VonMisesFisher` is the one to declare.
+    The density is with respect to the surface measure. It has no parameter to learn. No posterior follows from
+    it, because no bijection takes an unconstrained space onto the sphere: declare a `VonMisesFisher` posterior.
 
     Arguments:
-        dimension: D, at least 2; the sphere itself has D - 1. `Conditional` takes it from the event shape:
+        dimension: Number D of coordinates, at least 2. `Conditional` takes it from the event shape:
             ``Conditional(SphericalUniform, (3,))``.
-        like: A tensor of the type and on the device that draws are to have.
+        like: Tensor whose type and device the draws have.
 
     Raises:
-        ValueError: For less than two dimensions.
+        ValueError: For fewer than two dimensions.
 
     Reference: Davidson et al., "Hyperspherical variational auto-encoders", 2018, section 3.1.
 
@@ -281,7 +282,7 @@ register_kl(VonMisesFisher, VonMisesFisher)(_kl_between)
 
 
 def _draw_tangents(loc: Tensor) -> Tensor:
-    """Draws unit vectors orthogonal to each location, uniformly: a reflection takes the first axis to it."""
+    """Draws uniform unit vectors orthogonal to each location, by a reflection of the first axis onto its line."""
     u = torch.randn_like(loc)
     u[..., 0] = 0
     u = u / torch.linalg.vector_norm(u, dim=-1, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
@@ -291,7 +292,7 @@ def _draw_tangents(loc: Tensor) -> Tensor:
 
 
 def _draw_deviations(kappa: Tensor, dimension: int) -> Tensor:
-    r"""Draws :math:`t = 1 - \mu^\top z`, in float64: Wood's rejection, in terms of t, which stays exact near 0."""
+    r"""Draws :math:`t = 1 - \mu^\top z`, in float64, by Wood's rejection; in terms of t it is exact near 0."""
     n, flat = dimension - 1, kappa.flatten()
     t, rejected = torch.empty_like(flat), torch.arange(flat.numel(), device=flat.device)
     shape = flat.new_full((), n / 2)
@@ -332,16 +333,16 @@ def _gauss_legendre() -> tuple[list[float], list[float]]:
 def _deviation_gradient(t: Tensor, kappa: Tensor, dimension: int) -> Tensor:
     r"""Returns :math:`dt/d\kappa = -\partial_\kappa F(t; \kappa) / f(t; \kappa)`, of the shape of t.
 
-    Of the density :math:`f \propto e^{-\kappa s} (s (2 - s))^{(D-3)/2}` on [0, 2], with mean m, it is
-    :math:`-\int_0^t (m - s) f(s) ds / f(t)`, where the integrand is positive for t < m; beyond, the same integral is
-    taken from the other end. With :math:`s = t y^2` the integrand is smooth in y at the pole.
+    The density of t is :math:`f \propto e^{-\kappa s} (s (2 - s))^{(D-3)/2}` on [0, 2], with mean m. The derivative is
+    :math:`-\int_0^t (m - s) f(s) ds / f(t)`. The integrand is positive for t < m; for t > m the same integral is
+    computed from the other end. With :math:`s = t y^2` the integrand is smooth in y at the pole.
     """
     m = 1 - bessel_ratio(dimension / 2 - 1, kappa)
     near = t <= m
     t, m, kappa = (v.unsqueeze(-1) for v in (torch.where(near, t, 2 - t), torch.where(near, m, 2 - m), kappa))
     sign = torch.where(near, 1.0, -1.0).to(kappa.dtype).unsqueeze(-1)
     nodes, weights = (torch.tensor(v, dtype=t.dtype, device=t.device) for v in _gauss_legendre())
-    # Seen from the far end, the integrand falls to nothing within this many 1/kappa of t.
+    # From the other end, the integrand is negligible beyond this distance from t, as a share of t.
     reach = (40 + 9 * math.sqrt(dimension)) / (kappa * t).clamp_min(1e-300)
     start = torch.where(sign < 0, (1 - reach).clamp_min(0).sqrt(), 0.0)
     y = start + (1 - start) * nodes

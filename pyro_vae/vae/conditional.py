@@ -27,24 +27,25 @@ class Conditional(nn.Module):
 
     ``forward(context)`` returns ``family(**parameters)`` with the declared ``event_shape`` and ``batch_shape ==
     context.shape[:-1]``; without a context, ``batch_shape == ()``. Parameters that are not named are `Network`
-    where ``given`` is set and `Learned` otherwise. Of the parametrisations of one quantity (``logits`` and
-    ``probs``; ``scale_tril``, ``covariance_matrix`` and ``precision_matrix``) the one that is named is used, else
-    the first of those. Positive parameters are the exp of an unconstrained value, which overflows in float32
+    where ``given`` is set and `Learned` otherwise. If a quantity has several parametrisations (``logits`` and
+    ``probs``; ``scale_tril``, ``covariance_matrix`` and ``precision_matrix``), the one that is named is used, else
+    the first. Positive parameters are the exp of an unconstrained value, which overflows in float32
     above 88; ``Network(transform=constraints.softplus_positive)`` grows linearly instead.
 
-    What each family can be, and with which sources, is found out by `pyro_vae.vae.families.classify`. A family
-    of one's own may declare the sizes of its parameters, as `DiscretizedLogisticMixture` does; what a family may tell
-    is in `pyro_vae.distributions.protocol`.
+    `pyro_vae.vae.families.classify` finds the roles and the sources that a family allows. Your own family may declare
+    the sizes of its parameters, as `DiscretizedLogisticMixture` does; for optional attributes of families see
+    `pyro_vae.distributions.protocol`.
 
     Arguments:
-        family: A class of `pyro.distributions`, with ``arg_constraints`` and ``support``; one of `torch.distributions`
-            stands for Pyro's of the same name.
+        family: A class of `pyro.distributions`, with ``arg_constraints`` and ``support``; a class of
+            `torch.distributions` is replaced by Pyro's of the same name.
         event_shape: Shape of one draw, such as ``(784,)`` or ``(1, 28, 28)``.
         given: Network from a context of shape ``(..., C)`` to features ``(..., F)``.
         head: ``"linear"`` puts one ``Linear(F, n)`` behind ``given``; None means that ``given`` emits the n
             unconstrained parameters itself, parameter after parameter (for a convolutional decoder:
-            n_parameters x channels maps, flattened; a size K that is declared for each cell makes K x channels maps).
-        features: F, where neither ``given.out_features`` nor a last `Linear` in ``given`` tells it.
+            n_parameters x channels maps, flattened; if each cell declares a size K, K x channels maps).
+        features: Number F of features; needed if neither ``given.out_features`` nor a last `Linear` in ``given``
+            has it.
         **sources: `Network`, `Learned` or `Fixed` for each parameter of the family.
 
     Raises:
@@ -97,9 +98,9 @@ class Conditional(nn.Module):
         """Returns the distribution given ``context``.
 
         Arguments:
-            context: Shape ``(..., C)``. May be left out where no parameter is a `Network`.
-            offset: Added to the unconstrained value of each parameter declared ``Network(offset=True)``, shape
-                ``(..., 1)`` or ``(..., D)``.
+            context: Input of the network, shape ``(..., C)``. May be left out if no parameter is a `Network`.
+            offset: Tensor that is added to the unconstrained value of each parameter declared
+                ``Network(offset=True)``, shape ``(..., 1)`` or ``(..., D)``.
 
         Returns:
             A distribution with ``batch_shape == context.shape[:-1]`` and the declared ``event_shape``.
@@ -135,8 +136,8 @@ class Conditional(nn.Module):
         """Returns the distribution whose `Network` parameters have the unconstrained values ``raw``.
 
         Arguments:
-            raw: What `network_output` returns, or any tensor of that shape.
-            offset: As for `forward`.
+            raw: Result of `network_output`, or any tensor of that shape.
+            offset: Offset, as in `forward`.
         """
         return self._build(self._parameters_from(raw, offset), raw.shape[:-1])
 
@@ -146,14 +147,14 @@ class Conditional(nn.Module):
 
     @property
     def network_sizes(self) -> dict[str, int]:
-        """How many outputs of the network each `Network` parameter takes, in their order."""
+        """Number of network outputs of each `Network` parameter, in the order of the parameters."""
         return {name: math.prod(shape) for name, shape in self._raw_shapes.items()}
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what an experiment file says for this declaration; the network and learned values are not in it.
+        """Returns the entry of this declaration in an experiment file, without the network and learned values.
 
         Raises:
-            InputError: For a transform or a constant that an experiment file has no word for.
+            InputError: For a transform or a constant that an experiment file cannot express.
 
         Example:
             >>> import pyro.distributions as dist
@@ -165,7 +166,7 @@ class Conditional(nn.Module):
         return {"family": self.family.__name__, **{name: source.to_spec() for name, source in said.items()}}
 
     def _declare_all(self) -> None:
-        """Registers what the sources need; a family that hides its event dimension is tried at each."""
+        """Registers what the sources need; tries every event dimension if the family does not declare its own."""
         told, most = event_dim_of(self.family), len(self.event_shape)
         if told is not None and most < told:
             raise InputError(
@@ -233,9 +234,10 @@ class Conditional(nn.Module):
         return parameters
 
     def _arranged(self, name: str, value: Tensor) -> Tensor:
-        """A slice of the head in the shape of its parameter.
+        """Returns a slice of the head's output in the shape of its parameter.
 
-        The K values that each cell has of a declared size come as K maps of all cells, as convolutions put them out.
+        If each cell has K values, because a size is declared, the slice has K maps of all cells, as a convolution's
+        output has.
         """
         shape, cells = self._raw_shapes[name], len(self.event_shape)
         extra = len(shape) - cells if self.family_event_dim == 0 else 0
@@ -253,7 +255,7 @@ class Conditional(nn.Module):
         return built.to_event(len(independent)) if independent else built
 
     def _misfit(self) -> str | None:
-        """Which constant has another number of values than the event has cells."""
+        """Returns a message about a constant whose number of values does not fit the event's cells; None if all fit."""
         cells = self.event_shape[: len(self.event_shape) - self.family_event_dim]
         known = constraints_of(self.family, self.event_shape)
         for buffer, value in self.named_buffers(recurse=False):

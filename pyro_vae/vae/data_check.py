@@ -1,4 +1,4 @@
-r"""Values that no likelihood can have, found before training starts."""
+r"""Checks of data before training: values that are not finite, or outside the likelihood's support."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from pyro_vae.vae.vae import VAE
 class ValueCheck:
     """Refuses values that are not finite, or that lie outside the likelihood's support.
 
-    A support that depends on z (the bounds of a Uniform likelihood, say) is checked as far as two draws of z agree.
+    If the support depends on z (the bounds of a Uniform likelihood, say), the check takes two draws of z and accepts a
+    value that lies in the support for one of them.
 
     Arguments:
-        vae: Whose likelihood it is.
+        vae: VAE with the likelihood.
         check_support: Whether to check the support too.
         unknown_labels: Whether the context may have rows of nan.
-        place: Says where a bad value stands.
+        place: Names the position of a bad value in error messages.
     """
 
     def __init__(self, vae: VAE, check_support: bool, unknown_labels: bool = False, place: Place | None = None) -> None:
@@ -56,7 +57,7 @@ class ValueCheck:
             return
         inside = torch.zeros_like(observed)
         for support in self.supports:
-            # In parts on the VAE's device, where the support's bounds lie; the data may lie elsewhere.
+            # Parts of the data are moved to the VAE's device, which has the support's bounds.
             own = cell_support(support)
             check = support.check if own is None else own.check_cells
             within = torch.cat([check(part.to(self.vae.device)).to(x.device) for part in x.split(10_000)])
@@ -87,7 +88,7 @@ class ValueCheck:
             row = int(rows[0])
             raise InputError(
                 f"{name}: the context of {self.place.row(row)} is {batch.context[row].tolist()}; it must be finite. "
-                "Rows of nan, labels that are not known, are for training by m2 alone."
+                "Rows of nan (unknown labels) are allowed in training by m2 alone."
             )
         if self.unknown_labels:
             self._check_labels(batch.context, name)
@@ -99,7 +100,7 @@ class ValueCheck:
             row = int(rows[0])
             raise InputError(
                 f"{name}: the context of {self.place.row(row)} is {context[row].tolist()}; expected a one-hot label, "
-                "or nan in every place where it is not known."
+                "or nan in every column if the label is unknown."
             )
 
 
@@ -112,10 +113,10 @@ def check_values(
     unknown_labels: bool = False,
     place: Place | None = None,
 ) -> Batch:
-    """Returns data as a ready batch, after a look at every value; see `ValueCheck`.
+    """Returns data as a ready batch, after a check of every value; see `ValueCheck`.
 
     Raises:
         InputError: For the first cell that is not finite or, if asked, outside the likelihood's support; rows of nan
-            in the context are accepted where ``unknown_labels``.
+            in the context are accepted if ``unknown_labels``.
     """
     return ValueCheck(vae, check_support, unknown_labels, place)(batch, name)

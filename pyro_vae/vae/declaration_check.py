@@ -1,4 +1,4 @@
-r"""Calls the parts of a VAE once, on zeros, so that what does not fit is said at construction."""
+r"""Calls the parts of a VAE once, on zeros, so that parts that do not fit raise an error at construction."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from pyro_vae.vae.part import blocks_of, network_of
 
 @torch.no_grad()
 def call_once(part: str, module: nn.Module, *arguments: Tensor, context_features: int = 0, **handed: nn.Module) -> Any:
-    """Returns what a part of a VAE returns, in evaluation mode and off the global random stream.
+    """Calls a part of a VAE in evaluation mode and returns its result; the global random stream stays unchanged.
 
     Arguments:
         part: ``"prior"``, ``"likelihood"`` or ``"posterior"``.
         module: The part.
-        *arguments: What it is called with: one tensor, or none.
-        context_features: How many of the last features of that tensor are covariates.
-        **handed: What the prior is handed besides.
+        *arguments: Arguments of the call: one tensor, or none.
+        context_features: Number of covariates, which are the last features of that tensor.
+        **handed: Modules that a prior takes as keyword arguments.
 
     Raises:
-        InputError: Where it fails, or returns no distribution (nor, for a posterior, features).
+        InputError: If the part fails, or does not return a distribution (or features, for a posterior).
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"VAE: `{part}` must be an nn.Module, got `{type(module).__name__}`.")
@@ -53,7 +53,7 @@ def call_once(part: str, module: nn.Module, *arguments: Tensor, context_features
 
 
 def _wrong_width(part: str, module: nn.Module, width: int | None, context_features: int) -> str | None:
-    """What to say where the network of a part was made for another number of features than it gets; else None."""
+    """Returns a message if the network of a part takes another number of features than it gets; else None."""
     given = network_of(module)
     network = module if given is None else given
     while isinstance(network, nn.Sequential) and not hasattr(network, "in_features") and len(network):
@@ -70,11 +70,11 @@ def _wrong_width(part: str, module: nn.Module, width: int | None, context_featur
 
 @torch.no_grad()
 def draw_two(prior: TorchDistribution, module: nn.Module) -> Tensor:
-    """Returns two draws of z, off the global random stream, shape ``(2, *latent_shape)``.
+    """Returns two draws of z, shape ``(2, *latent_shape)``; the global random stream stays unchanged.
 
     Arguments:
-        prior: The prior.
-        module: That returned it; a hierarchy runs its networks when it is drawn from.
+        prior: The prior distribution.
+        module: Module that returned it; in a hierarchy, a draw runs its networks.
     """
     with isolated(0), evaluating(module):
         try:
@@ -87,7 +87,7 @@ def draw_two(prior: TorchDistribution, module: nn.Module) -> Tensor:
 
 
 def check_blocks(prior: TorchDistribution, posterior: TorchDistribution) -> None:
-    """Raises an `InputError` where prior and posterior are both layered, but not in the same layers."""
+    """Raises an `InputError` if prior and posterior both have layers, but not the same layers."""
     mine, its = blocks_of(posterior), blocks_of(prior)
     if mine and its and mine != its:
         layers = [", ".join(f"{name} ({b.stop - b.start})" for name, b in blocks.items()) for blocks in (its, mine)]
@@ -108,15 +108,15 @@ def check_batch_shape(part: str, distribution: TorchDistribution, expected: tupl
 
 
 def check_supports(prior: TorchDistribution, posterior: TorchDistribution, *modules: nn.Module) -> None:
-    """Raises an `InputError` where prior and posterior do not have the same support, as far as draws of each tell.
+    """Raises an `InputError` if a draw of the prior or the posterior lies outside the support of the other.
 
-    Where the posterior leaves part of the prior's support out, importance weights miss that part in silence; where
-    it goes beyond, log p(z) is that of an impossible z.
+    If the posterior's support is too small, importance weights miss part of the prior without an error. If it is too
+    large, log p(z) is computed for an impossible z.
 
     Arguments:
-        prior: The prior.
-        posterior: The posterior.
-        *modules: That returned them.
+        prior: The prior distribution.
+        posterior: The posterior distribution.
+        *modules: Modules that returned prior and posterior.
     """
     derived = "choose a posterior with the prior's support, or leave it out and it follows from the prior"
     with isolated(0), evaluating(nn.ModuleList(modules)):

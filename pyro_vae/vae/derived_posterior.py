@@ -1,4 +1,4 @@
-r"""The posterior that a prior's support asks for: a Normal in unconstrained space, pushed onto the support."""
+r"""The posterior that follows from a prior's support: a Normal in unconstrained space, pushed onto the support."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Pushforward(nn.Module):
 
     Arguments:
         base: Module whose ``forward(context)`` returns the distribution of u.
-        prior: Module that returns the prior; T is `bijection_onto` its support. It is not owned: its parameters
-            stay out of this module's.
-        context_features: How many of the last features of the context the prior receives.
+        prior: Module that returns the prior; T is `bijection_onto` the prior's support. It is not a submodule: its
+            parameters are not parameters of this module.
+        context_features: Number of covariates, the last features of the context, which the prior receives.
 
     Reference: Kucukelbir et al., "Automatic differentiation variational inference", 2017, section 2.3.
     """
@@ -48,7 +48,7 @@ class Pushforward(nn.Module):
 
 
 def mirrored(likelihood: nn.Module, in_features: int) -> MLP:
-    """Returns an encoder with the hidden layers of the likelihood's network in reverse; of 200 where it has no such."""
+    """Returns an encoder with the decoder's hidden layers in reverse; one layer of 200 if the decoder is no `MLP`."""
     decoder = network_of(likelihood)
     if isinstance(decoder, MLP):
         return mlp(in_features, *reversed(decoder.hidden), activation=decoder.activation)
@@ -91,13 +91,13 @@ def derive_posterior(prior: nn.Module, encoder: nn.Module, context_features: int
 def onto_support(
     posterior: nn.Module, q: TorchDistribution, prior: nn.Module, p: TorchDistribution, context_features: int = 0
 ) -> nn.Module:
-    """Returns the posterior, pushed through the bijection onto the prior's support where only that makes it fit.
+    """Returns the posterior, pushed by a bijection onto the prior's support if it fits the prior only then.
 
     Arguments:
         posterior: Module that returns q(z|x).
-        q: What it returns.
+        q: Distribution that ``posterior`` returned.
         prior: Module that returns the prior.
-        p: What it returns.
+        p: Distribution that ``prior`` returned.
         context_features: Size of the context; 0 where the prior receives none.
 
     Raises:
@@ -110,7 +110,7 @@ def onto_support(
 def _onto_support(
     posterior: nn.Module, q: TorchDistribution, prior: nn.Module, p: TorchDistribution, context_features: int
 ) -> nn.Module:
-    # The last step onto the positive numbers is an affine one in torch, so that a pushed q says it were real.
+    # Torch's bijection onto positive numbers ends in an affine step, so the support of a pushed q seems to be real.
     if p.support.is_discrete or isinstance(q, Pushed) or not is_real(q.support):
         return posterior
     try:
@@ -135,9 +135,9 @@ def _onto_support(
 
 
 def remedy(p: TorchDistribution) -> str:
-    """Returns which posterior to pass for a prior from which none follows: of the family it names, else of its own.
+    """Returns advice on the posterior to pass if none follows from the prior.
 
-    Of a mixture that is the family of its components.
+    Its family is the prior's ``posterior_family``, else the prior's own family; for a mixture, that of the components.
     """
     if isinstance(p, HierarchicalDistribution):
         return "pass a posterior whose layers have the prior's supports"
@@ -155,7 +155,7 @@ def unconstrained_shape(prior: nn.Module, latent_shape: torch.Size, context_feat
 
     Arguments:
         prior: Module that returns the prior.
-        latent_shape: Of z itself, which is the answer where no bijection is known.
+        latent_shape: Shape of z; it is returned if no bijection is known.
         context_features: Size of the context; 0 where the prior receives none.
     """
     if needs_posterior(prior):
@@ -177,8 +177,8 @@ def _is_identity(transform: Transform) -> bool:
 def _vanishes_at_infinity(distribution: TorchDistribution) -> bool:
     """Whether |z| p(z) is below 1 far outside the bulk, as for every density that integrates to 1.
 
-    A periodic density, such as the von Mises density on its declared support, keeps its height there. Of a hierarchy
-    each layer must vanish: the others would hide one that does not.
+    A periodic density, such as the von Mises density on its declared support, keeps its height there. In a
+    hierarchy each layer is checked: in the joint density, the others could hide a layer that does not vanish.
     """
     if isinstance(distribution, HierarchicalDistribution):
         return all(_vanishes_at_infinity(layer) for layer in distribution.drawn().values())

@@ -1,4 +1,4 @@
-r"""Values that are not finite, named by their place."""
+r"""Checks for values that are not finite; errors name the position of the value."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pyro_vae.errors import InputError
 
 
 class Place:
-    """Says where a value stands in data that are held in memory: counted from 0."""
+    """Names the positions of values in data that are held in memory; rows and columns count from 0."""
 
     def row(self, row: int) -> str:
-        """Returns what to call a datum."""
+        """Returns the name of a datum."""
         return f"row {row} (from 0)"
 
     def cell(self, row: int, column: int | tuple[int, ...], value: float) -> str:
-        """Returns what to call a value of a cell, in model units."""
+        """Returns the name of a cell with its value, in model units."""
         return f"the value {value:g} in row {row}, column {column} (from 0)"
 
 
@@ -26,22 +26,22 @@ def check_finite(batch: Batch, name: str, place: Place | None = None) -> None:
 
     Arguments:
         batch: The data.
-        name: What they are called, or who asks.
-        place: Says where a bad value stands.
+        name: Name of the data or of the caller, for the message.
+        place: Names the position of a bad value.
     """
     bad = ~batch.x.isfinite() if batch.mask is None else batch.mask & ~batch.x.isfinite()
     refuse(name, batch.x, bad, "is not finite; remove it, or hide it with Batch(x, mask=...)", place)
 
 
 def refuse(name: str, x: Tensor, bad: Tensor, complaint: str, place: Place | None = None) -> None:
-    """Raises an `InputError` with a complaint of the first cell, or block of cells, that is ``bad``, where one is.
+    """Raises an `InputError` about the first bad cell, or block of cells, if there is one.
 
     Arguments:
-        name: What the data are called, or who asks.
+        name: Name of the data or of the caller, for the message.
         x: The data.
-        bad: Which cells are bad, of the shape of ``x``, or one that expands to it.
-        complaint: Follows the cell's place.
-        place: Says where a bad value stands.
+        bad: Boolean tensor, True for bad cells, whose shape is that of ``x`` or expands to it.
+        complaint: Text that follows the cell's name in the message.
+        place: Names the position of a bad value.
     """
     if bool(bad.any()):
         row, *rest = (int(i) for i in torch.nonzero(bad.expand_as(x))[0])

@@ -21,21 +21,21 @@ from pyro_vae.vae.sources import Fixed
 from pyro_vae.vae.trunk import Trunk
 
 FLOWS = {"maf": "MAF", "nsf": "NSF", "realnvp": "RealNVP"}
-# Factor on the last layers of the hyper-networks at the start, which makes the flow near to the identity.
+# Factor on the initial last layers of the hyper-networks; it makes the flow start near the identity.
 _START = 0.01
 
 
 class FlowDistribution(TorchDistribution):
-    r"""The distribution of z = T(u), which remembers the density of its last draw.
+    r"""The distribution of z = T(u); it stores the density of its last draw.
 
     .. math:: \log p(z) = \log p(u) - \log |\det J_T(u)|, \qquad u = T^{-1}(z)
 
-    An autoregressive T is fast one way and sequential the other: the memory saves the slow way for a draw's own
-    density.
+    An autoregressive T is fast in one direction and sequential in the other. With the stored density, a draw does not
+    need the slow direction.
 
     Arguments:
         base: Distribution of u, event shape ``(L,)``.
-        transform: T, with ``call_and_ladj`` as zuko's transforms have it.
+        transform: Transform T with a method ``call_and_ladj``, as zuko's transforms have.
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
@@ -51,7 +51,7 @@ class FlowDistribution(TorchDistribution):
         """Returns draws of z, through which gradients pass."""
         u = self.base.rsample(torch.Size(sample_shape))
         z, log_jacobian = self.transform.call_and_ladj(u)
-        if torch.is_grad_enabled():  # what is drawn without a graph must be scored with one
+        if torch.is_grad_enabled():  # without a graph nothing is stored: log_prob may need one
             self._last = (z, self.base.log_prob(u) - log_jacobian)
         drawn: Tensor = z
         return drawn
@@ -70,7 +70,7 @@ class FlowDistribution(TorchDistribution):
         return log_density
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
-        """Returns the flow over more draws of u; a transform of its own for each datum broadcasts."""
+        """Returns the flow with another batch shape of u; a transform for each datum broadcasts."""
         return FlowDistribution(self.base.expand(torch.Size(batch_shape)), self.transform)
 
     def __repr__(self) -> str:
@@ -80,20 +80,20 @@ class FlowDistribution(TorchDistribution):
 class Flow(Trunk):
     r"""A normalizing flow of zuko's, z = T(u).
 
-    As a prior u is N(0, I), and what must be fast is log p(z) at a given z. As a posterior (with ``given``) u is a
-    diagonal Normal whose mean and scale the network outputs, the flow's steps see the network's features, and what
-    must be fast are draws: `maf` is then the inverse autoregressive flow. Every flow starts near the identity.
+    As a prior, u is N(0, I), and log p(z) at a given z must be fast. As a posterior (with ``given``), u is a diagonal
+    Normal whose mean and scale the network outputs, and the flow's steps take the network's features. Draws must then
+    be fast: `maf` is the inverse autoregressive flow. Every flow starts near the identity.
 
-    Do not ask for the slow way in training: in it `maf` and `nsf` take L passes one after the other,
-    such as ``dreg`` or ``rws`` with a posterior that is fast at sampling.
+    Do not use the slow direction in training: there `maf` and `nsf` take L passes one after the other. ``dreg`` and
+    ``rws``, for example, use it with a posterior that is fast at sampling.
 
     Arguments:
-        event_shape: ``(L,)``.
+        event_shape: Shape of z, ``(L,)``.
         kind: One of ``maf``, ``nsf``, ``realnvp``.
         given: Network from a context ``(..., C)`` to features.
         transforms: Number of steps.
         hidden: Sizes of the hidden layers of each step's hyper-network.
-        fast: ``"density"`` or ``"sampling"``: which way autoregressive steps go in one pass. Default: density
+        fast: Direction in which autoregressive steps take one pass: ``"density"`` or ``"sampling"``. Default: density
             without ``given``, sampling with it.
 
     Raises:
@@ -157,12 +157,12 @@ class Flow(Trunk):
         return FlowDistribution(base, self._steps(features))
 
     def _steps(self, features: Tensor | None) -> Transform:
-        """T: from u to z."""
+        """Returns T, from u to z."""
         steps = self.transform(features)
         return steps if self.fast == "sampling" else steps.inv
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what the experiment file says of it, without its network."""
+        """Returns its entry in the experiment file, without its network."""
         spec: dict[str, Any] = {"kind": self.kind, "transforms": self.steps, "hidden": list(self.hidden)}
         return {"flow": spec if self.declared_fast is None else {**spec, "fast": self.declared_fast}}
 
@@ -171,7 +171,7 @@ class Flow(Trunk):
 
 
 def _zuko_flows() -> ModuleType:
-    """zuko.flows, whose import switches off the validation of all distributions of the process: put back here."""
+    """Returns zuko.flows; restores the validation of distributions, which its import switches off everywhere."""
     inverse = torch_transforms._InverseTransform
     kept: list[tuple[Any, str, Any]] = [
         (Distribution, name, vars(Distribution)[name]) for name in ("_validate_args", "arg_constraints")

@@ -27,20 +27,20 @@ class _Made:
 
     @property
     def serves(self) -> bool:
-        """Whether it serves here: what was made without gradients does not where they are wanted."""
+        """Whether it can be used now: not if it was made without gradients and gradients are enabled."""
         return self.with_gradients or not torch.is_grad_enabled()
 
 
 class HierarchicalDistribution(TorchDistribution):
-    r"""The joint distribution of layers, each given those above it, over their concatenation.
+    r"""The joint distribution of all layers; each layer is given those drawn before it.
 
     .. math:: \log p(z) = \sum_l \log p(z_l | z_{\mathrm{pa}(l)})
 
-    A draw and its density are of one pass through the layers' networks: the layers of the last draw are kept, and those
-    that are given the context alone are made once.
+    z is the concatenation of the layers. A draw and its density need one pass through the layers' networks: the layers
+    of the last draw are stored, and layers that are given the context alone are made once.
 
     Attributes:
-        blocks: For each layer, by name, the slice of z that it has.
+        blocks: Slice of z of each layer, by name.
     """
 
     arg_constraints: ClassVar[dict[str, Constraint]] = {}
@@ -58,16 +58,16 @@ class HierarchicalDistribution(TorchDistribution):
 
     @property
     def support(self) -> Constraint:
-        """That of each layer, side by side."""
+        """The supports of the layers, concatenated."""
         drawn = self.drawn()
         return _joint([drawn[name].support for name in self.blocks], list(self.blocks.values()))
 
     def drawn(self) -> dict[str, TorchDistribution]:
-        """Returns the distribution of each layer given one draw of those above it, off the global random stream."""
+        """Returns the distribution of each layer given a draw of earlier ones; the global stream is unchanged."""
         return self.hierarchy.drawn(self.context)
 
     def layer(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
-        """Returns the distribution of one layer given the values of those that it depends on."""
+        """Returns the distribution of one layer given the values of the layers that it depends on."""
         if not self.hierarchy.sees_context_alone(name):
             return self.hierarchy.layer(name, values, self.context)
         made = self._of_context.get(name)
@@ -100,14 +100,14 @@ class HierarchicalDistribution(TorchDistribution):
         return z
 
     def split(self, value: Tensor) -> dict[str, Tensor]:
-        """Returns the part of each layer of z, by name, shapes ``(..., L_l)``."""
+        """Returns the part of z of each layer, by name, shapes ``(..., L_l)``."""
         return {name: value[..., block] for name, block in self.blocks.items()}
 
     def block_log_prob(self, value: Tensor) -> dict[str, Tensor]:
-        """Returns the log-density of each layer given those above it, by name, in nats; their sum is `log_prob`.
+        """Returns the log-density of each layer given earlier ones, by name, in nats; their sum is `log_prob`.
 
         Arguments:
-            value: Shape ``(..., L)``.
+            value: Value of z, shape ``(..., L)``.
         """
         values = self.split(value)
         last, layers = (None, {}) if self._of_last is None else self._of_last
@@ -123,7 +123,7 @@ class HierarchicalDistribution(TorchDistribution):
         return total.expand(torch.broadcast_shapes(total.shape, self.batch_shape))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> HierarchicalDistribution:
-        """Returns the distribution with more, independent, draws in a batch."""
+        """Returns the distribution with another batch shape; the draws of a batch are independent."""
         return HierarchicalDistribution(self.hierarchy, self.context, batch_shape)
 
     def __repr__(self) -> str:
@@ -134,17 +134,17 @@ class HierarchicalDistribution(TorchDistribution):
 class Hierarchy(nn.Module):
     r"""Several stochastic layers, declared in the order in which they are drawn.
 
-    One distribution over the concatenation of all layers, which lie in it in the order of their names: so the
-    prior's p(z2) p(z1|z2) and the posterior's q(z1|x) q(z2|z1) are over the same z, and a VAE keeps its one site.
-    The first layer sees the context; each later one the layer drawn before it, unless ``inputs`` says otherwise.
-    `Reads` gives the likelihood the layers that it names.
+    It is one distribution over the concatenation of all layers, in the order of their names. So the prior's
+    p(z2) p(z1|z2) and the posterior's q(z1|x) q(z2|z1) are over the same z, and a VAE has one site. The first layer is
+    given the context. Each later layer is given the layer drawn before it, unless ``inputs`` says otherwise. `Reads`
+    selects the layers that the likelihood is given.
 
-    A draw and its density come from one pass through the layers' networks. The density of other values, the score of
-    `RWS` or `ScoreFunction` say, takes another through the layers above the first: with such algorithms do not use
-    dropout or batch normalisation there.
+    A draw and its density come from one pass through the layers' networks. The density of other values, as in `RWS` or
+    `ScoreFunction`, needs another pass through the layers that are given other layers. With such algorithms do not use
+    dropout or batch normalisation in those layers.
 
     Arguments:
-        inputs: For a layer, what it is given, among the layers drawn before it and ``"context"``.
+        inputs: Inputs of a layer, by the layer's name: layers drawn before it, or ``"context"``.
         **layers: Modules whose ``forward(inputs)`` returns a distribution, with an attribute ``event_shape`` of one
             dimension, as `Conditional`, `Mixture` and `Flow` have. The first layer of a prior takes nothing.
 
@@ -198,9 +198,9 @@ class Hierarchy(nn.Module):
         """Returns the distribution of one layer.
 
         Arguments:
-            name: Of the layer.
-            values: Of the layers drawn before it, shapes ``(..., L_l)``.
-            context: Shape ``(..., C)``, or None.
+            name: Name of the layer.
+            values: Values of the layers drawn before it, by name, shapes ``(..., L_l)``.
+            context: Context of shape ``(..., C)``, or None.
         """
         parts = [context if given == CONTEXT else values[given] for given in self.inputs[name]]
         given = [part for part in parts if part is not None]
@@ -214,30 +214,30 @@ class Hierarchy(nn.Module):
         return all(given == CONTEXT for given in self.inputs[name])
 
     def has_rsample(self, context: Tensor | None) -> bool:
-        """Whether all layers are reparameterizable; found once."""
+        """Whether all layers are reparameterizable; determined once."""
         if self._has_rsample is None:
             with torch.no_grad():
                 self._has_rsample = all(layer.has_rsample for layer in self.drawn(context).values())
         return self._has_rsample
 
     def drawn(self, context: Tensor | None) -> dict[str, TorchDistribution]:
-        """Returns the distribution of each layer, by name, given one draw of those above it, in evaluation mode."""
+        """Returns the distribution of each layer, by name, given a draw of earlier ones, in evaluation mode."""
         values: dict[str, Tensor] = {}
         layers: dict[str, TorchDistribution] = {}
-        with isolated(0), evaluating(self):  # one draw is no batch, and no batch statistic is to learn of it
+        with isolated(0), evaluating(self):  # one draw must not change batch statistics
             for name in self.layers:
                 layers[name] = self.layer(name, values, context)
                 values[name] = layers[name].sample()
         return layers
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what the experiment file says of the inputs; the layers describe themselves."""
+        """Returns the entry of the inputs in the experiment file; layers have their own ``to_spec``."""
         inputs = {name: list(given) for name, given in self.declared_inputs.items()}
         return {"inputs": inputs} if inputs else {}
 
 
 class Reads(nn.Module):
-    """A likelihood that is given some layers of a `Hierarchy` alone.
+    """A likelihood that is given only some layers of a `Hierarchy`.
 
     Arguments:
         likelihood: Module whose ``forward(context)`` returns p(x|z).
@@ -269,8 +269,8 @@ class Reads(nn.Module):
         """Returns the layers of z that are read, shape ``(..., sum of L_l)``.
 
         Arguments:
-            z: Shape ``(..., L)``.
-            prior: Whose ``blocks`` say where each layer lies.
+            z: Latents, shape ``(..., L)``.
+            prior: Prior whose ``blocks`` are the slices of the layers.
         """
         blocks = blocks_of(prior)
         for name in self.layers:
@@ -283,7 +283,7 @@ class Reads(nn.Module):
 
 
 def _resolved(names: list[str], declared: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """What each layer is given."""
+    """Returns the inputs of each layer."""
     for name, given in declared.items():
         if name not in names:
             raise InputError(f"Hierarchy: `inputs` names the layer `{name}`; {near_match(name, names)}")
@@ -299,7 +299,7 @@ def _resolved(names: list[str], declared: Mapping[str, Sequence[str]]) -> dict[s
 
 
 class _Side(Constraint):
-    """Supports of vectors side by side."""
+    """The concatenation of supports of vectors."""
 
     event_dim = 1
 

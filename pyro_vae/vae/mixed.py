@@ -1,4 +1,4 @@
-r"""A likelihood of tables whose columns differ: numbers, counts, yes or no, levels."""
+r"""A likelihood for tables with columns of different kinds: numbers, counts, yes or no, levels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Column:
 
     Arguments:
         family: A class of `pyro.distributions` whose events are single cells.
-        **sources: `Network`, `Learned` or `Fixed` for each parameter of the one cell.
+        **sources: `Network`, `Learned` or `Fixed` for each parameter of one cell.
 
     Example:
         >>> import pyro.distributions as dist
@@ -45,7 +45,7 @@ class Column:
         )
 
     def has_network(self, unnamed: bool) -> bool:
-        """Whether a network outputs any parameter; ``unnamed``: whether it outputs those that are not named."""
+        """Whether a network outputs any parameter; ``unnamed`` says whether it outputs undeclared ones."""
         resolved = resolve(self.family, self.sources, unnamed, (1,))
         return any(isinstance(source, Network) for source in resolved.values())
 
@@ -55,11 +55,11 @@ class Column:
         return any(isinstance(source, Network) and source.offset for source in self.sources.values())
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what an experiment file says for it."""
+        """Returns its entry in an experiment file."""
         return {"family": self.family.__name__, **{name: source.to_spec() for name, source in self.sources.items()}}
 
     def times(self, n: int) -> dict[str, Source]:
-        """Returns the sources of n such columns: each has learned parameters of its own."""
+        """Returns the sources of n such columns; each column has its own learned parameters."""
         return {name: _repeated(source, n) for name, source in self.sources.items()}
 
     def __repr__(self) -> str:
@@ -71,22 +71,22 @@ class Mixed(Trunk):
 
     .. math:: p(x|z) = \prod_d p_d(x_d | z)
 
-    a density with respect to the product of counting measures (of discrete columns) and Lebesgue measures (of the
-    others): summed and integrated over the columns it is 1. Columns that are declared alike share one linear layer on
+    It is a density with respect to the product of counting measures (for discrete columns) and Lebesgue measures (for
+    the others): its sum and integral over all columns is 1. Columns that are declared alike share one linear layer on
     the network's features, so that 100 Normal columns cost one product of matrices.
 
     Arguments:
-        columns: By name, or in a sequence for columns without names: a `Column`, or a family alone.
+        columns: Declaration of each column, a `Column` or a family alone; by name, or in a sequence without names.
         given: Network from a context of shape ``(..., C)`` to features ``(..., F)``; None where no parameter of any
             column is a `Network`.
 
     Attributes:
-        columns: The declarations, by name (``"0"``, ``"1"``, ... where they have none).
-        column_names: Their names, by which a data frame's columns are put in order; None where they have none.
+        columns: Declarations of the columns, by name (``"0"``, ``"1"``, ... for columns without names).
+        column_names: Names of the columns, which order a data frame's columns; None for columns without names.
         event_shape: ``(D,)``.
 
     Raises:
-        InputError: Where there is no column, or one cannot be built or has events of more than one cell.
+        InputError: If there is no column, or if a column cannot be built or has events of more than one cell.
 
     Example:
         >>> import pyro.distributions as dist, torch
@@ -122,9 +122,9 @@ class Mixed(Trunk):
         """Returns p(x|z).
 
         Arguments:
-            context: Shape ``(..., C)``.
-            offset: Added to the unconstrained value of each parameter declared ``Network(offset=True)``, shape
-                ``(..., 1)`` or ``(..., D)``.
+            context: Input of the network, shape ``(..., C)``.
+            offset: Tensor that is added to the unconstrained value of each parameter declared
+                ``Network(offset=True)``, shape ``(..., 1)`` or ``(..., D)``.
 
         Returns:
             A distribution with ``batch_shape == context.shape[:-1]`` and events of shape ``(D,)``.
@@ -145,10 +145,10 @@ class Mixed(Trunk):
         return Columns(parts, tuple(self.columns))
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what an experiment file says for it; the network is not in it.
+        """Returns its entry in an experiment file, without the network.
 
         Raises:
-            InputError: For a transform or a constant that an experiment file has no word for.
+            InputError: For a transform or a constant that an experiment file cannot express.
 
         Example:
             >>> import pyro.distributions as dist
@@ -162,7 +162,7 @@ class Mixed(Trunk):
         return ", ".join(f"{name}: {column.family.__name__}" for name, column in self.columns.items())
 
     def _group(self, names: list[str]) -> Conditional:
-        """The declaration of columns that are declared alike."""
+        """Returns one `Conditional` for columns that are declared alike."""
         column = self.columns[names[0]]
         try:
             given = self.head_network() if column.has_network(self.given is not None) else None
@@ -181,7 +181,7 @@ class Mixed(Trunk):
 
 
 def _alike(columns: Mapping[str, Column]) -> tuple[tuple[str, ...], ...]:
-    """The names of the columns, those that are declared alike together."""
+    """Returns the names of the columns, in groups of columns that are declared alike."""
     groups: list[list[str]] = []
     for name, column in columns.items():
         group = next((group for group in groups if columns[group[0]].like(column)), None)
@@ -193,7 +193,7 @@ def _alike(columns: Mapping[str, Column]) -> tuple[tuple[str, ...], ...]:
 
 
 def _equal(one: Source, other: Source) -> bool:
-    """Whether two sources say the same."""
+    """Whether two sources are equal, also where they have tensors."""
     if type(one) is not type(other):
         return False
     for field in fields(one):
@@ -207,7 +207,7 @@ def _equal(one: Source, other: Source) -> bool:
 
 
 def _repeated(source: Source, n: int) -> Source:
-    """The source of n parameters that are each as ``source`` declares one."""
+    """Returns the source of n parameters, each declared as by ``source``."""
     if not isinstance(source, Learned) or (source.init is None and source.shape is None):
         return source
     own = torch.as_tensor(source.init).shape if source.shape is None else source.shape

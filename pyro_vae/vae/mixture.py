@@ -21,7 +21,8 @@ from pyro_vae.vae.parameters import as_shape
 from pyro_vae.vae.sources import Fixed, Learned, Network, Source
 from pyro_vae.vae.trunk import Trunk
 
-# Of the initial values of the components' parameters, in unconstrained space: equal components would stay equal.
+# Standard deviation of the noise on the components' initial parameters, in unconstrained space. Without noise the
+# components would be equal, and would stay equal.
 _NOISE = 1.0
 
 
@@ -41,18 +42,18 @@ class MixtureDistribution(dist.MixtureSameFamily):
     def has_rsample(self) -> bool:
         """Whether gradients pass through draws."""
         cells = cells_of(self.component_distribution)
-        # That of a transformed distribution leaves the support of its base where it is rounded.
+        # The CDF of a transformed distribution fails where rounding puts a value outside the support of its base.
         known = type(cells).cdf is not Distribution.cdf and not isinstance(cells, TransformedDistribution)
         return known and not cells.event_shape and len(self.event_shape) < 2 and cells.support is constraints.real
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Returns log p(z); of diagonal Normals over one set of components, in float32, by two matrix products."""
+        """Returns log p(z); for diagonal Normals without batch shape, in float32, by two matrix products."""
         cells = cells_of(self.component_distribution)
         plain = bool(self.batch_shape) or len(self.event_shape) != 1 or not isinstance(cells, Normal)
         if plain or value.dtype == torch.float64 or cells.loc.dtype == torch.float64:
             density: Tensor = super().log_prob(value)
             return density
-        # z^2 / s^2 - 2 z m / s^2 + m^2 / s^2 cancels, so in double precision: then by less than z itself is rounded.
+        # z^2 / s^2 - 2 z m / s^2 + m^2 / s^2 cancels; in float64 the error is smaller than the rounding error of z.
         z, loc, scale = value.double(), cells.loc.double(), cells.scale.double()
         precision = scale.square().reciprocal()
         distance = z.square() @ precision.mT - 2 * z @ (loc * precision).mT + (loc.square() * precision).sum(-1)
@@ -62,7 +63,7 @@ class MixtureDistribution(dist.MixtureSameFamily):
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """Returns draws without gradients; of each component about as many as are needed."""
+        """Returns draws without gradients; each component is drawn as often as the most frequent one is needed."""
         if self.batch_shape:
             drawn: Tensor = super().sample(torch.Size(sample_shape))
             return drawn
@@ -80,7 +81,7 @@ class MixtureDistribution(dist.MixtureSameFamily):
         """Returns draws, through which gradients pass.
 
         Raises:
-            NotImplementedError: Where the components' cells depend on each other, or have no CDF.
+            NotImplementedError: If the components' cells depend on each other, or have no CDF.
         """
         if not self.has_rsample:
             family = type(cells_of(self.component_distribution)).__name__
@@ -92,7 +93,7 @@ class MixtureDistribution(dist.MixtureSameFamily):
         return z if not torch.is_grad_enabled() else self._with_gradient(z)
 
     def _with_gradient(self, z: Tensor) -> Tensor:
-        """z with the gradient of a draw: shape ``(..., L)``."""
+        """Returns z, shape ``(..., L)``, with the gradient of a draw."""
         cells = cells_of(self.component_distribution)
         scalar = not self.event_shape
         at = z.unsqueeze(-1).unsqueeze(-1) if scalar else z.unsqueeze(-2)  # (..., 1, L)
@@ -126,20 +127,21 @@ class Mixture(Trunk):
 
     .. math:: p(z) = \sum_{k=1}^K w_k p_k(z)
 
-    Without ``given`` the components are learned, from starting points with unit noise in unconstrained space; with it
-    a network outputs them and their weights.
+    Without ``given`` the components' parameters are learned; their initial values have unit noise in unconstrained
+    space. With ``given`` a network outputs the parameters and the weights.
 
     Arguments:
         family: A class of `pyro.distributions`.
         event_shape: Shape of one draw, such as ``(20,)``.
-        components: K.
+        components: Number K of components.
         given: Network from a context ``(..., C)`` to features.
-        weights: Probabilities, or numbers in proportion to them: `Fixed`, `Learned` (from ``init``; default: from
-            equal ones) or `Network`. Default: `Network` where ``given`` is set, `Learned` otherwise.
-        **sources: For the family's parameters, as for `Conditional`; values broadcast over ``(K, *event_shape)``.
+        weights: Probabilities, or numbers proportional to them: `Fixed`, `Learned` (default ``init``: equal weights)
+            or `Network`. Default: `Network` if ``given`` is set, else `Learned`.
+        **sources: Sources of the family's parameters, as in `Conditional`; values broadcast over
+            ``(K, *event_shape)``.
 
     Raises:
-        InputError: As `Conditional`; and where the components are equal, so that they would stay equal.
+        InputError: As in `Conditional`; also if all components are equal, because they would stay equal.
 
     Reference: Dilokthanakul et al., "Deep unsupervised clustering with Gaussian mixture variational autoencoders",
     2016 (as a prior).
@@ -200,13 +202,13 @@ class Mixture(Trunk):
 
     @torch.no_grad()
     def _check_unequal(self) -> None:
-        """Raises an `InputError` where the components are the same distribution: so would be their gradients."""
+        """Raises an `InputError` if all components are equal; their gradients would be equal too."""
         if self.components.given is not None or self.num_components == 1:
             return
         components = self().component_distribution
         with isolated(0):
-            z = components.sample((16,))  # of each, scored by its own and by the first
-        first = components.log_prob(z[:, :1].expand_as(z))
+            z = components.sample((16,))
+        first = components.log_prob(z[:, :1].expand_as(z))  # draws of the first component, scored by each
         if bool((first == first[:, :1]).all()):
             raise InputError(
                 f"Mixture: the {self.num_components} components are equal, and would stay so; give one parameter a "
@@ -223,14 +225,14 @@ class Mixture(Trunk):
         return MixtureDistribution(weights, cells.to_event(independent) if independent else cells)
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what the experiment file says of it, without its network and what it has learned."""
+        """Returns its entry in the experiment file, without its network and learned values."""
         sources = {name: source.to_spec() for name, source in self.declared.items()}
         weights = {} if self.declared_weights is None else {"weights": self.declared_weights.to_spec()}
         return {"mixture": {"family": self.family.__name__, **sources, "components": self.num_components, **weights}}
 
 
 def _logits(weights: Source, components: int) -> Source:
-    """The source of the logits of the weights."""
+    """Returns the source of the logits of the weights."""
     refusal = InputError(
         f"Mixture: `weights` are {components} positive numbers, one for each component; got {weights}."
     )

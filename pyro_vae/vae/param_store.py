@@ -16,14 +16,14 @@ from pyro_vae.vae.vamp_prior import VampPrior
 
 _instances = itertools.count()
 
-# What holds parameters of distributions: those of networks are in other modules.
+# Modules that hold parameters of distributions; other modules hold the parameters of networks.
 _DECLARATIONS = (Conditional, VampPrior)
 
 
 class Registered(nn.Module):
-    """A module with a posterior, whose parameters enter Pyro's param store under a name that no other instance has.
+    """A module with a posterior; its parameters enter Pyro's param store under a name that is unique to the instance.
 
-    A deep copy and an unpickled instance take a name of their own; an instance's entries go when it does.
+    A deep copy and an unpickled instance get a new name. The entries are removed when the instance is deleted.
     """
 
     posterior: nn.Module
@@ -48,7 +48,7 @@ class Registered(nn.Module):
 
     @property
     def theta(self) -> dict[str, nn.Parameter]:
-        """The generative parameters by name: the prior's and the likelihood's that are not the posterior's."""
+        """The generative parameters by name: those of prior and likelihood that the posterior does not have."""
         inference = {id(parameter) for parameter in self.posterior.parameters()}
         return {name: p for name, p in self.named_parameters() if id(p) not in inference}
 
@@ -59,7 +59,7 @@ class Registered(nn.Module):
 
     @property
     def free(self) -> frozenset[str]:
-        """Names of the parameters that no network has: `Learned` ones, and the pseudo-inputs of a `VampPrior`."""
+        """Names of the parameters that are in no network: `Learned` ones, and the pseudo-inputs of a `VampPrior`."""
         declared = ((name, module) for name, module in self.named_modules() if isinstance(module, _DECLARATIONS))
         return frozenset(
             f"{name}.{own}" for name, module in declared for own, _ in module.named_parameters(recurse=False)

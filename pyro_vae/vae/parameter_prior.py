@@ -13,14 +13,14 @@ from torch import Tensor, nn
 class ParameterPrior:
     r"""Independent priors p(theta) over the generative parameters, in the space in which they are optimised.
 
-    Training then maximises the bound on :math:`\sum_i \log p(x_i) + \log p(\theta)`, of which a minibatch of M
-    of N data sees :math:`\frac{N}{M}\sum_{i \in M} \mathrm{ELBO}_i + \log p(\theta)`. With N(0, I) it is the weight
-    decay of the AEVB paper.
+    Training then maximises the bound on :math:`\sum_i \log p(x_i) + \log p(\theta)`. On a minibatch of M of N
+    data it is :math:`\frac{N}{M}\sum_{i \in M} \mathrm{ELBO}_i + \log p(\theta)`. With N(0, I) the prior is the
+    weight decay of the AEVB paper.
 
     Attributes:
         distribution: A univariate distribution, applied to every element.
-        biases: Whether all parameters are included, biases and what no network has (learned means and scales, the
-            pseudo-inputs of a VampPrior) too; the weight matrices of networks always are.
+        biases: Whether to include biases and the parameters that are in no network (learned means and scales, the
+            pseudo-inputs of a VampPrior). The weight matrices of networks are always included.
 
     Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, section 5.
     """
@@ -32,8 +32,8 @@ class ParameterPrior:
         """Returns log p(theta), in nats, for all parameters together.
 
         Arguments:
-            parameters: By name.
-            free: Names of those that no network has, which are no weights however many dimensions they have.
+            parameters: Parameters by name.
+            free: Names of the parameters that are in no network; they are never counted as weight matrices.
         """
         terms = [
             self.distribution.log_prob(parameter).sum()

@@ -65,7 +65,7 @@ def resolve(
 
 
 def _shadowed(family: type[TorchDistribution], signature: dict[str, Any], sources: dict[str, Source]) -> set[str]:
-    """The parameters that another parametrisation of the same quantity makes superfluous."""
+    """Returns the parameters that another parametrisation of the same quantity makes superfluous."""
     shadowed: set[str] = set()
     for aliases in ALIASES:
         present = [name for name in aliases if name in signature]
@@ -77,19 +77,19 @@ def _shadowed(family: type[TorchDistribution], signature: dict[str, Any], source
 
 
 def as_shape(shape: Sequence[int]) -> torch.Size:
-    """Returns a shape, which is a tuple of positive integers."""
+    """Returns the shape as `torch.Size`; checks that its entries are positive integers."""
     if isinstance(shape, int) or not all(isinstance(size, int) and size > 0 for size in shape):
         raise InputError(f"Conditional: a shape is a tuple of positive integers, such as (20,); got `{shape!r}`.")
     return torch.Size(shape)
 
 
 def is_number(source: Fixed, declared: bool, constraint: Constraint) -> bool:
-    """Whether a constant is passed as it is, such as `Multinomial.total_count`, which no tensor can be."""
+    """Whether a constant is passed as it is and not as a tensor, such as `Multinomial.total_count`."""
     return isinstance(source.value, int | tuple) and (not declared or is_discrete(constraint))
 
 
 def constant(where: str, source: Fixed, constraint: Constraint, event: torch.Size) -> Tensor:
-    """Returns the tensor of a constant, checked; one number for a whole vector is each of its entries."""
+    """Returns the tensor of a constant, checked; for a vector, one number becomes each of its entries."""
     try:
         tensor = torch.as_tensor(source.value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -132,12 +132,12 @@ def shape_for(
     event: torch.Size,
     default: tuple[int, ...] | None = None,
 ) -> torch.Size:
-    """Returns the shape of a network's or a learned parameter, in its constrained space.
+    """Returns the shape of a `Network` or `Learned` parameter, in its constrained space.
 
     Arguments:
-        where: The parameter, for messages.
-        source: Its source.
-        constraint: Its constraint.
+        where: Name of the parameter, for messages.
+        source: Source of the parameter.
+        constraint: Constraint of the parameter.
         batch: The part of the event shape over which the family's own events are independent.
         event: The shape of the family's own event.
         default: Size that the family declares.
@@ -176,7 +176,7 @@ def initial(
         init = torch.as_tensor(source.init, dtype=dtype).expand(shape)
         _check_value(where, source, constraint, init)
         raw = transform.inv(init).detach().clone().contiguous()
-        # Some inverses clamp: to 87 for a sigmoid's, where no gradient is left.
+        # Some inverses clamp: that of a sigmoid to 87, where the gradient is 0.
         if not bool((raw.abs() < (80 if transform is not identity_transform else math.inf)).all()):
             raise InputError(f"Conditional: {where}: {source} lies on the boundary of its constraint {constraint}.")
     return raw + source.noise * torch.randn(raw_shape, dtype=raw.dtype) if source.noise else raw

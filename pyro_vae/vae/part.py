@@ -1,9 +1,9 @@
-r"""The protocol of the parts of a VAE: what a prior, a likelihood and a posterior are, and what each may tell.
+r"""The protocol of the parts of a VAE: attributes of a prior, a likelihood and a posterior, and their defaults.
 
 A part is an `nn.Module` whose ``forward`` returns a Pyro distribution; nothing more is required. The attributes here
-are optional. The classes are to be read: a part of one's own inherits from none of them, and has the attributes that it
-has something to tell by. Only the functions here read these attributes, and say what holds where one is missing; what
-a family or a support may tell is in `pyro_vae.distributions.protocol`.
+are optional. The classes are documentation: your own part does not inherit from them; it defines the attributes that it
+needs. Only the functions here read these attributes; they return the default if one is missing. For the attributes of
+families and supports see `pyro_vae.distributions.protocol`.
 
 Example:
     >>> import pyro.distributions as dist, torch
@@ -33,20 +33,20 @@ from torch import Tensor, nn
 
 
 class Part(Protocol):
-    """What every part may tell.
+    """Optional attributes of every part.
 
     Attributes:
         event_shape: Shape of one draw; a layer of a `Hierarchy` must have it. Default: unknown until the part is
             called.
-        given: The network from a context to features, by which a wrong width is explained, and whose hidden layers a
-            posterior that is left out has in reverse. Default: the part explains a width itself.
-        head: The layer on ``given``; None where ``given`` emits the distribution's parameters itself. Default: some
-            layer stands there.
-        blocks: For each named layer of z, the slice of z that it has, which `Reads` selects by. A distribution that the
-            part returns has them too, and then a method ``block_log_prob(value)`` that returns the log-density of each
-            layer, by name. Default: no layers.
-        to_spec: Method that returns what an experiment file says of the part, without its network; see
-            `pyro_vae.networks.specification`. Default: a file has no word for it.
+        given: Network from a context to features. Error messages about a wrong width describe it, and a posterior that
+            is left out has its hidden layers in reverse. Default: messages are those of the part itself.
+        head: Layer on ``given``; None if ``given`` emits the distribution's parameters itself. Default: there is a
+            layer.
+        blocks: Slice of z of each named layer, from which `Reads` selects. The distribution that the part returns then
+            has ``blocks`` too, and a method ``block_log_prob(value)`` that returns the log-density of each layer, by
+            name. Default: no layers.
+        to_spec: Method that returns the part's entry in an experiment file, without its network; see
+            `pyro_vae.networks.specification`. Default: an experiment file cannot express the part.
     """
 
     event_shape: Sequence[int]
@@ -55,16 +55,16 @@ class Part(Protocol):
     blocks: Mapping[str, slice]
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what an experiment file says of the part."""
+        """Returns the part's entry in an experiment file."""
         ...
 
 
 class Prior(Part, Protocol):
-    """What p(z) may tell. It is called with the context where batches have one, else without arguments.
+    """Optional attributes of p(z). It is called with the context if batches have one, else without arguments.
 
     Attributes:
-        needs_posterior: Whether it is made of the posterior, which ``forward`` then takes as ``posterior=``. Default:
-            False.
+        needs_posterior: Whether the prior is made of the posterior, which ``forward`` then takes as ``posterior=``.
+            Default: False.
     """
 
     needs_posterior: bool
@@ -75,14 +75,13 @@ class Prior(Part, Protocol):
 
 
 class Likelihood(Part, Protocol):
-    """What p(x|z) may tell.
+    """Optional attributes of p(x|z).
 
     Attributes:
-        takes_offset: Whether a parameter of it takes the batch's ``offset``, which is the second argument of
-            ``forward`` where there is one. Data with an offset are refused in an experiment file where it is False.
-            Default: False.
-        column_names: Names of the cells of a datum, by which the columns of a data frame are put in order. Default:
-            none, and the columns stay in the order that they have.
+        takes_offset: Whether a parameter takes the batch's ``offset``. If the batch has one, it is the second argument
+            of ``forward``. If False, an experiment file cannot have data with an offset. Default: False.
+        column_names: Names of the cells of a datum; the columns of a data frame are put in this order. Default: none;
+            the columns keep their order.
     """
 
     takes_offset: bool
@@ -94,7 +93,7 @@ class Likelihood(Part, Protocol):
 
 
 class Posterior(Part, Protocol):
-    """What q(z|x) may tell: what every part may."""
+    """Optional attributes of q(z|x): those of every part."""
 
     def forward(self, context: Tensor) -> TorchDistribution:
         """Returns q(z|x) with ``batch_shape == context.shape[:-1]``."""
@@ -117,12 +116,12 @@ def column_names(likelihood: nn.Module) -> Sequence[str] | None:
 
 
 def event_shape_of(part: nn.Module) -> Sequence[int] | None:
-    """Returns the shape of one draw; None where the part does not tell it before it is called."""
+    """Returns the shape of one draw; None if the part does not have it."""
     return getattr(part, "event_shape", None)
 
 
 def network_of(part: nn.Module) -> nn.Module | None:
-    """Returns the network of a part, the attribute ``given``; None where it tells none."""
+    """Returns the network of a part, the attribute ``given``; None if it has none."""
     network = getattr(part, "given", None)
     return network if isinstance(network, nn.Module) else None
 

@@ -21,7 +21,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
     "softplus": transforms.SoftplusTransform,
     "tanh": transforms.TanhTransform,
 }
-"""The transforms that an experiment file names."""
+"""The transforms that an experiment file can name."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Network:
     r"""A parameter that the network outputs: a slice of the one linear head.
 
     Attributes:
-        shape: Size of the parameter for one element of the event, where the event does not tell it: ``(256,)``
+        shape: Size of the parameter for one element of the event, if the event does not determine it: ``(256,)``
             for the logits of a `Categorical` over 256 levels, ``(D, rank)`` for a low-rank factor.
-        transform: From the head's output to the parameter, a transform or a constraint. Default:
+        transform: Transform from the head's output to the parameter, or a constraint on the parameter. Default:
             ``transform_to`` of the parameter's own constraint (a positive parameter is the exp of the output).
         offset: Whether the batch's ``offset`` is added to the head's output, before the transform.
     """
@@ -41,7 +41,7 @@ class Network:
     offset: bool = False
 
     def to_spec(self) -> Any:
-        """Returns what an experiment file says for it."""
+        """Returns its entry in an experiment file."""
         fields = {**_shape_spec(self.shape), **_transform_spec(self.transform)}
         if self.offset:
             fields["offset"] = True
@@ -57,9 +57,9 @@ class Learned:
             over the event: a number is one value shared by all elements. Default: unconstrained zero, one value
             for each element.
         shape: Shape to expand ``init`` to: ``Learned(0.1, shape=(784,))`` has one value for each of 784 elements.
-        transform: As in `Network`.
+        transform: Transform or constraint, as in `Network`.
         noise: Standard deviation of Gaussian noise that is added to the unconstrained initial value, drawn from
-            torch's global stream at construction: it tells apart the components of a mixture.
+            torch's global stream at construction: it makes the components of a mixture different.
     """
 
     init: float | Sequence[float] | Tensor | None = None
@@ -68,7 +68,7 @@ class Learned:
     noise: float = 0.0
 
     def to_spec(self) -> Any:
-        """Returns what an experiment file says for it."""
+        """Returns its entry in an experiment file."""
         fields = {**_shape_spec(self.shape), **_transform_spec(self.transform)}
         if self.init is not None:
             fields["init"] = _plain(self.init)
@@ -81,7 +81,7 @@ class Learned:
 
 @dataclass(frozen=True)
 class Fixed:
-    """A constant: a buffer, or a Python number where the family wants a count.
+    """A constant: a buffer, or a Python number if the family takes a count.
 
     Attributes:
         value: A number, a list or a tensor that broadcasts over the event.
@@ -90,7 +90,7 @@ class Fixed:
     value: float | Sequence[float] | Tensor
 
     def to_spec(self) -> Any:
-        """Returns what an experiment file says for it."""
+        """Returns its entry in an experiment file."""
         value = _plain(self.value)
         return {"fixed": value} if isinstance(value, bool) else value
 
@@ -122,6 +122,6 @@ def _plain(value: float | Sequence[float] | Tensor) -> Any:
         return value
     if isinstance(value, tuple):
         raise InputError(
-            f"Conditional: the constant {value} is a tuple, which an experiment file cannot say; give a list."
+            f"Conditional: the constant {value} is a tuple, which an experiment file cannot express; give a list."
         )
     return torch.as_tensor(value).tolist()

@@ -10,11 +10,11 @@ from pyro_vae.runtime.precision import network_output
 
 
 class PassThrough(nn.Module):
-    """Stands for the trunk in a head's place of a network: returns the features that it is given.
+    """Identity network of a head: the head receives the trunk's features directly.
 
     Attributes:
         in_features: Number of features.
-        out_features: The same.
+        out_features: Equal to ``in_features``.
     """
 
     def __init__(self, features: int) -> None:
@@ -37,7 +37,7 @@ class Trunk(nn.Module):
         self.given = given
 
     def head_network(self) -> PassThrough | None:
-        """Returns what a head has as its network: features as the trunk returns them; None without a trunk."""
+        """Returns the network of a head, the identity on the trunk's features; None without a trunk."""
         return None if self.given is None else PassThrough(out_features(self.given))
 
     def like_trunk(self, *heads: nn.Module) -> None:

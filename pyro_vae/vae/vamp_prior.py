@@ -1,4 +1,4 @@
-r"""The VampPrior: a mixture of the posterior's own answers at learned pseudo-inputs."""
+r"""The VampPrior: a mixture of the posterior's distributions at learned pseudo-inputs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.errors import InputError
 from pyro_vae.vae.mixture import MixtureDistribution
 
-# Farthest pseudo-inputs from 0 at the start, before they are mapped onto an interval.
+# Largest absolute value of initial pseudo-inputs in unconstrained space, if their support is an interval.
 _FARTHEST = 7.0
-# Of the first pseudo-inputs, from the bounds of their support.
+# Smallest distance of random initial pseudo-inputs from the bounds of their support.
 _MARGIN = 1e-3
 
 
@@ -25,18 +25,18 @@ class VampPrior(nn.Module):
 
     .. math:: p(z) = \frac{1}{K} \sum_{k=1}^K q_\phi(z | u_k)
 
-    The VAE hands it the posterior when it is called, which it does not own: the pseudo-inputs are its only
-    parameters. So p(z) moves with phi, and algorithms that move theta and phi apart (``wake-sleep``, ``rws``,
+    The VAE passes the posterior to ``forward``. The posterior is not a submodule: the pseudo-inputs are the only
+    parameters. So p(z) changes with phi, and algorithms that update theta and phi separately (``wake-sleep``, ``rws``,
     ``mcem``) are refused. It needs a posterior that is declared, not derived from the prior.
 
     Arguments:
-        features: D, the number of cells of one datum.
-        components: K.
-        initial: Pseudo-inputs at the start, shape ``(K, D)``, such as the first K training data; default: ``mean``
+        features: Number D of cells of one datum.
+        components: Number K of pseudo-inputs.
+        initial: Initial pseudo-inputs, shape ``(K, D)``, such as the first K training data; default: ``mean``
             with normal noise of standard deviation ``std``.
-        mean: Of the pseudo-inputs at the start.
-        std: Of the pseudo-inputs at the start.
-        support: What pseudo-inputs may be: ``constraints.unit_interval`` for images, ``constraints.real`` (the
+        mean: Mean of the initial pseudo-inputs.
+        std: Standard deviation of the initial pseudo-inputs.
+        support: Support of the pseudo-inputs: ``constraints.unit_interval`` for images, ``constraints.real`` (the
             default) for standardised data.
 
     Raises:
@@ -106,7 +106,7 @@ class VampPrior(nn.Module):
         """Returns p(z).
 
         Arguments:
-            context: Covariates, shape ``(..., C)``, which stand beside every pseudo-input; or none.
+            context: Covariates, shape ``(..., C)``, which are appended to every pseudo-input; or None.
             posterior: Module whose ``forward(context)`` returns q(z|x).
 
         Returns:
@@ -130,7 +130,7 @@ class VampPrior(nn.Module):
         return MixtureDistribution(dist.Categorical(logits=inputs.new_zeros(inputs.shape[:-1])), q)
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what the experiment file says of it, without its initial pseudo-inputs."""
+        """Returns its entry in the experiment file, without its initial pseudo-inputs."""
         names = {constraints.real: "real", constraints.unit_interval: "unit", constraints.positive: "positive"}
         said: Any = names.get(self.support)
         if said is None and isinstance(self.support, constraints.interval):

@@ -1,4 +1,4 @@
-"""What every distribution of Pyro can be in a VAE, found out by trying."""
+"""The roles that every distribution of Pyro can have in a VAE, found by trials."""
 
 from pyro_vae.vae.families.classify import classifications, classify, counts, exported
 from pyro_vae.vae.families.table import entry_of, families_table, family_page, python_example, yaml_example

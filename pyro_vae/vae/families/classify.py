@@ -1,4 +1,4 @@
-r"""Classifies every distribution by trying what it can be."""
+r"""Classifies every distribution: trials find the roles that it can have."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from pyro_vae.vae.families.trials import (
 from pyro_vae.vae.families.verdict import ROLES, Entry, Parameter, words
 
 _MODULE = "your own nn.Module"
-# Up to how many families of one support are named as neighbours.
+# Families of one support are named as neighbours only if there are fewer than this.
 _FEW = 5
 
 
@@ -53,7 +53,7 @@ def classifications() -> dict[str, Entry]:
 
 
 def counts() -> dict[str, int]:
-    """Returns how many families there are (classes that are distributions), how many are usable, and in which role.
+    """Returns the number of families (classes that are distributions), of usable ones, and of those in each role.
 
     Example:
         >>> list(counts())
@@ -65,10 +65,10 @@ def counts() -> dict[str, int]:
 
 
 def classify(family: type) -> Entry:
-    """Returns what a family can be in a VAE, or why not, found out by trying.
+    """Returns the roles that a family can have in a VAE, found by trials, or the reasons why it has none.
 
-    A way to declare it through `Conditional` is searched for; then its total mass is computed, and it is tried as
-    prior, likelihood and posterior. The global random stream is left as it was.
+    The search finds a way to declare the family through `Conditional`. Then its total mass is computed, and it is tried
+    as prior, likelihood and posterior. The global random stream stays unchanged.
 
     Arguments:
         family: Any class; a subclass of Pyro's or torch's distributions may be usable.
@@ -139,7 +139,7 @@ def _networked(declaration: Declaration) -> tuple[tuple[str, ...], str]:
 
 
 def _named_posterior(declaration: Declaration) -> tuple[str, ...]:
-    """The posterior that the family names, where that works."""
+    """Returns the family's ``posterior_family``, if it works."""
     named = posterior_family_of(declaration.family)
     return () if named is None or outcome(try_named_posterior, declaration) else (named.__name__,)
 
@@ -189,7 +189,7 @@ def _refused(name: str, family: type, reason: str) -> Entry:
 
 
 def _with_neighbour(entry: Entry, entries: dict[str, Entry]) -> Entry:
-    """The entry with what to use in its place: of which it is a kind, whose name its name contains, or alike."""
+    """Adds what to use instead: a usable base class, a family whose name is in its name, or one of its support."""
     usable = [other for other in entries.values() if other.usable]
     names = [other.name for other in usable]
     kinds = [ancestor.__name__ for ancestor in entry.family.__mro__[1:] if ancestor.__name__ in names]
@@ -201,7 +201,7 @@ def _with_neighbour(entry: Entry, entries: dict[str, Entry]) -> Entry:
 
 
 def _short(text: str) -> str:
-    """A reason on one line."""
+    """Returns a reason on one line."""
     line = " ".join(text.replace("Conditional: ", "").replace("VAE: ", "").split())
     line = re.sub(r"^`\w+` cannot be built for event_shape \([^)]*\): ", "cannot be built: ", line)
     return line if len(line) <= 160 else line[:157] + "..."

@@ -1,4 +1,4 @@
-r"""How a family can be declared, found out by trying."""
+r"""Finds a way to declare a family, by trials."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from pyro_vae.errors import InputError
 from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.sources import Fixed, Learned, Network, Source
 
-# The number of components, categories or factors that the trials use, unlike any size of their events.
+# Number of components, categories or factors in the trials; it differs from every size of the trials' events.
 COMPONENTS = 4
-# How many declarations of a family are tried for one event shape.
+# Largest number of declarations of a family that are tried for one event shape.
 _TRIALS = 600
-# How many more are tried after one that works, for one that works for a batch of parameters too.
+# Number of further trials after a declaration works, to find one that also works for a batch of parameters.
 _PATIENCE = 150
-# What a trial may raise without being a fault of ours: families say in many ways what they do not take.
+# Errors that families raise for arguments that they do not accept; a trial treats them as a failure of the family.
 FAILURES = (
     InputError,
     ValueError,
@@ -61,9 +61,9 @@ class Declaration:
     """A working way to declare a family.
 
     Attributes:
-        family: The family.
-        event_shape: A small event of it.
-        options: For each parameter: `Free`, or the constant that it must be.
+        family: Class of distributions.
+        event_shape: Shape of a small event of the family.
+        options: Option of each parameter, by name: `Free`, or the constant that it must be.
     """
 
     family: type[TorchDistribution]
@@ -76,7 +76,7 @@ class Declaration:
         return [name for name, option in self.options.items() if isinstance(option, Free)]
 
     def sources(self, network: Sequence[str] = (), noise: float = 0.0) -> dict[str, Source]:
-        """Returns a source for each parameter: `Network` for those named, `Learned` for the others that may move."""
+        """Returns the source of each parameter: `Network` for those in ``network``, `Learned` for other free ones."""
         sources: dict[str, Source] = {}
         for name, option in self.options.items():
             if isinstance(option, Fixed):
@@ -97,7 +97,7 @@ class Declaration:
         return Conditional(self.family, shape, given=given, **sources)
 
     def fixed(self, name: str) -> Declaration:
-        """Returns the declaration with a parameter made a constant: what an unconstrained zero stands for."""
+        """Returns the declaration with one parameter constant: the value at unconstrained zero."""
         raw = getattr(self.conditional(), f"learned_{name}").detach()
         constraint = constraints_of(self.family, self.event_shape)[name]
         return replace(self, options={**self.options, name: Fixed(transform_onto(constraint)(raw).tolist())})
@@ -107,21 +107,22 @@ _NO_SUPPORT = "declares no support"
 
 
 class Failure(Exception):
-    """No declaration works; the message is the reason of the trial that came furthest."""
+    """No declaration works; the message is the reason why the trial with the most stages failed."""
 
 
 def declare(family: type[TorchDistribution], prefer: Callable[[Declaration], bool]) -> Declaration:
     """Returns a declaration whose draws lie in the support and have a finite density.
 
-    Parameters whose size must be declared are tried at several sizes; those that cannot be moved at constants that
-    their constraint allows.
+    Parameters whose size must be declared are tried at several sizes. Parameters that cannot be learned are tried at
+    constants that their constraint allows.
 
     Arguments:
-        family: The family.
-        prefer: What a declaration should satisfy beyond that; the first is returned where none of the next 150 does.
+        family: Class of distributions.
+        prefer: Additional test of a declaration. If none of the next 150 declarations passes it, the first one that
+            works is returned.
 
     Raises:
-        Failure: Where none was found.
+        Failure: If no declaration works.
     """
     furthest, reason = -1, "it takes no parameters that could be tried"
     first, patience = None, _PATIENCE
@@ -149,7 +150,7 @@ def declare(family: type[TorchDistribution], prefer: Callable[[Declaration], boo
 
 
 def _try(declaration: Declaration) -> tuple[int, str]:
-    """How far a declaration comes (building, drawing, density), and what it fails on."""
+    """Returns the stage that a declaration reaches (building, drawing, density), and why it fails there."""
     stage = 0
     try:
         with pyro.validation_enabled(True):
@@ -185,7 +186,7 @@ def _event_shapes(family: type[TorchDistribution]) -> list[tuple[int, ...]]:
 
 
 def _trials(family: type[TorchDistribution], event_shape: tuple[int, ...]) -> Iterator[dict[str, Free | Fixed]]:
-    """The options of every parameter, together, the plainest first."""
+    """Yields combinations of the options of all parameters, the simplest first."""
     constrained = constraints_of(family, event_shape)
     implied = implied_constants(family, event_shape)
     options = {}
@@ -204,7 +205,7 @@ def _trials(family: type[TorchDistribution], event_shape: tuple[int, ...]) -> It
 
 
 def _passed(family: type[TorchDistribution]) -> dict[str, inspect.Parameter]:
-    """The constructor's arguments, of several parametrisations the first."""
+    """Returns the constructor's arguments; of several parametrisations, only the first."""
     signature = parameters_of(family)
     for aliases in ALIASES:
         for name in [name for name in aliases if name in signature][1:]:
@@ -213,7 +214,7 @@ def _passed(family: type[TorchDistribution]) -> dict[str, inspect.Parameter]:
 
 
 def _options(constraint: Constraint | None, event_shape: tuple[int, ...]) -> Sequence[tuple[int, Free | Fixed]]:
-    """What a parameter may be, each with a cost."""
+    """Returns the options of a parameter, each with a cost."""
     d = event_shape[-1] if event_shape else COMPONENTS - 1
     k = COMPONENTS
     if constraint is not None and is_discrete(constraint):
@@ -234,7 +235,7 @@ def _options(constraint: Constraint | None, event_shape: tuple[int, ...]) -> Seq
 
 
 class _Spy:
-    """Stands for an argument, and remembers which attributes were read."""
+    """Replaces an argument, and records which attributes are read."""
 
     def __init__(self) -> None:
         self.__dict__["asked"] = set()
@@ -256,7 +257,7 @@ _DISTRIBUTIONS = (
 
 
 def object_arguments(family: type[TorchDistribution]) -> list[str]:
-    """The required arguments that are distributions: the constructor reads what only those have, or asks for one."""
+    """Returns the required arguments that must be distributions, as `_is_read_as_distribution` finds."""
     constrained = constraints_of(family)
     passed = [
         name
@@ -272,7 +273,7 @@ def object_arguments(family: type[TorchDistribution]) -> list[str]:
 
 
 def _is_read_as_distribution(family: type[TorchDistribution], name: str, passed: list[str], other: Any) -> bool:
-    """Whether the constructor reads of one argument what only distributions have, or comes further with one."""
+    """Whether the constructor reads attributes of a distribution, or fails elsewhere if it gets a distribution."""
     constrained, spy = constraints_of(family), _Spy()
     number = other if isinstance(other, torch.Tensor) else torch.tensor(0.5)
     arguments = {argument: number if argument in constrained else other for argument in passed}
@@ -281,7 +282,7 @@ def _is_read_as_distribution(family: type[TorchDistribution], name: str, passed:
 
 
 def _end(family: type[TorchDistribution], arguments: dict[str, Any]) -> int:
-    """The line on which a constructor fails; 0 where it does not."""
+    """Returns the line on which a constructor fails; 0 if it does not fail."""
     try:
         family(**arguments)
     except FAILURES as error:

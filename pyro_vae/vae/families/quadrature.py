@@ -17,9 +17,9 @@ from pyro_vae.distributions.support import base_support, is_discrete
 
 # Nodes along each dimension, and the range of t in u = sinh(pi/2 sinh t), where u spans the unconstrained space.
 _NODES = {1: (4001, 3.9), 2: (301, 3.0), 3: (71, 2.2)}
-# Beyond it, bounded supports are rounded to their boundary.
+# For larger |u|, rounding puts values on the boundary of a bounded support.
 _LARGEST = 300.0
-# Values of an unbounded count, and of each count of a vector.
+# Number of values of an unbounded count, and of each count of a vector; largest number of points.
 _COUNTS, _VECTOR_COUNTS, _MOST_POINTS = 20_000, 60, 200_000
 
 
@@ -28,14 +28,14 @@ _CELLS, _DRAWS, _P_VALUE = 16, 8000, 1e-9
 
 
 class Quadrature(NamedTuple):
-    """Nodes that cover what a distribution is a density over, and the probability of the cell of each.
+    """Nodes that cover the domain of a density, and the probability of the cell of each node.
 
     Attributes:
-        nodes: Shape ``(M, n)``: coordinates of the nodes; draws outside all discrete nodes have none.
-        masses: Shape ``(M,)``: their sum is 1 for a normalised density.
-        coordinates: From draws ``(S, *event_shape)`` to ``(S, n)``.
-        over: ``"support"``; ``"period"`` for a density of period 2 pi, which is one over a period only; ``"total"``
-            for counts that are given their sum.
+        nodes: Coordinates of the nodes, shape ``(M, n)``.
+        masses: Probabilities of the cells, shape ``(M,)``; their sum is 1 for a normalised density.
+        coordinates: Function from draws ``(S, *event_shape)`` to coordinates ``(S, n)``.
+        over: Domain of the density: ``"support"``; ``"period"`` for a density of period 2 pi, which is normalised over
+            one period; ``"total"`` for counts given their sum.
     """
 
     nodes: Tensor
@@ -49,8 +49,8 @@ class Quadrature(NamedTuple):
         Nodes are gathered into cells along each coordinate, at quantiles of the masses.
 
         Arguments:
-            draws: Shape ``(S, *event_shape)``.
-            cells: The number of cells along each coordinate.
+            draws: Draws, shape ``(S, *event_shape)``.
+            cells: Number of cells along each coordinate.
         """
         x, probability = self.coordinates(draws.double()), self.masses / self.masses.sum()
         node_cell, draw_cell = torch.zeros(len(self.nodes), dtype=torch.long), torch.zeros(len(x), dtype=torch.long)
@@ -71,7 +71,7 @@ class Quadrature(NamedTuple):
 
 
 def _chi_square_p_value(expected: Tensor, observed: Tensor) -> float:
-    """Cells that expect fewer than five draws are one cell; 0 where draws fall into cells of no probability."""
+    """Returns the p-value; joins cells that expect fewer than five draws; 0 if draws lie in cells of probability 0."""
     if bool((observed[expected < 1e-6 * expected.sum()] > 5).any()) or not bool(expected.isfinite().all()):
         return 0.0
     large = expected >= 5
@@ -86,7 +86,7 @@ def _chi_square_p_value(expected: Tensor, observed: Tensor) -> float:
 
 
 def follows(distribution: Any, rule: Quadrature) -> bool:
-    """Whether draws follow the density, as far as 8,000 of them tell."""
+    """Whether 8,000 draws pass a test that they follow the density."""
     draws = distribution.rsample((_DRAWS,)) if distribution.has_rsample else distribution.sample((_DRAWS,))
     return rule.goodness_of_fit(draws) > _P_VALUE
 
@@ -99,10 +99,10 @@ def quadrature(distribution: Any) -> Quadrature:
     dimensions; counts are summed up to 20,000.
 
     Arguments:
-        distribution: In float64, with ``batch_shape == ()`` and validation off.
+        distribution: Distribution in float64, with ``batch_shape == ()`` and validation off.
 
     Raises:
-        NotImplementedError: Where no rule for the support is known, or its dimension is too high.
+        NotImplementedError: If no rule for the support is known, or its dimension is too high.
     """
     support = distribution.support
     if is_discrete(support):
@@ -118,7 +118,7 @@ def quadrature(distribution: Any) -> Quadrature:
 
 
 def _grid(n: int) -> tuple[Tensor, Tensor]:
-    """Nodes u of shape ``(M, n)``, and the logarithms of their weights."""
+    """Returns nodes u of shape ``(M, n)``, and the logarithms of their weights."""
     if n not in _NODES:
         raise NotImplementedError(f"a quadrature in {n} dimensions")
     count, reach = _NODES[n]
@@ -149,7 +149,7 @@ def _over_unconstrained(distribution: Any, support: Constraint) -> Quadrature:
 
 
 def _over_positive_definite(distribution: Any) -> Quadrature:
-    """Matrices of 2 x 2 by the logarithms of the Cholesky factor's diagonal and its lower entry."""
+    """Integrates over 2 x 2 matrices, in the logarithms of the Cholesky factor's diagonal and its lower entry."""
     if distribution.event_shape != (2, 2):
         raise NotImplementedError("a quadrature over positive definite matrices beyond 2 x 2")
     u, log_weight = _grid(3)
@@ -168,7 +168,7 @@ def _over_positive_definite(distribution: Any) -> Quadrature:
 
 
 def _over_the_sphere(distribution: Any) -> Quadrature:
-    """The circle by its angle; the sphere in three dimensions by height and angle."""
+    """Integrates over the circle by the angle, over the sphere in three dimensions by height and angle."""
     size = distribution.event_shape[-1]
     angle = -math.pi + 2 * math.pi * (torch.arange(720, dtype=torch.float64) + 0.5) / 720
     if size == 2:
@@ -213,7 +213,7 @@ def _over_a_period(distribution: Any) -> Quadrature:
 
 
 def _masses(distribution: Any, x: Tensor, log_weight: Tensor) -> Tensor:
-    """Probabilities of the cells; 0 where the density is not a number, as far out in the tails."""
+    """Returns the probabilities of the cells; 0 where the density is nan, as it can be far out in the tails."""
     masses = torch.exp(distribution.log_prob(x) + log_weight)
     return torch.where(masses.isnan(), torch.zeros_like(masses), masses)
 
@@ -233,7 +233,7 @@ def _sum(distribution: Any, support: Constraint) -> Quadrature:
 
 
 def _points(distribution: Any, support: Constraint) -> Tensor:
-    """Every value that a discrete distribution may take, up to where counts are cut off; shape ``(M, *event)``."""
+    """Returns all values of a discrete distribution, with a limit on counts; shape ``(M, *event)``."""
     try:
         return distribution.enumerate_support()
     except NotImplementedError:

@@ -1,4 +1,4 @@
-r"""The verdicts as a table, and one of them with its examples."""
+r"""The verdicts on all families as a table, and the page of one family with examples."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def yaml_example(entry: Entry) -> str:
 
 
 def _call(entry: Entry, role: str) -> tuple[str, list[str]]:
-    """A call of `Conditional`, and the other names that it uses."""
+    """Returns a call of `Conditional`, and the other names that it uses."""
     assert entry.declaration is not None  # it has a role
     shape = entry.declaration.event_shape or (_LATENT,)
     family = f"dist.{entry.name}" if hasattr(dist, entry.name) else entry.name

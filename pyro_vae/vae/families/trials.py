@@ -18,13 +18,13 @@ from pyro_vae.vae.derived_posterior import derive_posterior
 from pyro_vae.vae.families.declaration import FAILURES, Declaration, Failure
 from pyro_vae.vae.families.quadrature import Quadrature, follows, quadrature
 
-# How far a total mass may be from 1, and the spread of the unconstrained parameters at which it is taken.
+# Tolerance of a total mass of 1, and standard deviation of the unconstrained parameters at which it is computed.
 _TOLERANCE, _SPREAD = 1e-3, 0.3
 _CONTEXT = 3
 
 
 def unmoved(declaration: Declaration) -> list[str]:
-    """Returns the free parameters that no gradient of the density at its draws reaches."""
+    """Returns the free parameters for which the density at its draws has no finite, non-zero gradient."""
     if not declaration.free:
         return []
     conditional = declaration.conditional(noise=_SPREAD)
@@ -67,10 +67,14 @@ def _bounds(support: Any) -> list[Tensor]:
 
 
 def total_mass(declaration: Declaration, spread: float) -> tuple[Any, Quadrature]:
-    """Returns a family's distribution in float64, its unconstrained parameters so far spread, and its quadrature.
+    """Returns a family's distribution, in float64 if possible, and its quadrature.
+
+    Arguments:
+        declaration: Declaration of the family.
+        spread: Standard deviation of the unconstrained parameters.
 
     Raises:
-        NotImplementedError: Where its support is not known.
+        NotImplementedError: If no quadrature over the support is known.
     """
     conditional = declaration.conditional(noise=spread)
     with pyro.validation_enabled(False), torch.no_grad():
@@ -85,10 +89,10 @@ def total_mass(declaration: Declaration, spread: float) -> tuple[Any, Quadrature
 
 
 def normalisation(declaration: Declaration) -> str:
-    """Returns what a family's density has mass 1 over, at two parameter values, at which its draws follow it.
+    """Returns the domain over which a family's density has mass 1; checks mass and draws at two parameter values.
 
     Raises:
-        Failure: Where the mass is not 1, or cannot be computed, or the draws are of another distribution.
+        Failure: If the mass is not 1 or cannot be computed, or if the draws do not follow the density.
     """
     over = ""
     for spread in (0.0, _SPREAD):
@@ -110,7 +114,7 @@ def networkable(declaration: Declaration) -> tuple[str, ...]:
     """Returns the largest set of the free parameters that may come from a network together.
 
     Raises:
-        Failure: With the reason why there is none.
+        Failure: If there is none, with the reason.
     """
     if not declaration.free:
         raise Failure("none of its parameters can be moved")
@@ -128,7 +132,7 @@ def try_network(declaration: Declaration, network: Sequence[str]) -> None:
     """Tries p(x|z): batches, gradients to every parameter of the network, and independence between data.
 
     Raises:
-        Failure: With the reason why it is none.
+        Failure: If the trial fails, with the reason.
     """
     shapes = [declaration.event_shape, *([(3,)] if declaration.event_shape == () else [])]
     for shape in shapes:
@@ -154,19 +158,19 @@ def try_network(declaration: Declaration, network: Sequence[str]) -> None:
 
 
 def try_own_posterior(declaration: Declaration, network: Sequence[str]) -> None:
-    """Tries the family, amortised, as the posterior for itself as prior: gradients of the ELBO's terms.
+    """Tries the amortised family as posterior with the same family as prior: gradients of the ELBO's terms.
 
     Raises:
-        Failure: With the reason why it is none.
+        Failure: If the trial fails, with the reason.
     """
     _try_posterior(declaration.conditional(network), declaration, "as its own posterior")
 
 
 def try_named_posterior(declaration: Declaration) -> None:
-    """Tries the posterior that a family names as ``posterior_family`` for itself as prior.
+    """Tries the family's ``posterior_family`` as posterior, with the family as prior.
 
     Raises:
-        Failure: With the reason why it is none.
+        Failure: If the trial fails, with the reason.
     """
     named = posterior_family_of(declaration.family)
     if named is None:
@@ -192,7 +196,7 @@ def try_derived_posterior(declaration: Declaration) -> None:
     """Tries the posterior that follows from the family as prior: a Normal in unconstrained space.
 
     Raises:
-        Failure: With the reason why there is none.
+        Failure: If the trial fails, with the reason.
     """
     conditional = declaration.conditional(noise=_SPREAD)
     if is_discrete(conditional().support):
@@ -211,7 +215,7 @@ def try_derived_posterior(declaration: Declaration) -> None:
 
 
 def outcome(trial: Callable[[Declaration], None], declaration: Declaration) -> str:
-    """Returns the reason why a trial fails; empty where it does not."""
+    """Returns the reason why a trial fails; empty if it does not fail."""
     try:
         trial(declaration)
     except (Failure, *FAILURES) as error:

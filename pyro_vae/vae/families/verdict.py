@@ -1,4 +1,4 @@
-r"""What a family can be in a VAE."""
+r"""The verdict on a family: the roles that it can have in a VAE."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Parameter:
     """One argument of a family.
 
     Attributes:
-        name: Its name.
-        constraint: What values it takes, in words; empty where the family declares none.
-        sources: Which of network, learned and fixed it may come from.
-        shape: The size that must be declared, at the sizes of the trial; None where the event tells it.
-        default: Its default, in words; empty where it has none.
+        name: Name of the argument.
+        constraint: Constraint on its values, in words; empty if the family declares none.
+        sources: Allowed sources of it, from ``"network"``, ``"learned"`` and ``"fixed"``.
+        shape: Size that must be declared, for the event of the trial; None if the event determines it.
+        default: Default value, in words; empty if it has none.
     """
 
     name: str
@@ -37,25 +37,25 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Entry:
-    """The verdict on one class: what it can be, or why not.
+    """The verdict on one class: the roles that it can have, or why it has none.
 
     Attributes:
         name: Name of the class.
-        family: The class itself; our own where that stands in the place of Pyro's.
-        roles: Which of prior, likelihood and posterior it can be.
-        reasons: For each other role, why not.
-        instead: What to use in its place, where it has no role.
-        support: The support that its draws have, in words.
-        event_dim: The number of dimensions of one event; None where no declaration was found.
-        discrete: Whether its support holds masses.
+        family: The class itself, or our own class that replaces it.
+        roles: Roles that it can have, from prior, likelihood and posterior.
+        reasons: Reason against each of the other roles, by role.
+        instead: Recommended replacement, if it has no role.
+        support: Support of its draws, in words.
+        event_dim: Number of dimensions of one event; None if no declaration was found.
+        discrete: Whether its support is discrete.
         reparameterizable: Whether gradients pass through its draws.
-        enumerable: Whether it lists its support.
-        parameters: Its parameters.
-        posteriors: As a prior: the posteriors that fit it, of ``"derived"`` (a Normal, pushed onto the support),
-            its own name, and the family that it names for it.
-        normalised: Whether it was found to have a total mass of 1: over its ``"support"``, a ``"period"`` of 2 pi,
-            or given the ``"total"`` of its counts; None where that was not checked.
-        declaration: How it was declared in the trials.
+        enumerable: Whether it can enumerate its support.
+        parameters: Parameters of the family.
+        posteriors: Posteriors that fit it as prior, from ``"derived"`` (a Normal, pushed onto the support), its own
+            name, and the name of its ``posterior_family``.
+        normalised: Domain over which its total mass is 1: its ``"support"``, a ``"period"`` of 2 pi, or counts given
+            their ``"total"``; None if this was not checked.
+        declaration: Declaration that was used in the trials.
     """
 
     name: str
@@ -80,14 +80,14 @@ class Entry:
 
     @property
     def reason(self) -> str:
-        """Why it has no role, or not all of them; empty where it has all."""
+        """Reasons against the roles that it does not have; empty if it has all."""
         return "; ".join(dict.fromkeys(self.reasons.values()))
 
     def spec(self, role: str) -> dict[str, Any]:
-        """Returns what an experiment file says to use it in a role: the family, and what it must name.
+        """Returns the entry of an experiment file that uses it in a role: the family, and the required options.
 
         Raises:
-            InputError: Where it has not this role.
+            InputError: If it does not have this role.
         """
         if self.declaration is None or role not in self.roles:
             raise InputError(f"families: `{self.name}` can be no {role}: {self.reasons.get(role, 'unknown role')}.")
@@ -104,7 +104,7 @@ class Entry:
 
     @property
     def networked(self) -> tuple[str, ...]:
-        """The parameters that a network may put out."""
+        """The parameters that a network can output."""
         return tuple(p.name for p in self.parameters if "network" in p.sources)
 
 
@@ -143,7 +143,7 @@ def _words(base: Any) -> str:
 
 
 def _bound(value: Any) -> str:
-    """A bound as a number; empty where there is none, `...` where it differs by element."""
+    """Returns a bound as a number; empty if there is none, `...` if it differs by element."""
     if value is None:
         return ""
     numbers = set(value.flatten().tolist()) if hasattr(value, "flatten") else {value}
