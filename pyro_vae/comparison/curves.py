@@ -12,7 +12,7 @@ def curves(comparison: Comparison, points: int = 100) -> pd.DataFrame:
     """Returns the learning curves: the training bound, averaged over ``points`` intervals, and the validation ELBO.
 
     Returns:
-        Columns ``algorithm, seed, part, step, samples, seconds, bound``; bounds are in nats per datum, in the data's own units.
+        Columns ``algorithm, seed, part, step, samples, seconds, bound``; nats per datum in the data's own units.
     """
     tables = []
     data = comparison.data

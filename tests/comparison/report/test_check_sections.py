@@ -135,7 +135,7 @@ def sections_of(comparison):
 def test_what_was_not_checked_is_said(everything):
     sections = sections_of(dataclasses.replace(everything, checks=PosteriorChecks(0)))
     assert list(sections) == ["weights", "checks"]
-    assert "Not asked for (evaluation.posterior_checks is 0)" in sections["checks"].text
+    assert "Not computed (evaluation.posterior_checks is 0)" in sections["checks"].text
 
 
 def test_a_gap_that_cannot_be_split_is_noted(everything):
