@@ -38,7 +38,7 @@ def _gap(comparison: Comparison, of: str) -> Section:
     text = (
         f"log p(x) − ELBO of {of}, for the models of the first seed. The approximation gap is the cost of the "
         "posterior's family; the amortization gap is the cost of the network that chooses a member of the family. The "
-        "best member q* is optimised for each datum. Bars: one standard error over the data, including Monte Carlo error."
+        "best member q* is optimised for each datum. Bars: one standard error over data, Monte Carlo error included."
         f"{_left_out(comparison)}"
     )
     parts = [
@@ -144,10 +144,10 @@ def _gradients(checks: PosteriorChecks, of: str) -> Section:
         rows.append((label, *cells[0], *cells[1]))
     draws = next(iter(next(iter(checks.gradients.values())).values())).variance.n
     text = (
-        f"{count(draws, 'gradient')} of each algorithm, at the same parameters ({checks.at}, trained under the first "
-        f"seed) and on the same minibatch ({of}); only the algorithms' own draws vary. θ: generative parameters; φ: "
-        "inference parameters. Signal-to-noise ratios can be compared between all algorithms; variances only between "
-        "algorithms with the same objective, because these have the same mean gradient."
+        f"{count(draws, 'gradient')} of each algorithm, at the same parameters (those of {checks.at} trained under the "
+        f"first seed) and on the same minibatch ({of}); only the algorithms' own draws vary. θ: generative parameters; "
+        "φ: inference parameters. Signal-to-noise ratios can be compared between all algorithms; variances only "
+        "between algorithms with the same objective, because these have the same mean gradient."
     )
     means = [n.signal_to_noise.mean for groups in checks.gradients.values() for n in groups.values()]
     text += " An arrow at the right edge: a gradient without noise." if max(means) > NOISELESS else ""
