@@ -157,7 +157,7 @@ def test_constant_and_unknown_k_are_counted_in_words(everything):
     runs = [changed(run) for run in everything.runs]
     text = sections_of(dataclasses.replace(everything, runs=runs, checks=PosteriorChecks(0)))["weights"].text
     assert "Not drawn: 2 (stl) with constant weights (k-hat −∞). Not drawn: 3 (stl) with an unknown k-hat." in text
-    assert "The outermost bars hold what lies beyond them." in text
+    assert "The outermost bars contain values beyond them." in text
 
 
 def test_k_may_be_unknown_throughout(everything):
