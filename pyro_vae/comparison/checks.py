@@ -1,4 +1,4 @@
-r"""What is wrong with each algorithm's posterior, and how noisy the gradients are that trained it."""
+r"""Checks of each algorithm's posterior (inference gap, calibration), and the noise of its gradients."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from pyro_vae.evaluation.intervals import Interval, finite_or_none
 from pyro_vae.inference.interface import Inference
 from pyro_vae.vae.vae import VAE
 
-# Data simulated for the calibration, and gradients drawn of each algorithm.
+# Number of data simulated for the calibration, and of gradients drawn for each algorithm.
 _SIMULATED, _GRADIENTS = 1000, 50
-# Probability that some latent dimension of a calibrated posterior leaves its band.
+# Probability that at least one latent dimension of a calibrated posterior leaves its band.
 _MISSES = 0.05
 
 
 @dataclass(frozen=True)
 class PosteriorChecks:
-    """Checks of the models of one seed.
+    """Checks of the models that were trained under one seed.
 
     Attributes:
-        num_data: Test data of the gaps, and minibatch of the gradients.
-        at: Label of the algorithm at whose trained parameters all gradients were taken.
-        gaps: Inference gap by label, of those algorithms that train a posterior.
-        calibrations: Simulation-based calibration by label, of the same.
-        gradients: Noise by label and group of parameters, of all algorithms.
-        notes: What could not be checked, and why.
+        num_data: Number of test data for the gaps; the same data are the minibatch of the gradients.
+        at: Label of one algorithm; all gradients were computed at its trained parameters.
+        gaps: Inference gap by label, for the algorithms that train a posterior.
+        calibrations: Simulation-based calibration by label, for the same algorithms.
+        gradients: Gradient noise by label and group of parameters, for all algorithms.
+        notes: Reasons why a check was not possible.
     """
 
     num_data: int
@@ -86,11 +86,11 @@ def check_posteriors(
     Arguments:
         trained: The VAEs, by label.
         algorithms: The algorithms that trained them, under the same labels.
-        test: Test data, shape ``(N, *event_shape)``, or a `Batch`, whose contexts in turn are those of the data that
-            are simulated for the calibration.
-        num_data: How many of them, the first, are used; 0 for no checks.
-        is_likelihood: Whether the data lie in the likelihood's support; only then are gaps and calibration defined.
-        seed: Of all draws.
+        test: Test data, shape ``(N, *event_shape)``, or a `Batch`. Its contexts, repeated in turn, are the contexts of
+            the data simulated for the calibration.
+        num_data: Number of test data to use, from the first; 0 for no checks.
+        is_likelihood: Whether the data lie in the likelihood's support. Otherwise gaps and calibration are undefined.
+        seed: Seed of all draws.
         progress: Whether to show progress bars.
     """
     with_posterior = {label: vae for label, vae in trained.items() if algorithms[label].trains_posterior}

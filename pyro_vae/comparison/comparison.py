@@ -1,4 +1,4 @@
-r"""Trains every algorithm under every seed on the same data, and says by how much they differ."""
+r"""Trains every algorithm under every seed on the same data, and computes their differences."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Comparison:
     """The runs of an experiment.
 
     Attributes:
-        experiment: What was asked for.
-        data: On which it ran.
-        runs: Algorithm x seed.
+        experiment: The experiment.
+        data: The data of the experiment.
+        runs: One run for each algorithm and seed.
         environment: Versions, device, date, command and the wall time of training and evaluation.
-        checks: Of the posteriors and gradients of the first seed.
+        checks: Checks of the posteriors and gradients of the first seed.
     """
 
     experiment: Experiment
@@ -44,7 +44,7 @@ class Comparison:
 
     @property
     def labels(self) -> list[str]:
-        """Labels of the algorithms, in the order asked for."""
+        """Labels of the algorithms, in the order of the experiment."""
         return [spec.label for spec in self.experiment.inference]
 
     def runs_of(self, label: str) -> list[Run]:
@@ -52,14 +52,14 @@ class Comparison:
         return [run for run in self.runs if run.algorithm == label]
 
     def summary(self, label: str) -> dict[str, Interval]:
-        """Returns the mean over seeds, with its interval, of each of `METRICS`."""
+        """Returns each of `METRICS` as its mean over seeds with an interval."""
         rows = [run.metrics() for run in self.runs_of(label)]
         return {metric: interval([row[metric] for row in rows]) for metric in METRICS}
 
     def difference(self, label: str, baseline: str) -> dict[str, Interval]:
-        """Returns the mean over common seeds of ``label`` minus ``baseline``, with its interval, of each metric.
+        """Returns ``label`` minus ``baseline`` for each metric, as the mean over common seeds with an interval.
 
-        Where log p(x) of one of them is of fewer test data, it is that of these data for both.
+        If the two estimates of log p(x) cover different numbers of test data, only the data in both are compared.
         """
         others = {run.seed: run for run in self.runs_of(baseline)}
         pairs = [(run, others[run.seed]) for run in self.runs_of(label) if run.seed in others]
@@ -67,13 +67,13 @@ class Comparison:
 
     @property
     def remarks(self) -> list[str]:
-        """What algorithms say of their runs that a reader of the numbers must know, once for each text."""
+        """Remarks on the runs that are needed to read the numbers; each text once, with its seeds."""
         texts: dict[str, list[int]] = {}
         for run in self.runs:
             if run.history.remark:
                 texts.setdefault(f"{run.algorithm}: {run.history.remark}", []).append(run.seed)
             if "compiled in " in run.history.execution:
-                how = f"steps {run.history.execution}, which seconds per epoch leave out"
+                how = f"steps {run.history.execution}; seconds per epoch do not include this time"
                 texts.setdefault(f"{run.algorithm}: {how}", []).append(run.seed)
             for name, score in run.scores.items():
                 texts.setdefault(f"{run.algorithm}: {name} {score:.3f} on the test data", []).append(run.seed)
@@ -81,11 +81,11 @@ class Comparison:
 
     @property
     def quantity(self) -> str:
-        """What the bound bounds: log p(x), or a cross-entropy that is no log-likelihood."""
+        """The quantity that the bound is for: log p(x), or a cross-entropy that is not a log-likelihood."""
         return "cross-entropy, not a log-likelihood" if self.data.cross_entropy else "log p(x)"
 
     def record(self) -> dict[str, Any]:
-        """Returns the whole result but weights and draws, ready for JSON."""
+        """Returns the whole result without weights and draws, ready for JSON."""
         return {
             "quantity": self.quantity,
             "units": "nats per datum",
@@ -115,38 +115,38 @@ def compare(
 ) -> Comparison:
     """Trains and evaluates every algorithm of an experiment under every seed.
 
-    Each VAE is built, trained and evaluated under its seed, so that the runs of one seed start from the same
-    parameters and see the same minibatches; seeds are the outer loop, so that a slow hour of the machine falls on
-    all algorithms alike. With ``training.together``, which is the default on a CUDA device, an algorithm's seeds are
-    trained in one program instead.
+    Each VAE is built, trained and evaluated under its seed. The runs of one seed therefore start from the same
+    parameters and use the same minibatches. Seeds are the outer loop, so a slow period of the machine affects all
+    algorithms alike. With ``training.together``, which is the default on a CUDA device, the seeds of an algorithm
+    are trained in one program instead.
 
     Arguments:
-        experiment: What to run.
-        data: What its `load_data` returns; loaded where left out.
-        command: Recorded with the result.
+        experiment: The experiment to run.
+        data: The data that its `load_data` returns; loaded if omitted.
+        command: Command line to record with the result.
         progress: Whether to show a progress bar for each run (on a terminal only).
-        checkpoints: Folder that keeps the state of each run. The same comparison, stopped or killed, goes on from
-            there, also with more or fewer algorithms and seeds: what was trained is evaluated anew, and not trained
-            again. Of seeds that are trained together a finished algorithm is kept, not one in training. It is left for
-            the caller to remove.
+        checkpoints: Folder for the state of each run. If the comparison is stopped or killed, the next call resumes
+            from this folder, also with more or fewer algorithms and seeds. Trained runs are evaluated again, but not
+            trained again. If seeds are trained together, the folder keeps finished algorithms, but not one that is
+            still in training. The caller removes the folder.
 
     Raises:
-        InputError: Where anything does not fit, before the first run; and where ``checkpoints`` holds those of another
-            comparison.
-        NonFiniteError: Where a run diverges at its first step; one that diverges later is judged at its last good
-            parameters, and says so.
-        KeyboardInterrupt: Where a run is interrupted.
+        InputError: If experiment and data do not fit each other (before the first run), or if ``checkpoints`` belongs
+            to another comparison.
+        NonFiniteError: If a run diverges at its first step. A run that diverges later is evaluated at its last good
+            parameters, and `Run.history` records the divergence.
+        KeyboardInterrupt: If a run is interrupted.
     """
     return prepare(experiment, data, progress).run(command=command, progress=progress, checkpoints=checkpoints)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An experiment and its data, which fit each other; made by `prepare`.
+    """An experiment and data that fit each other; made by `prepare`.
 
     Attributes:
-        experiment: With the choices that follow from the data made.
-        data: On which it runs.
+        experiment: The experiment, completed with the choices that follow from the data.
+        data: The data of the experiment.
     """
 
     experiment: Experiment
@@ -159,16 +159,16 @@ class Prepared:
         progress: bool = False,
         checkpoints: str | os.PathLike[str] | None = None,
     ) -> Comparison:
-        """Trains and evaluates every algorithm under every seed; see `compare`, which does no more after `prepare`.
+        """Trains and evaluates every algorithm under every seed, as `compare` does after `prepare`.
 
         Arguments:
-            command: Recorded with the result.
+            command: Command line to record with the result.
             progress: Whether to show a progress bar for each run.
-            checkpoints: Folder that keeps the state of each run.
+            checkpoints: Folder for the state of each run; see `compare`.
         """
         start = time.perf_counter()
         experiment, data = self.experiment, self.data
-        kept = None if checkpoints is None else _kept(Path(checkpoints), experiment, data)
+        kept = None if checkpoints is None else _checkpoint_folder(Path(checkpoints), experiment, data)
         resumed = kept is not None and any(kept.glob("*.checkpoint"))
         runs = trained_runs(experiment, data, progress, kept)
         first = {run.algorithm: run.vae for run in runs if run.seed == experiment.seeds[0]}
@@ -183,20 +183,20 @@ class Prepared:
         )
         where = {**environment(experiment.torch_device, command), "wall_seconds": round(time.perf_counter() - start, 1)}
         if resumed:
-            where["resumed"] = "wall time is that of the last part, and runs are of different hours"
+            where["resumed"] = "wall time covers only the last part, and the runs were made at different times"
         return Comparison(experiment, data, runs, where, checks)
 
 
 def prepare(experiment: Experiment, data: Data | None = None, progress: bool = False) -> Prepared:
-    """Returns an experiment with its data, after `check`: nothing is trained, and nothing is written.
+    """Returns an experiment with its data after `check`; trains nothing and writes nothing.
 
     Arguments:
-        experiment: What to run.
-        data: What its `load_data` returns; loaded where left out.
-        progress: Whether downloads show a bar.
+        experiment: The experiment to run.
+        data: The data that its `load_data` returns; loaded if omitted.
+        progress: Whether to show a progress bar for downloads.
 
     Raises:
-        InputError: Where anything does not fit.
+        InputError: If experiment and data do not fit each other.
     """
     experiment = experiment.resolved()
     data = experiment.load_data(progress) if data is None else data
@@ -206,7 +206,7 @@ def prepare(experiment: Experiment, data: Data | None = None, progress: bool = F
 
 
 def check(experiment: Experiment, data: Data) -> None:
-    """Raises an `InputError` where data, VAE and algorithms do not fit each other."""
+    """Raises an `InputError` if data, VAE and algorithms do not fit each other."""
     device = experiment.torch_device
     if data.test is None or len(data.test) < 2:
         raise InputError("data: a comparison needs at least two test data; give `split` a test fraction.")
@@ -214,8 +214,8 @@ def check(experiment: Experiment, data: Data) -> None:
         vae = experiment.build(data).to(device)
     if experiment.data.offset is not None and not getattr(vae.likelihood, "takes_offset", False):
         raise InputError(
-            f"data: `offset: {experiment.data.offset}` is given, and no parameter of the likelihood takes it; say of "
-            "one that it does, such as likelihood: {family: Poisson, rate: {network: {offset: true}}}."
+            f"data: `offset: {experiment.data.offset}` is given, but no parameter of the likelihood takes it; set "
+            "`offset: true` for one of them, such as likelihood: {family: Poisson, rate: {network: {offset: true}}}."
         )
     algorithms = [spec.build() for spec in experiment.inference]
     for algorithm in algorithms:
@@ -228,27 +228,27 @@ def check(experiment: Experiment, data: Data) -> None:
             inside = support and (part != "train" or data.binarisation != "dynamic")
             check_values(vae, batch, inside, unknown_labels=part == "train" and unknown)
     with torch.no_grad(), isolated(0), evaluating(vae), pyro.validation_enabled(False):
-        vae.log_weights(data.batch("test").select(slice(2)).to(device, vae.dtype))  # an offset or a mask may not fit
+        vae.log_weights(data.batch("test").select(slice(2)).to(device, vae.dtype))  # fails on a wrong offset or mask
 
 
-def _kept(folder: Path, experiment: Experiment, data: Data) -> Path:
-    """Makes a comparison's folder of checkpoints, or sees that it is of the same one.
+def _checkpoint_folder(folder: Path, experiment: Experiment, data: Data) -> Path:
+    """Creates the folder of a comparison's checkpoints, or checks that it belongs to the same comparison.
 
-    Algorithms and seeds may be others, for each run's checkpoint says of which it is; so may what is evaluated.
+    Algorithms, seeds and evaluation may differ: each run has its own checkpoint, which is made before evaluation.
     """
     others = experiment.model_dump(mode="json", exclude={"data", "inference", "seeds", "evaluation"})
     device = experiment.torch_device
     where = {"device": str(device), "threads": torch.get_num_threads(), "versions": versions()}
     about = {"data": data.record(), **others, **where}
-    about = json.loads(json.dumps(about))  # as it comes back from the file
+    about = json.loads(json.dumps(about))  # lists and strings, as in the file
     noted = folder / "comparison.json"
     if noted.exists():
         its = json.loads(noted.read_text(encoding="utf-8"))
         other = sorted(key for key in about | its if about.get(key) != its.get(key))
         if other:
             raise InputError(
-                f"`{folder}` holds the beginning of another comparison (other {', '.join(other)}): remove it to begin "
-                "anew, or choose another folder."
+                f"`{folder}` holds checkpoints of another comparison (different {', '.join(other)}); remove it to "
+                "start again, or choose another folder."
             )
         return folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pyro_vae.comparison.comparison import Comparison
 
 
 def curves(comparison: Comparison, points: int = 100) -> pd.DataFrame:
-    """Returns the learning curves: mean training bound over each of ``points`` intervals, and the validation ELBO.
+    """Returns the learning curves: the training bound, averaged over ``points`` intervals, and the validation ELBO.
 
     Returns:
         Columns ``algorithm, seed, part, step, samples, seconds, bound``; nats per datum in the data's own units.

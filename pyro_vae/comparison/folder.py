@@ -1,4 +1,4 @@
-r"""The run folder: what a comparison leaves on disk, and how a trained model comes back from it."""
+r"""The run folder: writes a comparison to disk, and loads trained models from it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.random_streams import isolated
 
-# Draws in the netCDF files: at most so many data, and so many draws for each.
+# Largest number of data in a netCDF file, and number of draws for each datum.
 _DATA, _DRAWS = 100, 100
-# Parameters of a VAE, and state of the algorithm that trained it, by label and seed.
+# Files of a VAE's parameters and of its algorithm's state, by label and seed.
 _WEIGHTS, _STATE = "weights/{}-seed{}.safetensors", "weights/{}-seed{}.inference.safetensors"
 
 
@@ -41,22 +41,23 @@ def default_folder(experiment: Experiment) -> Path:
 
 
 def unfinished(path: Path) -> Path:
-    """Returns the folder beside ``path`` of what is to become it: ``<path>.unfinished``."""
+    """Returns ``<path>.unfinished``, the folder for files of an unfinished run folder ``path``."""
     return path.with_name(f"{path.name}.unfinished")
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields an empty folder that becomes ``path`` when the block ends without an error.
+    """Yields an empty folder, which is renamed to ``path`` when the block ends without an error.
 
-    It lies in `unfinished`, which is gone then, and which is left where there is anything else in it.
+    The empty folder lies in `unfinished`, which is removed after success. After an error `unfinished` is removed only
+    if it holds no other files, such as checkpoints.
 
     Raises:
-        InputError: Where ``path`` exists or cannot be made, or another process is making it.
+        InputError: If ``path`` exists or cannot be made, or another process is writing it.
     """
     if path.exists():
         raise InputError(f"run folder `{path}` exists already; choose another with --out, or remove it.")
-    with _alone_in(unfinished(path), path) as beside:
+    with _locked(unfinished(path), path) as beside:
         try:
             partial = Path(tempfile.mkdtemp(prefix="folder.", dir=beside))
         except OSError as error:
@@ -72,8 +73,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _alone_in(folder: Path, path: Path) -> Iterator[Path]:
-    """Makes a folder where there is none, and has it for this process alone; one with nothing in it is gone then."""
+def _locked(folder: Path, path: Path) -> Iterator[Path]:
+    """Creates a folder if needed and locks it for this process; at the end, removes the new folders that are empty."""
     made = [each for each in (folder, *path.parents) if not each.exists()]
     lock = FileLock(folder / "lock")
     try:
@@ -82,7 +83,9 @@ def _alone_in(folder: Path, path: Path) -> Iterator[Path]:
     except OSError as error:
         _remove_empty(made)
         if isinstance(error, Timeout):
-            raise InputError(f"another process makes the run folder `{path}`: wait for it, or take another.") from None
+            raise InputError(
+                f"another process is writing the run folder `{path}`; wait for it, or choose another."
+            ) from None
         raise _cannot_be_made(path, error) from None
     try:
         yield folder
@@ -97,17 +100,17 @@ def _cannot_be_made(path: Path, error: OSError) -> InputError:
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
-    """Removes folders, innermost first, that hold nothing."""
+    """Removes the empty ones of these folders, which are given innermost first."""
     for folder in folders:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
 
 
 def write_run(comparison: Comparison, folder: Path) -> None:
-    """Writes a comparison but its report: ``experiment.yaml``, ``result.json``, tables, draws and weights.
+    """Writes a comparison without its report: ``experiment.yaml``, ``result.json``, tables, draws and weights.
 
     Arguments:
-        comparison: What was run.
+        comparison: The comparison to write.
         folder: An existing folder.
     """
     comparison.experiment.to_yaml(folder / "experiment.yaml")
@@ -149,31 +152,31 @@ def load(
 ) -> TrainedVAE:
     """Returns a trained model from a run folder: a VAE, the transform of its data, and the algorithm that trained it.
 
-    The global random states are left as they are found.
+    The global random states are not changed.
 
     Arguments:
-        run_folder: What `pyro-vae compare` wrote.
+        run_folder: A folder that `pyro-vae compare` wrote.
         algorithm: Label of the algorithm; default: the first.
-        seed: Default: the first.
-        allow_code: Whether networks of the user's own, which the folder names, may be imported: their code then runs.
+        seed: Seed of the run; default: the first.
+        allow_code: Whether the user's own networks that the folder names may be imported, which runs their code.
 
     Returns:
-        The model in evaluation mode, on the CPU. Its methods `TrainedVAE.score`, `TrainedVAE.encode` and others take
+        The model in evaluation mode, on the CPU. Its methods, such as `TrainedVAE.score` and `TrainedVAE.encode`, take
         and return data in their own units; ``trained.vae`` is the `VAE`.
 
     Raises:
-        InputError: Where the folder, the algorithm or the seed is not there, or a file in it is damaged.
+        InputError: If the folder, the algorithm or the seed does not exist, or a file in the folder is damaged.
     """
-    folder, experiment, spec, seed = _found(run_folder, algorithm, seed, allow_code)
+    folder, experiment, spec, seed = _select_run(run_folder, algorithm, seed, allow_code)
     try:
         record = json.loads((folder / "result.json").read_text(encoding="utf-8"))["data"]
         units, size = DataTransform.from_record(record), int(record["n"]["train"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'result.json'}: damaged ({error}); run the comparison again.") from None
-    with isolated(0):  # what is drawn for the parameters is overwritten
+    with isolated(0):  # the drawn initial parameters are overwritten
         vae = experiment.assemble(units.dim, units.image_shape, size, units.context_features)
     _restore(vae, folder / _WEIGHTS.format(spec.label, seed))
-    return TrainedVAE(vae.eval(), units, _trained_by(folder, spec, seed))
+    return TrainedVAE(vae.eval(), units, _load_algorithm(folder, spec, seed))
 
 
 def load_inference(
@@ -183,25 +186,25 @@ def load_inference(
     *,
     allow_code: bool = False,
 ) -> Inference:
-    """Returns the algorithm that trained a VAE in a run folder, with its state: q(theta) of ``vb``, say.
+    """Returns the algorithm that trained a VAE in a run folder, with its state, such as q(theta) of ``vb``.
 
-    It is ``algorithm`` of what `load` returns, without the VAE.
+    It equals the attribute ``algorithm`` of the model that `load` returns; the VAE is not loaded.
 
     Arguments:
-        run_folder: What `pyro-vae compare` wrote.
+        run_folder: A folder that `pyro-vae compare` wrote.
         algorithm: Label of the algorithm; default: the first.
-        seed: Default: the first.
+        seed: Seed of the run; default: the first.
         allow_code: As for `load`.
 
     Raises:
         InputError: As `load`.
     """
-    folder, _, spec, seed = _found(run_folder, algorithm, seed, allow_code)
-    return _trained_by(folder, spec, seed)
+    folder, _, spec, seed = _select_run(run_folder, algorithm, seed, allow_code)
+    return _load_algorithm(folder, spec, seed)
 
 
-def _trained_by(folder: Path, spec: InferenceSpec, seed: int) -> Inference:
-    """The algorithm of a run, with the state that it had after training, in evaluation mode."""
+def _load_algorithm(folder: Path, spec: InferenceSpec, seed: int) -> Inference:
+    """The algorithm of a run, with its state after training, in evaluation mode."""
     inference = spec.build()
     path = folder / _STATE.format(spec.label, seed)
     if path.exists():
@@ -209,10 +212,10 @@ def _trained_by(folder: Path, spec: InferenceSpec, seed: int) -> Inference:
     return inference.eval()
 
 
-def _found(
+def _select_run(
     run_folder: str | os.PathLike[str], algorithm: str | None, seed: int | None, allow_code: bool
 ) -> tuple[Path, Experiment, InferenceSpec, int]:
-    """The folder, its experiment, and which of its runs is meant."""
+    """The folder, its experiment, and the algorithm and seed of the requested run."""
     folder = Path(run_folder)
     if not (folder / "experiment.yaml").is_file() or not (folder / "result.json").is_file():
         raise InputError(f"`{folder}` is not a run folder (it has no experiment.yaml and result.json).")

@@ -1,4 +1,4 @@
-r"""New rows for a trained model, read in their own units; a value that it cannot have is named by its place in them."""
+r"""Reads new rows for a trained model in the data's own units; errors name the row and column of an invalid value."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pyro_vae.vae.vae import VAE
 
 
 class _InFile(Place):
-    """Says where a value stands in a file or a table, and what it is there.
+    """Describes a value by its row and column in a file or table, in own units.
 
     Arguments:
         rows: The rows of the file.
-        units: Of the model.
+        units: The data transform of the model.
     """
 
     def __init__(self, rows: Rows, units: DataTransform) -> None:
@@ -28,21 +28,21 @@ class _InFile(Place):
         return f"data row {row + 1} (counted from 1, below the header)"
 
     def cell(self, row: int, column: int | tuple[int, ...], value: float) -> str:
-        if isinstance(column, tuple):  # rows of a file are flat
+        if isinstance(column, tuple):  # rows of a file are flat and have no such index
             return super().cell(row, column, value)
         name = f"`{self.columns[column]}`" if self.columns else str(column + 1)
         return f"`{self.own[row, column].item():g}` in {self.row(row)}, column {name}"
 
 
 def read(vae: VAE, units: DataTransform, source: Source, seed: int = 0, context: Context | None = None) -> Rows:
-    """Returns rows as the model receives them and as they stand, with the columns that the model does not know.
+    """Returns rows in the model's units and in own units, with the columns that the model does not use.
 
     Arguments:
-        vae: Whose likelihood must be able to have the values.
+        vae: VAE whose likelihood must have the values in its support.
         units: The transform of its training data.
         source: A file, a DataFrame, an array or a tensor, in the training data's own units.
-        seed: Of the binarisation.
-        context: In place of the rows' own context columns.
+        seed: Seed of the binarisation.
+        context: Context to use instead of the rows' own context columns.
 
     Raises:
         InputError: For a file, a column or a cell that cannot be used, and for a `Batch`.

@@ -1,4 +1,4 @@
-r"""One algorithm trained under one seed, and judged on the test data."""
+r"""One algorithm, trained under one seed and evaluated on the test data."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ class Run:
 
     Attributes:
         algorithm: Label of the algorithm.
-        seed: Of initialisation, shuffling and noise.
+        seed: Seed of initialisation, shuffling and noise.
         vae: The trained VAE.
-        inference: The algorithm after training, with what state and parameters it has.
-        history: Of its training.
+        inference: The algorithm after training, with its state and parameters.
+        history: History of the training.
         seconds_per_epoch: Wall time of training for each pass over the training data, without validation and
-            compilation; of seeds that are trained together an equal share for each.
-        elbo: Of the test data, nats per datum in the data's own units; None where the posterior is not trained.
-        log_marginal: log p(x) of the test data, nats per datum in the data's own units, by importance sampling; where
-            no posterior is trained, of the first of the test data by annealed importance sampling. Its diagnostic
-            ``method`` says which. None for a cross-entropy, which is no likelihood.
-        scores: Further numbers about the test data that the algorithm knows, by name; see `Inference.scores`.
-        active: Which latent dimensions are active on the test data.
-        kl: KL of each latent (dimension, layer of a hierarchy, or all of z where it does not factorise) on the test
-            data, and whether it was had in closed form.
+            compilation. If seeds are trained together, each seed has an equal share of the time.
+        elbo: ELBO of the test data, nats per datum in the data's own units; None if the posterior is not trained.
+        log_marginal: log p(x) of the test data, nats per datum in the data's own units, by importance sampling. If no
+            posterior is trained: log p(x) of the first test data, by annealed importance sampling, with the
+            diagnostic ``method``. None for a cross-entropy, which is not a likelihood.
+        scores: Further numbers about the test data from the algorithm, by name; see `Inference.scores`.
+        active: Whether each latent dimension is active on the test data.
+        kl: KL of each latent (dimension, layer of a hierarchy, or all of z if it does not factorise) on the test
+            data, and whether it was computed in closed form.
     """
 
     algorithm: str
@@ -71,7 +71,7 @@ class Run:
         }
 
     def errors(self) -> dict[str, float]:
-        """Returns the Monte Carlo and the data's standard error of the two estimates, where there are such."""
+        """Returns the Monte Carlo error and the sampling error (over data) of ELBO and log p(x), if they exist."""
         return {
             f"{name}_{error}": float(getattr(estimate, error))
             for name, estimate in (("elbo", self.elbo), ("log_marginal", self.log_marginal))
@@ -80,9 +80,9 @@ class Run:
         }
 
     def minus(self, other: Run, metric: str) -> float:
-        """Returns by how much one of `METRICS` is larger than another run's.
+        """Returns one of `METRICS` of this run minus that of another run.
 
-        Where log p(x) of one of them is of fewer test data, it is that of these data for both.
+        If the two estimates of log p(x) cover different numbers of test data, only the data in both are compared.
         """
         if metric == "log_marginal" and self.log_marginal is not None and other.log_marginal is not None:
             mine, its = self.log_marginal.pointwise, other.log_marginal.pointwise
@@ -91,7 +91,7 @@ class Run:
         return self.metrics()[metric] - other.metrics()[metric]
 
     def record(self) -> dict[str, Any]:
-        """Returns the run but weights and draws, ready for JSON."""
+        """Returns the run without weights and draws, ready for JSON."""
         record: dict[str, Any] = {"algorithm": self.algorithm, "seed": self.seed}
         record |= {name: finite_or_none(x) for name, x in {**self.metrics(), **self.errors()}.items()}
         if self.elbo is not None:
@@ -116,14 +116,14 @@ METRICS = ("elbo", "log_marginal", "active_units", "seconds_per_epoch")
 
 
 def trained_runs(experiment: Experiment, data: Data, progress: bool, checkpoints: Path | None) -> list[Run]:
-    """Returns every algorithm under every seed; an algorithm's seeds are trained one by one, or all in one program.
+    """Trains and evaluates every algorithm under every seed; the seeds run one by one, or all in one program.
 
     Arguments:
-        experiment: What to run; of `Experiment.completed`.
-        data: What its `load_data` returns.
+        experiment: The experiment to run, as `Experiment.completed` returns it.
+        data: The data that its `load_data` returns.
         progress: Whether to show progress bars.
-        checkpoints: Folder of the checkpoints, one for each run, or for an algorithm whose seeds are trained together;
-            see `pyro_vae.compare`.
+        checkpoints: Folder of the checkpoints: one for each run, or one for each algorithm if its seeds are trained
+            together; see `pyro_vae.compare`.
     """
     seeds, algorithms, training = experiment.seeds, experiment.inference, experiment.training
     together = training.together
@@ -144,7 +144,7 @@ def _trained(
     progress: bool,
     checkpoints: Path | None,
 ) -> list[Run]:
-    """One algorithm under the seeds, in one program where there are several."""
+    """Trains and evaluates one algorithm under the seeds, in one program if there are several."""
     vaes, algorithms, device = [], [], experiment.torch_device
     for seed in seeds:
         with isolated(seed):
@@ -189,7 +189,7 @@ def _evaluated(
     data: Data,
     progress: bool,
 ) -> Run:
-    """The run of a trained VAE, judged on the test data."""
+    """Evaluates a trained VAE on the test data."""
     test = data.batch("test").to(vae.device, vae.dtype)
     with pyro.validation_enabled(False):  # the data were checked before the first run
         draws = experiment.evaluation.elbo_samples
@@ -216,7 +216,7 @@ def _evaluated(
 def _log_marginal(
     experiment: Experiment, algorithm: Inference, vae: VAE, test: Batch, seed: int, progress: bool
 ) -> Estimate:
-    """log p(x) by importance sampling from q, or by annealing where no q is trained."""
+    """log p(x) by importance sampling from q, or by annealed importance sampling if no q is trained."""
     evaluation = experiment.evaluation
     if algorithm.trains_posterior:
         return log_marginal(vae, test, evaluation.num_samples, seed=seed, progress=progress)
@@ -231,5 +231,5 @@ def _log_marginal(
 
 
 def _first(shift: Tensor | float, estimate: Estimate) -> Tensor | float:
-    """The shifts of the data that an estimate is of, the first ones."""
+    """The shifts of the first data, those that the estimate covers."""
     return shift[: len(estimate.pointwise)] if isinstance(shift, Tensor) else shift

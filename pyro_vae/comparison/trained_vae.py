@@ -1,4 +1,4 @@
-r"""A trained model: a VAE with the transform of its data, which takes and returns the data's own units and words."""
+r"""A trained model: a VAE with the transform of its data; it takes and returns data in their own units."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
-# Of annealed importance sampling.
+# Settings of annealed importance sampling.
 _TEMPERATURES, _CHAINS = 500, 16
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedVAE:
-    r"""What `pyro_vae.load` returns: a trained VAE that takes and returns the data's own units and words.
+    r"""A trained VAE that takes and returns data in their own units and labels; `pyro_vae.load` returns it.
 
     Rows are a DataFrame, an array, a tensor, or a ``.csv``, ``.parquet``, ``.npy`` or ``.npz`` file, in the units of
-    the training data; a table's columns are taken by their names, and categories are their labels. Each result is a
-    DataFrame with one line for each row, with the index of a DataFrame that was given; columns that the model does not
-    know, such as identifiers, stand in it as they are. The context of rows is read from their own columns, unless
-    ``context`` says it: ``"label=3"``, ``"age=40,sex=f"``, the path of a table, or a DataFrame, of one row or of as
-    many as the rows are.
+    the training data. The columns of a table are found by their names; categories are given by their labels. Each
+    result is a DataFrame with one line for each row. It has the index of the given DataFrame, if there is one, and
+    contains columns that the model does not use, such as identifiers, unchanged. The context of rows is read from
+    their own columns, or is given by ``context``: ``"label=3"``, ``"age=40,sex=f"``, the path of a table, or a
+    DataFrame; a table has one row, or as many rows as the data.
 
     The functions of `pyro_vae.evaluation` take ``trained.vae`` and a batch in the model's units, which `read_rows`
-    makes; what they say of log p(x) becomes that of the data's own units by ``units.log_jacobian_of(batch)``.
+    returns. Add ``units.log_jacobian_of(batch)`` to their log p(x) to get log p(x) in the data's own units.
 
     Attributes:
         vae: The VAE, in evaluation mode. It sees data in the model's units.
@@ -70,12 +70,12 @@ class TrainedVAE:
     algorithm: Inference
 
     def read_rows(self, source: Source, *, context: Context | None = None, seed: int = 0) -> Batch:
-        """Returns rows in the model's units, with context, mask and offset, binarised where the training data were.
+        """Returns rows in the model's units, with context, mask and offset, binarised if the training data were.
 
         Arguments:
             source: Rows in the data's own units.
-            context: In place of the rows' own context columns.
-            seed: Of the binarisation.
+            context: Context to use instead of the rows' own context columns.
+            seed: Seed of the binarisation.
 
         Returns:
             ``x`` of shape ``(N, D)``, on the CPU.
@@ -96,13 +96,13 @@ class TrainedVAE:
     ) -> pd.DataFrame:
         """Returns log p of the observed cells of each row, in nats and in own units; the lowest are outliers.
 
-        By importance sampling; where the algorithm trained no posterior, by annealed importance sampling.
+        It is estimated by importance sampling, or by annealed importance sampling if the algorithm trains no posterior.
 
         Arguments:
             source: Rows in the data's own units.
-            num_samples: Importance samples for each row; annealing has 500 temperatures and 16 chains.
-            context: In place of the rows' own context columns.
-            seed: Of the binarisation and of the draws.
+            num_samples: Number of importance samples for each row; annealing has 500 temperatures and 16 chains.
+            context: Context to use instead of the rows' own context columns.
+            seed: Seed of the binarisation and of the draws.
             progress: Whether to show a progress bar.
 
         Returns:
@@ -110,7 +110,7 @@ class TrainedVAE:
             or ``effective_sample_size`` of the 16 chains (below 2: not to be trusted) after annealing.
 
         Raises:
-            InputError: As `read_rows`; and where the model has no log p(x).
+            InputError: As `read_rows`; and if the model has no log p(x).
         """
         if self.units.cross_entropy:
             raise InputError(
@@ -144,13 +144,13 @@ class TrainedVAE:
 
         Arguments:
             source: Rows in the data's own units.
-            context: In place of the rows' own context columns.
-            seed: Of the binarisation.
+            context: Context to use instead of the rows' own context columns.
+            seed: Seed of the binarisation.
 
         Raises:
-            InputError: As `read_rows`; and where the algorithm moved no parameter of the posterior.
+            InputError: As `read_rows`; and if the algorithm trains no parameter of the posterior.
         """
-        self._check_encoder("encode", "it tells nothing of a row's latents")
+        self._check_encoder("encode", "the codes of rows have no meaning")
         rows = self._read(source, seed, context)
         with evaluating(self.vae), pyro.validation_enabled(False):  # the rows were checked when they were read
             q = self.vae.encode(self._placed(rows))
@@ -161,19 +161,19 @@ class TrainedVAE:
         return _indexed(rows.identified(codes), source)
 
     def sample(self, n: int, *, context: Context | None = None, seed: int = 0) -> pd.DataFrame:
-        """Returns n draws of x, in the data's own units and columns (``x0 ...`` where they have no names).
+        """Returns n draws of x, in the data's own units and columns (``x0 ...`` if they have no names).
 
-        Columns of words hold words. Where the model has a context, its columns stand behind, as they were given, so
-        that each draw says what it is given. Where it has an offset, draws are those of a typical size, the geometric
-        mean of the training rows.
+        Categorical columns contain labels. If the model has a context, the context columns of each draw follow, as
+        they were given. If the model has an offset, draws are those of a typical size, the geometric mean of the
+        training rows.
 
         Arguments:
             n: Number of draws.
-            context: The rows of a table are taken in turn. Needed where the model has a context.
-            seed: Of the draws.
+            context: Context of the draws; the rows of a table are used in turn. Required if the model has a context.
+            seed: Seed of the draws.
 
         Raises:
-            InputError: Where the model has a context and none is given, or the reverse.
+            InputError: If the model has a context and none is given, or the reverse.
         """
         given = None
         if context is not None:
@@ -181,8 +181,8 @@ class TrainedVAE:
         elif self.units.context:
             names = ",".join(f"{column.name}=..." for column in self.units.context)
             raise InputError(
-                f'sample: the model is conditioned; say on what: context="{names}" (--context "{names}"), or name a '
-                "table that has these columns."
+                f'sample: the model needs a context, and none is given; pass context="{names}" '
+                f'(--context "{names}"), or a table that has these columns.'
             )
         with evaluating(self.vae), isolated(seed, "sample"):
             covariates = None if given is None else given.covariates.to(self.vae.device, self.vae.dtype)
@@ -194,44 +194,45 @@ class TrainedVAE:
 
         .. math:: \hat x_j = E[x_j | z = E_q[z | x_\mathrm{observed}]]
 
-        the likelihood's mean at the posterior's mean; the most probable level in a column of levels. Columns are in
-        the order of the rows'.
+        the likelihood's mean at the posterior's mean; in a categorical column, the most probable level. Columns have
+        the order of the source.
 
         Arguments:
             source: Rows in the data's own units; the training data were read with ``missing: mask``.
-            context: In place of the rows' own context columns.
-            seed: Of the binarisation.
+            context: Context to use instead of the rows' own context columns.
+            seed: Seed of the binarisation.
 
         Raises:
-            InputError: As `read_rows`; and where the algorithm moved no parameter of the posterior, or the training
-                data had no missing cells.
+            InputError: As `read_rows`; and if the algorithm trains no parameter of the posterior, or the training
+                data were not read with ``missing: mask``.
         """
-        self._check_encoder("impute", "observed cells tell nothing of the others")
+        self._check_encoder("impute", "missing cells cannot be predicted from observed ones")
         if self.units.missing != "mask":
             raise InputError(
-                "impute: this model knows no missing cells; train it with `data: {name: ..., missing: mask}`."
+                "impute: this model was trained without missing cells; train one with `data: {name: ..., "
+                "missing: mask}`."
             )
         rows = self._read(source, seed, context)
         filled = torch.where(rows.own.isnan(), self._reconstruction(rows), rows.own)
         return _indexed(rows.table(self.units, filled), source)
 
     def reconstruct(self, source: Source, *, context: Context | None = None, seed: int = 0) -> pd.DataFrame:
-        r"""Returns what the model makes of rows after encoding them, in every cell, whether it is observed or missing.
+        r"""Returns the model's reconstruction of rows, in every cell, whether it is observed or missing.
 
         .. math:: \hat x = E[x | z = E_q[z | x_\mathrm{observed}]]
 
-        as `VAE.reconstruct` has it, in the data's own units; of binarised images, a grey level. Columns are in the
-        order of the rows'.
+        as in `VAE.reconstruct`, in the data's own units; for binarised images, a grey level. Columns have the order of
+        the source.
 
         Arguments:
             source: Rows in the data's own units.
-            context: In place of the rows' own context columns.
-            seed: Of the binarisation.
+            context: Context to use instead of the rows' own context columns.
+            seed: Seed of the binarisation.
 
         Raises:
-            InputError: As `read_rows`; and where the algorithm moved no parameter of the posterior.
+            InputError: As `read_rows`; and if the algorithm trains no parameter of the posterior.
         """
-        self._check_encoder("reconstruct", "what it decodes has nothing to do with the rows")
+        self._check_encoder("reconstruct", "reconstructions are unrelated to the rows")
         rows = self._read(source, seed, context)
         return _indexed(rows.table(self.units, self._reconstruction(rows)), source)
 
@@ -243,24 +244,24 @@ class TrainedVAE:
         return rows.batch.to(self.vae.device, self.vae.dtype)
 
     def _reconstruction(self, rows: Rows) -> Tensor:
-        """What the model makes of rows, shape ``(N, D)``, in own units, on the CPU."""
+        """The reconstruction of rows, shape ``(N, D)``, in own units, on the CPU."""
         with evaluating(self.vae), pyro.validation_enabled(False):  # the rows were checked when they were read
             return self.units.to_own_units(self.vae.reconstruct(self._placed(rows)).flatten(1).cpu())
 
     def _check_encoder(self, caller: str, consequence: str) -> None:
         if not self.algorithm.trains_encoder:
             raise InputError(
-                f"{caller}: `{self.algorithm.name}` trains no posterior, so that {consequence}; load the model of "
-                "another algorithm, by `algorithm` (--algorithm)."
+                f"{caller}: `{self.algorithm.name}` trains no posterior, so {consequence}; load the model of "
+                "another algorithm with `algorithm` (--algorithm)."
             )
 
 
 def _columns(values: Tensor, name: str) -> pd.DataFrame:
-    """Values of shape ``(N, ...)``, a column for each of a row, named by a template."""
+    """Values of shape ``(N, ...)`` as a table with a column for each value of a row, named by a template."""
     array = values.flatten(1).cpu().numpy()
     return pd.DataFrame({name.format(i): column for i, column in enumerate(array.T)})
 
 
 def _indexed(table: pd.DataFrame, source: Source) -> pd.DataFrame:
-    """A table with the index of the DataFrame that it is of."""
+    """The table with the index of the source, if the source is a DataFrame."""
     return table.set_axis(source.index, axis=0) if isinstance(source, pd.DataFrame) else table

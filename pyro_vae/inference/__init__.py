@@ -2,20 +2,20 @@ r"""Inference algorithms, one a file, behind one interface; `ALGORITHMS` maps th
 
 A new algorithm is a subclass of `Inference`, in a file of its own here:
 
-* ``loss_of(vae, batch)`` returns `Loss`: the scalar to differentiate, and the bound on log p(x) where there is one. An
-  algorithm of several losses has ``phases`` in its place, each with the parameters that it moves. The batch is ready:
-  it is asked by the methods of `pyro_vae.vae.densities.Densities`, which check nothing. The public ``loss(vae, data)``
-  and ``losses(vae, data)`` check data once and are inherited.
+* ``loss_of(vae, batch)`` returns `Loss`: the scalar to differentiate, and the bound on log p(x) if there is one. An
+  algorithm with several losses defines ``phases`` instead, each with the parameters that it moves. The batch is ready:
+  the methods of `pyro_vae.vae.densities.Densities` take it without a check. The public ``loss(vae, data)`` and
+  ``losses(vae, data)`` are inherited; they check the data once.
 * ``name`` is its short name, for experiment files.
-* ``needs`` are functions of `pyro_vae.inference.requirements`: what it needs of a VAE.
-* ``has_bound`` is False where no phase reports a bound, ``trains_posterior`` where q(z|x) does not come to approximate
-  p(z|x), and ``trains_prior`` where the prior stays.
-* What it optimises beside the VAE is parameters, and what lasts from step to step is buffers.
+* ``needs`` are its requirements on a VAE: functions of `pyro_vae.inference.requirements`.
+* ``has_bound`` is False if no phase reports a bound; ``trains_posterior`` is False if q(z|x) is not trained to
+  approximate p(z|x); ``trains_prior`` is False if the prior is not trained.
+* Its own trainable values are parameters; its state from step to step is in buffers.
 
-`pyro_vae.fit` takes any such object. It has a name in experiment files once its class is in
-`pyro_vae.inference.registry` and is exported here; then ``tests/properties/test_interface.py`` holds it to the
-interface, on a VAE that ``tests/support/algorithm_cases.py`` makes for it. What is true of it alone, such as an exact
-value or gradient, is tested in ``tests/inference/test_<file>.py``.
+`pyro_vae.fit` takes any such object. To use its name in experiment files, add its class to
+`pyro_vae.inference.registry` and export it here. ``tests/properties/test_interface.py`` then checks it against the
+interface, on a VAE from ``tests/support/algorithm_cases.py``. Its own properties, such as an exact value or gradient,
+are tested in ``tests/inference/test_<file>.py``.
 
 Example:
     >>> import pyro.distributions as dist, torch

@@ -17,7 +17,7 @@ class AEVB(Inference):
 
     .. math:: \tilde{\mathcal{L}}^A = \frac{1}{K} \sum_k \log p(x, z_k) - \log q(z_k|x), \quad z_k = g(\epsilon_k, x)
 
-    Unbiased for the ELBO; its gradient is the pathwise one. Where KL(q||p) has a closed form, `AnalyticKL` has the
+    The estimate of the ELBO is unbiased; its gradient is pathwise. If KL(q||p) has a closed form, `AnalyticKL` has the
     same expectation and less variance.
 
     Arguments:

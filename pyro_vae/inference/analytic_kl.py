@@ -12,13 +12,13 @@ from pyro_vae.vae.vae import VAE
 
 
 class AnalyticKL(Inference):
-    r"""The hand-derived estimator of the ELBO: KL in closed form, reconstruction by Monte Carlo. No Pyro is involved.
+    r"""The hand-derived estimator of the ELBO: KL in closed form, reconstruction by Monte Carlo, without `pyro.infer`.
 
     .. math:: \tilde{\mathcal{L}}^B = -\mathrm{KL}(q(z|x) \| p(z)) + \frac{1}{K} \sum_k \log p(x|z_k)
 
-    Its expectation and that of its gradient are those of `AEVB`; its variance is smaller wherever the Monte Carlo KL
-    is noisier than it is anticorrelated with the reconstruction, as it is early in training. It never falls back to
-    sampling the KL.
+    Value and gradient have the same expectations as those of `AEVB`. The variance is smaller if the variance of the
+    Monte Carlo KL is more than twice its covariance with the reconstruction, as it is early in training. The KL is
+    never sampled.
 
     Arguments:
         num_particles: K, draws of z for each datum.

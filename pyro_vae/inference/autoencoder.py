@@ -19,14 +19,14 @@ from pyro_vae.vae.vae import VAE
 
 
 class Autoencoder(Inference):
-    r"""Reconstruction from the posterior's mean, without any KL: what the ELBO is explained against.
+    r"""Reconstruction from the posterior's mean, without a KL: a baseline for the ELBO.
 
     .. math:: \log p(x|z), \qquad z = E_{q(z|x)}[z]
 
-    Nothing keeps z where the prior is, and nothing trains the posterior's scale or the prior: neither the ELBO nor
-    importance sampling by q tells anything of the model, and draws from it look like none of the data. For a posterior
-    that is pushed through a bijection, z is the image of the unconstrained mean. A posterior that does not tell its
-    mean (a flow, a hierarchy) is refused.
+    No term keeps z close to the prior, and the posterior's scale and the prior are not trained. The ELBO and importance
+    sampling by q therefore give no information about the model, and draws from the model do not look like the data. If
+    the posterior is pushed through a bijection, z is the image of the unconstrained mean. A posterior without a mean
+    in closed form (a flow, a hierarchy) is refused.
 
     Reference: Rumelhart, Hinton and Williams, "Learning internal representations by error propagation", 1986.
 

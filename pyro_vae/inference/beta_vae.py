@@ -1,4 +1,4 @@
-r"""The beta-VAE: the ELBO with another weight on its KL."""
+r"""The beta-VAE: the ELBO with a weight on its KL."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class BetaVAE(Inference):
     .. math:: \frac{1}{K} \sum_k \log p(x|z_k) - \beta_t \, \mathrm{KL}(q(z|x) \| p(z)), \qquad
         \beta_t = \beta \min(1, t / \text{warmup})
 
-    The KL is in closed form where there is one. The bound that is reported is the true ELBO, at beta = 1. With beta
-    above 1 the objective is a lower bound too, but a looser one; below 1 it is none, and a run that ends there says so.
+    The KL is in closed form if there is one. The reported bound is the true ELBO, at beta = 1. With a weight above 1
+    the objective is a lower bound too, but a looser one. With a weight below 1 it is not a lower bound; `remark`
+    reports a run that ends with such a weight.
 
     Arguments:
-        beta: Weight of the KL after the warm-up. Above 1: less information in z, and latents that are more
+        beta: Weight of the KL after the warm-up. Above 1, z contains less information and the latents are more
             independent.
-        warmup: Steps over which the weight rises from 0 in a line.
+        warmup: Number of steps in which the weight rises linearly from 0.
         num_particles: K, draws of z for each datum.
 
     Reference: Higgins et al., "beta-VAE: learning basic visual concepts with a constrained variational framework",

@@ -16,8 +16,8 @@ class CIWAE(Inference):
 
     .. math:: \beta \, \frac{1}{K} \sum_k \log w_k + (1 - \beta) \log \frac{1}{K} \sum_k w_k
 
-    A lower bound for every beta; `IWAE` at 0, `AEVB` with K particles at 1. The ELBO's share keeps a gradient for phi
-    where that of the tight bound drowns in noise.
+    It is a lower bound for every beta: `IWAE` at 0, `AEVB` with K particles at 1. The ELBO gives phi a useful gradient
+    where the gradient of the tight bound is mostly noise.
 
     Arguments:
         num_particles: K, draws of z for each datum.

@@ -20,13 +20,14 @@ class DReG(Inference):
         \nabla_\theta = E_\epsilon\left[\sum_k \tilde w_k \nabla_\theta \log w_k\right], \qquad
         \tilde w_k = w_k \Big/ \sum_j w_j
 
-    Unbiased for the gradient of the bound, and exactly 0 in phi at q = p(z|x). Where q is wider than p(z|x) its
-    signal-to-noise ratio rises with many particles, that of `IWAE` falls. Not for a q that is much too narrow: at half
-    the scale of a Normal posterior it has more variance than `IWAE`, 9 times as much with one particle and still 2.6
-    times with 64 (2 latents); at 0.6 times the scale 3.2 times as much with one, and no more than `IWAE` from 8 on.
+    It is unbiased for the gradient of the bound, and exactly 0 in phi at q = p(z|x). If q is wider than p(z|x), its
+    signal-to-noise ratio rises with many particles, while that of `IWAE` falls. Do not use it if q is much too narrow.
+    If q has half the scale of a Normal posterior, its variance is 9 times that of `IWAE` with one particle and 2.6
+    times with 64 (2 latents). At 0.6 times the scale, it is 3.2 times with one particle, and not above that of `IWAE`
+    from 8 particles on.
 
     Arguments:
-        num_particles: K, draws of z for each datum; with one, it is `STL`.
+        num_particles: K, draws of z for each datum; with one draw, the algorithm is `STL`.
 
     Reference: Tucker, Lawson, Gu and Maddison, "Doubly reparameterized gradient estimators for Monte Carlo
     objectives", 2018, equation 8.

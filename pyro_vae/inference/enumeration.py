@@ -12,14 +12,14 @@ from pyro_vae.vae.vae import VAE
 
 
 class Enumeration(Inference):
-    r"""The exact ELBO of latents with few values: a sum over all of them in place of draws.
+    r"""The exact ELBO of latents with few values: a sum over all values instead of draws.
 
     .. math:: \sum_z q(z|x) \left[\log p(x, z) - \log q(z|x)\right]
 
     Value and gradient have no Monte Carlo error. The cost grows with the number of joint values, at most 4,096.
 
     Reference: Kingma, Rezende, Mohamed and Welling, "Semi-supervised learning with deep generative models", 2014,
-    equation 7, where labels are summed over so.
+    equation 7, which sums over labels in the same way.
 
     Example:
         >>> Enumeration()

@@ -15,14 +15,14 @@ from pyro_vae.vae.vae import VAE
 
 
 class FreeBits(Inference):
-    r"""The ELBO in which the KL of each latent dimension, mean over the batch, is free up to a threshold.
+    r"""The ELBO, but the KL of each latent dimension (mean over the batch) has no effect below a threshold.
 
     .. math:: \frac{1}{K} \sum_k \log p(x|z_k)
         - \sum_j \max\left(\lambda, E_x \mathrm{KL}(q(z_j|x) \| p(z_j))\right)
 
-    Keeps dimensions from collapsing onto the prior early in training. The bound that is reported is the true ELBO,
-    which is never below the objective. Not for a final model where fewer dimensions suffice: those at the threshold
-    are held there.
+    It prevents dimensions from collapsing to the prior early in training. The reported bound is the true ELBO, which is
+    never below the objective. Do not use it for a final model that needs fewer dimensions: dimensions at the threshold
+    stay there.
 
     Arguments:
         free_nats: lambda, in nats for each latent dimension.

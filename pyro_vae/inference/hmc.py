@@ -19,11 +19,11 @@ from pyro_vae.vae.vae import VAE
 LogDensity = Callable[[Tensor], Tensor]
 Start = Literal["prior", "encoder"]
 
-# Change of a log step size in one adaptation, for each unit by which the acceptance misses its target.
+# Change of a log step size in one adaptation, for each unit of acceptance above its target.
 _RATE = 0.5
-# A little above 0.65, the optimum in many dimensions (Beskos et al., 2013): in few, steps at 0.65 are nearly unstable.
+# A little above 0.65, the optimum in many dimensions (Beskos et al., 2013): in few, 0.65 is nearly unstable.
 TARGET_ACCEPTANCE = 0.75
-# Where an adaptation begins, and by which share up or down a step size is drawn anew for every trajectory.
+# First step size of an adaptation, and largest relative change of the step size drawn for a trajectory.
 FIRST_STEP, _JITTER = 0.5, 0.3
 
 
@@ -32,7 +32,7 @@ class Transition(NamedTuple):
 
     Attributes:
         position: Shape ``(..., *shape)``.
-        acceptance: Probability with which each chain's proposal was accepted, shape ``(...)``.
+        acceptance: Acceptance probability of each chain's proposal, shape ``(...)``.
     """
 
     position: Tensor
@@ -40,13 +40,13 @@ class Transition(NamedTuple):
 
 
 class Tempered:
-    r"""The densities :math:`p_0(u)^{1-\beta} p(x, u)^\beta` of the latents of a batch, and transitions between them.
+    r"""The densities :math:`p_0(u)^{1-\beta} p(x, u)^\beta` of the latents of a batch, and transitions under them.
 
-    At :math:`\beta = 1` they are the exact posterior's, whatever :math:`p_0`. Within an
+    At :math:`\beta = 1` the density is that of the exact posterior, for any :math:`p_0`. Within an
     `pyro_vae.engine.compilation.routine.enabled` block a leapfrog step is one compiled program.
 
     Arguments:
-        latents: Of the batch.
+        latents: Latents of the batch.
         start: :math:`p_0`: ``"prior"``, or ``"encoder"`` for q(u|x).
     """
 

@@ -1,4 +1,4 @@
-r"""The one interface of all inference algorithms: a sequence of losses whose gradients are followed."""
+r"""The interface of all inference algorithms: a sequence of losses, each with the parameters that it moves."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pyro_vae.vae.vae import VAE
 
 
 class Loss(NamedTuple):
-    """What a phase returns.
+    """The result of a phase.
 
     Attributes:
-        value: Scalar to differentiate: the mean over the batch, in nats per datum (minus log p(theta)/N where the
-            parameters have a prior and the phase moves them).
-        bound: Detached lower bound on log p(x), mean over the batch, in nats per datum; None where there is none.
+        value: Scalar to differentiate: the mean over the batch, in nats per datum. It contains -log p(theta)/N if the
+            parameters have a prior and the phase moves them.
+        bound: Detached lower bound on log p(x), mean over the batch, in nats per datum; None if there is none.
     """
 
     value: Tensor
@@ -30,10 +30,10 @@ class Phase(NamedTuple):
     """One loss of an algorithm's step, and the parameters that its gradient moves.
 
     Attributes:
-        compute: From the VAE, a ready batch and the carry of the phase before it (None in the first phase) to the
-            loss and the carry.
-        moves: Which of ``"theta"`` (generative; ``"likelihood"`` for those of the likelihood alone), ``"phi"``
-            (inference) and ``"own"`` (the algorithm's) move.
+        compute: Function of the VAE, a ready batch and the carry of the previous phase (None for the first phase);
+            returns the loss and its own carry.
+        moves: Groups of parameters that move: ``"theta"`` (generative; ``"likelihood"`` for those of the likelihood
+            alone), ``"phi"`` (inference) and ``"own"`` (the algorithm's).
     """
 
     compute: Callable[[VAE, Batch, Any], tuple[Loss, Any]]
@@ -44,12 +44,12 @@ EVERYTHING = frozenset({"theta", "phi", "own"})
 
 
 class Inference(nn.Module):
-    r"""An inference algorithm: the sequence of losses whose gradients it follows.
+    r"""An inference algorithm: a sequence of losses, each with the parameters that it moves.
 
-    An algorithm with one loss for all parameters implements `loss_of`. One with several overrides `phases`; the caller
-    steps the optimizer between them, so that a later phase sees the moved parameters. What a phase hands to the next
-    one is its carry; what lasts from step to step is buffers; what is optimised beside the VAE is parameters. Data are
-    checked by `loss` and `losses`; every phase trusts its batch, and asks the VAE by the methods of
+    An algorithm with one loss for all parameters implements `loss_of`. One with several losses overrides `phases`; the
+    caller steps the optimizer after each phase, so a later phase uses the moved parameters. A phase passes its carry to
+    the next phase. State from step to step is in buffers; the algorithm's own trainable values are parameters. `loss`
+    and `losses` check data once; every phase trusts its batch, and uses the methods of
     `pyro_vae.vae.densities.Densities`.
 
     Example:
@@ -59,17 +59,17 @@ class Inference(nn.Module):
         ...         elbo = batch.mean(vae.log_weights_of(batch))
         ...         return Loss(-elbo - vae.log_parameter_prior_per_datum(), elbo.detach())
 
-    An experiment file knows it by its short name once it stands in the registry:
+    Experiment files can use its short name after it is added to the registry:
     ``pyro_vae.inference.ALGORITHMS["negative-elbo"] = NegativeELBO``.
 
     Attributes:
-        name: The short name, by which experiment files refer to it.
-        needs: What it needs of a VAE: functions of `pyro_vae.inference.requirements`, called by `check`.
-        trains_posterior: Whether phi moves such that q(z|x) approximates the posterior. Where it does not, the ELBO
-            and importance sampling by q tell nothing of the model.
+        name: The short name of the algorithm in experiment files.
+        needs: Requirements on the VAE: functions of `pyro_vae.inference.requirements`, called by `check`.
+        trains_posterior: Whether phi is trained so that q(z|x) approximates the posterior. If not, the ELBO and
+            importance sampling by q give no information about the model.
         trains_prior: Whether the prior's parameters move.
         has_bound: Whether a phase reports a lower bound on log p(x).
-        takes_unknown_labels: Whether rows of nan in the context stand for labels that are not known.
+        takes_unknown_labels: Whether rows of nan in the context mean unknown labels.
     """
 
     name: ClassVar[str] = "unnamed"

@@ -12,14 +12,14 @@ from pyro_vae.vae.vae import VAE
 
 
 class IWAE(Inference):
-    r"""The importance-weighted bound, with the weights of each datum normalised by themselves.
+    r"""The importance-weighted bound; the weights are normalised for each datum separately.
 
     .. math:: \mathcal{L}_K = \log \frac{1}{K} \sum_k w_k, \qquad w_k = \frac{p(x, z_k)}{q(z_k|x)}, \quad z_k \sim q
 
-    Non-decreasing in K in expectation and never above log p(x); `AEVB` at K = 1.
+    In expectation it does not decrease with K and is never above log p(x). At K = 1 it is `AEVB`.
 
-    The signal-to-noise ratio of its phi gradient falls as 1/sqrt(K): with many particles the encoder is trained by
-    noise, which `DReG`, `MIWAE` and `PIWAE` mend.
+    The signal-to-noise ratio of its phi gradient falls as 1/sqrt(K): with many particles the gradient of the encoder
+    is mostly noise. `DReG`, `MIWAE` and `PIWAE` reduce this noise.
 
     Arguments:
         num_particles: K, draws of z for each datum.

@@ -24,7 +24,7 @@ class Latents:
     Arguments:
         vae: The VAE.
         batch: A ready batch, as `VAE.check` returns it.
-        caller: Who asks; begins the message of an error.
+        caller: Name at the start of error messages.
 
     Raises:
         InputError: For discrete latents, and for a support onto which no bijection is known.

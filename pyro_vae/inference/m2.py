@@ -1,4 +1,4 @@
-r"""Semi-supervised learning: labels where there are some, and a sum over all of them where there are none."""
+r"""Semi-supervised learning: known labels are used, and unknown labels are summed over."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from pyro_vae.vae.vae import VAE
 
 
 class M2(Inference):
-    r"""The semi-supervised model M2: the context is a one-hot label y, a row of nan where it is not known.
+    r"""The semi-supervised model M2: the context is a one-hot label y, or a row of nan if y is unknown.
 
     .. math:: \log p(x, y) \ge \mathcal{L}(x, y) = E_{q(z|x,y)}[\log p(x, z|y) - \log q(z|x,y)] + \log p(y), \qquad
         \log p(x) \ge \mathcal{U}(x) = \sum_y q(y|x) \mathcal{L}(x, y) + H(q(y|x))
 
-    The objective is the mean over data of :math:`\mathcal{L}` where the label is known and of :math:`\mathcal{U}`
-    where it is not, plus ``alpha`` times the mean of :math:`\log q(y|x)` of the known ones (0 for the others); p(y) is
-    uniform. The sum over y is exact, and costs a pass of encoder and decoder for each of C labels. Where q(y|x) and
-    q(z|x,y) are exact, :math:`\mathcal{U}` is log p(x). The bound that is reported leaves the classifier's term out.
+    The objective is the mean over data of :math:`\mathcal{L}` (known label) or :math:`\mathcal{U}` (unknown label),
+    plus ``alpha`` times the mean over data of :math:`\log q(y|x)`, with 0 for unknown labels; p(y) is uniform. The sum
+    over y is exact; it costs one pass of encoder and decoder for each of C labels. If q(y|x) and q(z|x,y) are exact,
+    :math:`\mathcal{U}` is log p(x). The reported bound does not contain the classifier's term.
 
-    The classifier q(y|x) is this algorithm's, made by `check` with initial weights that follow from the VAE's; see
-    `classify`. Evaluation functions see the VAE alone, which is p(x|y): give them data whose labels are known.
+    The classifier q(y|x) belongs to this algorithm. `check` makes it, with initial weights that depend on the VAE's;
+    see `classify`. Evaluation functions use the VAE alone, which is p(x|y): give them data with known labels.
 
     Arguments:
         hidden: Sizes of the hidden layers of q(y|x).
-        alpha: Weight of log q(y|x) of a datum whose label is known. The reference's is 0.1 N/n, for n known labels of
+        alpha: Weight of log q(y|x) of a datum with a known label. The reference uses 0.1 N/n, for n known labels in
             N data.
         num_particles: K, draws of z for each datum and label.
 

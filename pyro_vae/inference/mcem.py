@@ -17,7 +17,7 @@ from pyro_vae.inference.requirements import differentiable_likelihood, movable_l
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.vae.vae import VAE
 
-# Change of the log step size for each unit by which a transition's mean acceptance misses the target.
+# Change of the log step size for each unit of a transition's mean acceptance above the target.
 _RATE = 0.2
 
 
@@ -26,22 +26,23 @@ class MCEM(Inference):
 
     .. math:: \text{E:}\quad z \sim p_\theta(z|x) \qquad \text{M, several times:}\quad -\log p_\theta(x, z)
 
-    No encoder is involved: the posterior is not trained, so that neither the ELBO nor importance sampling by q tells
-    anything of the model. Each chain starts from the prior at every step, so that few transitions leave the draws
-    short of the posterior: the fixed point of theta is then that of a biased E-step. Persistent chains, one for each
-    datum, go on from where they were at its last visit: one transition a visit is then enough, since theta moves
-    little in between, which is the paper's MCEM. The E-step is a phase that moves nothing, with the loss 0.
+    The encoder is not used and the posterior is not trained; the ELBO and importance sampling by q therefore give no
+    information about the model. Each chain starts from the prior at every step. With few transitions the draws do not
+    reach the posterior, and theta converges to the fixed point of a biased E-step. Persistent chains, one for each
+    datum, instead continue from their position at the datum's last visit. One transition for each visit is then
+    enough, because theta moves little between visits; this is the MCEM of the paper. The E-step is a phase with loss 0
+    that moves no parameters.
 
     Arguments:
-        transitions: Of each chain in an E-step.
-        leapfrog_steps: Of each transition.
-        updates: M-step updates of theta after each E-step.
+        transitions: Number of transitions of each chain in an E-step.
+        leapfrog_steps: Number of leapfrog steps of each transition.
+        updates: Number of M-step updates of theta after each E-step.
         target_acceptance: Mean acceptance probability to which the step size is adapted, from step to step.
-        persistent: Whether a datum's chain goes on at its next visit. Needs ``VAE(..., size=N)``, and data that lie in
-            memory as a whole; `chains` keeps N latents.
+        persistent: Whether a datum's chain continues at its next visit. Needs ``VAE(..., size=N)``, and data that lie
+            in memory as a whole; `chains` keeps N latents.
 
     Attributes:
-        chains: Where persistent ones are, in unconstrained space, ``(N, *shape)``; nan before the first visit.
+        chains: Positions of persistent chains in unconstrained space, ``(N, *shape)``; nan before the first visit.
 
     Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, appendix E.
 

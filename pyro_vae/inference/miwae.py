@@ -16,12 +16,12 @@ class MIWAE(Inference):
 
     .. math:: \frac{1}{M} \sum_m \log \frac{1}{K} \sum_k w_{mk}
 
-    In expectation the bound of `IWAE` with K particles, with 1/M of its gradient's variance. `PIWAE` follows it in
-    phi alone, and a tighter bound in theta.
+    Its expectation is the bound of `IWAE` with K particles; the variance of its gradient is 1/M of that of `IWAE`.
+    `PIWAE` uses it for phi alone, and a tighter bound for theta.
 
     Arguments:
-        num_outer: M, bounds that are averaged.
-        num_particles: K, draws of z in each of them.
+        num_outer: M, number of bounds in the mean.
+        num_particles: K, draws of z in each bound.
 
     Reference: Rainforth et al., "Tighter variational bounds are not necessarily better", 2018, section 5.
 

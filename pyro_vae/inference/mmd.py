@@ -15,23 +15,23 @@ from pyro_vae.inference.requirements import PATHWISE
 from pyro_vae.vae.vae import VAE
 
 KERNELS = ("imq", "rbf")
-# Draws from the prior that tell the scale of the kernel.
+# Number of draws from the prior that determine the scale of the kernel.
 _DRAWS = 1000
 
 
 class MMD(Inference):
-    r"""InfoVAE: reconstruction, and the maximum mean discrepancy of the aggregate posterior from the prior.
+    r"""InfoVAE: reconstruction, and the maximum mean discrepancy between the aggregate posterior and the prior.
 
     .. math:: \log p(x|z) - \kappa \, \mathrm{KL}(q(z|x) \| p(z)) - \lambda \, \mathrm{MMD}_k(q(z), p(z))
 
-    The discrepancy is between the batch's z, one for each datum, and as many draws from the prior, by the unbiased
-    estimator. Where :math:`\kappa` is below 1 the objective is no lower bound on log p(x); the bound that is reported
-    is the true ELBO. Kernels: ``"rbf"`` :math:`e^{-d^2/C}` and ``"imq"`` :math:`C / (C + d^2)`, with
+    The discrepancy is estimated without bias from the batch's z, one for each datum, and as many draws from the prior.
+    If :math:`\kappa` is below 1, the objective is not a lower bound on log p(x); the reported bound is the true ELBO.
+    Kernels: ``"rbf"`` :math:`e^{-d^2/C}` and ``"imq"`` :math:`C / (C + d^2)`, with
     :math:`C = 2 \sum_j \mathrm{Var}_{p}(z_j)`.
 
     Arguments:
-        weight: lambda.
-        kl_weight: kappa; :math:`1 - \alpha` of the paper, whose lambda is ``weight`` + ``kl_weight``.
+        weight: lambda, weight of the discrepancy.
+        kl_weight: kappa, weight of the KL; :math:`1 - \alpha` of the paper, whose lambda is ``weight`` + ``kl_weight``.
         kernel: ``"imq"`` or ``"rbf"``.
         num_particles: K, draws of z for each datum, over which all terms are averaged.
 

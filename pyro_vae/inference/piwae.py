@@ -24,8 +24,8 @@ class PIWAE(Inference):
     once and backward twice.
 
     Arguments:
-        num_outer: M.
-        num_particles: K.
+        num_outer: M, number of bounds in the mean for phi.
+        num_particles: K, draws of z in each of these bounds.
 
     Reference: Rainforth et al., "Tighter variational bounds are not necessarily better", 2018, section 5.
 

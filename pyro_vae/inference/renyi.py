@@ -12,15 +12,15 @@ from pyro_vae.vae.vae import VAE
 
 
 class Renyi(Inference):
-    r"""The variational Rényi bound, with the weights of each datum taken by themselves.
+    r"""The variational Rényi bound, computed from the weights of each datum separately.
 
     .. math:: \hat{\mathcal{L}}_\alpha = \frac{1}{1 - \alpha} \log \frac{1}{K} \sum_k w_k^{1 - \alpha}
 
-    `AEVB` at alpha = 1, `IWAE` at alpha = 0, and between them a bound between theirs; at K = 1 all are the ELBO.
+    It is `AEVB` at alpha = 1 and `IWAE` at alpha = 0; other bounds lie between these. At K = 1 all are the ELBO.
 
     Arguments:
-        alpha: From 0 to 1, where the estimate is a lower bound in expectation. Below 0 it may exceed log p(x); above
-            1 its bias has the other sign.
+        alpha: Order of the bound, from 0 to 1, where the estimate is a lower bound in expectation. Below 0 it may
+            exceed log p(x); above 1 its bias has the other sign.
         num_particles: K, draws of z for each datum.
 
     Reference: Li and Turner, "Rényi divergence variational inference", 2016, equation 10.

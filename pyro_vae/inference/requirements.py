@@ -1,4 +1,4 @@
-r"""What an algorithm may need of a VAE; each raises an `InputError` that names an algorithm that works without it."""
+r"""Requirements of algorithms on a VAE; each raises an `InputError` that names an algorithm without the requirement."""
 
 from __future__ import annotations
 

@@ -15,15 +15,16 @@ from pyro_vae.vae.vae import VAE
 
 
 class RWS(Inference):
-    r"""Reweighted wake-sleep, with the weights of each datum normalised by themselves.
+    r"""Reweighted wake-sleep; the weights are normalised for each datum separately.
 
     .. math::
         \text{wake theta:}\quad & \log \frac{1}{K} \sum_k w_k \\
         \text{wake phi:}\quad & \sum_k \tilde w_k \log q_\phi(z_k|x), \qquad \tilde w_k = w_k \Big/ \sum_j w_j \\
         \text{sleep phi:}\quad & \log q_\phi(z|x'), \qquad (z, x') \sim p_\theta
 
-    No gradient passes through z, so that discrete latents are allowed. The theta gradient is that of `IWAE`; the phi
-    gradient descends KL(p(z|x) || q(z|x)), by K weighted draws at data (wake) and without bias at dreams (sleep).
+    No gradient passes through z, so discrete latents are allowed. The theta gradient is that of `IWAE`. The phi
+    gradient descends KL(p(z|x) || q(z|x)): with K weighted draws on data (wake), and without bias on draws from the
+    model (sleep).
 
     Arguments:
         num_particles: K, draws of z for each datum.

@@ -19,12 +19,12 @@ _DECAY = 0.9
 
 
 class ScoreFunction(Inference):
-    r"""The ELBO's gradient by the score function, which the reparameterization trick replaces.
+    r"""The ELBO's gradient by the score function, without the reparameterization trick.
 
     .. math:: \nabla_\phi = \frac{1}{K} \sum_k (\log w_k - b_k) \nabla_\phi \log q_\phi(z_k|x), \quad z_k \sim q
 
-    Unbiased for every baseline b that does not depend on z_k; needs only the density of q, so that discrete latents
-    are allowed. Not where q is reparameterizable: the pathwise gradient of `AEVB` has far less variance.
+    It is unbiased for every baseline b that does not depend on z_k. It needs only the density of q, so discrete latents
+    are allowed. Do not use it if q is reparameterizable: the pathwise gradient of `AEVB` has far less variance.
 
     Arguments:
         baseline: ``"none"``, the naive Monte Carlo gradient; ``"running"``, the moving mean of the ELBO;

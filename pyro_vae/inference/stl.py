@@ -12,13 +12,13 @@ from pyro_vae.vae.vae import VAE
 
 
 class STL(Inference):
-    r"""Sticking the landing: `AEVB` whose phi gradient leaves out the score of q.
+    r"""Sticking the landing: `AEVB` without the score of q in the phi gradient.
 
     .. math:: \nabla_\phi = E_\epsilon\left[\nabla_z \left(\log p(x, z) - \log q_\phi(z|x)\right) \nabla_\phi z\right]
 
-    Unbiased, and exactly 0 at q = p(z|x), whatever the noise. Where both are Normal with the same mean, and q has f
-    times the scale, its variance is :math:`(1 - 1/f^2)^2` times that of `AEVB`: less of it from f = 0.71 upwards, 3.2
-    times as much at f = 0.6, 9 times at 0.5. Not for a q that is so narrow.
+    It is unbiased, and exactly 0 at q = p(z|x) for any noise. If q and p(z|x) are Normal with the same mean, and q has
+    f times the scale, its variance is :math:`(1 - 1/f^2)^2` times that of `AEVB`: smaller from f = 0.71 upwards, 3.2
+    times at f = 0.6, 9 times at f = 0.5. Do not use it if q is so narrow.
 
     Arguments:
         num_particles: K, draws of z for each datum.

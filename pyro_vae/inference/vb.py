@@ -27,14 +27,14 @@ class VB(Inference):
         - \mathrm{KL}(q(\theta) \| p(\theta)), \qquad q(\theta) = N(\mu, \mathrm{diag}(\sigma^2)), \quad
         p(\theta) = N(0, s^2 I)
 
-    The VAE's own generative parameters, but for frozen ones, are the mean :math:`\mu`, so that the VAE after training
-    is that at the mean of q(theta); :math:`\sigma` is the algorithm's. One theta is drawn for each minibatch. The
-    bound that is reported is the mean ELBO of a datum under q(theta); KL(theta)/N, which the objective adds, is told
-    apart. Parameters are taken in unconstrained space.
+    The VAE's own generative parameters, except frozen ones, are the mean :math:`\mu`; after training the VAE is
+    therefore the model at the mean of q(theta). The algorithm has the parameters :math:`\sigma`. One theta is drawn for
+    each minibatch. The reported bound is the mean ELBO of a datum under q(theta); the objective also contains
+    KL(theta)/N, which `remark` reports. Parameters are in unconstrained space.
 
     Arguments:
-        prior_scale: s.
-        initial_scale: Of :math:`\sigma`.
+        prior_scale: s, scale of the prior p(theta).
+        initial_scale: Initial value of :math:`\sigma`.
         num_particles: K, draws of z for each datum.
 
     Reference: Kingma and Welling, "Auto-encoding variational Bayes", 2013, appendix F.

@@ -21,9 +21,9 @@ class WakeSleep(Inference):
         \text{wake, theta alone:}\quad & -\log p_\theta(x, z), & z &\sim q(z|x) \\
         \text{sleep, phi alone:}\quad & -\log q_\phi(z|x), & (z, x) &\sim p_\theta
 
-    The wake phase ascends the ELBO in theta; the sleep phase descends KL(p(z|x) || q(z|x)) on dreams, another
-    objective, so that the two need not agree and the ELBO may end lower than that of `AEVB`. It needs no
-    reparameterization: discrete latents are allowed.
+    The wake phase ascends the ELBO in theta. The sleep phase descends KL(p(z|x) || q(z|x)) in phi, on draws from the
+    model. The two objectives differ, so the final ELBO may be lower than that of `AEVB`. No reparameterization is
+    needed: discrete latents are allowed.
 
     Reference: Hinton, Dayan, Frey and Neal, "The wake-sleep algorithm for unsupervised neural networks", 1995.
 
@@ -72,7 +72,7 @@ def sleep_loss(vae: VAE, batch: Batch) -> Tensor:
 
 
 class _Density(nn.Module):
-    """The density of a posterior, whose networks may run no sooner than it is asked for."""
+    """The density of a posterior as a module, because its networks may run only when the density is computed."""
 
     def __init__(self, posterior: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-r"""Log weights of particles, and what the multi-sample bounds make of them."""
+r"""Functions of the log weights of particles, for the multi-sample bounds and their gradients."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def test_a_stopped_comparison_goes_on(monkeypatch, tmp_path, comparison):
 
 def test_a_stopped_comparison_does_not_go_on_as_another(tmp_path):
     quick(tmp_path / "kept")
-    with pytest.raises(InputError, match=r"kept` holds .* another comparison \(other training\): remove it"):
+    with pytest.raises(InputError, match=r"kept` holds .* another comparison \(different training\); remove it"):
         quick(tmp_path / "kept", training={"epochs": 2})
 
 

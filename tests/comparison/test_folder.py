@@ -209,7 +209,7 @@ with new_folder(Path({str(tmp_path / "run")!r})):
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline() == "made\n"
-        with pytest.raises(InputError, match="another process makes the run folder"), new_folder(tmp_path / "run"):
+        with pytest.raises(InputError, match="another process is writing the run folder"), new_folder(tmp_path / "run"):
             pass
         other.communicate("\n")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -370,7 +370,7 @@ def test_impute_keeps_what_is_observed_and_fills_the_rest(run, monkeypatch, caps
     assert (list(kept.columns), kept.id[11]) == (["id", *frame.columns], "p11")
     prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
     digits = VAE(prior, Conditional(dist.Bernoulli, (64,), given=mlp(2, 4)))
-    with pytest.raises(InputError, match="knows no missing cells"):
+    with pytest.raises(InputError, match="trained without missing cells"):
         TrainedVAE(digits, load("digits").units, AEVB()).impute(folder / "people.csv")
 
 

@@ -1,4 +1,4 @@
-"""What a comparison looks like: tables for a terminal, figures, and one HTML page that holds everything."""
+"""Shows a comparison: tables for a terminal, figures, and one HTML page that contains everything."""
 
 from pyro_vae.comparison.report.page import write_report
 from pyro_vae.comparison.report.tables import difference_table, summary_table

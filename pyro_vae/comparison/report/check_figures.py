@@ -1,4 +1,4 @@
-"""Figures of what is wrong with each posterior and of the noise of the gradients, as PNG."""
+"""Figures of the posterior checks and of the noise of the gradients, as PNG."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.evaluation.gap import InferenceGap
 from pyro_vae.evaluation.gradients import GradientNoise
 
-# Least and greatest Pareto k-hat that are drawn; what lies beyond is in the outermost bars.
+# Least and greatest Pareto k-hat that are drawn; the outermost bars contain values beyond them.
 K_RANGE = (-1.0, 2.0)
 
 
 def gap_bars(gaps: Mapping[str, InferenceGap]) -> bytes:
-    """Draws approximation and amortization gap as stacked bars, each with the data's standard error at its end.
+    """Draws approximation and amortization gap as stacked bars, each with its sampling error at its end.
 
     Estimates below zero are stacked to the left of zero; those that are not finite are not drawn.
 
     Arguments:
-        gaps: By algorithm.
+        gaps: Inference gap by algorithm.
 
     Returns:
         A PNG.
@@ -49,7 +49,7 @@ def gap_bars(gaps: Mapping[str, InferenceGap]) -> bytes:
     figure, axes = new_figure(8.0, 0.9 + 0.34 * len(gaps))
     parts = (("approximation", BLUE, -0.17), ("amortization", RED, 0.17))
     for row, gap in enumerate(gaps.values()):
-        ends = {True: 0.0, False: 0.0}  # of what is stacked above zero, and below it
+        ends = {True: 0.0, False: 0.0}  # ends of the bars stacked above zero, and below it
         for name, colour, offset in parts:
             part: Estimate = getattr(gap, name)
             if not math.isfinite(part.value):
@@ -67,10 +67,10 @@ def gap_bars(gaps: Mapping[str, InferenceGap]) -> bytes:
 
 
 def calibration_panels(calibrations: Mapping[str, Calibration]) -> bytes:
-    """Draws the ECDF of each latent dimension's ranks minus that of the uniform, over the band where it belongs.
+    """Draws the ECDF of each latent dimension's ranks minus the uniform CDF, over the band of a calibrated posterior.
 
     Arguments:
-        calibrations: By algorithm.
+        calibrations: Calibration by algorithm.
 
     Returns:
         A PNG with a panel for each algorithm; dimensions that leave the band are red.
@@ -110,7 +110,7 @@ def signal_to_noise_dots(gradients: Mapping[str, Mapping[str, GradientNoise]]) -
         gradients: Noise by algorithm and group of parameters.
 
     Returns:
-        A PNG; a ratio of 0 is an arrow at the left edge, that of a gradient without noise one at the right.
+        A PNG. An arrow at the left edge is a ratio of 0; an arrow at the right edge is a gradient without noise.
     """
     figure, axes = new_figure(8.0, 0.9 + 0.34 * len(gradients))
     ratios = [noise.signal_to_noise for groups in gradients.values() for noise in groups.values()]
@@ -150,11 +150,11 @@ def signal_to_noise_dots(gradients: Mapping[str, Mapping[str, GradientNoise]]) -
 
 
 def pareto_panels(k: Mapping[str, ArrayLike], limit: float) -> bytes:
-    """Draws a histogram of each algorithm's Pareto k-hat, with lines at 0.5 and at the limit of trust.
+    """Draws a histogram of each algorithm's Pareto k-hat, with lines at 0.5 and at ``limit``.
 
     Arguments:
-        k: By algorithm; what is not finite is left out.
-        limit: Above which an estimate is not to be trusted; bars above it are orange.
+        k: Pareto k-hat by algorithm; values that are not finite are left out.
+        limit: Largest k-hat of an estimate that can be trusted; bars above it are orange.
 
     Returns:
         A PNG with a panel for each algorithm.
@@ -176,13 +176,13 @@ def pareto_panels(k: Mapping[str, ArrayLike], limit: float) -> bytes:
     drawn[0].yaxis.set_major_locator(MaxNLocator(4, integer=True))
     figure.supxlabel("Pareto k-hat", fontsize=TEXT)
     figure.supylabel("test data", fontsize=TEXT)
-    lines = ((":", "0.5: weights of finite variance below"), ("--", f"{limit}: not to be trusted above"))
+    lines = ((":", "below 0.5: weights have finite variance"), ("--", f"above {limit}: not to be trusted"))
     legend_above(figure, [Line2D([], [], color="black", lw=0.9, ls=line, label=name) for line, name in lines], 2)
     return png(figure)
 
 
 def _k_edges(values: Floats, limit: float) -> Floats:
-    """Edges of bins a tenth wide, one of which is the limit."""
+    """Edges of bins of width 0.1; the limit is one of the edges."""
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     low, high = max(min(low, 0.0), K_RANGE[0]), min(max(high, 1.0), K_RANGE[1])
     start, stop = math.floor(round((low - limit) * 10, 6)), math.ceil(round((high - limit) * 10, 6))

@@ -1,4 +1,4 @@
-"""The parts of the page that show what is wrong with each posterior, and how noisy the gradients are."""
+"""The sections of the page on the posterior checks and on the noise of the gradients."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_sections(comparison: Comparison) -> list[Section]:
     weights, checks = _weights(comparison), comparison.checks
     if checks.num_data == 0:
         text = (
-            "Not asked for (evaluation.posterior_checks is 0): where the gap between log p(x) and the ELBO comes from, "
+            "Not computed (evaluation.posterior_checks is 0): the parts of the gap between log p(x) and the ELBO, "
             "the calibration of the posteriors, and the noise of the gradients."
         )
         return [weights, Section("checks", "Posterior checks", text)]
@@ -33,12 +33,12 @@ def _gap(comparison: Comparison, of: str) -> Section:
     checks, title = comparison.checks, "Where the gap comes from"
     notes = tuple(checks.notes)
     if not checks.gaps:
-        text = " ".join((f"Not shown: {_nothing(comparison)}.", *notes))
+        text = " ".join((f"Not shown: {_why_not_shown(comparison)}.", *notes))
         return Section("gap", title, text)
     text = (
-        f"log p(x) − ELBO of {of}, models of the first seed, split into what the posterior's family costs "
-        "(approximation) and what its network costs, which picks the member of the family (amortization). The best "
-        "member q* is optimised for each datum. Bars: one standard error over the data, the Monte Carlo error included."
+        f"log p(x) − ELBO of {of}, for the models of the first seed. The approximation gap is the cost of the "
+        "posterior's family; the amortization gap is the cost of the network that chooses a member of the family. The "
+        "best member q* is optimised for each datum. Bars: one standard error over data, Monte Carlo error included."
         f"{_left_out(comparison)}"
     )
     parts = [
@@ -66,12 +66,12 @@ def _gap_table(checks: PosteriorChecks, notes: tuple[str, ...]) -> TableText:
     log_marginal = next(iter(checks.gaps.values())).log_marginal.diagnostics
     method = log_marginal.get("method", f"importance sampling from q*, {log_marginal.get('num_samples')} draws")
     caption = (
-        f"Nats per datum, ± Monte Carlo standard error ± standard error over the data. log p(x) by {method}; k-hat: "
-        "of its importance weights."
+        f"Nats per datum, ± Monte Carlo standard error ± standard error over the data. log p(x) by {method}. "
+        "k-hat: Pareto k-hat of its importance weights."
     )
     if doubtful:
         caption += (
-            " Where k-hat is above the limit, log p(x) and with it the approximation gap are larger than they say."
+            " Where k-hat is above the limit, the estimates of log p(x) and of the approximation gap are too low."
         )
     if stopped:
         caption += f" q* had not converged for {enumerated(stopped)} data: part of their amortization gap is missing."
@@ -81,15 +81,15 @@ def _gap_table(checks: PosteriorChecks, notes: tuple[str, ...]) -> TableText:
 def _calibration(comparison: Comparison) -> Section:
     calibrations, title = comparison.checks.calibrations, "Calibration"
     if not calibrations:
-        return Section("calibration", title, f"Not shown: {_nothing(comparison)}.")
+        return Section("calibration", title, f"Not shown: {_why_not_shown(comparison)}.")
     first = next(iter(calibrations.values()))
     text = (
         f"Simulation-based calibration of the first seed's models: z from the prior, x from p(x|z), then the rank of "
         f"z among {first.num_draws} draws from q(z|x), over {len(first.ranks)} data; one line for each latent "
-        f"dimension. Of a calibrated q each line stays in the grey band with probability {first.level:.4g}, "
-        "all of one panel with 0.95. A line that "
-        "rises above 0 on the left and falls below it on the right: q is too narrow; the reverse: too wide; on one "
-        "side of 0: q is off. A q that ignores x and equals the prior stays in the band too."
+        f"dimension. If q is calibrated, each line stays in the grey band with probability {first.level:.4g}, and "
+        "all lines of a panel with probability 0.95. A line above 0 on the left and below 0 on the right means that q "
+        "is too narrow; the reverse means that q is too wide; a line on one side of 0 means that q is shifted. The "
+        "lines of a q that ignores x and equals the prior stay in the band too."
         f"{_left_out(comparison)}"
     )
     alt = "Differences of the ranks' ECDF from the uniform: "
@@ -106,7 +106,7 @@ def _weights(comparison: Comparison) -> Section:
             k.setdefault(run.algorithm, []).extend(run.log_marginal.diagnostics["pareto_k"].tolist())
     title = "Importance weights"
     if not k:
-        return Section("weights", title, f"Not shown: {_nothing(comparison)}.")
+        return Section("weights", title, f"Not shown: {_why_not_shown(comparison)}.")
     n, seeds = max(map(len, k.values())), len(comparison.experiment.seeds)
     text = (
         f"Pareto k-hat of the importance weights of log p(x), {comparison.experiment.evaluation.num_samples} samples "
@@ -118,7 +118,7 @@ def _weights(comparison: Comparison) -> Section:
         text += f" Not drawn: {enumerated(counts)} with {what}." if counts else ""
     finite = [value for values in k.values() for value in values if np.isfinite(value)]
     if any(not K_RANGE[0] <= value <= K_RANGE[1] for value in finite):
-        text += " The outermost bars hold what lies beyond them."
+        text += " The outermost bars contain values beyond them."
     annealed = [label for label in comparison.labels if label not in k]
     text += f" {enumerated(annealed)}: log p(x) is by annealed importance sampling, without k-hat." if annealed else ""
     numbers = [f"{label}: {_median(v)}, {_above(v)}" for label, v in k.items()]
@@ -144,17 +144,17 @@ def _gradients(checks: PosteriorChecks, of: str) -> Section:
         rows.append((label, *cells[0], *cells[1]))
     draws = next(iter(next(iter(checks.gradients.values())).values())).variance.n
     text = (
-        f"All algorithms at the same parameters, those of {checks.at} trained under the first seed, and on the same "
-        f"minibatch, {of}: {count(draws, 'gradient')} of each, so that only the algorithms' own draws vary. θ: "
-        "generative parameters; φ: inference parameters. Signal-to-noise ratios compare between any algorithms, "
-        "variances only between those of one objective, which have the same mean gradient."
+        f"{count(draws, 'gradient')} of each algorithm, at the same parameters (those of {checks.at} trained under the "
+        f"first seed) and on the same minibatch ({of}); only the algorithms' own draws vary. θ: generative parameters; "
+        "φ: inference parameters. Signal-to-noise ratios can be compared between all algorithms; variances only "
+        "between algorithms with the same objective, because these have the same mean gradient."
     )
     means = [n.signal_to_noise.mean for groups in checks.gradients.values() for n in groups.values()]
     text += " An arrow at the right edge: a gradient without noise." if max(means) > NOISELESS else ""
     text += " An arrow at the left edge: no signal beyond the noise." if min(means) == 0 else ""
     caption = (
         "Variance: trace of the gradient's covariance over all parameters of the group. Signal-to-noise: norm of the "
-        "mean gradient over the root of the variance. ± 95 % jackknife interval. A dash: the algorithm does not move "
+        "mean gradient over the root of the variance. ± 95 % jackknife interval. A dash: the algorithm does not train "
         "these parameters."
     )
     alt = "Signal-to-noise ratios on a logarithmic axis: "
@@ -169,8 +169,8 @@ def _left_out(comparison: Comparison) -> str:
     return f" Left out: {enumerated(labels)}, without a trained posterior." if labels else ""
 
 
-def _nothing(comparison: Comparison) -> str:
-    """Why there is nothing to show of the posteriors."""
+def _why_not_shown(comparison: Comparison) -> str:
+    """The reason why a section on the posteriors is empty."""
     if comparison.data.cross_entropy:
-        return "the data are no draws of the likelihood, so that there is no log p(x)"
+        return "the data are not draws of the likelihood, so log p(x) is not defined"
     return "no posterior was trained, or it could not be checked"

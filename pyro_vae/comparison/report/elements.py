@@ -1,4 +1,4 @@
-"""What the page is made of."""
+"""The elements of the page."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Picture:
     """A figure in the page.
 
     Attributes:
-        png: The file.
-        alt: What it shows, numbers included, for those who do not see it.
-        caption: Above it.
-        paper: Whether it has text in dark ink, which needs a white ground.
+        png: The PNG file.
+        alt: Text that describes the picture with its numbers, for readers who cannot see it.
+        caption: Text above the picture.
+        paper: Whether the picture has dark text, which needs a white background.
     """
 
     png: bytes
@@ -26,17 +26,17 @@ class Picture:
 
     @property
     def source(self) -> str:
-        """The file as the address of itself."""
+        """The file as a data URL."""
         return f"data:image/png;base64,{base64.b64encode(self.png).decode('ascii')}"
 
     @property
     def width(self) -> int:
-        """In page pixels: half the pixels of the file, whose header holds them."""
+        """Width in page pixels: half the width in the header of the file."""
         return int.from_bytes(self.png[16:20], "big") // 2
 
     @property
     def height(self) -> int:
-        """In page pixels."""
+        """Height in page pixels: half the height in the header of the file."""
         return int.from_bytes(self.png[20:24], "big") // 2
 
 
@@ -45,12 +45,12 @@ class Section:
     """A part of the page: a sentence or two, then pictures, then tables.
 
     Attributes:
-        name: Its anchor.
-        title: Its heading.
-        text: What is shown.
-        pictures: In order.
+        name: Anchor of the section.
+        title: Heading of the section.
+        text: Description of the pictures and tables.
+        pictures: Pictures in order.
         layout: ``"pairs"`` for two pictures in a row.
-        tables: In order.
+        tables: Tables in order.
     """
 
     name: str

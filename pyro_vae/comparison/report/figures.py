@@ -35,7 +35,7 @@ from pyro_vae.comparison.report.style import (
 )
 
 _MOST_COLUMNS, _MOST_DIMENSIONS = 12, 64
-# A curve so many times farther below the middle one than that one moves is off the axis.
+# A curve is off the axis if it lies below the middle curve by more than this multiple of that curve's range.
 _FAR = 2
 
 
@@ -44,15 +44,14 @@ def learning_curves(
 ) -> bytes:
     """Draws the bound during training: the mean over seeds, within a band from the least to the greatest seed.
 
-    The vertical axis is zoomed to what follows the first tenth of the training, so that the first steps do not
-    squash the rest, and to the curves that are not far below the others: the name of one that is comes with the value
-    where it ends. A curve ends where the first of its seeds stopped. Against seconds, each point of a curve lies
-    at the seeds' mean time.
+    The vertical axis shows the values after the first tenth of the training, and leaves out curves far below the
+    others; the final value of such a curve follows its name. A curve ends when the first of its seeds stopped. On an
+    axis of seconds, each point of a curve lies at the seeds' mean time.
 
     Arguments:
-        curves: What `curves` returns: columns ``algorithm, seed, part, samples, seconds, bound``.
-        axis: Training data seen, or seconds of training.
-        quantity: What is drawn, for the vertical axis.
+        curves: Table that `curves` returns: columns ``algorithm, seed, part, samples, seconds, bound``.
+        axis: Quantity of the horizontal axis: training data seen, or seconds of training.
+        quantity: Name of the bound, for the vertical axis.
 
     Returns:
         A PNG.
@@ -91,12 +90,12 @@ def kl_bars(kl: Mapping[str, ArrayLike], layers: Sequence[str] = ()) -> bytes:
     """Draws the KL of each latent dimension, in descending order, or of each layer, a panel for each algorithm.
 
     Arguments:
-        kl: For each algorithm, shape ``(seeds, L)`` or ``(L,)``, in nats; bars are means over seeds. Each seed is
-            sorted by itself, since dimensions of different seeds have nothing to do with each other.
-        layers: Names of the L layers of a hierarchy, which stay in their order; none: dimensions.
+        kl: KL by algorithm, shape ``(seeds, L)`` or ``(L,)``, in nats; bars are means over seeds. Each seed is
+            sorted by itself, because dimensions of different seeds are unrelated.
+        layers: Names of the L layers of a hierarchy, drawn in their order; empty for latent dimensions.
 
     Returns:
-        A PNG; of more than 64 dimensions the 64 largest are drawn.
+        A PNG, with at most 64 dimensions, those with the largest KL.
     """
     figure, drawn = panels(list(kl), 1.9)
     most = 1
@@ -122,11 +121,11 @@ def marginals(test: ArrayLike, samples: Mapping[str, ArrayLike], columns: Sequen
 
     Arguments:
         test: Shape ``(N, D)``.
-        samples: For each algorithm, shape ``(S, D)``.
+        samples: Samples by algorithm, shape ``(S, D)``.
         columns: Names of the columns.
 
     Returns:
-        A PNG; of more than 12 columns the first 12 are drawn.
+        A PNG, with at most 12 columns, the first ones.
     """
     data = np.asarray(test, dtype=np.float64)
     drawn = {label: np.asarray(values, dtype=np.float64) for label, values in samples.items()}
@@ -152,7 +151,7 @@ def marginals(test: ArrayLike, samples: Mapping[str, ArrayLike], columns: Sequen
 
 
 def _band(curves: pd.DataFrame, axis: str) -> tuple[Floats, Floats, Floats, Floats] | None:
-    """x, mean, least and greatest over seeds, over the stretch that all seeds have; None where nothing is finite."""
+    """x; mean, least and greatest bound over seeds, in the range that all seeds share; None if nothing is finite."""
     runs = []
     for _, run in curves[np.isfinite(curves["bound"])].groupby("seed"):
         ordered = run.sort_values("samples")
@@ -170,9 +169,9 @@ def _band(curves: pd.DataFrame, axis: str) -> tuple[Floats, Floats, Floats, Floa
 
 
 def _limit(axes: Axes, settled: Mapping[str, Floats]) -> None:
-    """Zooms the vertical axis to the values that the curves have once training is under way.
+    """Limits the vertical axis to the values of the curves after the start of training.
 
-    A curve that lies so far below the middle one that it would squash the others is left below the axis.
+    Curves that lie far below the middle curve are left below the axis.
     """
     if not settled:
         axes.text(0.5, 0.5, "no bound was recorded", ha="center", transform=axes.transAxes, fontsize=TEXT)
@@ -188,7 +187,7 @@ def _limit(axes: Axes, settled: Mapping[str, Floats]) -> None:
 
 
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]], colour: Mapping[str, str]) -> None:
-    """Writes each curve's name right of the axes, as near its end as the other names let it, with a thin line to it."""
+    """Writes each curve's name right of the axes, near the curve's end and apart from other names, with a thin line."""
     low, high = axes.get_ylim()
     axes.set_xlim(axes.get_xlim()[0], max((x for x, _ in ends.values()), default=1.0))
     heights = [(y - low) / (high - low) for _, y in ends.values()]
@@ -219,7 +218,7 @@ def _histogram(axes: Axes, data: Floats, samples: Mapping[str, Floats]) -> None:
     for label, values in samples.items():
         kept = values[(values >= edges[0]) & (values <= edges[-1])]
         if len(kept):
-            # Weights, so that what lies beyond the axis still counts.
+            # Weights: samples beyond the axis count in the density too.
             weights = np.full(len(kept), 1 / (len(values) * (edges[1] - edges[0])))
             colour, _, dashes = ink[label]
             axes.hist(kept, bins=edges, weights=weights, histtype="step", color=colour, ls=dashes, lw=1.2)
@@ -228,7 +227,7 @@ def _histogram(axes: Axes, data: Floats, samples: Mapping[str, Floats]) -> None:
 
 
 def _edges(data: Floats, samples: Mapping[str, Floats], bins: int) -> list[float]:
-    """Edges of bins over the data and the central 98 % of the samples; around whole numbers where there are few.
+    """Edges of bins over the data and the central 98 % of the samples; around whole numbers if there are few.
 
     Samples with heavy tails widen the axis to three times the data's range at most.
     """

@@ -1,4 +1,4 @@
-"""Images as figures: each of their pixels a square of whole device pixels."""
+"""Images as figures; each image pixel is a square of whole device pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from pyro_vae.comparison.report.style import DPI, Floats, png
 
-_LARGE = 12  # of figures that are shown side by side, made smaller
+_LARGE = 12  # font size for figures that are shown side by side, at a smaller size
 # Largest side of a mosaic of images, in device pixels, and the gap between two images.
 _SIDE, _GAP = 1000, 4
 
@@ -23,7 +23,7 @@ def image_grid(images: ArrayLike, *, columns: int = 10, limits: tuple[float, flo
     Arguments:
         images: Shape ``(N, H, W)``.
         columns: Images in a row.
-        limits: Values that are black and white; what lies beyond is clipped.
+        limits: Values that are black and white; values beyond them are clipped.
 
     Returns:
         A PNG without text or margin.
@@ -51,7 +51,7 @@ def reconstructions(data: ArrayLike, reconstructed: ArrayLike, *, limits: tuple[
 def latent_manifold(
     images: ArrayLike, first: Sequence[float], second: Sequence[float], *, limits: tuple[float, float] = (0.0, 1.0)
 ) -> bytes:
-    """Draws what a two-dimensional latent space decodes to, over a grid of its points.
+    """Draws the images decoded from a grid of points in a two-dimensional latent space.
 
     Arguments:
         images: Shape ``(len(second), len(first), H, W)``.
@@ -89,7 +89,7 @@ def _ticks(values: Sequence[float]) -> tuple[list[int], list[str]]:
 
 
 def _mosaic(images: Floats, rows: int, columns: int, gap: int = _GAP) -> np.ma.MaskedArray[Any, Any]:
-    """Images side by side, each of its pixels a square of whole device pixels; masked in the gaps."""
+    """Images side by side; each image pixel is a square of whole device pixels; gaps are masked."""
     _, height, width = images.shape
     stride = max(1, math.ceil(max(rows * height, columns * width) / (2 * _SIDE)))
     images = images[:, ::stride, ::stride]
@@ -112,5 +112,5 @@ def _mosaic_png(mosaic: np.ma.MaskedArray[Any, Any], limits: tuple[float, float]
 
 
 def _inches(width: int, height: int) -> tuple[float, float]:
-    """The size of a figure of so many device pixels, which matplotlib rounds down."""
+    """The size in inches of a figure with this number of device pixels, which matplotlib rounds down."""
     return (width + 0.1) / DPI, (height + 0.1) / DPI

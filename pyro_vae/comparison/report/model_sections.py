@@ -1,4 +1,4 @@
-"""The parts of the page that show training and models."""
+"""The sections of the page on the training and on the models."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pyro_vae.comparison.run import Run
 from pyro_vae.datasets.data import Data
 from pyro_vae.evaluation.latent import LatentKL
 
-# Images drawn of each of few algorithms and of each of many, images reconstructed, rows drawn of a table.
+# Images drawn for each algorithm, the same for more than `_MANY` algorithms, images reconstructed, table rows drawn.
 _DRAWN, _DRAWN_OF_MANY, _MANY, _RECONSTRUCTED, _ROWS = 40, 20, 4, 10, 5000
 
 
 def model_sections(comparison: Comparison) -> list[Section]:
-    """Returns the sections of training and of what the models do: curves, samples, reconstructions, latents."""
+    """Returns the sections on the training and the models: curves, samples, reconstructions, latents."""
     sections = [_curves(comparison)]
     if comparison.data.image_shape is None:
         sections.append(_marginals(comparison))
@@ -45,8 +45,8 @@ def _curves(comparison: Comparison) -> Section:
         text = "Each algorithm's own training bound: mean over seeds, in a band from the least to the greatest seed. "
     if (frame["part"] == "validation").any():
         text += "Dashed: the ELBO of the validation data. "
-    text += "The vertical axis is zoomed to what follows the first tenth of training; seconds leave validation out."
-    text += " A number after a name: that curve ends there, far below the others."
+    text += "The vertical axis shows the values after the first tenth of training; seconds do not include validation."
+    text += " A number after a name is the final value of a curve far below the others."
     silent = [
         label
         for label in comparison.labels
@@ -71,16 +71,16 @@ def _samples(comparison: Comparison) -> Section:
         for what, x in shown
         if x is not None
     ]
-    text = "From each algorithm's model of the first seed, for z drawn from the prior"
-    text += ": draws of x, and the mean of the likelihood that they are drawn from."
+    text = "Draws of x from each algorithm's model of the first seed, with z drawn from the prior, "
+    text += "and the means of their likelihoods p(x|z)."
     return Section("samples", "Samples", text, pictures, "pairs")
 
 
 def _reconstructions(comparison: Comparison) -> Section:
     data, pictures = comparison.data, []
     text = (
-        "Test data over what each algorithm's model of the first seed makes of them: the likelihood's centre at the "
-        "posterior's centre."
+        "Test data (upper row) and their reconstructions by each algorithm's model of the first seed (lower row): the "
+        "likelihood's centre at the posterior's centre."
     )
     unmoved = [spec.label for spec in comparison.experiment.inference if not spec.build().trains_encoder]
     text = f"{text} {_left_out(unmoved)}".strip()
@@ -91,7 +91,9 @@ def _reconstructions(comparison: Comparison) -> Section:
             continue
         reconstructed = reconstruct(run, batch)
         if reconstructed is None:
-            return Section("reconstructions", "Reconstructions", "Not shown: prior or likelihood has no mean nor mode.")
+            return Section(
+                "reconstructions", "Reconstructions", "Not shown: posterior or likelihood has no mean or mode."
+            )
         png = images.reconstructions(as_images(test, data), as_images(reconstructed, data), limits=limits(data))
         alt = f"Test data in the upper row, their reconstructions by {run.algorithm} in the lower"
         pictures.append(_picture(png, alt, run.algorithm))
@@ -143,7 +145,7 @@ def _latent(comparison: Comparison) -> Section:
 
 
 def _kl_text(kl: LatentKL) -> str:
-    """What is shown of the latents, and how it was had."""
+    """The description of the KL that is shown, and how it was computed."""
     how = (
         "in closed form" if all(kl.analytic) else f"by Monte Carlo (standard error up to {kl.standard_error.max():.2g})"
     )
@@ -162,7 +164,7 @@ def _kl_text(kl: LatentKL) -> str:
 
 
 def _manifolds(runs: Sequence[Run], data: Data) -> Section | None:
-    """What a two-dimensional latent space decodes to; None for any other latent space."""
+    """Images decoded from a grid in a two-dimensional latent space; None for any other latent space."""
     pictures = []
     standard = True
     for run in runs:
@@ -189,7 +191,7 @@ def _manifolds(runs: Sequence[Run], data: Data) -> Section | None:
 
 
 def _left_out(labels: Sequence[str]) -> str:
-    """Why algorithms without a posterior are not shown; empty where there are none."""
+    """The reason why algorithms without a posterior are not shown; empty if there are none."""
     if not labels:
         return ""
     return f"Left out: {enumerated(labels)}, which {'trains' if len(labels) == 1 else 'train'} no posterior."

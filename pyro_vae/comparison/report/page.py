@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file that needs nothing beside itself."""
+"""The page of a comparison: one HTML file that needs no other file."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pyro_vae.comparison.report.tables import data_phrase, difference_text, seed
 from pyro_vae.comparison.report.wording import count, enumerated
 from pyro_vae.datasets.data import Data
 
-# Of so many algorithms the heading names each.
+# Largest number of algorithms that the heading names.
 _FEW = 4
 
 
 def write_report(comparison: Comparison, path: Path) -> None:
-    """Writes a comparison as one HTML file that opens from disk, without any network.
+    """Writes a comparison as one HTML file that can be opened from disk, without a network.
 
-    Draws from the models have a seed of their own; the global random states are left as they are.
+    Draws from the models have their own seed; the global random states are not changed.
 
     Arguments:
-        comparison: What was run.
+        comparison: The comparison to write.
         path: The file to write.
     """
     template = files("pyro_vae.comparison.report").joinpath("page.html").read_text(encoding="utf-8")
@@ -52,7 +52,7 @@ def _title(comparison: Comparison) -> str:
 
 
 def _sentence(comparison: Comparison) -> str:
-    """What was compared on what."""
+    """One sentence on the algorithms, the VAE and the data."""
     experiment, data = comparison.experiment, comparison.data
     families = [f"{experiment.prior.title} prior", f"{experiment.likelihood.title} likelihood"]
     if experiment.posterior is not None:

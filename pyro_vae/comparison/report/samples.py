@@ -1,4 +1,4 @@
-"""What the trained models draw, reconstruct and decode, on the CPU; the global random states are left as they are."""
+"""Draws, reconstructions and decoded latents of the trained models; the global random states are not changed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
-# Points of a latent grid along a side.
+# Points along one side of a latent grid.
 _POINTS = 15
 
 
 @torch.no_grad()
 def draw(run: Run, n: int, data: Data) -> tuple[Tensor, Tensor | None]:
-    """Returns draws of x, given the contexts of the training rows in turn, and the likelihood's mean; on the CPU."""
+    """Returns draws of x and the likelihood's centre, on the CPU; contexts are those of the training rows, in turn."""
     with isolated(run.seed), evaluating(run.vae):
         x, context = run.vae.probe_batch().x, data.context_of(n)
         batch = Batch(x.new_zeros(n, *x.shape[1:]), None if context is None else context.to(x.device, x.dtype))
@@ -39,7 +39,7 @@ def draw(run: Run, n: int, data: Data) -> tuple[Tensor, Tensor | None]:
 
 
 def reconstruct(run: Run, batch: Batch) -> Tensor | None:
-    """Returns the likelihood's centre at the posterior's centre; None where one of them has none."""
+    """Returns the likelihood's centre at the posterior's centre; None if one of them does not exist."""
     with isolated(run.seed), evaluating(run.vae):
         try:
             return run.vae.reconstruct(batch.to(run.vae.device, run.vae.dtype)).cpu()
@@ -49,7 +49,7 @@ def reconstruct(run: Run, batch: Batch) -> Tensor | None:
 
 @torch.no_grad()
 def decode(vae: VAE, z: Tensor) -> Tensor | None:
-    """Returns the likelihood's centre at z; None where it has none."""
+    """Returns the likelihood's centre at z; None if it does not exist."""
     with evaluating(vae):
         try:
             return centre(vae.decode(z.to(vae.device, vae.dtype))).cpu()
@@ -59,7 +59,7 @@ def decode(vae: VAE, z: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def latent_grid(vae: VAE) -> tuple[Tensor, Tensor, bool] | None:
-    """Returns the grid's z₁ and z₂, and whether the prior is the unit Gaussian; None where there is no such grid."""
+    """Returns the grid's z₁ and z₂, and whether the prior is the unit Gaussian; None if there is no such grid."""
     if tuple(vae.latent_shape) != (2,) or vae.context_features:
         return None
     probability = (torch.arange(_POINTS) + 0.5) / _POINTS
@@ -69,7 +69,7 @@ def latent_grid(vae: VAE) -> tuple[Tensor, Tensor, bool] | None:
             z = Normal(0.0, 1.0).icdf(probability)
             return z, z, True
         draws = prior.sample((20_000,))
-        if draws.unique().numel() < 1000:  # discrete: its quantiles are no grid
+        if draws.unique().numel() < 1000:  # discrete: its quantiles do not form a grid
             return None
         first, second = draws.double().cpu().quantile(probability.double(), dim=0).unbind(1)
         corners = torch.cartesian_prod(first[[0, -1]], second[[0, -1]]).to(draws)
@@ -83,7 +83,7 @@ def _is_unit_gaussian(prior: Any) -> bool:
 
 
 def limits(data: Data) -> tuple[float, float]:
-    """Returns what is black and what is white: the range of the training data."""
+    """Returns the values of black and white: the range of the training data; 0 and 1 for binarised data."""
     if data.binarisation != "none":
         return 0.0, 1.0
     seen = data.train[~data.train.isnan()]
@@ -92,7 +92,7 @@ def limits(data: Data) -> tuple[float, float]:
 
 
 def as_images(x: Tensor, data: Data) -> NDArray[np.float64]:
-    """Returns grey images, ``(N, H, W)``: channels, first or last, are averaged."""
+    """Returns grey images, ``(N, H, W)``, the mean over channels; channels may be first or last."""
     images = x.double().reshape(len(x), *(data.image_shape or (1, -1)))
     if images.dim() == 4 and images.shape[-1] in (1, 3, 4) and images.shape[1] not in (1, 3, 4):
         images = images.movedim(-1, 1)

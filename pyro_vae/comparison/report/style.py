@@ -1,4 +1,4 @@
-"""What all figures share; drawn through matplotlib's objects alone, so that no global figure or style is touched."""
+"""Style of all figures, set on matplotlib objects only: no global figure or style is changed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-# Okabe and Ito's colours without the yellow, then three of Tol's: told apart by colour-blind readers, on white.
+# Okabe and Ito's colours without yellow, then three of Tol's; colour-blind readers can distinguish them on white.
 _PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 _PALETTE += ["#332288", "#882255", "#999933"]
 BLUE, RED = _PALETTE[:2]
-# Figures are sized at 100 page pixels an inch and drawn at twice that, for dense screens.
+# An inch of a figure is 100 page pixels; it is drawn with 200 pixels, for high-resolution screens.
 DPI = 200
 TEXT, SMALL = 9, 8
 GREY, LIGHT = "#8a8a8a", "#c9c9c9"
@@ -31,12 +31,12 @@ Dashes = Literal["-", "--", ":"]
 
 
 class Ink(NamedTuple):
-    """How an algorithm is drawn: those that share a colour differ in the other two.
+    """How an algorithm is drawn; algorithms of the same colour differ in marker and dashes.
 
     Attributes:
         colour: One of ten.
-        marker: Of points along a curve; none for the first ten algorithms.
-        dashes: Of a line that has no points.
+        marker: Marker of points along a curve; empty for the first ten algorithms.
+        dashes: Dashes of a line without points.
     """
 
     colour: str
@@ -45,7 +45,7 @@ class Ink(NamedTuple):
 
 
 def inks(labels: Sequence[str]) -> dict[str, Ink]:
-    """Returns one ink for each label, in the order given; no two are the same up to thirty."""
+    """Returns one ink for each label, in the order given; up to thirty inks are all different."""
     rounds: tuple[tuple[str, Dashes], ...] = (("", "-"), ("o", "--"), ("s", ":"))
     return {
         label: Ink(_PALETTE[index % len(_PALETTE)], *rounds[index // len(_PALETTE) % len(rounds)])
@@ -59,24 +59,24 @@ def colours(labels: Sequence[str]) -> dict[str, str]:
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """Returns a figure of so many inches with one pair of axes."""
+    """Returns a figure with one pair of axes; width and height are in inches."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     style(axes)
     return figure, axes
 
 
-# Of the titles of panels side by side.
+# Number of characters in the titles of all panels in a row.
 _CHARACTERS = 120
 
 
 def panels(titles: Sequence[str], height: float, *, bottom: float = 0.45) -> tuple[Figure, list[Axes]]:
-    """Returns a figure with one panel for each title, three or four in a row, which share both axes.
+    """Returns a figure with one panel for each title, three or four in a row; all panels share both axes.
 
     Arguments:
-        titles: Of the panels.
-        height: Of a panel, in inches.
-        bottom: Height of what stands below or above all panels, in inches.
+        titles: Titles of the panels.
+        height: Height of a panel, in inches.
+        bottom: Height of labels and legend below or above all panels, in inches.
     """
     n = len(titles)
     across = n if n <= 3 else 3 if n in (5, 6, 9) else 4
@@ -95,7 +95,7 @@ def panels(titles: Sequence[str], height: float, *, bottom: float = 0.45) -> tup
 
 
 def style(axes: Axes) -> None:
-    """Sets small ticks, and takes the upper and the right line away."""
+    """Sets small tick labels, and removes the upper and the right line."""
     axes.tick_params(labelsize=SMALL)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -113,7 +113,7 @@ def plain(texts: Sequence[Any]) -> None:
 
 
 def spread(wanted: Sequence[float], gap: float) -> Floats:
-    """Returns the places in [0, 1] of labels that want to be at ``wanted``, no two nearer than ``gap``.
+    """Returns places in [0, 1] near the ``wanted`` places of labels, at least ``gap`` apart if there is room.
 
     Example:
         >>> spread([0.5, 0.0, 0.5], 0.1).round(2).tolist()
@@ -122,7 +122,7 @@ def spread(wanted: Sequence[float], gap: float) -> Floats:
     order = np.argsort(wanted, kind="stable")
     places = np.clip(np.asarray(wanted, dtype=np.float64)[order], 0.0, 1.0)
     steps = min(gap, 1.0 / max(len(places) - 1, 1)) * np.arange(len(places))
-    # The least places that do not overlap from below, the greatest from above, and their mean.
+    # The mean of two solutions without overlap: places moved up, and places moved down.
     up = np.maximum.accumulate(places - steps) + steps
     up = np.minimum(up, 1.0 - steps[::-1])
     down = np.minimum.accumulate((places + steps[::-1])[::-1])[::-1] - steps[::-1]
@@ -136,6 +136,6 @@ def png(figure: Figure) -> bytes:
     """Returns the figure as a PNG."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks is drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph")  # a letter that the font lacks is drawn as a box
         FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The tables of a comparison: as text that the page sets, and as `rich` tables for a terminal."""
+"""The tables of a comparison: as text for the page, and as `rich` tables for a terminal."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class TableText:
     """A table as text.
 
     Attributes:
-        title: One phrase.
-        header: Name of each column.
-        rows: Cells of each row; the first is the row's name.
-        caption: Units, what the intervals are, and warnings; one paragraph.
+        title: Title of the table.
+        header: Names of the columns.
+        rows: Cells of each row; the first cell is the row's name.
+        caption: Units, meaning of the intervals, and warnings; one paragraph.
         notes: Footnotes, one paragraph each.
     """
 
@@ -43,7 +43,7 @@ def summary_table(comparison: Comparison) -> Table:
     """Returns the metrics of each algorithm, mean over seeds ± 95 % Student-t half width, for a terminal.
 
     Arguments:
-        comparison: What was run.
+        comparison: The comparison to show.
 
     Returns:
         One row for each algorithm: ELBO and log p(x) of the test data, active units, seconds per epoch. It fits
@@ -56,24 +56,24 @@ def difference_table(comparison: Comparison) -> Table:
     """Returns the paired differences of each algorithm against the first, for a terminal.
 
     Arguments:
-        comparison: What was run.
+        comparison: The comparison to show.
 
     Returns:
-        One row for each algorithm but the first: the difference of ELBO and log p(x), mean over seeds ± 95 %
+        One row for each algorithm except the first: the difference of ELBO and log p(x), mean over seeds ± 95 %
         Student-t half width, and whether the interval contains 0. It fits 100 columns.
     """
     return _rich(difference_text(comparison))
 
 
 def summary_text(comparison: Comparison) -> TableText:
-    """Returns what `summary_table` shows."""
+    """Returns the content of `summary_table`."""
     labels = comparison.labels
     summaries = [comparison.summary(label) for label in labels]
     marginals = intervals([summary["log_marginal"] for summary in summaries])
     columns = [
         labels,
         intervals([summary["elbo"] for summary in summaries]),
-        [_named(comparison, (label,), cell) for label, cell in zip(labels, marginals, strict=True)],
+        [_marked(comparison, (label,), cell) for label, cell in zip(labels, marginals, strict=True)],
         [_active(comparison, label) for label in labels],
         [significant(summary["seconds_per_epoch"]) for summary in summaries],
     ]
@@ -83,7 +83,7 @@ def summary_text(comparison: Comparison) -> TableText:
 
 
 def difference_text(comparison: Comparison) -> TableText:
-    """Returns what `difference_table` shows."""
+    """Returns the content of `difference_table`."""
     baseline, *others = comparison.labels
     differences = [comparison.difference(label, baseline) for label in others]
     columns: list[list[str]] = [others]
@@ -91,14 +91,14 @@ def difference_text(comparison: Comparison) -> TableText:
         column = [difference[metric] for difference in differences]
         cells = intervals(column, sign=True)
         if metric == "log_marginal":
-            cells = [_named(comparison, (label, baseline), cell) for label, cell in zip(others, cells, strict=True)]
+            cells = [_marked(comparison, (label, baseline), cell) for label, cell in zip(others, cells, strict=True)]
         columns += [cells, [_contains_zero(interval) for interval in column]]
     header = ("algorithm", _bound(comparison), "interval contains 0", "log p(x)", "interval contains 0")
     if not others:
         return TableText(f"Difference from {baseline}", header, [], "Only one algorithm: there is nothing to compare.")
     caption = f"{_caption(comparison)} Differences are between runs of the same seed; above 0 is better."
     if any(is_annealed(run) for run in comparison.runs):
-        caption += " (AIS): log p(x) of one of the two by annealed importance sampling, and both of the same data."
+        caption += " (AIS): log p(x) by annealed importance sampling for at least one algorithm; both of the same data."
     return TableText(f"Difference from {baseline}, paired by seed", header, _rows(columns), caption)
 
 
@@ -117,7 +117,7 @@ def seeds_text(comparison: Comparison) -> TableText:
 
 
 def data_phrase(comparison: Comparison) -> str:
-    """Returns the data set's name and what was done to it, such as ``digits (dynamic binarisation)``."""
+    """Returns the data set's name and how it was prepared, such as ``digits (dynamic binarisation)``."""
     data = comparison.data
     done = [{"none": "", "unit": "scaled to [0, 1]", "standardise": "standardised"}[data.scaling]]
     if data.binarisation != "none":
@@ -138,7 +138,7 @@ def is_annealed(run: Run) -> bool:
 
 
 def annealing(comparison: Comparison) -> str:
-    """Returns how log p(x) was found where no posterior is trained, and how far to trust it; empty where all are."""
+    """Returns how log p(x) was estimated without a trained posterior, and its reliability; empty if all are trained."""
     runs = [run for run in comparison.runs if is_annealed(run)]
     estimates = [run.log_marginal for run in runs if run.log_marginal is not None]
     if not estimates or comparison.data.test is None:
@@ -157,14 +157,14 @@ def annealing(comparison: Comparison) -> str:
     if poor and about["chains"] > FEWEST_WEIGHTS:
         text += (
             f" Warning: effective sample size below {FEWEST_WEIGHTS:g} of the {about['chains']} chains for {poor} of "
-            f"{n} test data; their log p(x) is too low by more than it says; take more temperatures "
+            f"{n} test data; their log p(x) is too low by more than estimated; take more temperatures "
             "(evaluation.temperatures)."
         )
     return text
 
 
-def _named(comparison: Comparison, labels: Sequence[str], cell: str) -> str:
-    """A cell of log p(x), with its method where that is not importance sampling."""
+def _marked(comparison: Comparison, labels: Sequence[str], cell: str) -> str:
+    """A cell of log p(x), marked if its method is annealed importance sampling."""
     annealed = any(is_annealed(run) for label in labels for run in comparison.runs_of(label))
     return f"{cell} (AIS)" if annealed and cell != "-" else cell
 
@@ -187,7 +187,7 @@ def _caption(comparison: Comparison) -> str:
 
 
 def _sampling(comparison: Comparison) -> str:
-    """How far an importance-sampled log p(x) can be trusted; empty where nothing is wrong."""
+    """Warnings about an importance-sampled log p(x); empty if it is reliable."""
     counts: dict[str, int] = {}
     unknown, n = 0, 0
     for run in comparison.runs:
@@ -211,7 +211,7 @@ def _sampling(comparison: Comparison) -> str:
 
 
 def _active(comparison: Comparison, label: str) -> str:
-    """The active units; a dash where q is not trained to be the posterior."""
+    """The active units; a dash if no posterior is trained."""
     runs = comparison.runs_of(label)
     if all(run.elbo is None for run in runs):
         return "-"
@@ -251,7 +251,7 @@ def _rows(columns: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
     return list(zip(*columns, strict=True))
 
 
-# Of a label in a terminal, beyond which it is folded.
+# Number of characters of a label in a terminal; longer labels may be folded.
 _LABEL = 16
 
 

@@ -10,7 +10,7 @@ from pyro_vae.evaluation.gradients import GradientNoise
 from pyro_vae.evaluation.intervals import Interval
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-# Above this a signal-to-noise ratio is that of a gradient without noise.
+# A gradient with a larger signal-to-noise ratio counts as free of noise.
 NOISELESS = 1e6
 
 
@@ -30,12 +30,12 @@ def first_of(n: int, total: int, noun: str) -> str:
 
 
 def number(value: float, spec: str) -> str:
-    """Returns a number as ``spec`` has it; a dash where it is nan."""
+    """Returns a number in the format ``spec``; a dash if it is nan."""
     return "-" if math.isnan(value) else format(value, spec)
 
 
 def intervals(column: Sequence[Interval], *, sign: bool = False) -> list[str]:
-    """Formats a column: one number of decimals, two to four, enough for two digits of the widest half width."""
+    """Formats a column with two to four decimals: enough for two digits of the widest half width, if possible."""
     sizes = [interval.half_width for interval in column if interval.half_width > 0]
     sizes = [size for size in sizes if math.isfinite(size)]
     decimals = 1 - math.floor(math.log10(max(sizes))) if sizes else 2
@@ -44,7 +44,7 @@ def intervals(column: Sequence[Interval], *, sign: bool = False) -> list[str]:
 
 
 def _signed(interval: Interval, spec: str) -> str:
-    """Formats an interval with the sign, if any, on its mean alone, and on none that is 0 as written."""
+    """Formats an interval with a sign, if any, on its mean only; a mean that is written as 0 has no sign."""
     mean, separator, width = format(interval, spec).partition(" ± ")
     if mean != "-" and float(mean) == 0:
         mean = mean.lstrip("+-")
@@ -52,7 +52,7 @@ def _signed(interval: Interval, spec: str) -> str:
 
 
 def significant(interval: Interval) -> str:
-    """Formats one interval of any magnitude: two digits of its half width, and a power of ten where it takes one.
+    """Formats one interval of any magnitude: two digits of its half width, and a power of ten if needed.
 
     Example:
         >>> significant(Interval(30.26, 5.48, 50)), significant(Interval(1234567.0, 45678.0, 50))
@@ -77,21 +77,21 @@ def significant(interval: Interval) -> str:
 
 
 def noise(gradient: GradientNoise) -> tuple[str, str]:
-    """Formats variance and signal-to-noise ratio of a gradient."""
+    """Formats the variance and the signal-to-noise ratio of a gradient."""
     if gradient.signal_to_noise.mean > NOISELESS:
         return "0", "no noise"
     return significant(gradient.variance), significant(gradient.signal_to_noise)
 
 
 def estimate(value: Estimate | None) -> tuple[str, str, str]:
-    """Formats value, Monte Carlo error and data's error."""
+    """Formats a value, its Monte Carlo error and its sampling error over data."""
     if value is None:
         return "-", "-", "-"
     return f"{value.value:.3f}", error(value.standard_error), error(value.sampling_error)
 
 
 def with_errors(value: Estimate) -> str:
-    """Formats value ± Monte Carlo error ± data's error, all to two digits of the greater error or three decimals."""
+    """Formats value ± Monte Carlo error ± sampling error, to two digits of the greater error or three decimals."""
     sizes = [e for e in (value.standard_error, value.sampling_error) if math.isfinite(e) and e > 0]
     decimals = min(max(1 - math.floor(math.log10(max(sizes))), 2), 3) if sizes else 3
     parts = (value.value, value.standard_error, value.sampling_error)

@@ -135,7 +135,7 @@ def sections_of(comparison):
 def test_what_was_not_checked_is_said(everything):
     sections = sections_of(dataclasses.replace(everything, checks=PosteriorChecks(0)))
     assert list(sections) == ["weights", "checks"]
-    assert "Not asked for (evaluation.posterior_checks is 0)" in sections["checks"].text
+    assert "Not computed (evaluation.posterior_checks is 0)" in sections["checks"].text
 
 
 def test_a_gap_that_cannot_be_split_is_noted(everything):
@@ -157,7 +157,7 @@ def test_constant_and_unknown_k_are_counted_in_words(everything):
     runs = [changed(run) for run in everything.runs]
     text = sections_of(dataclasses.replace(everything, runs=runs, checks=PosteriorChecks(0)))["weights"].text
     assert "Not drawn: 2 (stl) with constant weights (k-hat −∞). Not drawn: 3 (stl) with an unknown k-hat." in text
-    assert "The outermost bars hold what lies beyond them." in text
+    assert "The outermost bars contain values beyond them." in text
 
 
 def test_k_may_be_unknown_throughout(everything):
