@@ -11,7 +11,7 @@ endif
 BASE := $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test lint types pytest slow bench figures gpu-test gpu-bench gpu-figures on-gpu-bench on-gpu-figures clean
+.PHONY: demo test lint types pytest slow bench startup figures gpu-test gpu-bench gpu-figures on-gpu-bench on-gpu-figures clean
 
 demo: $(READY)  ## Train and compare three algorithms on the embedded data set, to convergence.
 	$(RUN) -m pyro_vae compare --data digits --inference aevb,analytic-kl,wake-sleep --seeds 3 \
@@ -41,6 +41,9 @@ bench: $(READY)  ## The benchmarks behind the README's figures; pythae and NumPy
 	$(RUN) -m benchmarks.counts
 	$(RUN) -m benchmarks.step_time
 	$(RUN) -m benchmarks.compare_inference
+
+startup: $(READY)  ## CPU seconds of `import pyro_vae` and of `pyro-vae --help`.
+	$(RUN) -m benchmarks.startup
 
 figures: $(READY)  ## The papers' figures and tables: hours. Stopped, it goes on; started twice, it uses two cores.
 	$(RUN) -m benchmarks.aevb_figure2_study

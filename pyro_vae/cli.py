@@ -8,24 +8,19 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-import pandas as pd
 import typer
-from rich.console import Console
 
-from pyro_vae.comparison.comparison import prepare
-from pyro_vae.comparison.folder import default_folder, load, new_folder, unfinished, write_run
-from pyro_vae.comparison.report.page import write_report
-from pyro_vae.comparison.report.tables import difference_table, summary_table
 from pyro_vae.errors import InputError, NonFiniteError
-from pyro_vae.experiment.experiment import Experiment
-from pyro_vae.experiment.network import code_allowed
-from pyro_vae.experiment.part import spelled_out
-from pyro_vae.experiment.yaml_file import parse_yaml, read_yaml
-from pyro_vae.runtime.environment import versions
-from pyro_vae.vae.families.table import families_table, family_page
+
+# What takes long to import is imported by the commands that need it, so that `--help` is there at once.
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from pyro_vae.comparison.trained_vae import TrainedVAE
+    from pyro_vae.experiment.experiment import Experiment
 
 app = typer.Typer(
     help="Variational autoencoders declared in Pyro: train, compare and use them.",
@@ -66,6 +61,8 @@ _DrawSeed = Annotated[int, typer.Option(help="Seed of the draws.")]
 def _print_versions(asked: bool) -> None:
     """Ends the command with what a report of a fault has to say."""
     if asked:
+        from pyro_vae.runtime.environment import versions
+
         typer.echo(", ".join(f"{name} {number}" for name, number in versions().items()))
         raise typer.Exit
 
@@ -82,8 +79,10 @@ def options(
 
 def _allow_code(context: typer.Context, allowed: bool) -> bool:
     """Lets this command import networks of the user's own, also from the working folder."""
-    context.with_resource(code_allowed(allowed))
     if allowed:
+        from pyro_vae.experiment.user_network import code_allowed
+
+        context.with_resource(code_allowed())
         sys.path.insert(0, os.getcwd())
     return allowed
 
@@ -141,6 +140,11 @@ def compare_command(
 
 def _compare(experiment: Experiment, out: Path | None) -> None:
     """Runs an experiment, writes its folder and prints its tables."""
+    from pyro_vae.comparison.comparison import prepare
+    from pyro_vae.comparison.folder import default_folder, new_folder, unfinished, write_run
+    from pyro_vae.comparison.report.page import write_report
+    from pyro_vae.comparison.report.tables import difference_table, summary_table
+
     prepared = prepare(experiment, progress=True)
     folder = default_folder(experiment) if out is None else out
     command = shlex.join(["pyro-vae", *sys.argv[1:]])
@@ -164,6 +168,8 @@ def _compare(experiment: Experiment, out: Path | None) -> None:
 @app.command()
 def schema() -> None:
     """Print the JSON schema of the experiment file."""
+    from pyro_vae.experiment.experiment import Experiment
+
     sys.stdout.write(json.dumps(Experiment.model_json_schema(), indent=2) + "\n")
 
 
@@ -172,6 +178,8 @@ def families(
     name: Annotated[str | None, typer.Argument(help="A family, such as Normal; default: all of them.")] = None,
 ) -> None:
     """Print what every distribution can be (prior, likelihood, posterior), or one of them with examples."""
+    from pyro_vae.vae.families.table import families_table, family_page
+
     if name is None:
         _console().print(families_table(), highlight=False)
     else:
@@ -191,7 +199,7 @@ def score(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print log p(x) of each row (nats, own units), its error and how far to trust it: the lowest are outliers."""
-    trained = load(run, algorithm, seed, allow_code=allow_code)
+    trained = _trained(run, algorithm, seed, allow_code)
     scores = trained.score(data, num_samples, context=context, seed=draw_seed, progress=True)
     _write(scores, out, _from(scores, "row"))
 
@@ -208,7 +216,7 @@ def encode(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print the mean and the standard deviation of q(z|x) of each row."""
-    trained = load(run, algorithm, seed, allow_code=allow_code)
+    trained = _trained(run, algorithm, seed, allow_code)
     codes = trained.encode(data, context=context, seed=draw_seed)
     _write(codes, out, _from(codes, "z0"))
 
@@ -225,7 +233,7 @@ def sample(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print draws of x from a trained model, in the data's own units and columns."""
-    trained = load(run, algorithm, seed, allow_code=allow_code)
+    trained = _trained(run, algorithm, seed, allow_code)
     _write(trained.sample(n, context=context, seed=draw_seed), out, trained.units.cell_names)
 
 
@@ -241,8 +249,14 @@ def impute(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print the rows with their missing cells filled by what the model expects of them; observed cells are kept."""
-    trained = load(run, algorithm, seed, allow_code=allow_code)
+    trained = _trained(run, algorithm, seed, allow_code)
     _write(trained.impute(data, context=context, seed=draw_seed), out, trained.units.cell_names)
+
+
+def _trained(run: Path, algorithm: str | None, seed: int | None, allow_code: bool) -> TrainedVAE:
+    from pyro_vae.comparison.folder import load
+
+    return load(run, algorithm, seed, allow_code=allow_code)
 
 
 def main() -> None:
@@ -260,6 +274,9 @@ def main() -> None:
 
 def _experiment(file: Path | None, flags: dict[str, Any], settings: list[str]) -> Experiment:
     """The file, changed by the flags and then by the settings; a data file's path is relative to where it is named."""
+    from pyro_vae.experiment.experiment import Experiment
+    from pyro_vae.experiment.yaml_file import parse_yaml, read_yaml
+
     content = {} if file is None else read_yaml(file)
     for key, value in flags.items():
         _assign(content, key, value)
@@ -273,22 +290,32 @@ def _experiment(file: Path | None, flags: dict[str, Any], settings: list[str]) -
 
 
 def _console() -> Console:
+    from rich.console import Console
+
     console = Console()
     return console if console.is_terminal else Console(width=100)
 
 
 def _part(text: str | None) -> Any:
     """A family's name, another part's (flow, mixture), or a mapping with its parameters."""
-    return None if text is None else parse_yaml(text, "command line")
+    return None if text is None else _parsed(text)
 
 
 def _path_flag(text: str | None) -> Any:
     """A data set's name, or a mapping such as ``{name: digits, binarisation: none}``."""
-    return parse_yaml(text, "command line") if text is not None and text.lstrip().startswith("{") else text
+    return _parsed(text) if text is not None and text.lstrip().startswith("{") else text
+
+
+def _parsed(text: str) -> Any:
+    from pyro_vae.experiment.yaml_file import parse_yaml
+
+    return parse_yaml(text, "command line")
 
 
 def _assign(content: dict[str, Any], path: str, value: Any) -> None:
     """Sets a value at a dotted path."""
+    from pyro_vae.experiment.part import spelled_out
+
     *parents, last = path.split(".")
     for i, parent in enumerate(parents):
         inner = content.setdefault(parent, {})
@@ -311,6 +338,9 @@ def _write(table: pd.DataFrame, out: Path | None, cells: Sequence[str]) -> None:
     if out is None:
         sys.stdout.write(table.to_csv(index=False))
     elif out.suffix == ".npy":
+        import numpy as np
+        import pandas as pd
+
         table = table[list(cells)]
         words = [str(name) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
         if words:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import xarray
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +18,9 @@ from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
+
+if TYPE_CHECKING:
+    import xarray
 
 # Dimensions and values of the variables of a group.
 Variables = Mapping[str, tuple[tuple[str, ...], NDArray[Any]]]
@@ -212,11 +214,15 @@ def _assemble(groups: Mapping[str, Variables], attributes: dict[str, Any], colum
         import arviz
     if int(arviz.__version__.split(".")[0]) < 1:
         return arviz.InferenceData(**datasets)
+    import xarray
+
     return xarray.DataTree.from_dict(datasets)
 
 
 def _dataset(variables: Variables, columns: list[str] | None) -> xarray.Dataset:
     """Returns the variables with coordinates: numbers, or names for cells with known names."""
+    import xarray  # takes half a second to import
+
     sizes = {dim: n for dims, values in variables.values() for dim, n in zip(dims, values.shape, strict=True)}
     coordinates: dict[str, Any] = {dim: np.arange(n) for dim, n in sizes.items()}
     if columns is not None and "cell" in sizes:
@@ -231,6 +237,8 @@ def write_netcdf(groups: Any, path: Path) -> None:
         groups: An `InferenceData` or a `DataTree`.
         path: File to write; it is compressed.
     """
+    import xarray
+
     options: dict[str, Any] = {}
     if isinstance(groups, xarray.DataTree):  # `InferenceData` compresses automatically
         numbers = {

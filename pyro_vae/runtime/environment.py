@@ -6,9 +6,10 @@ import platform
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 _PACKAGES = ("pyro-vae", "pyro-ppl", "torch", "numpy", "arviz")
 
@@ -20,6 +21,8 @@ def environment(device: torch.device, command: str) -> dict[str, Any]:
         device: Device of the computation.
         command: Command that reproduces the result.
     """
+    import torch
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "command": command,

@@ -6,17 +6,22 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, track
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 def tracked(items: Sequence[int], title: str | None) -> Iterator[int]:
     """Yields the items, with a progress bar if there is a title."""
-    console = Console(stderr=True)
     if title is None:
         yield from items
-    elif not console.is_terminal:
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
         _line(title)
         yield from items
     else:
@@ -78,11 +83,14 @@ def steps_bar(shown: bool | str, total: int) -> Iterator[StepsBar]:
         shown: Whether to show the bar; a string is its title.
         total: Number of steps.
     """
-    console = Console(stderr=True)
-    title = shown if isinstance(shown, str) else "fit"
     if not shown:
         yield StepsBar()
-    elif not console.is_terminal:
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console, title = Console(stderr=True), shown if isinstance(shown, str) else "fit"
+    if not console.is_terminal:
         _line(f"{title}: {total} steps")
         yield _Lines()
     else:

@@ -13,6 +13,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch, DataLike
+from pyro_vae.distributions import kl  # noqa: F401  registers the divergences that Pyro's TraceMeanField_ELBO asks for
 from pyro_vae.distributions.moments import centre, representative
 from pyro_vae.errors import InputError
 from pyro_vae.vae.declaration_check import (

@@ -310,7 +310,7 @@ def state():
     owners = [Distribution, transforms.Transform, transforms._InverseTransform, dist.Normal, torch.distributions.Normal]
     found = {(o, n): repr(v) for o in owners for n, v in vars(o).items()}
     return found | {"inverse": repr(transforms.ExpTransform().inv)}
-import pyro_vae
+import pyro_vae.vae.flow
 before, streams = state(), torch.get_rng_state()
 pyro_vae.vae.flow._zuko_flows()
 assert torch.equal(streams, torch.get_rng_state())
