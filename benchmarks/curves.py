@@ -1,4 +1,4 @@
-r"""Training runs that leave a curve, and go on where they were killed."""
+r"""Training runs with evaluations along the way, which continue after an interruption."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHECKPOINT, _RECORDS = ".checkpoint", ".jsonl"
 
 
 def logarithmic(first: int, last: int, per_decade: int) -> list[int]:
-    """Returns steps at equal ratios, so many to a decade, from the first to the last, which are among them."""
+    """Returns steps at equal ratios, ``per_decade`` for each decade, from the first to the last (both included)."""
     found, i = {first, last}, 1
     while (step := round(first * 10 ** (i / per_decade))) < last:
         found.add(step)
@@ -33,22 +33,22 @@ def fit_with_curve(
     evaluate: Callable[[int], Mapping[str, Any]],
     **options: Any,
 ) -> tuple[History, list[dict[str, Any]]]:
-    """Trains a VAE, and evaluates it on the way; killed at any moment and called again, it goes on.
+    """Trains a VAE and evaluates it along the way; after an interruption, the same call continues the run.
 
     Arguments:
-        place: Without its ending, of the files of the run in progress: a checkpoint, and a line for each evaluation.
-        vae: The VAE, as it was at the first call.
+        place: Path, without suffix, of the files of the unfinished run: a checkpoint, and a line for each evaluation.
+        vae: The VAE, in the same state as at the first call.
         x: Data; see `pyro_vae.fit`.
         inference: The algorithm.
-        steps: Of the run.
+        steps: Number of steps of the run.
         at: Steps after which to evaluate.
-        evaluate: From the step to what is to be remembered, ready for JSON; always the same for the same parameters,
-            which it leaves as they are.
-        options: Of `pyro_vae.fit`; ``compile`` is True where nothing else is said, since what "auto" decides by
-            timing may differ from process to process.
+        evaluate: Function from the step to the values to store, ready for JSON. It must give the same values for the
+            same parameters, and not change them.
+        options: Options of `pyro_vae.fit`; ``compile`` is True by default, since "auto" decides by timing and may
+            differ from process to process.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C, with the run's state in its files.
+        KeyboardInterrupt: After Ctrl-C; the state of the run is in its files.
 
     Returns:
         The history, and the records in order, each with ``step``, ``samples`` and the ``seconds`` of training.
@@ -57,7 +57,7 @@ def fit_with_curve(
     records = _read(place)
 
     def callback(step: int, metrics: Mapping[str, float]) -> None:
-        if step in records:  # evaluated by a process that was killed before its next checkpoint
+        if step in records:  # an interrupted process evaluated it after its last checkpoint
             return
         found = {"step": step, "samples": int(metrics["samples"]), "seconds": round(metrics["seconds"], 3)}
         records[step] = found | dict(evaluate(step))
@@ -78,13 +78,13 @@ def fit_with_curve(
 
 
 def forget(place: Path) -> None:
-    """Removes the files of a run whose result is elsewhere."""
+    """Removes the files of a finished run."""
     for ending in (_CHECKPOINT, _CHECKPOINT + ".tmp", _RECORDS):
         place.with_name(place.name + ending).unlink(missing_ok=True)
 
 
 def _read(place: Path) -> dict[int, dict[str, Any]]:
-    """The records so far, by step. A last line that was cut off is none, and taken off the file."""
+    """Returns the records so far, by step; removes a truncated last line from the file."""
     file = place.with_name(place.name + _RECORDS)
     if not file.exists():
         return {}

@@ -1,4 +1,4 @@
-r"""The contenders of `benchmarks.step_time` that are this package."""
+r"""Contenders of `benchmarks.step_time` in this package."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def algorithm(problem: Problem) -> Inference:
 
 
 class Ours(Contender):
-    """`pyro_vae.fit(compile=True)`, `Trace_ELBO` on a model and a guide: the very loop that `fit` runs."""
+    """`pyro_vae.fit(compile=True)` with `Trace_ELBO` on a model and a guide: the loop of `fit` itself."""
 
     compile = True
 
@@ -72,12 +72,12 @@ class Ours(Contender):
         self.taken += n
 
     def loss(self, x: Array, noise: Array) -> tuple[float, Array]:
-        """As for any contender; of a compiled step, which moves weights, it is a twin's."""
+        """Returns loss and noise; a copy takes the compiled step, since this step changes the weights."""
         data, epsilon = self.tensors(x, noise)
         if not self.compile:
             with AtNoise(epsilon):
                 return float(self.inference.loss(self.vae, Batch(data)).value.detach()), noise
-        twin = type(self)(self.problem)  # whose optimizer and weights are moved
+        twin = type(self)(self.problem)  # the step changes its optimizer and weights
         copy_weights(parameters_of(twin.vae), self.weights())
         plan = twin.run.compiled.plan_for(Batch(data), 1) if twin.run.compiled else None
         step = None if plan is None else plan.steps[0][1]
@@ -100,7 +100,7 @@ class OursEager(Ours):
 
 
 class Replicates(Contender):
-    """`fit_replicates(compile=True)`, a run without end that is halted between turns."""
+    """`fit_replicates(compile=True)`, an endless run that pauses between turns."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -130,13 +130,13 @@ class Replicates(Contender):
         self.done.release()
 
     def gate(self, step: int) -> float:
-        """The schedule of the run, which asks for the factor of each step before it is taken."""
+        """The schedule of the run, called before each step; it pauses the run between turns."""
         if step == self.until:
             self.wait()
             self.done.release()
             self.go.acquire()
         if self.closing:
-            raise KeyboardInterrupt  # the run ends, and puts everything in its place
+            raise KeyboardInterrupt  # the run ends and cleans up
         return 1.0
 
     def close(self) -> None:
