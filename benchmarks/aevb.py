@@ -1,29 +1,30 @@
-r"""The experiments of Kingma and Welling, "Auto-encoding variational Bayes", 2013: what figures 2 to 5 share.
+r"""The experiments of Kingma and Welling, "Auto-encoding variational Bayes", 2013: shared parts of figures 2 to 5.
 
 Networks, optimizer, regulariser, minibatches and initial values are those of the paper's section 5 and appendices C
-to E. It leaves open what these constants and options decide:
+to E. The paper does not specify the following choices:
 
-* `TRAINING`: the first 50,000 MNIST images, the training set of the copy of MNIST that the first author's code reads
-  and the larger one of figure 3; all 10,000 test images. Of Frey Face 1,600 images drawn at random, and the other 365.
-  The paper's wake-sleep ends on Frey Face at 579 nats (training) and 569 (test): so much has one Gaussian for each
-  pixel, fitted to the training data without latents. It has 576.8 ± 1.8 and 577 ± 8 (standard deviation over splits)
-  with grey levels in 256ths and 1,600 training images at random, as the paper's may have been, but 577.0 and 553.6
-  with the first 1,500 images of the video, which are therefore not it.
+* `TRAINING`: the first 50,000 MNIST images (the training set in the first author's copy of MNIST, and the larger set
+  of figure 3); all 10,000 test images. For Frey Face, 1,600 random training images and the other 365 as test images.
+  The paper's wake-sleep ends on Frey Face at 579 nats (training) and 569 (test). One Gaussian for each pixel, fitted
+  to the training data without latents, has 576.8 ± 1.8 and 577 ± 8 (standard deviation over splits) with grey levels
+  in 256ths and 1,600 random training images. With the first 1,500 images of the video it has 577.0 and 553.6. So the
+  paper's split may be like the former, but not like the latter.
 * `GREY_LEVELS`: Frey Face in 256ths, as in the first author's code. A density in these units is 560 log(256/255) =
   2.2 nats above that in 255ths.
-* Binarisation of MNIST: `none` leaves grey levels in [0, 1], for which the Bernoulli's log-probability is a
-  cross-entropy and no log-likelihood; `threshold` puts 1 from 0.5 on; `dynamic` draws anew in each minibatch; `static`
-  draws once.
-* Warm-up of Adagrad: in the first author's later code the first 100 steps add up squared gradients and move nothing.
+* Binarisation of MNIST: `none` keeps grey levels in [0, 1]; the Bernoulli's log-probability is then a cross-entropy,
+  not a log-likelihood. `threshold` maps values of at least 0.5 to 1, others to 0; `dynamic` draws for each minibatch;
+  `static` draws once.
+* Warm-up of Adagrad: in the first author's later code, the first 100 steps sum squared gradients without an update.
 * Minibatches: each epoch in a new order, without replacement (in that code with replacement).
-* `INITIAL_STD`: the paper writes N(0, 0.01) and means, by that code, a standard deviation.
-* `WAKE_SLEEP_LOG_VARIANCE`: "the same encoder" for wake-sleep has log variances a tenth of its outputs in that code
-  (models/MLBN_Inverse.py; biases stay whole there). At 1e6 samples that is about as near to the published curves as
-  whole ones; see `benchmarks.aevb_figure2_study`.
-* `WAKE_SLEEP_CHOICE_SAMPLES`: wake-sleep's stepsize is chosen later, since more hangs on it: at 1e6 samples with 200
-  latents 0.01 is at -172 and 0.02 at -128 (with whole log variances -179 and -133), by that study's scores.
-* The prior N(0, I) is over the weight matrices of the generative model, p(theta) in the paper, without biases, as in
-  that code, which has one over those of the encoder too.
+* `INITIAL_STD`: the paper writes N(0, 0.01); in that code, 0.01 is the standard deviation.
+* `WAKE_SLEEP_LOG_VARIANCE`: in that code, wake-sleep's encoder has log variances of a tenth of its outputs
+  (models/MLBN_Inverse.py; biases are not scaled there), while the paper says "the same encoder". At 1e6 samples, both
+  are about equally near to the published curves; see `benchmarks.aevb_figure2_study`.
+* `WAKE_SLEEP_CHOICE_SAMPLES`: the stepsize of wake-sleep is chosen later, since it has a larger effect: at 1e6 samples
+  with 200 latents, stepsize 0.01 gives -172 and 0.02 gives -128 (with unscaled log variances -179 and -133), by the
+  scores of that study.
+* The prior N(0, I), p(theta) in the paper, is over the weight matrices of the generative model, without biases, as in
+  that code. That code has such a prior over the encoder's weights too.
 """
 
 from __future__ import annotations
@@ -52,19 +53,19 @@ from pyro_vae.runtime.random_streams import isolated
 
 BATCH = 100  # M; section 2.3
 STEPSIZES = (0.01, 0.02, 0.1)  # of Adagrad; section 5
-CHOICE_SAMPLES = 100_000  # after which a stepsize is chosen: "performance in the first few iterations"
+CHOICE_SAMPLES = 100_000  # a stepsize is chosen after these: "performance in the first few iterations"
 WAKE_SLEEP_CHOICE_SAMPLES = 1_000_000  # the same for wake-sleep
-WAKE_SLEEP_LOG_VARIANCE = 0.1  # of the outputs; anglepy, models/MLBN_Inverse.py
+WAKE_SLEEP_LOG_VARIANCE = 0.1  # factor of the encoder's outputs; anglepy, models/MLBN_Inverse.py
 OWN: dict[str, dict[str, Any]] = {
     "wake-sleep": {"encoder_log_variance": WAKE_SLEEP_LOG_VARIANCE},
     "mcem": {"warmup": 0},
 }
 INITIAL_STD = 0.01  # of all parameters; section 5
-WARMUP = 100  # steps of Adagrad that move nothing; anglepy, wzoptim.py
+WARMUP = 100  # steps of Adagrad without update; anglepy, wzoptim.py
 HIDDEN = {"mnist": 500, "frey": 200}  # hidden units of encoder and decoder in figures 2, 4 and 5
 LATENTS = {"mnist": (3, 5, 10, 20, 200), "frey": (2, 5, 10, 20)}  # N_z in figure 2
 TRAINING = {"mnist": 50_000, "frey": 1_600}
-GREY_LEVELS = 256  # by which Frey Face is divided; anglepy, data/freyface.py
+GREY_LEVELS = 256  # divisor of Frey Face; anglepy, data/freyface.py
 BINARISATIONS = ("none", "threshold", "dynamic", "static")
 EVALUATION_SEED = 2013
 
@@ -83,13 +84,13 @@ _PUBLISHED = Path(__file__).parent / "published" / "aevb.json"
 
 @dataclass(frozen=True)
 class Setting:
-    """What the paper leaves open, as a run has it.
+    """Choices of a run that the paper does not specify.
 
     Attributes:
-        binarisation: Of MNIST, one of `BINARISATIONS`; Frey Face stays as it is.
-        warmup: Steps of Adagrad that move nothing.
-        initial_std: Of all parameters before training.
-        encoder_log_variance: What the encoder's outputs are multiplied by to give log variances.
+        binarisation: Binarisation of MNIST, one of `BINARISATIONS`; Frey Face is not binarised.
+        warmup: Number of steps of Adagrad without update.
+        initial_std: Standard deviation of the initial parameters.
+        encoder_log_variance: Factor from the encoder's outputs to log variances.
     """
 
     binarisation: str = "none"
@@ -98,7 +99,7 @@ class Setting:
     encoder_log_variance: float = 1.0
 
     def of(self, algorithm: str) -> Setting:
-        """Returns the setting with what an algorithm has of its own in the first author's code."""
+        """Returns the setting with the special values of an algorithm in the first author's code."""
         return replace(self, **OWN.get(algorithm, {}))
 
 
@@ -106,9 +107,9 @@ def load_data(name: str, binarisation: str = "none", size: int | None = None) ->
     """Returns ``"mnist"`` or ``"frey"``, with training and test data as in the module's docstring.
 
     Arguments:
-        name: Of the data set.
-        binarisation: Of MNIST.
-        size: Number of training data, the first of them; all by default.
+        name: Name of the data set.
+        binarisation: Binarisation of MNIST.
+        size: Number of training data to keep, from the start; all by default.
     """
     if name == "frey":
         total = 1965
@@ -120,29 +121,29 @@ def load_data(name: str, binarisation: str = "none", size: int | None = None) ->
 
 
 def test_of(data: Data) -> Tensor:
-    """Returns the test data, which both data sets have."""
+    """Returns the test data; raises if there are none."""
     if data.test is None:
         raise ValueError(f"{data.name} has no test data")
     return data.test
 
 
 def make_vae(data: Data, latents: int, hidden: int, seed: int, setting: Setting | None = None) -> VAE:
-    r"""Returns the VAE of appendix C: one hidden layer of tanh units each way, log variances linear in them.
+    r"""Returns the VAE of appendix C: one hidden layer of tanh units in encoder and decoder; linear log variances.
 
-    The likelihood is Bernoulli for MNIST, and for Frey Face Normal with its mean in (0, 1). All parameters of one
-    seed start from the same values. The prior over weights is weighed against the ``len(data.train)`` data.
+    The likelihood is Bernoulli for MNIST, and Normal with its mean in (0, 1) for Frey Face. One seed always gives the
+    same initial values. The prior over weights is for a data set of size ``len(data.train)``.
 
     Arguments:
-        data: Which are modelled.
-        latents: N_z.
-        hidden: Units of the hidden layers.
-        seed: Of the initial values.
-        setting: What the paper leaves open.
+        data: Data to model.
+        latents: N_z, the number of latents.
+        hidden: Number of units of each hidden layer.
+        seed: Seed of the initial values.
+        setting: Choices that the paper does not specify.
     """
     setting = Setting() if setting is None else setting
     pixels = data.train.shape[1]
 
-    # The paper's networks put out log variances, so that Adagrad's steps are steps of those.
+    # As in the paper, the networks output log variances, so Adagrad's steps are steps of these.
     def spread(factor: float) -> Network:
         return Network(transform=ComposeTransform([AffineTransform(0.0, 0.5 * factor), ExpTransform()]))
 
@@ -194,7 +195,7 @@ def transform(data: Data) -> Callable[[Tensor, torch.Generator], Tensor] | None:
 
 
 def protocol(setting: Setting) -> dict[str, Any]:
-    """Returns what the settings of all figures say of the protocol."""
+    """Returns the settings of the protocol, which are common to all figures."""
     return {
         **asdict(setting),
         "batch_size": BATCH,
@@ -206,14 +207,14 @@ def protocol(setting: Setting) -> dict[str, Any]:
 
 
 def waiting(steps: int) -> Callable[[int], float]:
-    """Returns a factor of the stepsize that is 0 for so many steps, then 1: Adagrad adds up squares meanwhile."""
+    """Returns a factor of the stepsize: 0 for ``steps`` steps, in which Adagrad only sums squares, then 1."""
     return lambda step: 0.0 if step < steps else 1.0
 
 
 def evaluated_data(data: Data, size: int = 10_000) -> dict[str, Tensor]:
-    """Returns the training data that curves are of, the first ``size``, and all test data.
+    """Returns the data of the curves: the first ``size`` training data, and all test data.
 
-    Under dynamic binarisation both are drawn once.
+    With dynamic binarisation, both are drawn once.
     """
     train = data.train[:size]
     if data.binarisation == "dynamic":
@@ -222,13 +223,13 @@ def evaluated_data(data: Data, size: int = 10_000) -> dict[str, Tensor]:
 
 
 def bound(vae: VAE, x: Tensor, seed: int = EVALUATION_SEED) -> float:
-    """Returns the ELBO by one draw of z for each datum, in nats per datum; of grey levels a cross-entropy."""
-    with pyro.validation_enabled(False):  # which refuses grey levels
+    """Returns the ELBO with one draw of z for each datum, in nats per datum; for grey levels, a cross-entropy."""
+    with pyro.validation_enabled(False):  # validation refuses grey levels
         return elbo(vae, x, num_samples=1, seed=seed, compile=False).value
 
 
 def choice_samples(algorithm: str) -> int:
-    """Returns the samples after which an algorithm's stepsize is chosen."""
+    """Returns the number of samples after which an algorithm's stepsize is chosen."""
     return WAKE_SLEEP_CHOICE_SAMPLES if algorithm == "wake-sleep" else CHOICE_SAMPLES
 
 
@@ -244,7 +245,7 @@ def choose_stepsize(
     seed: int = 0,
     compile: bool = True,
 ) -> dict[str, Any]:
-    """Returns the stepsize with the best training data early on, and what each of them reached.
+    """Returns the stepsize with the best score on training data after a short training, and all scores.
 
     Arguments:
         make: Makes the VAE, always the same.
@@ -278,29 +279,29 @@ def _or_least(value: float | None) -> float:
 
 @cache
 def published() -> dict[str, Any]:
-    """Returns the paper's curves, digitised: ``["figure 2"][data set][N_z][algorithm][part]``, lists of points."""
+    """Returns the digitised curves of the paper: ``["figure 2"][data set][N_z][algorithm][part]``, lists of points."""
     content: dict[str, Any] = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
     return content
 
 
 def digitised(curve: list[list[float]], samples: float) -> float | None:
-    """Returns a published curve's value where it was read off; None elsewhere.
+    """Returns the value of a digitised point of a published curve; None if there is no point there.
 
     Arguments:
         curve: Points ``[samples, value]``.
-        samples: Where, to within 2 %.
+        samples: Number of samples of the point, to within 2 %.
     """
     return next((value for at, value in curve if abs(math.log(at / samples)) < 0.02), None)
 
 
 def value_at(curve: list[list[float]], samples: float) -> float | None:
-    """Returns a curve's value at a number of samples, linear in their logarithm; None outside of it.
+    """Returns the value of a curve at a number of samples, interpolated in their logarithm; None outside the curve.
 
     Arguments:
         curve: Points ``[samples, value]``, in order.
-        samples: Where.
+        samples: Number of samples.
     """
-    for at, value in curve:  # of which there may be one alone
+    for at, value in curve:  # the curve may be a single point
         if math.isclose(at, samples, rel_tol=1e-6):
             return value
     for (left, low), (right, high) in pairwise(curve):

@@ -1,23 +1,23 @@
 r"""Figure 2 of "Auto-encoding variational Bayes": the lower bound against training samples evaluated.
 
-    python -m benchmarks.aevb_figure2                           # 1e7 samples, hours; started twice, on two cores
+    python -m benchmarks.aevb_figure2                           # 1e7 samples, hours; start it twice for two cores
     python -m benchmarks.aevb_figure2 --samples 1e8 --latents 20 # longer curves of some panels
     python -m benchmarks.aevb_figure2 --samples 1e8 --device cuda
     python -m benchmarks.aevb_figure2 --data-sets frey --algorithms aevb
 
-MNIST with 3, 5, 10, 20 and 200 latents, Frey Face with 2, 5, 10 and 20; AEVB (Pyro's `Trace_ELBO`), the hand-derived
-estimator with its KL in closed form, and wake-sleep. The protocol, and what the paper leaves open, is in
-`benchmarks.aevb`; which of the open choices meets the published curves best is found out by
-`benchmarks.aevb_figure2_study`, whose answer is `SETTING`.
+Data: MNIST with 3, 5, 10, 20 and 200 latents, Frey Face with 2, 5, 10 and 20. Algorithms: AEVB (Pyro's `Trace_ELBO`),
+the hand-derived estimator with its KL in closed form, and wake-sleep. `benchmarks.aevb` has the protocol and the
+choices that the paper does not specify. `benchmarks.aevb_figure2_study` determines which of these choices fits the
+published curves best; its result is `SETTING`.
 
-A bound is by one draw of z for each datum: ``test`` on all test data, ``train`` on the first 10,000 training data, and
-``running`` is the mean over minibatches since the point before. The paper's training curve lies below its test curve
-early on, as a running mean of that kind does. A seed's algorithms start from the same parameters and see the
-same minibatches. The stepsize is chosen for each data set, N_z and algorithm by seed 0; the hand-derived
-estimator has AEVB's. Wake-sleep trains q on draws from p(x, z), which are binary where the data are grey levels, as in
-the first author's code: that holds it back, and it alone.
+Bounds use one draw of z for each datum: ``test`` on all test data, ``train`` on the first 10,000 training data;
+``running`` is the mean over minibatches since the previous point. Early on, the paper's training curve is below its
+test curve, as for such a running mean. For one seed, all algorithms have the same initial parameters and the same
+minibatches. The stepsize is chosen with seed 0 for each data set, N_z and algorithm; the hand-derived estimator uses
+that of AEVB. Wake-sleep trains q on draws from p(x, z), which are binary while the data are grey levels, as in the
+first author's code: this is a disadvantage of wake-sleep alone.
 
-Runs are in order of importance. Stopped, the same command goes on within the run.
+Runs are in order of importance. After an interruption, the same command continues within the run.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from benchmarks.runs import Runs, add_arguments, at_least, positive, short
 from pyro_vae.datasets import Data
 
 SAMPLES = 10_000_000  # training samples evaluated; the paper's axes end at 2.5e8 (MNIST) and 1e8 (Frey Face)
-FIRST, PER_DECADE = 100_000, 8  # where the paper's axes begin, and how often curves are evaluated
+FIRST, PER_DECADE = 100_000, 8  # start of the paper's axes, and number of points for each decade
 ORDER = {"mnist": (20, 3, 200, 10, 5), "frey": (10, 2, 20, 5)}  # the most important first
 ALGORITHMS = ("aevb", "wake-sleep", "analytic-kl")
 SEEDS = {("mnist", 3): 3, ("mnist", 20): 3, ("mnist", 200): 3, ("frey", 20): 3}  # 1 elsewhere
@@ -52,14 +52,14 @@ QUICK_ORDER = {"mnist": (3,), "frey": (2,)}
 
 @dataclass(frozen=True)
 class Curve:
-    """What one run is of.
+    """One run.
 
     Attributes:
         data_set: ``"mnist"`` or ``"frey"``.
-        latents: N_z.
+        latents: N_z, the number of latents.
         algorithm: One of `aevb.ALGORITHMS`.
-        seed: Of initial values, minibatches and noise.
-        samples: Training samples to evaluate.
+        seed: Seed of initial values, minibatches and noise.
+        samples: Number of training samples to evaluate.
     """
 
     data_set: str
@@ -80,12 +80,12 @@ def run(
     """Chooses the stepsize, trains and evaluates.
 
     Arguments:
-        curve: What the run is of.
-        data: Which are trained on.
-        setting: What the paper leaves open.
+        curve: The run.
+        data: Training data.
+        setting: Choices that the paper does not specify.
         given: Parsed arguments.
-        place: Of the files of the run while it goes on.
-        chosen: The stepsize as `aevb.choose_stepsize` returns it, where it is known.
+        place: Path of the files of the unfinished run.
+        chosen: Result of `aevb.choose_stepsize`, if it is known.
     """
     hidden = QUICK["hidden"] if given.quick else aevb.HIDDEN[curve.data_set]
     compiled = not given.quick
@@ -137,7 +137,7 @@ def make_vae(data: Data, latents: int, hidden: int, seed: int, *, setting: Setti
 
 
 def loaded(name: str, binarisation: str, quick: bool) -> Data:
-    """Returns a data set, or a little of it."""
+    """Returns a data set, or a small part of it if ``quick``."""
     data = aevb.load_data(name, binarisation)
     if not quick:
         return data
@@ -149,14 +149,14 @@ def on(device: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def looks(steps: int, batch_size: int, quick: bool = False) -> list[int]:
-    """Returns the steps after which curves are evaluated: evenly in log samples, at `MARKS` and at the end."""
+    """Returns the steps after which curves are evaluated: evenly spaced in log samples, at `MARKS` and at the end."""
     first = max(1, (steps // 10 if quick else FIRST // batch_size))
     marks = (round(mark / batch_size) for mark in MARKS)
     return sorted({*logarithmic(min(first, steps), steps, PER_DECADE), *(m for m in marks if m <= steps), steps})
 
 
 def running_means(bounds: Sequence[float], steps: Iterable[int]) -> list[float]:
-    """Returns the mean of the minibatches' bounds since the point before, at each of the points."""
+    """Returns for each point the mean of the minibatches' bounds since the previous point."""
     means, start = [], 0
     for step in steps:
         part = bounds[start:step]
@@ -166,7 +166,7 @@ def running_means(bounds: Sequence[float], steps: Iterable[int]) -> list[float]:
 
 
 def planned(given: argparse.Namespace) -> dict[str, Curve]:
-    """Returns the runs by key, the most important first: one seed of everything before a second one of anything."""
+    """Returns the runs by key, the most important first: the first seed of all runs, then the second, and so on."""
     default = QUICK["samples"] if given.quick else SAMPLES
     suffix = "" if given.samples == default else f"-{short(given.samples)}"
     order = QUICK_ORDER if given.quick else ORDER
@@ -184,12 +184,12 @@ def planned(given: argparse.Namespace) -> dict[str, Curve]:
 
 
 def chooser(curve: Curve) -> str:
-    """Returns the algorithm by which a stepsize is chosen: two estimators of one bound are compared at one stepsize."""
+    """Returns the algorithm whose stepsize is used: two estimators of one bound have the same stepsize."""
     return "aevb" if curve.algorithm == "analytic-kl" else curve.algorithm
 
 
 def chosen_before(found: dict[str, Any], curve: Curve) -> dict[str, Any] | None:
-    """Returns the stepsize that another run of the same data set, N_z and algorithm has chosen."""
+    """Returns the stepsize that a former run of the same data set, N_z and algorithm has chosen."""
     for other in found.values():
         same = all(other[name] == getattr(curve, name) for name in ("data_set", "latents"))
         if same and other["algorithm"] in (curve.algorithm, chooser(curve)):
@@ -198,7 +198,7 @@ def chosen_before(found: dict[str, Any], curve: Curve) -> dict[str, Any] | None:
 
 
 def settings_of(given: argparse.Namespace, setting: Setting) -> dict[str, Any]:
-    """Returns all that decides the numbers of a run beside its key."""
+    """Returns all settings that determine the numbers of a run, except its key."""
     return {
         **aevb.protocol(setting),
         "hidden": QUICK["hidden"] if given.quick else aevb.HIDDEN,
@@ -212,7 +212,7 @@ def settings_of(given: argparse.Namespace, setting: Setting) -> dict[str, Any]:
 
 
 def add_choices(parser: argparse.ArgumentParser) -> None:
-    """Adds what chooses among the runs."""
+    """Adds the arguments that choose among the runs."""
     parser.add_argument("--samples", type=positive, help=f"training samples evaluated, {SAMPLES:.0e} by default")
     parser.add_argument("--latents", default="", help="which N_z, separated by commas; all by default")
     parser.add_argument("--data-sets", default="mnist,frey", help="which, separated by commas")
@@ -221,7 +221,7 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
 
 
 def check_choices(parser: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    """Turns the choices into what they mean, or refuses them."""
+    """Parses and checks the choices."""
     given.data_sets, given.algorithms = given.data_sets.split(","), given.algorithms.split(",")
     for name, known in (("data_sets", ("mnist", "frey")), ("algorithms", ALGORITHMS)):
         if unknown := sorted(set(getattr(given, name)) - set(known)):
@@ -246,7 +246,7 @@ def parse() -> argparse.Namespace:
     add_arguments(parser)
     add_choices(parser)
     parser.add_argument("--binarisation", choices=aevb.BINARISATIONS, default=SETTING.binarisation, help="of MNIST")
-    parser.add_argument("--warmup", type=at_least(0), default=SETTING.warmup, help="steps of Adagrad that move nothing")
+    parser.add_argument("--warmup", type=at_least(0), default=SETTING.warmup, help="steps of Adagrad without update")
     given = parser.parse_args()
     check_choices(parser, given)
     if not planned(given):
@@ -255,7 +255,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Does the runs that are missing, prints the table, writes the result and draws it."""
+    """Runs what is missing, prints the table, writes the result and draws it."""
     given = parse()
     torch.set_num_threads(given.threads)
     setting = Setting(binarisation=given.binarisation, warmup=given.warmup)

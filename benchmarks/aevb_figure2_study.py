@@ -1,14 +1,14 @@
-r"""Which of the choices that the AEVB paper leaves open meets its figure 2 best: MNIST to 1e6 samples.
+r"""A study of the choices that the AEVB paper does not specify: which of them fits figure 2 best (MNIST, 1e6 samples).
 
-    python -m benchmarks.aevb_figure2_study                  # 26 runs of minutes; started twice, on two cores
+    python -m benchmarks.aevb_figure2_study                  # 26 runs of minutes; start it twice for two cores
 
-Binarisation none (grey levels), threshold, dynamic and static, with and without Adagrad's warm-up of 100 steps without
-update, and for grey levels initial values of variance 0.01 in place of standard deviation 0.01; N_z = 3 and 20, the
-stepsize chosen after 1e5 samples as ever. The best setting has the least absolute difference from the published test
-bound at 1e6 samples, mean over N_z; `benchmarks.aevb_figure2.SETTING` is that one. That is by AEVB.
+AEVB: binarisation none (grey levels), threshold, dynamic and static, with and without Adagrad's warm-up of 100 steps
+without update; for grey levels also initial values of variance 0.01 instead of standard deviation 0.01. N_z is 3 and
+20, and the stepsize is chosen after 1e5 samples. The best setting has the least absolute difference from the published
+test bound at 1e6 samples, mean over N_z; it is `benchmarks.aevb_figure2.SETTING`.
 
-Of wake-sleep, with N_z = 3, 20 and 200: whether the encoder's log variances are its outputs, as the paper has them, or
-a tenth of them, as the first author's code has them for wake-sleep.
+Wake-sleep, with N_z = 3, 20 and 200: the encoder's log variances are its outputs, as in the paper, or a tenth of them,
+as in the first author's code for wake-sleep.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from pyro_vae.datasets import Data
 
 SAMPLES = 1_000_000
 LATENTS = (3, 20)
-WIDE_STD = 0.1  # where N(0, 0.01) is read as a variance
+WIDE_STD = 0.1  # if the 0.01 of N(0, 0.01) is a variance
 WAKE_SLEEP_LATENTS = (3, 20, 200)
-SETTINGS = (  # of AEVB
+SETTINGS = (  # for AEVB
     *(Setting(binarisation, warmup) for binarisation in aevb.BINARISATIONS for warmup in (aevb.WARMUP, 0)),
     *(Setting("none", warmup, WIDE_STD) for warmup in (aevb.WARMUP, 0)),
 )
@@ -49,7 +49,7 @@ COLOURS = {"none": "#000000", "threshold": "#D55E00", "dynamic": "#0072B2", "sta
 
 @dataclass(frozen=True)
 class Choice:
-    """What one run is of."""
+    """One run."""
 
     algorithm: str
     setting: Setting
@@ -57,7 +57,7 @@ class Choice:
 
 
 def name_of(algorithm: str, setting: Setting) -> str:
-    """Returns an algorithm's setting in words."""
+    """Returns the name of an algorithm's setting."""
     if algorithm == "wake-sleep":
         return f"wake-sleep-log-variance-{setting.encoder_log_variance:g}"
     wide = "" if setting.initial_std == aevb.INITIAL_STD else f"-std{setting.initial_std:g}"
@@ -65,7 +65,7 @@ def name_of(algorithm: str, setting: Setting) -> str:
 
 
 def planned() -> dict[str, Choice]:
-    """Returns what each run is of by its key, AEVB first, and there settings with a warm-up."""
+    """Returns the runs by key: first AEVB with a warm-up, then AEVB without, then wake-sleep."""
     ordered = sorted(SETTINGS, key=lambda setting: not setting.warmup)
     choices = [Choice("aevb", setting, latents) for setting in ordered for latents in LATENTS]
     choices += [Choice("wake-sleep", s, latents) for s in WAKE_SLEEP_SETTINGS for latents in WAKE_SLEEP_LATENTS]
@@ -73,7 +73,7 @@ def planned() -> dict[str, Choice]:
 
 
 def summarise(runs: dict[str, Any]) -> dict[str, Any]:
-    """Returns how far each setting ends from the published curves, the nearest first."""
+    """Returns the distance of each setting from the published curves at the end, the nearest first."""
     end = min(run["curve"]["samples"][-1] for run in runs.values())
     settings: dict[str, Any] = {}
     for key, choice in planned().items():
@@ -108,7 +108,7 @@ def _last_if_none(entry: dict[str, Any]) -> float:
 
 
 def show(summary: dict[str, Any], console: Console) -> None:
-    """Prints the settings, the nearest to the published curves first."""
+    """Prints the settings; the nearest to the published curves comes first."""
     table = Table(title=f"MNIST at {summary['samples']:.2g} samples; test bound (minus published), stepsize")
     table.add_column("setting", no_wrap=True)
     for latents in WAKE_SLEEP_LATENTS:
@@ -132,7 +132,7 @@ def cell(value: dict[str, Any]) -> str:
 
 
 def draw(runs: dict[str, Any], path: Path) -> None:
-    """Draws the test curves of all settings for each N_z, with the published one dashed behind them."""
+    """Draws the test curves of all settings for each N_z; published curves are dashed, in the background."""
     figure = Figure(figsize=(12, 8), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, len(WAKE_SLEEP_LATENTS), squeeze=False, sharey=True)
@@ -152,7 +152,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
         row[0].set_ylabel("test bound, nats per datum")
     for axes in grid[-1]:
         axes.set_xlabel("training samples evaluated")
-    free = grid[0, -1]  # AEVB was not studied there
+    free = grid[0, -1]  # AEVB was not studied with this N_z
     free.clear()
     free.axis("off")
     small = {"frameon": False, "fontsize": 8}
@@ -162,7 +162,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
 
 
 def looks_of(choice: Choice) -> tuple[str, dict[str, Any]]:
-    """Returns the words and the line of a curve."""
+    """Returns the label and the line style of a curve."""
     setting = choice.setting
     if choice.algorithm == "wake-sleep":
         whole = setting.encoder_log_variance == 1.0
@@ -175,7 +175,7 @@ def looks_of(choice: Choice) -> tuple[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Does the runs that are missing, prints the table, writes the result and draws it."""
+    """Runs what is missing, prints the table, writes the result and draws it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_arguments(parser, seeds=False)
     parser.set_defaults(threads=1)

@@ -1,4 +1,4 @@
-"""What figure 2's runs say: the table against the published curves, what the paper claims of them, and the panels."""
+"""Summary of figure 2's runs: the comparison with the published curves, the paper's claims, and the panels."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from benchmarks.runs import command_of, over_seeds
 from pyro_vae.evaluation.intervals import interval
 
 MARKS = tuple(round(10 ** (exponent / 2)) for exponent in range(12, 17))  # 1e6, 3.2e6, ..., 1e8 samples
-MAIN = 10_000_000  # the mark that claims are about
-WITHIN = 2.0  # nats of the published curve
-MARGIN = 1.0  # nats: what "no overfitting" allows at most
-STUDIED = (3, 20)  # N_z by which `benchmarks.aevb_figure2_study` chose the setting
+MAIN = 10_000_000  # the mark of the claims
+WITHIN = 2.0  # nats: largest distance from the published curve
+MARGIN = 1.0  # nats: largest loss that "no overfitting" allows
+STUDIED = (3, 20)  # N_z with which `benchmarks.aevb_figure2_study` chose the setting
 FREY_ABOVE = {2: 800.0, 10: 1000.0, 20: 1000.0}
-FALL = 5.0  # nats from the best point to the last one: beyond what one draw of z for each datum makes of a point
+FALL = 5.0  # nats from the best point to the last one: more than the noise of one draw of z for each datum
 LIMITS = {"mnist": (-165, -95), "frey": (400, 1650)}
-PARTS = {"running": "train", "test": "test"}  # ours, and the published one that it is compared with
+PARTS = {"running": "train", "test": "test"}  # our curve, and the published curve for comparison
 ROWS = {"running": "training (running mean)", "test": "test"}
 
 NOTES = {
@@ -48,7 +48,7 @@ Group = dict[int, dict[str, Any]]
 def grouped(runs: dict[str, Any], mark: float = math.inf) -> dict[tuple[str, int, str], Group]:
     """Returns a run of each seed, by data set, N_z and algorithm: the shortest that reaches a mark, else the longest.
 
-    So runs of one length are compared at a mark, where a seed has a longer one too.
+    So runs of equal length are compared at a mark, even if a seed has a longer run too.
     """
     groups: dict[tuple[str, int, str], Group] = {}
     reached = {key: run["curve"]["samples"][-1] for key, run in runs.items()}
@@ -61,31 +61,31 @@ def grouped(runs: dict[str, Any], mark: float = math.inf) -> dict[tuple[str, int
 
 
 def points(run: dict[str, Any], part: str) -> list[list[float]]:
-    """Returns one of a run's curves as the published ones are."""
+    """Returns a curve of a run in the format of the published curves."""
     return [list(point) for point in zip(run["curve"]["samples"], run["curve"][part], strict=True)]
 
 
 def marks_of(groups: dict[tuple[str, int, str], Group]) -> list[int]:
-    """Returns the marks that some run reaches; where none does, the end of the shortest."""
+    """Returns the marks that some run reaches; if there are none, the end of the shortest run."""
     ends = [run["curve"]["samples"][-1] for group in groups.values() for run in group.values()]
     return [mark for mark in MARKS if mark <= max(ends) * (1 + 1e-4)] or [min(ends)]
 
 
 def values(group: Group, part: str, mark: int) -> dict[int, float]:
-    """Returns by seed what the runs are at a mark, where they reach it."""
+    """Returns by seed the values of the runs that reach a mark."""
     found = {seed: aevb.value_at(points(run, part), mark) for seed, run in group.items()}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
 def published_at(data_set: str, latents: int, algorithm: str, part: str, mark: int) -> float | None:
-    """Returns the published value; the hand-derived estimator has no curve of its own and is held against AEVB's."""
+    """Returns the published value; the hand-derived estimator has no curve and is compared with that of AEVB."""
     curves = aevb.published()["figure 2"][data_set].get(str(latents), {})
     curve = curves.get("aevb" if algorithm == "analytic-kl" else algorithm)
     return None if curve is None else aevb.digitised(curve[PARTS[part]], mark)
 
 
 def diverged(group: Group) -> list[int]:
-    """Returns the seeds whose runs ended early, at values that were not finite."""
+    """Returns the seeds whose runs ended early at values that were not finite."""
     return [seed for seed, run in group.items() if run["stopped"] == "diverged"]
 
 
@@ -97,7 +97,7 @@ def paired(mine: Group, other: Group, mark: int) -> dict[str, Any] | None:
 
 
 def summarise(runs: dict[str, Any]) -> dict[str, Any]:
-    """Returns for each data set, N_z and algorithm the bounds at the marks, and what follows for the paper's claims."""
+    """Returns for each data set, N_z and algorithm the bounds at the marks; and whether the paper's claims hold."""
     groups = grouped(runs)
     marks = marks_of(groups)
     at_mark = {mark: grouped(runs, mark) for mark in marks}
@@ -135,7 +135,7 @@ def summarise(runs: dict[str, Any]) -> dict[str, Any]:
 
 
 def claims(groups: dict[tuple[str, int, str], Group], mark: int) -> list[dict[str, Any]]:
-    """Returns what the paper's figure says, with what the runs say to it at one number of samples."""
+    """Returns the claims of the paper's figure, and whether the runs confirm them at one number of samples."""
     found: list[dict[str, Any]] = []
 
     def add(claim: str, value: dict[str, Any] | None, holds: Callable[[float, float], bool | None], *of: Group) -> None:
@@ -177,7 +177,7 @@ def claims(groups: dict[tuple[str, int, str], Group], mark: int) -> list[dict[st
 def later_falls(groups: dict[tuple[str, int, str], Group]) -> list[dict[str, Any]]:
     """Returns for each long run of AEVB on Frey Face whether its test bound falls again, which the paper hides.
 
-    Its curves go on beyond the printed axis, which ends at 1e8 samples, and are lower there.
+    The paper's curves continue beyond the printed axis, which ends at 1e8 samples, and are lower there.
     """
     found = []
     for (data_set, latents, algorithm), group in groups.items():
@@ -195,23 +195,23 @@ def later_falls(groups: dict[tuple[str, int, str], Group]) -> list[dict[str, Any
 
 
 def above_interval(mean: float, half_width: float) -> bool | None:
-    """Returns whether a value is above 0 beyond its interval, or below it; None in between, and without an interval."""
+    """Returns True (False) if the whole interval of a value is above (below) 0; else, or without interval, None."""
     if math.isnan(half_width):
         return None
     return True if mean > half_width else False if mean < -half_width else None
 
 
 def not_inferior(mean: float, half_width: float) -> bool | None:
-    """Returns whether a value is above minus `MARGIN` with all of its interval, or below 0 with it; None otherwise."""
+    """Returns True if the whole interval is above minus `MARGIN`, False if it is below 0, else None."""
     if math.isnan(half_width):
         return None
     return True if mean - half_width > -MARGIN else False if mean < -half_width else None
 
 
 def against_published(runs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the rows of `benchmarks.published_table`, of the seeds there are.
+    """Returns the rows of `benchmarks.published_table`, over all seeds with runs.
 
-    Test bounds at `MAIN` and beyond; of AEVB on Frey Face also where the published curves begin.
+    The rows are test bounds at `MAIN` and later marks; for AEVB on Frey Face from the first mark on.
     """
     rows = []
     for data_set, latents, algorithm in grouped(runs):
@@ -234,12 +234,12 @@ def against_published(runs: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def within_interval(mean: float, half_width: float) -> bool | None:
-    """Returns whether an interval contains 0; None where one seed makes no interval."""
+    """Returns whether an interval contains 0; None for a single seed, which gives no interval."""
     return None if math.isnan(half_width) else abs(mean) <= half_width
 
 
 def show(summary: dict[str, Any], console: Console) -> None:
-    """Prints the bounds at the marks beside the published ones, and the claims."""
+    """Prints the bounds at the marks with the published ones, and the claims."""
     table = Table(title="lower bound, nats per datum, ± 95 % over seeds; in brackets: minus published")
     for column in ("data", "N_z", "algorithm", "stepsize", "samples"):
         table.add_column(column, justify="left" if column in ("data", "algorithm") else "right")
@@ -259,7 +259,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
         width = (
             "" if claim["half_width"] is None or math.isnan(claim["half_width"]) else f" ± {claim['half_width']:.2f}"
         )
-        said = {True: "yes", False: "NO", None: "?"}[claim["holds"]]  # ?: not separated, or no interval
+        said = {True: "yes", False: "NO", None: "?"}[claim["holds"]]  # ?: undecided, or no interval
         console.print(f"{said:>4}  {claim['claim']}, {claim['samples']:.2g} samples: {claim['value']:.2f}{width}")
 
 
@@ -272,7 +272,7 @@ def cell(value: dict[str, Any] | None) -> str:
 
 
 def draw(data_set: str, runs: dict[str, Any], path: Path) -> None:
-    """Draws one column of panels for each N_z: training above test, the published curves dashed behind ours."""
+    """Draws a column of panels for each N_z: training above test; published curves are dashed, in the background."""
     groups = {key: group for key, group in grouped(runs).items() if key[0] == data_set}
     sizes = sorted({latents for _, latents, _ in groups})
     figure = Figure(figsize=(max(9.0, 2.9 * len(sizes) + 1.2), 6.2), layout="constrained")
@@ -294,13 +294,13 @@ def draw(data_set: str, runs: dict[str, Any], path: Path) -> None:
 
 
 def panel(axes: Axes, data_set: str, latents: int, part: str, groups: dict[tuple[str, int, str], Group]) -> None:
-    """Draws the curves of one N_z, with the interval over seeds where there are several."""
+    """Draws the curves of one N_z, with the interval over several seeds."""
     for algorithm, curves in aevb.published()["figure 2"][data_set].get(str(latents), {}).items():
         known = curves[PARTS[part]]
         style = {"ls": "--", "lw": 1.6, "marker": "o", "ms": 3.5, "alpha": 0.65}
         axes.plot(*zip(*known, strict=True), color=aevb.COLOURS[algorithm], zorder=1, **style)
     for name, group in ((key[2], group) for key, group in groups.items() if key[1] == latents):
-        colour, thin = aevb.COLOURS[name], name == "analytic-kl"  # which lies upon AEVB's
+        colour, thin = aevb.COLOURS[name], name == "analytic-kl"  # its curve coincides with AEVB's
         longest = max(group.values(), key=lambda run: run["samples"])
         samples = longest["curve"]["samples"]
         at = [[aevb.value_at(points(run, part), sample) for run in group.values()] for sample in samples]

@@ -6,40 +6,40 @@ r"""Figure 3 of "Auto-encoding variational Bayes": log p(x) by AEVB, wake-sleep 
     python -m benchmarks.aevb_figure3 --algorithms wake-sleep --encoder-log-variance 1 --samples 4e7
     python -m benchmarks.aevb_figure3 --algorithms aevb --stepsize 0.02 --samples 2e7
 
-MNIST with 1,000 and with 50,000 training data, 3 latents, 100 hidden units. log p(x) of the first 1,000 training and
-the first 1,000 test data (appendix E), by these estimators:
+Models: MNIST with 1,000 and with 50,000 training data, 3 latents, 100 hidden units. log p(x) of the first 1,000
+training and the first 1,000 test data (appendix E) is estimated by:
 
-* ``appendix d``, the paper's: for each datum 50 samples of the posterior by Hamiltonian Monte Carlo with 4 leapfrog
-  steps, a density fitted to them, and the harmonic mean of p(x, z) / q(z) over 50 others;
-* ``shared``, importance sampling from a proposal that all data share (`benchmarks.aevb_figure3_shared`), which three
-  latents allow: right to hundredths of a nat, so that the others' errors are told datum by datum;
-* ``ais``, at a run's end: annealed importance sampling, low for log p(x);
-* ``bound`` and ``importance``, where q(z|x) is trained: the ELBO and the bound by 500 importance samples.
+* ``appendix d``, the paper's estimator: for each datum, a density is fitted to 50 posterior samples by Hamiltonian
+  Monte Carlo with 4 leapfrog steps; the estimate is the harmonic mean of p(x, z) / q(z) over 50 other samples;
+* ``shared``, importance sampling with one proposal for all data (`benchmarks.aevb_figure3_shared`), which is possible
+  with three latents. It is accurate to hundredths of a nat, so it gives the errors of the others for each datum;
+* ``ais``, at the end of a run: annealed importance sampling, a lower bound on log p(x) in expectation;
+* ``bound`` and ``importance``, if q(z|x) is trained: the ELBO and the bound with 500 importance samples.
 
-Where the paper's chains begin is not known; here they are annealed from the prior and drawn anew by their weights.
-Where all of a datum's end in a minor mode of its posterior, its estimate is far too low, and with it the mean, so that
-quantiles of the error over data are kept. How far the estimate hangs on its chains' start is seen at the end of a run:
-by 2 and by 10 that begin at q(z|x) and are not annealed.
+The start of the paper's chains is not known; here they are annealed from the prior and resampled by their weights. If
+all chains of a datum end in a minor mode of its posterior, its estimate is much too low, and so is the mean; therefore
+quantiles of the error over data are stored. To show the effect of the chains' start, the end of a run is also
+estimated with 2 and with 10 chains that begin at q(z|x) and are not annealed.
 
-The protocol that figures 2 to 5 share is in `benchmarks.aevb`. What is Monte Carlo EM's own (appendix E): "10 HMC
-leapfrog steps with an automatically tuned stepsize such that the acceptance rate was 90%, followed by 5 weight updates
-steps using the acquired sample". One transition cannot come from the prior to the posterior, so that chains must go on
-from where they were, one for each datum, as they do in the first author's code (anglepy, wzoptim.py,
-``step_batch_mcem``); there an E-step and its updates are of all data, which is why the paper's caption says that it "is
-not an on-line algorithm". So it is here, unless ``--mcem-batch`` says otherwise. What a step counts for on the axis of
-samples evaluated the paper does not say; here a datum counts once for each gradient at it, in a leapfrog step as in an
-update, 15 times, where the other algorithms have one. That is an assumption, made with the published curves in view: of
-1,000 training data ours is ahead of the training curve by 2.0 and 2.3 nats at 10 and 20 million samples, and by updates
-alone, 5 times, it would be by 9 and 7. The curves keep the steps too, for who counts otherwise. Adagrad has no warm-up
-for it, as in that code; its stepsize is chosen by ``shared``.
+`benchmarks.aevb` has the common protocol of figures 2 to 5. For Monte Carlo EM, appendix E says: "10 HMC leapfrog steps
+with an automatically tuned stepsize such that the acceptance rate was 90%, followed by 5 weight updates steps using the
+acquired sample". One transition cannot move from the prior to the posterior, so each datum needs a chain that continues
+from step to step, as in the first author's code (anglepy, wzoptim.py, ``step_batch_mcem``). In that code, an E-step and
+its updates use all data; therefore the paper's caption says that it "is not an on-line algorithm". The same is done
+here, unless ``--mcem-batch`` is given. The paper does not say how a step of Monte Carlo EM counts on the axis of
+samples evaluated. Here a datum counts once for each gradient, of leapfrog steps and of updates: 15 times (the other
+algorithms: once). This assumption was made with knowledge of the published curves: with 1,000 training data, our
+training curve is 2.0 and 2.3 nats above theirs at 10 and 20 million samples; counting updates alone (5 times), it
+would be 9 and 7 nats above. The curves contain the steps too, so that another count is possible. As in that code,
+Adagrad has no warm-up for Monte Carlo EM; its stepsize is chosen by ``shared``.
 
-Two choices can be given: the stepsize, in place of the one that is best early on, since the paper does not say which
-its curves have; and the factor of q(z|x)'s log variances, of which wake-sleep's is the code's and not the paper's. Such
-runs stand beside the others, in the table and as thin lines in the picture, and say how much of a distance from the
-published curves such a choice makes; the claims are of the others alone.
+Two choices are options. One is the stepsize: the default is the best after a short training, since the paper does not
+specify it for its curves. The other is the factor of q(z|x)'s log variances; for wake-sleep the default is that of the
+code, not of the paper. Runs with such options are separate rows of the table and thin lines of the picture. They show
+the effect of the choice on the distance from the published curves. The claims are about the other runs only.
 
-A second seed and further ones are evaluated at their end alone. Runs are in order of importance. Stopped, the same
-command goes on within the run.
+Seeds other than the first are evaluated only at the end. Runs are in order of importance. After an interruption, the
+same command continues within the run.
 """
 
 from __future__ import annotations
@@ -69,28 +69,28 @@ from pyro_vae.inference import MCEM, Inference
 LATENTS, HIDDEN = 3, 100  # appendix D: more latents make the estimates unreliable
 TRAINING = (1_000, 50_000)  # N_train
 SAMPLES = 60_000_000  # training samples evaluated; the paper's axis ends at 6.8e7
-FIRST, PER_DECADE = 100_000, 1  # beside `MARKS`, for an evaluation takes a minute
+FIRST, PER_DECADE = 100_000, 1  # points in addition to `MARKS`; few, since an evaluation takes a minute
 ALGORITHMS = ("aevb", "mcem", "wake-sleep")
 PAPERS_MCEM = partial(MCEM, transitions=1, persistent=True)  # 10 leapfrog steps, 5 updates; appendix E
-MCEM_PASSES = 15  # gradients at each datum in a step: both of these
-MCEM_CHOICE = 20  # steps after which its stepsize is chosen, at least; 100 updates
+MCEM_PASSES = 15  # gradients for each datum in a step: leapfrog steps and updates
+MCEM_CHOICE = 20  # least number of steps (100 updates) before its stepsize is chosen
 SETTING = Setting(binarisation="none", warmup=aevb.WARMUP)
 QUICK = {"training": (200, 400), "samples": 20_000, "choice": 1_000, "choice_steps": 3, "hidden": 10, "warmup": 2}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What one run is of.
+    """One run.
 
     Attributes:
-        training_data: N_train.
+        training_data: N_train, the number of training data.
         algorithm: One of `ALGORITHMS`.
-        seed: Of initial values, minibatches and noise.
-        samples: Training samples to evaluate.
-        batch_size: Data in a step.
-        passes: How often a step evaluates the gradient at each of these.
-        setting: What the paper leaves open.
-        stepsize: Of Adagrad; None to choose it by early training performance.
+        seed: Seed of initial values, minibatches and noise.
+        samples: Number of training samples to evaluate.
+        batch_size: Number of data in a step.
+        passes: Number of gradients for each of these data in a step.
+        setting: Choices that the paper does not specify.
+        stepsize: Stepsize of Adagrad; None to choose it after a short training.
     """
 
     training_data: int
@@ -104,12 +104,12 @@ class Curve:
 
     @property
     def samples_of_step(self) -> int:
-        """What a step counts for."""
+        """Number of samples for which a step counts."""
         return self.batch_size * self.passes
 
     @property
     def steps(self) -> int:
-        """Of the run."""
+        """Number of steps of the run."""
         return -(-self.samples // self.samples_of_step)
 
     def inference(self) -> Inference:
@@ -123,11 +123,11 @@ def run(
     """Chooses the stepsize, trains and evaluates.
 
     Arguments:
-        curve: What the run is of.
-        data: Which are trained on.
+        curve: The run.
+        data: Training data.
         given: Parsed arguments.
-        place: Of the files of the run while it goes on.
-        chosen: The stepsize as `choose` returns it, where it is known.
+        place: Path of the files of the unfinished run.
+        chosen: Result of `choose`, if it is known.
     """
     judge = Judge(data, QUICK_SIZES if given.quick else Sizes(), given.device, not given.quick)
     stepsize = place.with_name(f"{place.name}.stepsize")
@@ -159,7 +159,7 @@ def run(
 
 
 def point(step: int, found: dict[str, Any], curve: Curve) -> dict[str, Any]:
-    """Returns a point of the curve, with the samples that its steps count for."""
+    """Returns a point of the curve, with the number of samples for which its steps count."""
     parts = {
         part: {name: {k: v for k, v in said.items() if k != "pointwise"} for name, said in found[part].items()}
         for part in ("train", "test")
@@ -168,15 +168,15 @@ def point(step: int, found: dict[str, Any], curve: Curve) -> dict[str, Any]:
 
 
 def make_vae(data: Data, given: argparse.Namespace, seed: int, setting: Setting) -> VAE:
-    """Returns the VAE of figure 3 on the device."""
+    """Returns the VAE of figure 3, on the device."""
     hidden = QUICK["hidden"] if given.quick else HIDDEN
     return aevb.make_vae(data, LATENTS, hidden, seed, setting).to(given.device)
 
 
 def choose(curve: Curve, data: Data, given: argparse.Namespace, judge: Judge) -> dict[str, Any]:
-    """Returns the stepsize that is best on training data early on, by the bound, of Monte Carlo EM by log p(x).
+    """Returns the best stepsize after a short training: by the bound on training data, for Monte Carlo EM by log p(x).
 
-    Or the one that was given, without ``scores``.
+    A stepsize from the command line is returned without ``scores``.
     """
     if curve.stepsize is not None:
         return {"stepsize": curve.stepsize, "scores": {}}
@@ -195,7 +195,7 @@ def choose(curve: Curve, data: Data, given: argparse.Namespace, judge: Judge) ->
 
 
 def chosen_before(found: dict[str, Any], curve: Curve) -> dict[str, Any] | None:
-    """Returns the stepsize that another run has chosen for what this one is of, whatever its seed and length."""
+    """Returns the stepsize that a former run chose for the same problem, with any seed and length."""
     mine = {name: asdict(curve)[name] for name in ("training_data", "algorithm", "batch_size", "setting")}
     for other in found.values() if curve.stepsize is None else ():
         if other["scores"] and {name: other[name] for name in mine} == mine:
@@ -204,7 +204,7 @@ def chosen_before(found: dict[str, Any], curve: Curve) -> dict[str, Any] | None:
 
 
 def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Returns what a file holds, made where there is none yet."""
+    """Returns the content of a JSON file; makes the file if it does not exist."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         beside = file.with_name(f"{file.name}.tmp")
@@ -215,7 +215,7 @@ def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def looks(curve: Curve, quick: bool = False) -> list[int]:
-    """Returns the steps after which a first seed's run is evaluated, evenly in log samples, beside `marks`."""
+    """Returns further steps, evenly spaced in log samples, after which the first seed's run is evaluated."""
     if curve.seed:
         return []
     first, each = (max(1, curve.steps // 4), 1) if quick else (max(1, FIRST // curve.samples_of_step), PER_DECADE)
@@ -223,15 +223,15 @@ def looks(curve: Curve, quick: bool = False) -> list[int]:
 
 
 def marks(curve: Curve) -> set[int]:
-    """Returns the steps after which a first seed's run is evaluated by the paper's estimator too: before `MARKS`.
+    """Returns the steps at `MARKS` after which the first seed's run is evaluated by the paper's estimator too.
 
-    At the end every run is; further seeds' there alone, for an evaluation takes minutes.
+    Every run is evaluated by it at the end; other seeds only there, since an evaluation takes minutes.
     """
     return {max(1, mark // curve.samples_of_step) for mark in MARKS if mark < curve.samples and not curve.seed}
 
 
 def planned(given: argparse.Namespace) -> dict[str, Curve]:
-    """Returns the runs by key, the most important first: one seed of everything before a second one of anything."""
+    """Returns the runs by key, the most important first: the first seed of all runs, then the second, and so on."""
     default = QUICK["samples"] if given.quick else SAMPLES
     samples = default if given.samples is None else max(1, round(given.samples))
     suffix = "" if samples == default else f"-{short(samples)}"
@@ -245,7 +245,7 @@ def planned(given: argparse.Namespace) -> dict[str, Curve]:
                     batch, passes = min(size, given.mcem_batch or size), MCEM_PASSES
                     own = "" if batch == size else f"-{batch}"
                 setting = usual = Setting(binarisation=given.binarisation, warmup=given.warmup).of(algorithm)
-                if given.encoder_log_variance is not None and algorithm != "mcem":  # which has no encoder
+                if given.encoder_log_variance is not None and algorithm != "mcem":  # MCEM has no encoder
                     setting = replace(usual, encoder_log_variance=given.encoder_log_variance)
                 if setting != usual:
                     last += f"-log-variance-{setting.encoder_log_variance:g}"
@@ -255,7 +255,7 @@ def planned(given: argparse.Namespace) -> dict[str, Curve]:
 
 
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:
-    """Returns all that decides the numbers of a run beside its key."""
+    """Returns all settings that determine the numbers of a run, except its key."""
     return {
         **aevb.protocol(Setting(binarisation=given.binarisation, warmup=given.warmup)),
         "latents": LATENTS,
@@ -280,10 +280,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--training-data", default="", help="which N_train, separated by commas; default: 1000,50000")
     parser.add_argument("--algorithms", default=",".join(ALGORITHMS), help="which, separated by commas")
     parser.add_argument("--binarisation", choices=aevb.BINARISATIONS, default=SETTING.binarisation)
-    parser.add_argument("--warmup", type=at_least(0), default=SETTING.warmup, help="steps of Adagrad that move nothing")
-    parser.add_argument("--stepsize", type=positive, help="of Adagrad; default: the best one early on")
+    parser.add_argument("--warmup", type=at_least(0), default=SETTING.warmup, help="steps of Adagrad without update")
+    parser.add_argument("--stepsize", type=positive, help="stepsize of Adagrad; default: the best")
     parser.add_argument(
-        "--encoder-log-variance", type=positive, help="factor of q(z|x)'s log variances; default: 1, of wake-sleep 0.1"
+        "--encoder-log-variance", type=positive, help="factor of q(z|x)'s log variances; default: 1, for wake-sleep 0.1"
     )
     parser.add_argument("--mcem-batch", type=at_least(1), help="data in a step of Monte Carlo EM; default: all")
     parser.set_defaults(seeds=1, threads=1)
@@ -303,7 +303,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Does the runs that are missing, prints the table, writes the result and draws it."""
+    """Runs what is missing, prints the table, writes the result and draws it."""
     given = parse()
     torch.set_num_threads(given.threads)
     largest = aevb.load_data("mnist", given.binarisation, max(given.training_data))

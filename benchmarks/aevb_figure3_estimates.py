@@ -1,4 +1,4 @@
-"""Estimates of log p(x) by which figure 3's runs are judged, and by one of which the others are."""
+"""Estimates of log p(x) for figure 3's runs; the most accurate one gives the errors of the others."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from pyro_vae import VAE
 from pyro_vae.datasets import Data
 from pyro_vae.evaluation import Estimate, annealed_importance_sampling, elbo, log_marginal, posterior_density_estimator
 
-EVALUATED = 1_000  # of the training and of the test data; appendix E
-QUANTILES = (0.05, 0.5, 0.95)  # over data, of an estimator's error
+EVALUATED = 1_000  # number of training and of test data; appendix E
+QUANTILES = (0.05, 0.5, 0.95)  # quantiles over data of an estimator's error
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is evaluated, and how exactly.
+    """Sizes of the evaluation.
 
     Attributes:
-        data: Of the training and of the test data.
-        posterior_samples: Of each datum, for the density and again for the mean of appendix D.
-        chains: That these come from.
-        burn_in: Of each of these.
-        leapfrog_steps: Of a transition, of appendix D's and of AIS's.
-        pilot_draws: Of shared importance sampling, in a round before the last.
-        draws: In the last round, along the curve.
-        final_draws: At its end.
-        temperatures: Of AIS, at the end.
-        ais_chains: Likewise.
-        importance_samples: Of the bound by importance sampling from q(z|x).
-        from_q: At the end, chains of appendix D that begin at q(z|x) and are not annealed: these numbers by turns.
+        data: Number of training and of test data.
+        posterior_samples: Number of posterior samples of each datum in appendix D, for the density and again for the
+            mean.
+        chains: Number of chains of these samples.
+        burn_in: Number of burn-in transitions of each chain.
+        leapfrog_steps: Number of leapfrog steps of a transition, in appendix D and in AIS.
+        pilot_draws: Number of draws of shared importance sampling in each round before the last.
+        draws: Number of draws in the last round, along the curve.
+        final_draws: Number of draws in the last round, at the end of the curve.
+        temperatures: Number of temperatures of AIS, at the end.
+        ais_chains: Number of chains of AIS, at the end.
+        importance_samples: Number of samples of the bound by importance sampling from q(z|x).
+        from_q: Numbers of chains of appendix D that begin at q(z|x) and are not annealed, at the end.
     """
 
     data: int = EVALUATED
@@ -62,9 +63,9 @@ class Judge:
     """Evaluates a VAE on the first training and the first test data.
 
     Arguments:
-        data: Of which they are the first.
-        sizes: How many, and how exactly.
-        device: On which they lie.
+        data: The data set.
+        sizes: Sizes of the evaluation.
+        device: Device of the computation.
         compiled: Whether the samplers' steps are compiled.
     """
 
@@ -76,19 +77,19 @@ class Judge:
     def __call__(
         self, vae: VAE, trains_posterior: bool, papers: bool = True, final: bool = False, checks: bool = False
     ) -> dict[str, Any]:
-        """Returns by part ``"train"`` or ``"test"`` what each estimator says.
+        """Returns the estimates by part, ``"train"`` or ``"test"``, and estimator.
 
         Arguments:
             vae: The VAE.
-            trains_posterior: Whether q(z|x) tells anything of it.
-            papers: Whether to ask the paper's estimator, which takes longest.
-            final: Whether to take more draws, and to keep what each datum has.
-            checks: Whether to ask AIS too, and to see how far the paper's estimator hangs on its chains' start.
+            trains_posterior: Whether q(z|x) was trained.
+            papers: Whether to use the paper's estimator, which is the slowest.
+            final: Whether to use more draws and to store the value of each datum.
+            checks: Whether to use AIS too, and the paper's estimator with other starts of its chains.
         """
         sizes, how = self.sizes, {"seed": EVALUATION_SEED, "compile": self.compiled}
         moves: dict[str, Any] = {"num_leapfrog": sizes.leapfrog_steps, **how}
         paper = {"burn_in": sizes.burn_in, **moves}
-        with pyro.validation_enabled(False):  # which refuses grey levels
+        with pyro.validation_enabled(False):  # validation refuses grey levels
             found = {REFERENCE: self._reference(vae, self.x, sizes.final_draws if final else sizes.draws)}
             if papers:
                 samples = sizes.posterior_samples
@@ -105,7 +106,7 @@ class Judge:
         return self._by_part(found, final)
 
     def training_data(self, vae: VAE) -> float:
-        """Returns log p(x) of the training data alone: what a stepsize is judged by."""
+        """Returns log p(x) of the training data, the score of a stepsize."""
         return self._reference(vae, self.x[: self.splits["train"]], self.sizes.draws).value
 
     def _reference(self, vae: VAE, x: Tensor, draws: int) -> Estimate:
@@ -137,7 +138,7 @@ def spread(error: Tensor) -> dict[str, float | None]:
 
 
 def described(estimate: Estimate, rows: slice) -> dict[str, Any]:
-    """Returns an estimate on some of its data, for JSON; its standard error is that of data whose error is finite."""
+    """Returns an estimate on some of its data, for JSON; its standard error is over data with finite errors."""
     errors = estimate.diagnostics["pointwise_error"][rows]
     known = errors[errors.isfinite()]
     said: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The panels of figure 3: the published curves dashed behind ours."""
+"""The panels of figure 3, with the published curves dashed in the background."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIMITS = {
 
 
 def draw(runs: dict[str, Any], path: Path) -> None:
-    """Draws a column of panels for each N_train: training above test, the published curves dashed behind ours."""
+    """Draws a column of panels for each N_train: training above test; published curves are dashed."""
     groups = grouped(runs)
     sizes = sorted({who.size for who in groups})
     figure = Figure(figsize=(4.6 * len(sizes) + 0.6, 7.0), layout="constrained")
@@ -40,7 +40,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
     handles = [Line2D([], [], color=aevb.COLOURS[name], lw=2, label=aevb.TITLES[name]) for name in names]
     grey = "#666666"
     styles = [
-        Line2D([], [], color=grey, lw=2, label="importance sampling (thin: with what is said there)"),
+        Line2D([], [], color=grey, lw=2, label="importance sampling (thin: with the given option)"),
         Line2D([], [], color=grey, lw=1.2, ls=":", marker=".", label="appendix D"),
         Line2D([], [], color=grey, lw=0, marker="o", ms=4, label="95 % over seeds"),
         Line2D([], [], color=grey, lw=1.6, ls="--", marker="o", ms=3.5, label="published (digitised)"),
@@ -50,7 +50,7 @@ def draw(runs: dict[str, Any], path: Path) -> None:
 
 
 def panel(axes: Axes, size: int, part: str, groups: dict[Contender, Group]) -> None:
-    """Draws the longest curves of one N_train on one part, with the interval over seeds at the end of several."""
+    """Draws the longest curves of one N_train on one part, with the interval over several seeds at the end."""
     reached = max(run["curve"][-1]["samples"] for group in groups.values() for run in group.values()) / 1e6
     published = aevb.published()["figure 3"].get(str(size), {})
     for algorithm, parts in published.items():

@@ -1,15 +1,15 @@
-r"""log p(x) of all data by importance sampling from one proposal, which few latents allow: what others are judged by.
+r"""log p(x) of all data by importance sampling from one proposal for few latents: the reference for other estimators.
 
-The decoder is evaluated once for each draw of z, and the draw weighed for every datum, which for Bernoulli pixels is a
-product of two matrices: log p(x|z) = x' l(z) - sum softplus l(z), with the decoder's logits l(z). So a million draws
-of z for each of 2,000 data take a few minutes. They come from
+The decoder is evaluated once for each draw of z, and the draw is weighted for every datum. For Bernoulli pixels this is
+a matrix product: log p(x|z) = x' l(z) - sum softplus l(z), with the decoder's logits l(z). So a million draws of z for
+each of 2,000 data take a few minutes. The proposal is
 
 .. math:: r(z) = \epsilon\, p(z) + (1 - \epsilon)\, h(z)
 
-where h is a histogram of the posteriors of all the data, summed, from earlier rounds of fewer draws, the first of
-which are from the prior: adaptive importance sampling (Cappé, Guillin, Marin and Robert, "Population Monte Carlo",
-2004). The last round's draws are of that round alone, and its weights p(x|z) p(z) / r(z) are unbiased for p(x): their
-mean is low for log p(x), by the ``bias`` beside it where the effective sample size is large.
+where h is a histogram of the summed posteriors of all data, from earlier rounds with fewer draws; the first round draws
+from the prior. This is adaptive importance sampling (Cappé, Guillin, Marin and Robert, "Population Monte Carlo", 2004).
+The estimate uses only the draws of the last round, whose weights p(x|z) p(z) / r(z) are unbiased for p(x). The log of
+their mean is low for log p(x) by about ``bias``, if the effective sample size is large.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pyro_vae.evaluation import Estimate
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 
-LATENTS = 3  # the dimensions of the histogram
-REACH, CELLS = 5.0, 100  # the histogram is of so many cells each way, from -REACH to REACH
+LATENTS = 3  # dimensions of the histogram
+REACH, CELLS = 5.0, 100  # the histogram has CELLS cells in each dimension, from -REACH to REACH
 OF_PRIOR = 0.2  # epsilon
-BLOCK = 4_096  # draws at a time
+BLOCK = 4_096  # draws that are evaluated at once
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Histogram:
     """A density on cells of equal size, mixed with the prior N(0, I).
 
     Attributes:
-        mass: Of each cell, shape ``(CELLS, CELLS, CELLS)``, summing to 1; None for the prior alone.
+        mass: Probability of each cell, shape ``(CELLS, CELLS, CELLS)``, with sum 1; None for the prior alone.
     """
 
     mass: Tensor | None = None
@@ -65,7 +65,7 @@ class Histogram:
 
 
 def cells(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns each draw's cell, shape ``(size, 3)``, and whether it is within the histogram's reach."""
+    """Returns the cell of each draw, shape ``(size, 3)``, and whether the draw is inside the histogram."""
     at = ((z + REACH) * (CELLS / (2 * REACH))).floor().long()
     return at.clamp(0, CELLS - 1), ((at >= 0) & (at < CELLS)).all(1)
 
@@ -77,15 +77,15 @@ def shared_importance_sampling(
     """Returns the estimate of log p(x), in nats per datum.
 
     Arguments:
-        vae: Of three latents with the prior N(0, I), and Bernoulli pixels.
-        x: Shape ``(N, pixels)``, in [0, 1].
-        draws: Of z in the last round.
-        rounds: Before it.
-        pilot_draws: In each of these; so many numbers for each datum are held at once.
-        seed: Of the noise.
+        vae: VAE with three latents, the prior N(0, I) and Bernoulli pixels.
+        x: Data in [0, 1], shape ``(N, pixels)``.
+        draws: Number of draws of z in the last round.
+        rounds: Number of earlier rounds.
+        pilot_draws: Number of draws in each earlier round; memory holds this many numbers for each datum.
+        seed: Seed of the noise.
 
     Returns:
-        With the ``effective_sample_size`` and the ``bias`` of each datum.
+        The estimate, with the ``effective_sample_size`` and the ``bias`` of each datum.
     """
     proposal = Histogram()
     with evaluating(vae), isolated(seed, "shared importance sampling"):
@@ -111,7 +111,7 @@ def likelihoods(vae: VAE, x: Tensor, z: Tensor) -> Iterator[Tensor]:
 
 
 def smoothed(z: Tensor, weights: Tensor) -> Tensor:
-    """Returns the mass of each cell by weighted draws, some of it handed to the cells around."""
+    """Returns the mass of each cell from weighted draws, smoothed over neighbouring cells."""
     cell, inside = cells(z)
     flat = (cell * torch.tensor([CELLS**2, CELLS, 1])).sum(1)
     mass = torch.zeros(CELLS**LATENTS).index_add_(0, flat, weights.float() * inside).reshape(1, 1, CELLS, CELLS, CELLS)
@@ -121,7 +121,7 @@ def smoothed(z: Tensor, weights: Tensor) -> Tensor:
 
 
 class Sums:
-    """Sums of weights and of their squares for each datum, from blocks of their logarithms."""
+    """Sums of weights and of squared weights for each datum, from blocks of log weights."""
 
     def __init__(self, data: int) -> None:
         self.first = self.second = torch.full((data,), -math.inf, dtype=torch.float64)

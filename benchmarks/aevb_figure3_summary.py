@@ -1,4 +1,4 @@
-"""What figure 3's runs say: the table against the published curves, the paper's estimator judged, and the claims."""
+"""Summary of figure 3's runs: comparison with the published curves, errors of the estimators, the paper's claims."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from benchmarks import aevb
 from benchmarks.aevb import Setting
 from benchmarks.runs import command_of, over_seeds
 
-# Samples at which ours are compared with the published curves, among those at which these were read off.
+# Numbers of samples for the comparison with the published curves, which were digitised there.
 MARKS = (5_000_000, 10_000_000, 20_000_000, 40_000_000, 60_000_000, 68_000_000)
 PARTS = {"train": "first training data", "test": "first test data"}
 PAPERS, REFERENCE = "appendix_d", "shared"
 ESTIMATORS = {PAPERS: "appendix D", "ais": "AIS", "bound": "ELBO", "importance": "importance sampling from q(z|x)"}
-FROM_Q = f"{PAPERS}_from_q_by_"  # before a number of chains that begin at q(z|x) and are not annealed
-WITHIN = 3.0  # nats of the published value
-ABOUT = 1.0  # nats that the paper's "about the same" is taken to mean
+FROM_Q = f"{PAPERS}_from_q_by_"  # prefix of a number of chains that begin at q(z|x) and are not annealed
+WITHIN = 3.0  # nats: largest distance from the published value
+ABOUT = 1.0  # nats: our meaning of the paper's "about the same"
 
 NOTE = (
     "MNIST's grey levels, of which a Bernoulli's log p(x) is a cross-entropy. In brackets log p(x) by importance "
@@ -43,12 +43,12 @@ Group = dict[int, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Contender:
-    """Whose curve one is.
+    """The size, algorithm and options of a curve.
 
     Attributes:
-        size: N_train.
+        size: N_train, the number of training data.
         algorithm: One of `aevb.TITLES`.
-        apart: What a run was given in place of the protocol; empty for the protocol's own.
+        apart: Options that differ from the protocol; empty for the protocol.
     """
 
     size: int
@@ -61,7 +61,7 @@ class Contender:
 
 
 def contender(run: dict[str, Any]) -> Contender:
-    """Returns whose curve a run is: a stepsize that was not chosen has no scores."""
+    """Returns the contender of a run; a stepsize from the command line has no scores."""
     usual = Setting().of(run["algorithm"]).encoder_log_variance
     factor = run["setting"]["encoder_log_variance"]
     apart = [] if run["scores"] else [f"stepsize {run['stepsize']:g}"]
@@ -83,30 +83,30 @@ def grouped(runs: dict[str, Any]) -> dict[Contender, Group]:
 
 
 def curve(run: dict[str, Any], part: str, estimator: str) -> list[list[float]]:
-    """Returns one of a run's curves as the published ones are: points ``[samples, value]``."""
+    """Returns a curve of a run in the format of the published curves: points ``[samples, value]``."""
     return [[point["samples"], point[part][estimator]["value"]] for point in run["curve"] if estimator in point[part]]
 
 
 def marks_of(*groups: Group) -> list[int]:
-    """Returns the marks that some run reaches; where none does, the end of the shortest."""
+    """Returns the marks that some run reaches; if there are none, the end of the shortest run."""
     ends = [run["curve"][-1]["samples"] for group in groups for run in group.values()]
     return [mark for mark in MARKS if mark <= max(ends) * (1 + 1e-4)] or [min(ends)]
 
 
 def values(group: Group, part: str, mark: int, estimator: str = PAPERS) -> dict[int, float]:
-    """Returns by seed what the runs are at a mark, where they reach it."""
+    """Returns by seed the values of the runs that reach a mark."""
     found = {seed: aevb.value_at(curve(run, part, estimator), mark) for seed, run in group.items()}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
 def published_at(size: int, algorithm: str, part: str, mark: int) -> float | None:
-    """Returns the published value, where the published curve is at that number of samples."""
+    """Returns the published value; None if the curve was not digitised at that number of samples."""
     points = aevb.published()["figure 3"].get(str(size), {}).get(algorithm, {}).get(part, [])
     return aevb.digitised(points, mark)
 
 
 def summarise(runs: dict[str, Any]) -> dict[str, Any]:
-    """Returns for each N_train and algorithm both estimates at the marks, their difference, and the paper's claims."""
+    """Returns for each N_train and algorithm both estimates at the marks and their difference; and the claims."""
     groups, summary = grouped(runs), {}
     for who, group in groups.items():
         row: dict[str, Any] = {"stepsize": next(iter(group.values()))["stepsize"], "at_samples": {}}
@@ -120,7 +120,7 @@ def summarise(runs: dict[str, Any]) -> dict[str, Any]:
 
 
 def at_mark(who: Contender, group: Group, part: str, mark: int) -> dict[str, Any]:
-    """Returns what the runs of one contender are on one part at a mark; empty where none reaches it."""
+    """Returns the values of one contender's runs on one part at a mark; empty if no run reaches it."""
     papers, exact = (values(group, part, mark, estimator) for estimator in (PAPERS, REFERENCE))
     if not papers:
         return {}
@@ -134,7 +134,7 @@ def at_mark(who: Contender, group: Group, part: str, mark: int) -> dict[str, Any
 
 
 def against_published(runs: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the rows of `benchmarks.published_table`: at the last mark of each curve that the published one has."""
+    """Returns the rows of `benchmarks.published_table`: each curve at its last mark with a published value."""
     rows, groups = [], grouped(runs)
     for who, group in groups.items():
         for part in PARTS:
@@ -154,9 +154,9 @@ def against_published(runs: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def otherwise(groups: dict[Contender, Group], who: Contender, part: str) -> dict[str, float]:
-    """Returns sentences that say how far from published a contender is by other choices than the protocol's: how far.
+    """Returns the distances from the published value with other options than the protocol's, by a sentence for each.
 
-    At the last mark of the others' runs, of as many samples; of a contender that is apart itself nothing is said.
+    The distances are at the last mark of these runs. There are none for a contender with such options itself.
     """
     sentences = {}
     for other, group in groups.items():
@@ -171,7 +171,7 @@ def otherwise(groups: dict[Contender, Group], who: Contender, part: str) -> dict
 
 
 def judged(groups: dict[Contender, Group]) -> dict[str, Any]:
-    """Returns the estimators' errors at the ends of the runs, by contender and part."""
+    """Returns the errors of the estimators at the ends of the runs, by contender and part."""
     return {
         f"{who.size} data, {who.title}, seed {seed}": {
             part: {name: said["error"] for name, said in run["final"][part].items() if "error" in said}
@@ -183,11 +183,11 @@ def judged(groups: dict[Contender, Group]) -> dict[str, Any]:
 
 
 def claims(groups: dict[Contender, Group]) -> list[dict[str, Any]]:
-    """Returns what the paper's figure says, with what the protocol's own runs say to it.
+    """Returns the claims of the paper's figure, and whether the runs of the protocol confirm them.
 
-    Distances from published values are by the paper's estimator at the last mark that all algorithms reach; orderings
-    by importance sampling at the ends of the runs, where these are the same number of samples: with the Student-t
-    interval over seeds, or of one seed 1.96 standard errors over data, paired, which tell nothing of other seeds.
+    Distances from published values use the paper's estimator at the last mark that all algorithms reach. Orderings use
+    importance sampling at the ends of runs with equal numbers of samples, with the Student-t interval over seeds. For
+    a single seed, the interval is 1.96 paired standard errors over data, which does not cover other seeds.
     """
     found: list[dict[str, Any]] = []
     for size in sorted({who.size for who in groups if not who.apart}):
@@ -216,17 +216,17 @@ def claims(groups: dict[Contender, Group]) -> list[dict[str, Any]]:
 
 
 def above(mean: float, half_width: float) -> bool | None:
-    """Returns whether a difference is above 0 beyond its interval, or below it; None in between."""
+    """Returns True (False) if the whole interval of a difference is above (below) 0, else None."""
     return True if mean > half_width else False if mean < -half_width else None
 
 
 def about(mean: float, half_width: float) -> bool | None:
-    """Returns whether a difference is within `ABOUT` with all of its interval, or none of it; None in between."""
+    """Returns True (False) if the whole interval of a difference is within (outside) `ABOUT` of 0, else None."""
     return True if abs(mean) + half_width <= ABOUT else False if abs(mean) - half_width > ABOUT else None
 
 
 def orderings(size: int) -> list[tuple[str, str, str, str, Callable[[float, float], bool | None]]]:
-    """Returns the orderings of the published curves: text, part, two algorithms, and when their difference agrees."""
+    """Returns the orderings of the published curves: text, part, two algorithms, and the test of their difference."""
     if size <= 1_000:
         return [
             (f"AEVB about MCEM (train, within {ABOUT:g})", "train", "aevb", "mcem", about),
@@ -244,7 +244,7 @@ def orderings(size: int) -> list[tuple[str, str, str, str, Callable[[float, floa
 
 
 def paired(mine: Group, other: Group, part: str) -> dict[str, Any] | None:
-    """Returns the difference of the final log p(x) of runs that evaluated as many samples and did not diverge."""
+    """Returns the difference of the final log p(x) of runs with equal numbers of samples that did not diverge."""
     seeds = sorted(seed for seed in set(mine) & set(other) if _comparable(mine[seed], other[seed]))
     if not seeds:
         return None
@@ -267,7 +267,7 @@ def _final(run: dict[str, Any], part: str) -> NDArray[np.float64]:
 
 
 def show(summary: dict[str, Any], console: Console) -> None:
-    """Prints both estimates at the marks beside the published ones, the paper's estimator judged, and the claims."""
+    """Prints both estimates at the marks with the published values, the errors of the estimators, and the claims."""
     table = Table(title="log p(x), nats per datum, ± 95 % over seeds; in brackets: appendix D minus published")
     for column in ("N_train", "algorithm", "stepsize", "samples"):
         table.add_column(column, justify="left" if column == "algorithm" else "right")

@@ -1,18 +1,18 @@
-r"""Figures 4 and 5 of "Auto-encoding variational Bayes": what a decoder makes of a plane, and of draws from the prior.
+r"""Figures 4 and 5 of "Auto-encoding variational Bayes": decoded points of a plane, and decoded draws from the prior.
 
     python -m benchmarks.aevb_figures45                      # an hour; start it twice for two cores
     python -m benchmarks.aevb_figures45 --panels mnist-2,frey-2
 
-Figure 4: with 2 latents, the mean of p(x|z) at z on the grid that evenly spaced coordinates of the unit square give
-through the inverse distribution function of the Gaussian, so that each cell has the same probability under the prior.
+Figure 4: with 2 latents, the mean of p(x|z) on a grid of z. The inverse distribution function of the Gaussian maps
+evenly spaced coordinates of the unit square to this grid, so each cell has the same probability under the prior.
 
 .. math:: z_{ij} = (\Phi^{-1}(u_j), \Phi^{-1}(1 - u_i)), \qquad u_i = (i + 1/2) / n
 
 Figure 5: for MNIST with 2, 5, 10 and 20 latents, the mean of p(x|z) at draws of z from the prior.
 
-Trained by AEVB to 1e7 samples with the protocol of figure 2; see `benchmarks.aevb`. The bound at the end, by one draw
-of z for each datum, stands beside figure 2's published one where that has the same N_z. The file keeps the pictures
-themselves (zlib, base 85), from which they are drawn again.
+The VAEs are trained by AEVB to 1e7 samples with the protocol of figure 2; see `benchmarks.aevb`. The final bound, with
+one draw of z for each datum, is compared with the published one of figure 2, if that has the same N_z. The result file
+contains the images (zlib, base 85), so the figures can be drawn again from it.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ PANELS = ("mnist-2", "frey-2", "mnist-20", "mnist-10", "mnist-5")  # data set an
 SAMPLES = 10_000_000  # training samples evaluated
 SEED = 0
 FIRST, PER_DECADE = 100_000, 4
-MANIFOLD, DRAWS = 20, 10  # pictures on a side, of figure 4 and of figure 5
+MANIFOLD, DRAWS = 20, 10  # images on a side of figure 4 and of figure 5
 SHAPES = {"mnist": (28, 28), "frey": (28, 20)}
 SETTING = Setting(binarisation="none", warmup=aevb.WARMUP)
 QUICK = {"samples": 3_000, "choice": 500, "hidden": 12, "training": 400, "warmup": 2}
-INK = {"mnist": "gray_r", "frey": "gray"}  # digits dark on white as on paper, faces as photographed
+INK = {"mnist": "gray_r", "frey": "gray"}  # dark digits on white, as on paper; faces as in the photographs
 
 
 def plane(n: int) -> Tensor:
-    """Returns n x n points whose cells have the same probability under N(0, I), row by row; shape ``(n * n, 2)``.
+    """Returns an n x n grid whose cells have equal probability under N(0, I), row by row, shape ``(n * n, 2)``.
 
     The first coordinate rises from left to right, the second from the bottom to the top.
     """
@@ -76,25 +76,25 @@ def pictures(vae: VAE, z: Tensor) -> Tensor:
 
 
 def packed(images: Tensor) -> str:
-    """Returns pictures of bytes as text."""
+    """Returns images of bytes as text."""
     return base64.b85encode(zlib.compress(images.numpy().tobytes(), 9)).decode("ascii")
 
 
 def unpacked(text: str, shape: tuple[int, ...]) -> Tensor:
-    """Returns the pictures that `packed` made a text of, shape ``(n, *shape)``."""
+    """Returns the images of a text from `packed`, shape ``(n, *shape)``."""
     flat = torch.frombuffer(bytearray(zlib.decompress(base64.b85decode(text))), dtype=torch.uint8)
     return flat.reshape(-1, *shape)
 
 
 def run(panel: str, data: Data, setting: Setting, given: argparse.Namespace, place: Path) -> dict[str, Any]:
-    """Trains the VAE of a panel, and decodes the plane, where there is one, and draws from the prior.
+    """Trains the VAE of a panel; decodes draws from the prior and, with 2 latents, the plane.
 
     Arguments:
         panel: One of `PANELS`.
-        data: Which are trained on.
-        setting: What the paper leaves open.
+        data: Training data.
+        setting: Choices that the paper does not specify.
         given: Parsed arguments.
-        place: Of the files of the run while it goes on.
+        place: Path of the files of the unfinished run.
     """
     latents, batch = int(panel.split("-")[1]), aevb.batch_size(data)
     hidden = QUICK["hidden"] if given.quick else aevb.HIDDEN[data.name]
@@ -134,7 +134,7 @@ def made(data: Data, latents: int, hidden: int, setting: Setting, device: str) -
 
 
 def summarise(runs: dict[str, Any]) -> dict[str, Any]:
-    """Returns the bounds that the runs end with, and the published test bound at as many samples."""
+    """Returns the final bounds of the runs, and the published test bound at the same number of samples."""
     summary = {}
     for panel, run in runs.items():
         known = aevb.published()["figure 2"][run["data_set"]].get(str(run["latents"]), {}).get("aevb", {})
@@ -160,14 +160,14 @@ def show(summary: dict[str, Any], console: Console) -> None:
 
 
 def tiled(images: Tensor, side: int) -> Tensor:
-    """Returns ``side * side`` pictures side by side, row by row, as one."""
+    """Returns ``side * side`` images, row by row, as one image."""
     height, width = images.shape[1:]
     rows = images.reshape(side, side, height, width)
     return rows.permute(0, 2, 1, 3).reshape(side * height, side * width)
 
 
 def put(axes: Axes, run: dict[str, Any], what: str, side: int) -> None:
-    """Draws the pictures of a run."""
+    """Draws the images of a run."""
     shape = SHAPES[run["data_set"]]
     axes.imshow(
         tiled(unpacked(run[what], shape), side).numpy(), cmap=INK[run["data_set"]], vmin=0, vmax=255, aspect="equal"
@@ -177,7 +177,7 @@ def put(axes: Axes, run: dict[str, Any], what: str, side: int) -> None:
 
 
 def draw_manifolds(runs: dict[str, Any], path: Path) -> None:
-    """Draws figure 4: the plane through the decoders with 2 latents, Frey Face and MNIST."""
+    """Draws figure 4: the decoded plane with 2 latents, for Frey Face and MNIST."""
     shown = [runs[panel] for panel in ("frey-2", "mnist-2") if panel in runs]
     if not shown:
         return
@@ -191,7 +191,7 @@ def draw_manifolds(runs: dict[str, Any], path: Path) -> None:
 
 
 def draw_samples(runs: dict[str, Any], path: Path) -> None:
-    """Draws figure 5: draws from the prior through the decoders of MNIST."""
+    """Draws figure 5: decoded draws from the prior, for MNIST."""
     shown = sorted((run for run in runs.values() if run["data_set"] == "mnist"), key=lambda run: run["latents"])
     if not shown:
         return
@@ -204,7 +204,7 @@ def draw_samples(runs: dict[str, Any], path: Path) -> None:
 
 
 def settings_of(given: argparse.Namespace, setting: Setting) -> dict[str, Any]:
-    """Returns all that decides the numbers of a run beside its panel."""
+    """Returns all settings that determine the numbers of a run, except its panel."""
     return {
         **aevb.protocol(setting),
         "samples": given.samples,
@@ -224,7 +224,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--samples", type=positive, help=f"training samples evaluated, {SAMPLES:.0e} by default")
     parser.add_argument("--panels", default=",".join(PANELS), help="which, separated by commas")
     parser.add_argument("--binarisation", choices=aevb.BINARISATIONS, default=SETTING.binarisation, help="of MNIST")
-    parser.add_argument("--warmup", type=at_least(0), default=SETTING.warmup, help="steps of Adagrad that move nothing")
+    parser.add_argument("--warmup", type=at_least(0), default=SETTING.warmup, help="steps of Adagrad without update")
     parser.set_defaults(threads=1)
     given = parser.parse_args()
     given.panels = given.panels.split(",")
@@ -237,7 +237,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Does the runs that are missing, prints the bounds, writes the result and draws it."""
+    """Runs what is missing, prints the bounds, writes the result and draws it."""
     given = parse()
     torch.set_num_threads(given.threads)
     setting, size = Setting(given.binarisation, given.warmup), QUICK["training"] if given.quick else None

@@ -1,27 +1,27 @@
-r"""Inference algorithms side by side on one model: speed, bound, log p(x) and gradient noise, on a CPU or a GPU.
+r"""Comparison of inference algorithms on one model: speed, bound, log p(x) and gradient noise, on a CPU or a GPU.
 
     python -m benchmarks.compare_inference                      # MNIST and Frey Face, three seeds
     python -m benchmarks.compare_inference --device cuda
     python -m benchmarks.compare_inference --inference aevb,iwae,dreg --data fashion_mnist --output runs/mine
     python -m benchmarks.compare_inference --overlay a.json b.json      # results of two machines in one picture
 
-The model is that of Kingma and Welling, "Auto-encoding variational Bayes", 2013: MNIST 784-500-20, Bernoulli,
-binarised anew in each minibatch, and Frey Face 560-200-10, Normal with its mean in (0, 1); tanh, minibatches of 100.
-Their protocol (Adagrad, weight decay, initial values) is that of `benchmarks.aevb_figure2`; here all use Adam, without
-weight decay. Other data sets have a likelihood as `LIKELIHOODS` says, a user's table a Normal one. Numbers are nats per
-datum in the model's units: Frey Face is in [0, 1].
+The model is that of Kingma and Welling, "Auto-encoding variational Bayes", 2013: MNIST 784-500-20 with a Bernoulli
+likelihood, binarised for each minibatch, and Frey Face 560-200-10 with a Normal likelihood, mean in (0, 1); tanh,
+minibatches of 100. `benchmarks.aevb_figure2` follows their protocol (Adagrad, weight decay, initial values); here all
+algorithms use Adam, without weight decay. `LIKELIHOODS` has the likelihoods of other data sets; a user's table has a
+Normal one. Numbers are nats per datum in model units: Frey Face is in [0, 1].
 
-One run is one data set and seed with all algorithms in it, which take turns, epoch by epoch, in one process
-(`benchmarks.interleaved`): the clocks of machines vary by more than algorithms differ, and so a slow minute falls on
-all alike. Algorithms of one run start from the same weights and see the same minibatches, so that differences are
-paired. Seconds are those of training, minibatches and binarisation included, evaluation and compilation not; the median
-leaves out the first epoch and those in which something was compiled. Gradients are those at the first algorithm's
-parameters, before and after training; compare variances of algorithms that follow the same objective (`aevb`,
-`analytic-kl`), and signal-to-noise ratios anywhere.
+A run is one data set and seed with all algorithms, which take turns, epoch by epoch, in one process
+(`benchmarks.interleaved`). The speed of a machine varies more than algorithms differ; with turns, a slow minute affects
+all of them. Algorithms of one run have the same initial weights and the same minibatches, so differences are paired.
+Seconds include training, minibatches and binarisation, but not evaluation and compilation; the median leaves out the
+first epoch and epochs with a compilation. Gradients are taken at the first algorithm's parameters, before and after
+training. Compare variances only between algorithms of the same objective (`aevb`, `analytic-kl`), and signal-to-noise
+ratios between any.
 
-Stopped, it goes on with the next data set and seed; the run in progress begins anew, which costs a few minutes at most,
-and gives the same values: nothing but times and memory depends on when it was begun. Start it once, and on
-an otherwise idle machine.
+After an interruption, the same command continues with the unfinished data set and seed from its start, which costs a
+few minutes at most. It gives the same values: only times and memory depend on when it was started. Start it once, on an
+otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ LIKELIHOODS: dict[str, Any] = {"frey": NORMAL, "20newsgroups": "Multinomial"}  #
 EPOCHS = {"mnist": 15, "static_mnist": 15, "fashion_mnist": 15, "frey": 500, "digits": 200, "20newsgroups": 20}
 OTHER_EPOCHS = 100
 RATE, BATCH = 1e-3, 100
-LOOKS = 12  # epochs after which the test ELBO is evaluated, evenly on a logarithmic scale
-LOOK_DRAWS = 10_000  # draws in all for each of these, or one for each datum
+LOOKS = 12  # number of epochs after which the test ELBO is evaluated, evenly on a logarithmic scale
+LOOK_DRAWS = 10_000  # total number of draws for each evaluation, at least one for each datum
 SAMPLES, LOG_P_DATA = 1000, 500  # importance samples, test data
-AIS_DATA, TEMPERATURES = 50, 500  # where no posterior is trained
+AIS_DATA, TEMPERATURES = 50, 500  # for algorithms that train no posterior
 GRADIENT_DRAWS = 100
 EVALUATION_SEED = 777
 QUICK = {"compile": False, "epochs": 3, "samples": 20, "log_p_data": 20, "draws": 4, "temperatures": 5}
@@ -77,7 +77,7 @@ QUICK_SIZE, QUICK_DATA = (20, 4), (300, 100)
 
 
 def experiment_of(name: str, given: argparse.Namespace) -> Experiment:
-    """Returns what declares the model, the training and the algorithms for a data set, or for a user's file."""
+    """Returns the experiment (model, training, algorithms) for a named data set or a user's file."""
     named = name in datasets.names()
     hidden, latent = QUICK_SIZE if given.quick else SIZES.get(name, OTHER_SIZE)
     network = {"mlp": [hidden]}
@@ -105,7 +105,7 @@ def experiment_of(name: str, given: argparse.Namespace) -> Experiment:
 
 
 def load(experiment: Experiment, quick: bool) -> tuple[Experiment, Data]:
-    """Returns the data, and the experiment with what it takes from them; both checked against each other."""
+    """Returns the data, and the experiment with all choices that depend on them; checks that they fit."""
     experiment = experiment.resolved()
     data = experiment.load_data(progress=True)
     if quick:
@@ -117,7 +117,7 @@ def load(experiment: Experiment, quick: bool) -> tuple[Experiment, Data]:
     return experiment, data
 
 
-@pyro.validation_enabled(False)  # the data are checked as they are loaded, and the first step checks itself
+@pyro.validation_enabled(False)  # loading checks the data, and the first step checks again
 def run(experiment: Experiment, data: Data, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Trains all algorithms by turns under one seed, and evaluates them."""
     device, epochs = experiment.torch_device, experiment.training.epochs or OTHER_EPOCHS
@@ -148,7 +148,7 @@ def run(experiment: Experiment, data: Data, seed: int, given: argparse.Namespace
             "gradients": {when: groups[contender.label] for when, groups in gradients.items()},
             "curve": curves[contender.label],
         }
-    for contender in contenders:  # at last, as it takes steps
+    for contender in contenders:  # last, since it takes steps
         results[contender.label]["memory_mib"] = contender.memory()
     return {
         "data": data.name,
@@ -164,7 +164,7 @@ def looks(epochs: int) -> set[int]:
 
 
 def look(contender: Contender, test: Batch, epoch: int) -> dict[str, Any]:
-    """Returns a point of the learning curve; the bound of training is the mean over the epoch."""
+    """Returns a point of the learning curve; the training bound is the mean over the epoch."""
     value = None
     if contender.inference.trains_posterior:
         draws = max(1, round(LOOK_DRAWS / test.size))
@@ -180,7 +180,7 @@ def look(contender: Contender, test: Batch, epoch: int) -> dict[str, Any]:
 
 
 def judged(contender: Contender, test: Batch, n: int, experiment: Experiment) -> dict[str, Estimate | None]:
-    """Returns the ELBO of all test data and log p(x) of some, which is by annealing where no posterior is trained."""
+    """Returns the ELBO of all test data and log p(x) of some; if no posterior is trained, log p(x) by annealing."""
     vae, evaluation, options = contender.vae, experiment.evaluation, {"seed": EVALUATION_SEED, "compile": False}
     rows = shown_rows(n, test.size).to(vae.device)
     if not contender.inference.trains_posterior:
@@ -192,7 +192,7 @@ def judged(contender: Contender, test: Batch, n: int, experiment: Experiment) ->
 
 
 def minus(mine: Estimate | None, its: Estimate | None) -> dict[str, float] | None:
-    """Returns the mean difference over the data that both estimates are of, and its standard error over data."""
+    """Returns the mean difference over the common data of two estimates, and its standard error over data."""
     if mine is None or its is None:
         return None
     n = min(len(mine.pointwise), len(its.pointwise))
@@ -237,7 +237,7 @@ def plain(noise: GradientNoise) -> dict[str, Any]:
 
 
 def shown_rows(n: int, total: int) -> Tensor:
-    """Returns which test data log p(x) is estimated on: the same for all."""
+    """Returns the rows of the test data for log p(x), the same for all algorithms."""
     with isolated(EVALUATION_SEED, "test data"):
         return torch.randperm(total)[: min(n, total)].sort().values
 
@@ -247,27 +247,32 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_arguments(parser)
     parser.set_defaults(threads=1)
     parser.add_argument("--data", default="mnist,frey", help="names of data sets, or files, separated by commas")
-    parser.add_argument("--inference", default=",".join(INFERENCE), help="the first is what others are compared with")
+    parser.add_argument("--inference", default=",".join(INFERENCE), help="algorithms; the first one is the baseline")
     parser.add_argument(
-        "--epochs", type=at_least(1), help=f"default: {EPOCHS['mnist']} of MNIST, {EPOCHS['frey']} of Frey Face"
+        "--epochs", type=at_least(1), help=f"default: {EPOCHS['mnist']} for MNIST, {EPOCHS['frey']} for Frey Face"
     )
-    parser.add_argument("--optimizer", default="Adam", help="of torch.optim")
+    parser.add_argument("--optimizer", default="Adam", help="optimizer of torch.optim")
     parser.add_argument("--rate", type=positive, default=RATE)
     parser.add_argument("--samples", type=at_least(2), default=SAMPLES, help="importance samples for each datum")
+    parser.add_argument("--log-p-data", type=at_least(1), default=LOG_P_DATA, help="number of test data for log p(x)")
     parser.add_argument(
-        "--log-p-data", type=at_least(1), default=LOG_P_DATA, help="test data that log p(x) is estimated on"
+        "--temperatures",
+        type=at_least(2),
+        default=TEMPERATURES,
+        help="of annealing, for algorithms such as mcem",
     )
     parser.add_argument(
-        "--temperatures", type=at_least(2), default=TEMPERATURES, help="of annealing, for mcem and the like"
+        "--draws", type=at_least(2), default=GRADIENT_DRAWS, help="number of gradients for their variance"
     )
-    parser.add_argument("--draws", type=at_least(2), default=GRADIENT_DRAWS, help="gradients whose variance is taken")
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="steps run uncompiled")
-    parser.add_argument("--overlay", nargs=2, metavar="JSON", help="draws two results over each other, trains nothing")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="run steps uncompiled")
+    parser.add_argument("--overlay", nargs=2, metavar="JSON", help="only draw two results in one figure")
     given = parser.parse_args(arguments)
     given.data = list(dict.fromkeys(given.data.split(",")))
     given.inference = given.inference.split(",")
     if len({Path(name).stem for name in given.data}) < len(given.data):
-        parser.error(f"--data: {', '.join(given.data)}: two of one name, by which their runs are kept.")
+        parser.error(
+            f"--data: {', '.join(given.data)}: two data sets have one name, which names their runs; rename one."
+        )
     if given.quick:
         for name, value in QUICK.items():
             setattr(given, name, value)
@@ -276,30 +281,30 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:
-    """Returns what decides the numbers of all runs; what a data set decides stands beside it."""
+    """Returns the settings that determine the numbers of all runs, except those of a data set."""
     of_training = ("inference", "epochs", "optimizer", "rate", "compile", "threads", "quick")
     names = (*of_training, "samples", "log_p_data", "temperatures", "draws")
     return {name: getattr(given, name) for name in names} | {"batch_size": BATCH}
 
 
 def check_same_data(runs: Runs, data: dict[str, Data]) -> None:
-    """Raises `SystemExit` where a data set is not that of the runs that are there under its name.
+    """Raises `SystemExit` if the file has runs of other data with the same name.
 
     Arguments:
-        runs: What the file has.
-        data: By name.
+        runs: Runs in the file.
+        data: Data sets by name.
     """
     for key, found in runs.by_key.items():
         name = key.rpartition("-")[0]
         if name in data and found["data_record"] != json.loads(json.dumps(data[name].record())):
             raise SystemExit(
-                f"{runs.path} holds runs of other data under the name `{name}`: pass --restart to put them aside, or "
+                f"{runs.path} holds runs of other data with the name `{name}`; pass --restart to put them aside, or "
                 "--output for another folder."
             )
 
 
 def main() -> None:
-    """Does the runs that are missing, prints the tables, writes the result and draws it."""
+    """Runs what is missing, prints the tables, writes the result and draws it."""
     given, console = parse(), Console(width=150)
     if given.overlay:
         first, second = map(Path, given.overlay)

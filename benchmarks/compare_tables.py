@@ -1,4 +1,4 @@
-r"""Tables and pictures of `benchmarks.compare_inference`, of one result or of two machines' results together."""
+r"""Tables and figures of `benchmarks.compare_inference`, for one result or for the results of two machines."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ COLOURS = {
     **{"aevb": "#D55E00", "analytic-kl": "#009E73", "wake-sleep": "#0072B2", "mcem": "#CC79A7", "stl": "#E69F00"},
     **{"iwae": "#56B4E9", "dreg": "#000000", "rws": "#8A6D3B"},
 }
-OTHERS = ("#7F3C8D", "#A5AA99", "#666666", "#B8860B")  # of algorithms without a colour of their own, in turn
-LINES = ("-", "--")  # of two machines
+OTHERS = ("#7F3C8D", "#A5AA99", "#666666", "#B8860B")  # for other algorithms, in turn
+LINES = ("-", "--")  # for two machines
 QUALITY = ("elbo", "log_p")
-# Settings in which the results of two machines may differ and still be of the same model and data.
+# Settings that may differ between the results of two machines for the same model and data.
 FREE_SETTINGS = {"threads", "compile"}
 
 
@@ -42,8 +42,8 @@ def by_data(runs: Result) -> dict[str, list[Result]]:
 def summarise(runs: Result) -> Result:
     """Returns for each data set and algorithm means over seeds with Student-t 95 % intervals.
 
-    ``minus`` the first algorithm, and the time ``over`` its, are paired by seed. Variances are those at the first
-    algorithm's trained parameters. What diverged, which ``stopped`` names, is judged at its last good parameters.
+    Differences and time ratios to the first algorithm are paired by seed. Variances are those at the first algorithm's
+    trained parameters. Diverged runs, listed in ``stopped``, are evaluated at their last good parameters.
     """
     return {
         name: {label: _summary(label, of_data) for label in of_data[0]["contenders"]}
@@ -60,7 +60,7 @@ def _summary(label: str, runs: list[Result]) -> Result:
         "seconds_per_epoch": over_seeds(seconds),
         "steps_per_second": over_seeds(of["steps_per_epoch"] / each for of, each in zip(mine, seconds, strict=True)),
         "time_over_baseline": over_seeds(of["time_over_baseline"]["median"] for of in mine),
-        "compile_seconds": max(of["compile_seconds"] for of in mine),  # of further seeds the process has the program
+        "compile_seconds": max(of["compile_seconds"] for of in mine),  # later seeds reuse the compiled program
         "peak_mib": max(of["memory_mib"]["peak"] for of in mine),
         "minus": {},
     }
@@ -84,7 +84,7 @@ def _summary(label: str, runs: list[Result]) -> Result:
 
 
 def cell(value: Result | None, form: str = ".2f") -> str:
-    """Returns a mean with its half width."""
+    """Returns the text of a mean with its half width."""
     if value is None or not value["seeds"]:
         return "-"
     width = value["half_width"]
@@ -92,17 +92,17 @@ def cell(value: Result | None, form: str = ".2f") -> str:
 
 
 def show(runs: Result, console: Console) -> None:
-    """Prints what each algorithm costs, and what it gives."""
+    """Prints the cost, the quality and the gradient noise of each algorithm."""
     for name, rows in summarise(runs).items():
         baseline, seeds = next(iter(rows)), len(next(iter(rows.values()))["seeds"])
         over = f"{seeds} seed{'s' if seeds > 1 else ''}, ± Student-t 95 %"
-        speed = Table(title=f"{name}: what it costs; {over}")
+        speed = Table(title=f"{name}: cost; {over}")
         heads = ("seconds per epoch", f"time over {baseline}", "steps per second", "compilation, s", "peak memory, MiB")
         _columns(speed, heads)
-        quality = Table(title=f"{name}: what it gives, nats per datum; {over}")
+        quality = Table(title=f"{name}: quality, nats per datum; {over}")
         heads = ("test ELBO", f"minus {baseline}", "log p(x)", "± Monte Carlo", f"minus {baseline}", "k-hat > 0.7")
         _columns(quality, heads)
-        gradient = Table(title=f"{name}: its gradients at the trained parameters of {baseline}; {over}")
+        gradient = Table(title=f"{name}: gradients at the trained parameters of {baseline}; {over}")
         _columns(gradient, ("variance, theta", "variance, phi", "signal to noise, theta", "signal to noise, phi"))
         for label, row in rows.items():
             stopped = f" (diverged: {len(row['stopped'])})" if row["stopped"] else ""
@@ -143,7 +143,7 @@ def colours(labels: Iterable[str]) -> dict[str, str]:
 
 
 def draw(runs: Result, path: Path) -> None:
-    """Draws for each data set the test ELBO against wall-clock and epochs, and paired differences of log p(x)."""
+    """Draws for each data set the test ELBO against wall time and epochs, and paired differences of log p(x)."""
     sets, summary = by_data(runs), summarise(runs)
     figure = Figure(figsize=(12, 3.7 * len(sets)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -176,7 +176,7 @@ def curves(axes: Axes, runs: list[Result], x: str, style: str, label: bool) -> N
 
 
 def _frame(axes: Axes, machines: list[list[Result]], label: str) -> None:
-    """Scales and labels; what lies below all later values is cut off."""
+    """Sets scales and labels; early values below all later ones are cut off."""
     of_contenders = [
         [point["test_elbo"] for point in contender["curve"] if point["test_elbo"] is not None]
         for runs in machines
@@ -193,7 +193,7 @@ def _frame(axes: Axes, machines: list[list[Result]], label: str) -> None:
 
 
 def differences(axes: Axes, rows: Result) -> None:
-    """Draws log p(x) of each algorithm minus that of the first, by seed, with the interval of the mean."""
+    """Draws log p(x) of each algorithm minus that of the first, for each seed, with the interval of the mean."""
     baseline, *others = rows
     for i, label in enumerate(others):
         value = rows[label]["minus"]["log_p"]
@@ -214,16 +214,18 @@ def differences(axes: Axes, rows: Result) -> None:
 
 
 def overlay(first: Path, second: Path, picture: Path, console: Console) -> None:
-    """Draws two results over each other, and prints how much faster the second machine is.
+    """Draws two results in one figure, and prints how much faster the second machine is.
 
     Raises:
-        SystemExit: Where they are not of the same model, or have nothing in common.
+        SystemExit: If the results have different settings or no common data set.
     """
     results = [json.loads(path.read_text(encoding="utf-8")) for path in (first, second)]
     a, b = (result["settings"] for result in results)
     other = sorted(key for key in (a | b).keys() - FREE_SETTINGS - {"inference"} if a.get(key) != b.get(key))
     if other:
-        raise SystemExit(f"{first} and {second} are of different settings ({', '.join(other)}): nothing to compare.")
+        raise SystemExit(
+            f"{first} and {second} have different settings ({', '.join(other)}), so they cannot be compared."
+        )
     machines = [by_data(result["runs"]) for result in results]
     common = [name for name in machines[0] if name in machines[1]]
     if not common:
@@ -249,7 +251,7 @@ def overlay(first: Path, second: Path, picture: Path, console: Console) -> None:
 
 
 def machine(result: Result) -> str:
-    """Returns device, threads and versions of a result, in words."""
+    """Returns a description of a result's machine: device, threads and versions."""
     about = result["environment"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     steps = "" if result["settings"]["compile"] else ", uncompiled"
@@ -257,7 +259,7 @@ def machine(result: Result) -> str:
 
 
 def ratios(names: list[str], results: list[Result]) -> Table:
-    """Returns the table of seconds per epoch on both machines, and of their ratio: median of seeds, and the range."""
+    """Returns the table of seconds per epoch on both machines and their ratio: median and range over seeds."""
     table = Table(title="median seconds per epoch; least and greatest of seeds")
     table.add_column("data")
     _columns(table, ("1", "2", "1 over 2", "test ELBO, 1", "test ELBO, 2"))

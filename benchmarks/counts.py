@@ -1,4 +1,4 @@
-r"""Topic models of 20 Newsgroups: a Multinomial likelihood under a Dirichlet and under a logistic-normal prior.
+r"""Topic models of 20 Newsgroups: a Multinomial likelihood with a Dirichlet and with a logistic-normal prior.
 
     python -m benchmarks.counts
 
@@ -6,33 +6,33 @@ Words of a document are drawn from p(w|theta) = softmax(W theta + b), log-linear
 (ProdLDA; Srivastava and Sutton, "Autoencoding variational inference for topic models", 2017). The priors:
 
 * ``dirichlet``: theta ~ Dirichlet(0.1), with a Dirichlet posterior;
-* ``logistic-normal``: theta = softmax(z), z ~ N(0, s^2 I) in as many dimensions as topics, with a Normal posterior; s
-  is that of the Laplace approximation of the Dirichlet in these dimensions, s^2 = (1 - 1/K) / 0.1, as theirs is.
+* ``logistic-normal``: theta = softmax(z), z ~ N(0, s^2 I) with one dimension for each topic, with a Normal posterior.
+  As in the paper, s^2 = (1 - 1/K) / 0.1 is from the Laplace approximation of the Dirichlet in these dimensions.
 
-Both KL divergences are in closed form. Where topics start alike, most of them stay so (component collapse), against
-which the paper has batch normalisation. Here, where what a document is mapped to must not depend on those beside it,
-it is a high learning rate, a warm-up of the KL, and the spread of W at the start: of 0.1 and 1 that of the better ELBO,
-1 for the Dirichlet and 0.1 for the logistic-normal. Pilots of 12 epochs chose these settings by 500 of all test
-documents, which flatters both models alike. b starts at the words' log frequencies. Topics are shown by the words of
-greatest relevance, W_k + 0.3 b up to a constant (Sievert and Shirley, "LDAvis", 2014), since the words of a newsgroup's
-headers are likely under every topic.
+Both KL divergences are in closed form. If topics are similar at the start, most of them stay so (component collapse);
+the paper's remedy is batch normalisation. Here, the mapping of a document must not depend on other documents, so the
+remedies are a high learning rate, a warm-up of the KL, and the initial standard deviation of W. Of 0.1 and 1, the one
+with the better ELBO was chosen: 1 for the Dirichlet and 0.1 for the logistic-normal. Pilot runs of 12 epochs chose
+these settings on 500 of the test documents, so results of both models are slightly optimistic. b starts at the words'
+log frequencies. Topics are shown by the words of greatest relevance, W_k + 0.3 b up to a constant (Sievert and Shirley,
+"LDAvis", 2014), since the words of a newsgroup's headers are likely in every topic.
 
 Perplexity is that of document completion: of the second half h2 of a test document given the first, h1.
 
 .. math:: \exp\Big(-\frac{\sum_d \log p(h_{2,d} | h_{1,d})}{\sum_d n_{2,d}}\Big), \qquad
     p(h_2 | h_1) = E_{q(\theta | h_1)} p(h_2 | \theta)
 
-``predictive`` is that, by draws from q; its logarithm is low in expectation, so that the perplexity is high.
-``weighted`` has the exact posterior p(theta|h1) in place of q, by self-normalised importance sampling: to be trusted
-only where Pareto k-hat, which stands beside it, is low. ``plug-in`` takes theta at the mean of q (of z for the
-logistic-normal), and ``documents`` is the plug-in with each document weighed alike, as Dieng, Ruiz and Blei, "Topic
-modeling in embedding spaces", 2020, section 5, have it. h1 and h2 are sequences of words here: perplexities leave out
-the multinomial coefficient, which log p(x|n) contains.
+``predictive`` estimates this by draws from q; its logarithm is low in expectation, so the perplexity is too high.
+``weighted`` replaces q by the exact posterior p(theta|h1), by self-normalised importance sampling; it is reliable only
+if its Pareto k-hat is low. ``plug-in`` uses theta at the mean of q (of z for the logistic-normal). ``documents`` is the
+plug-in with equal weights of all documents, as in Dieng, Ruiz and Blei, "Topic modeling in embedding spaces", 2020,
+section 5. Here h1 and h2 are sequences of words: perplexities leave out the multinomial coefficient, which log p(x|n)
+contains.
 
-What has to be beaten, in closed form: the unigram model, and the Dirichlet-multinomial whose base measure is the
-unigram model, p(w|h1) = (n_w + c p_w) / (n + c), which knows no topics, only that a word comes again. Its
-``predictive`` also learns from the words of h2 one after the other, as no multinomial with 50 topics can; ``plug-in``
-does not. c is the one of the greatest likelihood of the training documents.
+The baselines have closed forms: the unigram model, and the Dirichlet-multinomial whose base measure is the unigram
+model, p(w|h1) = (n_w + c p_w) / (n + c). The latter has no topics; it only models that words repeat. Its ``predictive``
+also learns from the words of h2 one by one, which a multinomial with 50 topics cannot do; its ``plug-in`` does not. c
+maximises the likelihood of the training documents.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ from pyro_vae.runtime.random_streams import isolated
 
 TOPICS, HIDDEN = 50, 300
 CONCENTRATION = 0.1
-SMALLEST = 0.01  # concentration of a posterior
-WEIGHT_STD = {"dirichlet": 1.0, "logistic-normal": 0.1}  # of W at the start
-RELEVANCE = 0.3  # weight of a word's own log probability among what makes it a topic's word
-RATE, BATCH, EPOCHS, WARMUP, CLIP = 1e-2, 200, 20, 0.3, 20.0  # warm-up: share of the steps
+SMALLEST = 0.01  # least concentration of a posterior
+WEIGHT_STD = {"dirichlet": 1.0, "logistic-normal": 0.1}  # initial standard deviation of W
+RELEVANCE = 0.3  # weight of b, a word's overall log probability, in its relevance
+RATE, BATCH, EPOCHS, WARMUP, CLIP = 1e-2, 200, 20, 0.3, 20.0  # the warm-up is a share of the steps
 PRIORS = ("dirichlet", "logistic-normal")
 KINDS = ("predictive", "weighted", "plug-in", "documents")
 EVALUATION_SEED = 777
@@ -77,15 +77,15 @@ EVALUATION_SEED = 777
 
 @dataclass(frozen=True)
 class Documents:
-    """20 Newsgroups as preprocessed for the embedded topic model: counts, float32.
+    """20 Newsgroups, preprocessed as for the embedded topic model: counts, float32.
 
     Attributes:
-        train: Shape ``(11214, 3072)``.
-        test: Of 7531.
+        train: Training documents, shape ``(11214, 3072)``.
+        test: Test documents, a sample of 7,531.
         first: First halves of the test documents.
-        second: Second halves.
-        words: The vocabulary.
-        record: Where they come from.
+        second: Second halves of the test documents.
+        words: Vocabulary.
+        record: Record of the data set.
     """
 
     train: Tensor
@@ -97,7 +97,7 @@ class Documents:
 
     @classmethod
     def load(cls, train: int | None, test: int) -> Documents:
-        """Returns the first training documents, or all, and so many test documents, drawn at random."""
+        """Returns the first ``train`` training documents (None: all) and ``test`` random test documents."""
         data = load("20newsgroups", support=constraints.nonnegative_integer)
         if data.test is None or data.columns is None:
             raise RuntimeError("20newsgroups has test documents and words")
@@ -110,13 +110,13 @@ class Documents:
 
     @property
     def frequencies(self) -> Tensor:
-        """Of the words in the training documents; a word that a few of them lack (``--quick``) is not impossible."""
+        """Relative frequencies of the words in the training documents; no frequency is 0."""
         counts = self.train.double().sum(0).clamp_min(1e-3)
         return counts / counts.sum()
 
 
 def make_vae(prior: str, seed: int, documents: Documents) -> VAE:
-    """Returns the topic model of a prior; networks of one seed start from the same weights under both."""
+    """Returns the topic model of a prior; one seed gives the same initial networks with both priors."""
     cells, shape = len(documents.words), (TOPICS,)
     longest = int(torch.cat([documents.train, documents.test]).sum(-1).max())
     proportions = nn.Identity() if prior == "dirichlet" else nn.Softmax(dim=-1)
@@ -139,7 +139,7 @@ def make_vae(prior: str, seed: int, documents: Documents) -> VAE:
 
 
 def settings_of(given: argparse.Namespace, documents: Documents) -> dict[str, Any]:
-    """Returns all that decides the numbers of a run beside its prior and seed."""
+    """Returns all settings that determine the numbers of a run, except its prior and seed."""
     steps = given.epochs * -(-len(documents.train) // BATCH)
     return {
         "data": documents.record,
@@ -305,7 +305,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--samples", type=int, default=100, help="draws for each document completed")
     parser.add_argument("--documents", type=int, default=2000, help="test documents, of 7,531")
-    parser.add_argument("--data", type=int, default=100, help="of these, those that log p(x|n) is estimated on")
+    parser.add_argument("--data", type=int, default=100, help="number of these for log p(x|n)")
     given = parser.parse_args()
     given.train, given.log_p_samples = None, 500
     if given.quick:
@@ -315,7 +315,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Does the runs that are missing, prints the table, writes the result and draws it."""
+    """Runs what is missing, prints the table, writes the result and draws it."""
     given = parse()
     torch.set_num_threads(given.threads)
     documents = Documents.load(given.train, given.documents)

@@ -1,4 +1,4 @@
-r"""Training runs that leave a curve, and go on where they were killed."""
+r"""Training runs with evaluations along the way, which continue after an interruption."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 
 from pyro_vae import VAE, History, Training, fit
 from pyro_vae.inference import Inference
+from fitting import fit_with
 
 _CHECKPOINT, _RECORDS = ".checkpoint", ".jsonl"
 
 
 def logarithmic(first: int, last: int, per_decade: int) -> list[int]:
-    """Returns steps at equal ratios, so many to a decade, from the first to the last, which are among them."""
+    """Returns steps at equal ratios, ``per_decade`` for each decade, from the first to the last (both included)."""
     found, i = {first, last}, 1
     while (step := round(first * 10 ** (i / per_decade))) < last:
         found.add(step)
@@ -34,11 +35,11 @@ def fit_with_curve(
     evaluate: Callable[[int], Mapping[str, Any]],
     **options: Any,
 ) -> tuple[History, list[dict[str, Any]]]:
-    """Trains a VAE, and evaluates it on the way; killed at any moment and called again, it goes on.
+    """Trains a VAE and evaluates it along the way; after an interruption, the same call continues the run.
 
     Arguments:
-        place: Without its ending, of the files of the run in progress: a checkpoint, and a line for each evaluation.
-        vae: The VAE, as it was at the first call.
+        place: Path, without suffix, of the files of the unfinished run: a checkpoint, and a line for each evaluation.
+        vae: The VAE, in the same state as at the first call.
         x: Data; see `pyro_vae.fit`.
         inference: The algorithm.
         training: The settings of the run. Its ``compile`` is True or False: what "auto" decides by timing may differ
@@ -49,7 +50,7 @@ def fit_with_curve(
         options: Other keywords of `pyro_vae.fit`.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C, with the run's state in its files.
+        KeyboardInterrupt: After Ctrl-C; the state of the run is in its files.
 
     Returns:
         The history, and the records in order, each with ``step``, ``samples`` and the ``seconds`` of training.
@@ -58,32 +59,27 @@ def fit_with_curve(
     records = _read(place)
 
     def callback(step: int, metrics: Mapping[str, float]) -> None:
-        if step in records:  # evaluated by a process that was killed before its next checkpoint
+        if step in records:  # an interrupted process evaluated it after its last checkpoint
             return
         found = {"step": step, "samples": int(metrics["samples"]), "seconds": round(metrics["seconds"], 3)}
         records[step] = found | dict(evaluate(step))
         with place.with_name(place.name + _RECORDS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(records[step]) + "\n")
 
-    history = fit(
-        *(vae, x, inference, replace(training, callback_steps=frozenset(at))),
-        callback=callback,
-        checkpoint=place.with_name(place.name + _CHECKPOINT),
-        **options,
-    )
+    history = fit_with(*(vae, x, inference, replace(training, callback_steps=frozenset(at))), callback=callback, checkpoint=place.with_name(place.name + _CHECKPOINT), **options)
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
     return history, [records[step] for step in sorted(records)]
 
 
 def forget(place: Path) -> None:
-    """Removes the files of a run whose result is elsewhere."""
+    """Removes the files of a finished run."""
     for ending in (_CHECKPOINT, _CHECKPOINT + ".tmp", _RECORDS):
         place.with_name(place.name + ending).unlink(missing_ok=True)
 
 
 def _read(place: Path) -> dict[int, dict[str, Any]]:
-    """The records so far, by step. A last line that was cut off is none, and taken off the file."""
+    """Returns the records so far, by step; removes a truncated last line from the file."""
     file = place.with_name(place.name + _RECORDS)
     if not file.exists():
         return {}

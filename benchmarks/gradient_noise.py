@@ -1,9 +1,9 @@
-"""Variance and signal-to-noise ratio of gradients where the exact posterior is known, by algorithm and width of q.
+"""Variance and signal-to-noise ratio of gradients by algorithm and width of q, with a known exact posterior.
 
     python -m benchmarks.gradient_noise
 
-A linear-Gaussian VAE whose exact posterior is diagonal; q is that posterior with its scale multiplied by 0.6, 1 and
-1.6. Prints and writes the trace of the covariance and the signal-to-noise ratio of the phi gradient.
+The VAE is linear-Gaussian with a diagonal exact posterior; q is this posterior with its scale multiplied by 0.6, 1 and
+1.6. The command prints and writes the trace of the covariance and the signal-to-noise ratio of the phi gradient.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SEED = 0  # of the draws
 
 
 def algorithms() -> dict[str, Inference]:
-    """Returns what is compared, by label."""
+    """Returns the algorithms of the comparison, by label."""
     one = {
         "aevb": AEVB(),
         "analytic-kl": AnalyticKL(),

@@ -1,7 +1,7 @@
-r"""Contenders that train by turns in one process: each for an epoch, then the next, so that all see the same hours.
+r"""Contenders that train in turns in one process, epoch by epoch, so that the machine's load affects all alike.
 
-A turn is what `pyro_vae.fit` does in an epoch: the same minibatches, steps and compilation. Each has its own random
-stream, seeded by the run's seed and the number of the epoch, so that no contender's numbers depend on the others'.
+A turn is an epoch of `pyro_vae.fit`: the same minibatches, steps and compilation. Each turn has its own random stream,
+seeded by the run's seed and the number of the epoch, so the numbers of a contender do not depend on the others.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.training.fit import prepared
 from pyro_vae.training.loop import training_mode
 
-MEMORY_STEPS = 3  # in which the most memory is looked for
-_ALWAYS = 10**9  # steps of a run: so many that "auto" compiles whatever can be compiled
+MEMORY_STEPS = 3  # number of steps in which the peak of memory is measured
+_ALWAYS = 10**9  # number of steps of a run with which "auto" compiles everything that can be compiled
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What all contenders of a run train.
+    """The common problem of all contenders of a run.
 
     Attributes:
-        experiment: Declares the VAE, the optimizer, the size of minibatches and the device.
-        data: Prepared for its likelihood.
-        train: The training part, on the device, where all contenders share it.
-        seed: Of initialisation, shuffling and noise.
-        compile: Whether steps are compiled, where they can be.
+        experiment: Experiment with the VAE, the optimizer, the size of minibatches and the device.
+        data: Data prepared for the likelihood.
+        train: Training data on the device, shared by all contenders.
+        seed: Seed of initialisation, shuffling and noise.
+        compile: Whether to compile steps, if possible.
     """
 
     experiment: Experiment
@@ -57,15 +57,15 @@ class Problem:
 
 
 class Contender:
-    """One algorithm with a VAE of its own; those of one problem start at the same weights.
+    """One algorithm with its own VAE; all contenders of a problem have the same initial weights.
 
     Attributes:
-        label: Of the algorithm.
-        vae: In training.
+        label: Label of the algorithm.
+        vae: The VAE in training.
         inference: The algorithm.
-        seconds: Wall time of each epoch, with its minibatches and without compilation.
-        clean: Which epochs tell the speed: not the first, nor one in which something was compiled.
-        stopped: Why it takes no more steps, where it diverged; empty otherwise.
+        seconds: Wall time of each epoch, with its minibatches, without compilation.
+        clean: Whether the time of each epoch is valid: not in the first one, nor with a compilation.
+        stopped: Reason of the end of training after a divergence; empty if there was none.
     """
 
     def __init__(self, spec: InferenceSpec, problem: Problem) -> None:
@@ -95,7 +95,7 @@ class Contender:
         self.clean: list[bool] = []
         self.bounds: list[float] = []
         self.stopped = ""
-        self.allocated = allocated(self.device) - before  # bytes that a GPU's allocator gave for good
+        self.allocated = allocated(self.device) - before  # bytes of GPU memory that stay allocated
 
     @property
     def compile_seconds(self) -> float:
@@ -103,7 +103,7 @@ class Contender:
         return self.loop.execution(self.member)[1] + self.routines
 
     def epoch(self) -> None:
-        """Takes the turn of an epoch; none where it has diverged before."""
+        """Trains for one epoch, unless training has diverged before."""
         if self.stopped:
             return
         first, taken = not self.seconds, self.member.steps
@@ -122,7 +122,7 @@ class Contender:
             self.allocated += allocated(self.device) - before
 
     def steps(self, n: int) -> None:
-        """Takes steps beside the epochs."""
+        """Takes extra steps, outside the epochs."""
         with self._training("beside"):
             self._take(n)
 
@@ -131,10 +131,10 @@ class Contender:
         self.loop.close()
 
     def memory(self) -> dict[str, float]:
-        """Returns MiB of what it keeps between steps (without the data) and of what a step adds at its peak.
+        """Returns the memory in MiB that is kept between steps (without the data), and that a step adds at its peak.
 
-        Kept are parameters, their last good copies and the optimizer's state; on a GPU all that construction and the
-        first epoch allocated, graphs included. Takes steps: after all else.
+        Kept are parameters, their last good copies and the optimizer's state; on a GPU, all memory that construction
+        and the first epoch allocated, with graphs. This method takes steps, so call it last.
         """
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -178,14 +178,14 @@ class Contender:
 
 
 def by_turns(contenders: list[Contender], epoch: int) -> None:
-    """Has each contender take one epoch; who begins changes from epoch to epoch."""
+    """Trains each contender for one epoch; the first one changes from epoch to epoch."""
     first = epoch % len(contenders)
     for contender in contenders[first:] + contenders[:first]:
         contender.epoch()
 
 
 def timed(contender: Contender, baseline: Contender) -> dict[str, dict[str, float]]:
-    """Returns median and quartiles of the seconds of an epoch, and of their ratio to the baseline's same epoch."""
+    """Returns median and quartiles of the seconds of an epoch, and of the ratio to the same epoch of the baseline."""
     both = zip(contender.seconds, baseline.seconds, contender.clean, baseline.clean, strict=False)
     ratios = [mine / its for mine, its, ours, theirs in both if ours and theirs]
     own = [seconds for seconds, clean in zip(contender.seconds, contender.clean, strict=True) if clean]
@@ -200,5 +200,5 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def allocated(device: torch.device) -> int:
-    """Returns the bytes that a GPU's allocator has given; 0 of a CPU's."""
+    """Returns the allocated bytes on a GPU; 0 for a CPU."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

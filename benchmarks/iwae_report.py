@@ -1,4 +1,4 @@
-r"""What `benchmarks.iwae_table1` tells of its runs: tables beside those published, paired differences, a figure."""
+r"""Report of `benchmarks.iwae_table1`: tables with the published values, paired differences, a figure."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ROWS = ("vae", "iwae", "dreg", "stl", "rws")
 TITLES = {"vae": "VAE", "iwae": "IWAE", "dreg": "DReG", "stl": "STL", "rws": "RWS"}
 COLOURS = {"vae": "#000000", "iwae": "#0072B2", "dreg": "#D55E00", "stl": "#009E73", "rws": "#CC79A7"}
 MARKERS = {"vae": "o", "iwae": "s", "dreg": "^", "stl": "D", "rws": "v"}
-SHIFTS = {"vae": 0.97, "iwae": 1.0, "dreg": 1.03, "stl": 1.06, "rws": 1.09}  # of k, so that equal values are seen
-WIDTHS = {1: 0.8, 5: 1.4, 50: 2.2}  # of curves, by k
-SHOWN = 30.0  # nats above the best that curves are drawn
+SHIFTS = {"vae": 0.97, "iwae": 1.0, "dreg": 1.03, "stl": 1.06, "rws": 1.09}  # factors of k, to separate equal values
+WIDTHS = {1: 0.8, 5: 1.4, 50: 2.2}  # line widths of curves, by k
+SHOWN = 30.0  # range of the curves in nats, from the best value on
 GREY = "#8a8a8a"
 
 Cell = tuple[str, int]  # row and k
@@ -35,11 +35,11 @@ Seeds = dict[int, dict[str, Any]]  # the runs of a cell, by seed
 
 
 def summarise(runs: dict[str, Any], unfinished: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the tables that there are: their cells beside those published, and what is claimed of their differences.
+    """Returns the tables with runs: their cells with the published ones, and claims about their differences.
 
     Arguments:
-        runs: What `iwae_table1.run` returned, by key.
-        unfinished: Of each run that was begun, its last look, by key.
+        runs: Results of `iwae_table1.run`, by key.
+        unfinished: Last evaluation of each unfinished run, by key.
     """
     tables: dict[tuple[str, int], tuple[dict[Cell, Seeds], dict[Cell, Any]]] = {}
     for place, found in [(0, found) for found in runs.values()] + [(1, look) for look in unfinished.values()]:
@@ -64,7 +64,7 @@ def summarise(runs: dict[str, Any], unfinished: dict[str, Any]) -> list[dict[str
 
 
 def cell_of(data_set: str, layers: int, row: str, k: int, seeds: Seeds, look: dict[str, Any] | None) -> dict[str, Any]:
-    """Returns a cell of a table for JSON; of one that is not finished, what was seen of it last."""
+    """Returns a cell of a table for JSON; for an unfinished one, its last evaluation."""
     cell: dict[str, Any] = {"row": row, "k": k}
     told = [
         c for c in PUBLISHED["cells"] if (c["data_set"], c["layers"], c["row"], c["k"]) == (data_set, layers, row, k)
@@ -89,7 +89,7 @@ def cell_of(data_set: str, layers: int, row: str, k: int, seeds: Seeds, look: di
 
 
 def against_published(summary: list[dict[str, Any]], settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Returns the rows of `benchmarks.published_table`, one for each finished cell that the paper has too."""
+    """Returns the rows of `benchmarks.published_table`: one for each finished cell with a published value."""
     share = f"{100 * settings['fraction']:.3g} % of the published {settings['published_epochs']:,} passes over the data"
     rows = []
     for table in summary:
@@ -117,14 +117,15 @@ def against_published(summary: list[dict[str, Any]], settings: dict[str, Any]) -
 
 
 def share_above(cell: dict[str, Any]) -> str:
-    """The share of data whose log p(x) is low by an unknown amount, in the worst seed."""
+    """Returns the share of data whose log p(x) is too low by an unknown amount, in the worst seed."""
     return f"{100 * cell['share_of_pareto_k_above_0.7']:.0f} %"
 
 
 def claim(done: dict[Cell, Seeds], pairs: list[tuple[Cell, Cell]]) -> dict[str, Any]:
-    """Returns whether the second of each two cells has the smaller -log p(x), and the paired differences.
+    """Returns whether the second cell of each pair has the smaller -log p(x), and the paired differences.
 
-    It has where the difference is beyond 1.96 standard errors over data; where one is within, nothing is said.
+    A difference is significant beyond 1.96 standard errors over data. ``holds`` is False if a significant one has the
+    wrong sign, True if all are significant with the right sign, else None.
     """
     known = [(one(done, worse), one(done, better), worse, better) for worse, better in pairs]
     differences = [
@@ -133,7 +134,7 @@ def claim(done: dict[Cell, Seeds], pairs: list[tuple[Cell, Cell]]) -> dict[str, 
         if set(mine) & set(its)
     ]
     sides = [
-        None if abs(d["value"]) <= 1.96 * d["sampling_error"] else d["value"] < 0  # beyond its error, or not
+        None if abs(d["value"]) <= 1.96 * d["sampling_error"] else d["value"] < 0  # None: within its error
         for d in differences
     ]
     whole = len(differences) == len(pairs)
@@ -142,7 +143,7 @@ def claim(done: dict[Cell, Seeds], pairs: list[tuple[Cell, Cell]]) -> dict[str, 
 
 
 def one(done: dict[Cell, Seeds], cell: Cell) -> Seeds:
-    """The runs of a cell; IWAE at k = 1 is VAE."""
+    """Returns the runs of a cell; IWAE at k = 1 is VAE."""
     return done.get(("vae", 1) if cell == ("iwae", 1) else cell, {})
 
 
@@ -154,7 +155,7 @@ def paired(mine: Seeds, its: Seeds) -> dict[str, Any]:
 
 
 def mean_over(seeds: Seeds, common: list[int]) -> torch.Tensor:
-    """-log p(x) of each datum, mean over seeds."""
+    """Returns -log p(x) of each datum, mean over seeds."""
     return torch.tensor([seeds[seed]["nll"]["pointwise"] for seed in common]).double().mean(0)
 
 
@@ -185,9 +186,9 @@ def show(summary: list[dict[str, Any]], settings: dict[str, Any], console: Conso
         if table["vae_from_best_to_worst"]:
             console.print(f"VAE from best to worst: k = {', '.join(map(str, table['vae_from_best_to_worst']))}")
     console.print(
-        f"Nats per datum, {settings['test_data']:,} test data, {settings['samples']:,} samples. ± over data is "
-        "the standard error, of claims that of the paired difference; ± sampling is that of the importance samples. "
-        "Where k-hat is above 0.7, log p(x) is low by an unknown amount."
+        f"Nats per datum, {settings['test_data']:,} test data, {settings['samples']:,} samples. ± over data is the "
+        "standard error over data (in claims, that of the paired difference); ± sampling is the error of importance "
+        "sampling. Where k-hat is above 0.7, log p(x) is too low by an unknown amount."
     )
 
 
@@ -201,7 +202,7 @@ def named(table: dict[str, Any]) -> str:
 
 
 def written(cell: dict[str, Any]) -> list[str]:
-    """The words of a row of a table."""
+    """Returns the texts of a table row."""
     first = ["VAE = IWAE" if (cell["row"], cell["k"]) == ("vae", 1) else TITLES[cell["row"]], str(cell["k"])]
     published = cell.get("published")
     its = [f"{published['nll']:.2f}", units_in(published["active_units"])] if published else ["-", "-"]
@@ -233,7 +234,7 @@ def units_in(units: list[float]) -> str:
 
 
 def said(what: dict[str, Any]) -> str:
-    """A claim in words."""
+    """Returns the text of a claim."""
     parts = [
         f"{TITLES[d['of'][0]]} {d['of'][1]} - {TITLES[d['minus'][0]]} {d['minus'][1]}: "
         f"{d['value']:+.2f} ± {d['sampling_error']:.2f}"
@@ -247,7 +248,7 @@ def said(what: dict[str, Any]) -> str:
 
 
 def draw(runs: dict[str, Any], summary: list[dict[str, Any]], settings: dict[str, Any], path: Path) -> None:
-    """Draws -log p(x) by k, that published dashed behind it, and how it fell in training."""
+    """Draws -log p(x) by k, with published values dashed, and its curve in training."""
     figure = Figure(figsize=(10, 1.0 + 3.3 * max(1, len(summary))), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(max(1, len(summary)), 2, squeeze=False)
@@ -269,7 +270,7 @@ def draw(runs: dict[str, Any], summary: list[dict[str, Any]], settings: dict[str
 
 
 def draw_table(axes: Axes, table: dict[str, Any]) -> None:
-    """Draws the rows of a table by k, those published behind them."""
+    """Draws the rows of a table by k, with the published ones in the background."""
     for row in ROWS:
         cells = [
             cell for cell in PUBLISHED["cells"] if all(cell[name] == table[name] for name in ("data_set", "layers"))
@@ -290,7 +291,7 @@ def look_of(row: str) -> dict[str, Any]:
 
 
 def draw_row(axes: Axes, row: str, cells: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
-    """Draws the cells of a row by k, with their intervals over seeds; IWAE begins where VAE does."""
+    """Draws the cells of a row by k, with their intervals over seeds; IWAE starts at VAE's value for k = 1."""
     if row == "iwae" and cells:
         cells = [cell for cell in others if (cell["row"], cell["k"]) == ("vae", 1)] + cells
     done = [cell for cell in cells if "nll" in cell]
@@ -305,7 +306,7 @@ def draw_row(axes: Axes, row: str, cells: list[dict[str, Any]], others: list[dic
 
 
 def draw_curves(axes: Axes, runs: list[dict[str, Any]]) -> None:
-    """Draws how -log p(x) fell with the passes over the data."""
+    """Draws -log p(x) against the passes over the data."""
     for run in runs:
         epochs, values = [look["epochs"] for look in run["curve"]], [look["nll"] for look in run["curve"]]
         axes.plot(epochs, values, color=COLOURS[run["row"]], lw=WIDTHS[run["k"]], alpha=0.8)

@@ -2,35 +2,34 @@ r"""Table 1 of Burda, Grosse and Salakhutdinov, "Importance weighted autoencoder
 
     python -m benchmarks.iwae_table1 --layers 1 --data-sets dynamic --rows vae,iwae    # two at once: 80 minutes
     python -m benchmarks.iwae_table1                                                   # all cells, these first
-    python -m benchmarks.iwae_table1 --table                                           # what is there, without a run
+    python -m benchmarks.iwae_table1 --table                                           # existing results, no run
     python -m benchmarks.iwae_table1 --full --device cuda --layers 1 --rows vae --k 1  # the published schedule
 
-VAE and IWAE with k = 1, 5 and 50 samples, one stochastic layer and two, on MNIST that is binarised anew in every
-minibatch (table 1) or once and for all (appendix D); beside them DReG, STL and RWS. The row VAE averages the ELBO over
-k samples, the row STL does so with the path derivative alone; both others have the bound of IWAE. At k = 1 IWAE is
-VAE. Networks of one seed start from the same weights and see the same minibatches in every row and for every k, and
-all are evaluated on the same test data with the same seed: differences are paired, with their standard errors over
-data.
+The cells are VAE and IWAE with k = 1, 5 and 50 samples, one or two stochastic layers, on MNIST binarised for every
+minibatch (table 1) or once (appendix D); in addition DReG, STL and RWS. The row VAE averages the ELBO over k samples;
+the row STL does the same with the path derivative alone; DReG and RWS use the bound of IWAE. At k = 1, IWAE is VAE. One
+seed gives the same initial weights and minibatches in every row and for every k, and all cells are evaluated on the
+same test data with the same seed. So differences are paired, with standard errors over data.
 
-The schedule is that of the paper, 3^i passes over the data at learning rate 0.001 * 10^(-i/7) for i = 0, ..., 7: 3,280
-in all. ``--fraction`` shortens all stages alike, counted in minibatches.
+The schedule is that of the paper: 3^i passes over the data at learning rate 0.001 * 10^(-i/7) for i = 0, ..., 7, 3,280
+passes in total. ``--fraction`` shortens all stages in proportion, in units of minibatches.
 
-Where the paper and its authors' code (yburda/iwae) differ, or the paper is silent:
+Choices where the paper differs from its authors' code (yburda/iwae), or does not say:
 
 * Adam has beta_1 = 0.9 as in the paper (code: 0.99), and second moments that start at 0 (code: at 1, which slows down
-  the first few thousand steps). Epsilon = 1e-4 in the paper and the code, whose gradients are of the sum over the 20
-  data of a minibatch: for gradients of the mean, as here, that is 1e-4 / 20.
-* Learning rates are the paper's (code: rounded to two digits).
+  the first few thousand steps). Epsilon is 1e-4 in the paper and the code, whose gradients are of the sum over the 20
+  data of a minibatch; for gradients of the mean, as here, this is 1e-4 / 20.
+* Learning rates are those of the paper (code: rounded to two digits).
 * All 60,000 training images (code: without the last 400), and the 50,000 of the fixed binarisation, in a new order in
-  each pass (code: always in the same one).
+  each pass (code: always in the same order).
 * From the code: the decoder's output biases start at the logits of the mean training image, clipped to [0.001,
-  0.999]; Glorot's uniform initial weights, for the location and the scale each by itself (code: all drawn with one
-  seed), and zero biases.
-* Test data are binarised once (code: anew at each evaluation).
-* Active units, those with Var_x(E_q[u]) > 0.01, are counted over the test data, the second layer's E_q over draws of
-  the first (code: over the first 500 training images, and for one draw of the first layer).
+  0.999]; weights have Glorot's uniform initialisation, separately for location and scale (code: all drawn with one
+  seed); other biases start at 0.
+* Test data are binarised once (code: at each evaluation).
+* Active units, those with Var_x(E_q[u]) > 0.01, are counted on the test data; E_q of the second layer is over draws of
+  the first (code: on the first 500 training images, with one draw of the first layer).
 
-Stopped, it goes on where it was; started twice, the two processes share the cells.
+After an interruption, the same command continues. Two processes with the same command share the cells.
 """
 
 from __future__ import annotations
@@ -60,18 +59,18 @@ from pyro_vae.inference import AEVB, IWAE, RWS, STL, DReG, Inference
 from pyro_vae.runtime.random_streams import isolated
 
 PIXELS = 784
-LATENT = {1: (50,), 2: (100, 50)}  # units of the stochastic layers, the one next to the data first; section 5
+LATENT = {1: (50,), 2: (100, 50)}  # units of the stochastic layers, starting next to the data; section 5
 HIDDEN = {"data": (200, 200), "layers": (100, 100)}  # tanh: between data and first layer, and between the layers
 K = (1, 5, 50)
 BATCH = 20
 RATE, BETAS, EPSILON = 1e-3, (0.9, 0.999), 1e-4 / BATCH
 PASSES = tuple(3**i for i in range(8))  # over the data in each stage
 EPOCHS = sum(PASSES)  # 3,280
-SAMPLES = 5000  # of the importance-sampled log p(x); section 5
-ACTIVE = 0.01  # variance over data of a unit's posterior mean; section 5.2
+SAMPLES = 5000  # importance samples for log p(x); section 5
+ACTIVE = 0.01  # least variance over data of an active unit's posterior mean; section 5.2
 BIAS_RANGE = (0.001, 0.999)
 CHECKPOINT_SECONDS = 30.0
-CURVE_SAMPLES, CURVE_DATA = 100, 500  # of the estimates during training
+CURVE_SAMPLES, CURVE_DATA = 100, 500  # samples and data of the estimates during training
 EVALUATION_SEED = 777
 FRACTION, TEST_DATA = 0.025, 5000  # by default: table 1 with one layer in 80 minutes on two cores
 FILES = {"dynamic": "mnist", "fixed": "static_mnist"}
@@ -82,12 +81,12 @@ ALGORITHMS: dict[str, Callable[[int], Inference]] = {"vae": AEVB, "iwae": IWAE, 
 
 
 def make_vae(layers: int, seed: int, mean: Tensor) -> VAE:
-    """Returns a VAE with one or two stochastic layers, at its initial weights.
+    """Returns a VAE with one or two stochastic layers, with initial weights.
 
     Arguments:
-        layers: 1 or 2.
-        seed: Of the weights.
-        mean: The mean training image, shape ``(784,)``.
+        layers: Number of stochastic layers, 1 or 2.
+        seed: Seed of the weights.
+        mean: Mean training image, shape ``(784,)``.
     """
     with isolated(seed, "networks"):
         first, *second = LATENT[layers]
@@ -110,7 +109,7 @@ def make_vae(layers: int, seed: int, mean: Tensor) -> VAE:
 
 @torch.no_grad()
 def initialise(conditional: Conditional) -> None:
-    """Draws the weights of a network by Glorot and Bengio's rule, for each parameter of the distribution by itself."""
+    """Initialises a network by Glorot and Bengio's rule, separately for each parameter of the distribution."""
     blocks = list(conditional.head.weight.split(list(conditional.network_sizes.values())))
     hidden = [layer for layer in conditional.given.modules() if isinstance(layer, nn.Linear)]
     for weight in [layer.weight for layer in hidden] + blocks:
@@ -126,7 +125,7 @@ def stage_ends(steps: int) -> list[int]:
     """Returns the steps after which the stages of the schedule end.
 
     Arguments:
-        steps: Of the whole schedule, at least as many as there are stages.
+        steps: Number of steps of the whole schedule, at least the number of stages.
     """
     ends, passed = [], 0
     for i, epochs in enumerate(accumulate(PASSES)):
@@ -136,13 +135,13 @@ def stage_ends(steps: int) -> list[int]:
 
 
 def factor(ends: list[int]) -> Callable[[int], float]:
-    """Returns the factor of the learning rate by step, counted from 0: 10^(-i/7) in stage i."""
+    """Returns the factor of the learning rate as a function of the step, from 0: 10^(-i/7) in stage i."""
     last = len(ends) - 1
     return lambda step: 10 ** (-min(sum(step >= end for end in ends), last) / last)
 
 
 def looked_at(ends: list[int]) -> list[int]:
-    """Returns the steps after which a run is looked at: the end of each third of a stage."""
+    """Returns the steps after which a run is evaluated: the end of each third of a stage."""
     starts = [0, *ends[:-1]]
     thirds = [(end - start, start, third) for start, end in zip(starts, ends, strict=True) for third in (1, 2, 3)]
     return sorted({start + length * third // 3 for length, start, third in thirds} - {0})
@@ -155,11 +154,11 @@ def run(key: str, data: Data, place: Path, settings: dict[str, Any], device: str
     """Trains and evaluates one cell of the table with one seed.
 
     Arguments:
-        key: See `keys_of`.
-        data: Of its data set.
-        place: Of the files of a run that is not finished.
-        settings: What `settings_of` returns.
-        device: On which to run.
+        key: Key of the run; see `keys_of`.
+        data: Data of the cell.
+        place: Path of the files of the unfinished run.
+        settings: Result of `settings_of`.
+        device: Device of the run.
     """
     cell = described(key)
     vae = make_vae(cell["layers"], cell["seed"], data.train.mean(0)).to(device)
@@ -196,7 +195,7 @@ def run(key: str, data: Data, place: Path, settings: dict[str, Any], device: str
         progress=key,
     )
     if history.stopped != "completed":
-        raise SystemExit(f"{key}: {history.stopped} at step {history.steps}; the same command goes on there.")
+        raise SystemExit(f"{key}: {history.stopped} at step {history.steps}; the same command continues there.")
     log_p = log_marginal(vae, x, settings["samples"], seed=EVALUATION_SEED, compile=settings["compile"], progress=True)
     units = active_units(vae, x, ACTIVE).split(LATENT[cell["layers"]])
     print(f"  {history}; -log p(x) {-log_p.value:.2f}", flush=True)
@@ -213,12 +212,12 @@ def run(key: str, data: Data, place: Path, settings: dict[str, Any], device: str
 
 
 def steps_of(fraction: float, size: int) -> int:
-    """Returns the minibatches of a shortened schedule: at least one in each stage."""
+    """Returns the number of minibatches of a shortened schedule: at least one in each stage."""
     return max(len(PASSES), round(fraction * EPOCHS * -(-size // BATCH)))
 
 
 def test_rows(n: int, total: int) -> Tensor:
-    """Returns which test data are evaluated: the same for every cell."""
+    """Returns the rows of the evaluated test data, the same for every cell."""
     with isolated(EVALUATION_SEED, "test data"):
         chosen = torch.randperm(total)[:n]
     return chosen if n < total else torch.arange(total)
@@ -242,9 +241,9 @@ def nll(log_p: Estimate) -> dict[str, Any]:
 
 
 def keys_of(given: argparse.Namespace) -> list[str]:
-    """Returns the runs that are asked for, in the order in which to do them: "<data set>-<layers>-<row>-<k>-<seed>".
+    """Returns the keys "<data set>-<layers>-<row>-<k>-<seed>" of the chosen runs, in the order of execution.
 
-    Within a table the longest first, so that two processes end together. At k = 1 there is one cell, that of VAE.
+    Within a table the longest runs come first, so that two processes end together. At k = 1 only VAE has a cell.
     """
     tables = [(data_set, layers) for data_set in given.data_sets for layers in given.layers]
     ours = [row for row in given.rows if row not in ("vae", "iwae")]
@@ -261,20 +260,20 @@ def keys_of(given: argparse.Namespace) -> list[str]:
 
 
 def described(key: str) -> dict[str, Any]:
-    """Returns what a key says."""
+    """Returns the fields of a key."""
     data_set, layers, row, k, seed = key.split("-")
     return {"data_set": data_set, "layers": int(layers), "row": row, "k": int(k), "seed": int(seed)}
 
 
 @cache
 def data_of(data_set: str, quick: bool) -> Data:
-    """Returns a data set."""
+    """Returns a data set, or a small part of it if ``quick``."""
     data = load(FILES[data_set], support=constraints.boolean)
     return replace(data, train=data.train[:400], valid=None, test=data.test[:100]) if quick else data
 
 
 def settings_of(given: argparse.Namespace) -> dict[str, Any]:
-    """Returns all that decides the numbers of a run beside its key."""
+    """Returns all settings that determine the numbers of a run, except its key."""
     return {
         "latents": {str(layers): sizes for layers, sizes in LATENT.items()},
         "hidden": HIDDEN,
@@ -291,7 +290,7 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def unfinished(runs: Runs, keys: Iterable[str]) -> dict[str, Any]:
-    """Returns, of each cell that was begun and is not finished, what it is and when it was looked at last."""
+    """Returns the fields and the last evaluation of each unfinished cell."""
     found = {}
     for key in keys:
         records = runs.unfinished / f"{key}.jsonl"
@@ -307,13 +306,17 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_arguments(parser)
     parser.set_defaults(threads=1, seeds=1)  # two processes use two cores
-    parser.add_argument("--fraction", type=positive, default=FRACTION, help=f"of the {EPOCHS:,} published epochs")
+    parser.add_argument(
+        "--fraction", type=positive, default=FRACTION, help=f"fraction of the {EPOCHS:,} published epochs"
+    )
     parser.add_argument("--full", action="store_true", help="the published schedule, and all test data")
     for name, choices in (("rows", ROWS), ("k", K), ("layers", tuple(LATENT)), ("data-sets", DATA_SETS)):
         parser.add_argument(f"--{name}", help=f"which of {','.join(map(str, choices))}; all by default")
     parser.add_argument("--samples", type=at_least(2), default=SAMPLES, help="importance samples for each datum")
-    parser.add_argument("--test-data", type=at_least(2), default=TEST_DATA, help="how many of the 10,000 are evaluated")
-    parser.add_argument("--table", action="store_true", help="tell and draw what is there, also of unfinished cells")
+    parser.add_argument("--test-data", type=at_least(2), default=TEST_DATA, help="number of test data, of 10,000")
+    parser.add_argument(
+        "--table", action="store_true", help="only show and draw existing results, with unfinished cells"
+    )
     given = parser.parse_args()
     for name, choices in (("rows", ROWS), ("k", K), ("layers", tuple(LATENT)), ("data_sets", DATA_SETS)):
         known = {str(choice): choice for choice in choices}
@@ -329,12 +332,12 @@ def parse() -> argparse.Namespace:
     if given.quick:
         given.fraction, given.samples, given.test_data = 0.5 / EPOCHS, 20, 20
     if not keys_of(given):
-        parser.error("no cell: at k = 1 there is one alone, that of the rows vae and iwae.")
+        parser.error("no cell is chosen: at k = 1 there is only one, for the rows vae and iwae.")
     return given
 
 
 def main() -> None:
-    """Does the runs that are missing, prints the table, writes the result and draws it."""
+    """Runs what is missing, prints the table, writes the result and draws it."""
     given = parse()
     torch.set_num_threads(given.threads)
     settings = settings_of(given)

@@ -1,13 +1,13 @@
-r"""Times `log_marginal` beside its decoder's matrix products alone, and pythae's `get_nll` on the same weights.
+r"""Times `log_marginal`, the matrix products of its decoder alone, and pythae's `get_nll` with the same weights.
 
-    python -m benchmarks.log_marginal                             # two threads, by the clock on the wall
-    python -m benchmarks.log_marginal --threads 1 --clock cpu     # where other processes take their share
+    python -m benchmarks.log_marginal                             # two threads, wall time
+    python -m benchmarks.log_marginal --threads 1 --clock cpu     # on a machine with other processes
     python -m benchmarks.log_marginal --device cuda
 
-A VAE of 784-500-20 with a Bernoulli likelihood and random weights; 5,000 samples for each datum. The contenders take
-turns on the same data, so that a slow moment of the machine meets them all, and each ratio is of one turn. pythae
-(the extra ``benchmarks``) is left out where it is not installed; it runs without gradients,
-which it does not see to itself, once with its default batch of samples and once with its fastest.
+The VAE is 784-500-20 with a Bernoulli likelihood and random weights; each datum has 5,000 samples. The contenders take
+turns on the same data, so a slow moment of the machine affects all of them; each ratio is within one turn. pythae (the
+extra ``benchmarks``) is left out if it is not installed. It is run without gradients (it does not turn them off
+itself), once with its default batch of samples and once with its fastest.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from benchmarks.runs import device
 from pyro_vae import VAE, Conditional, Fixed, mlp
 from pyro_vae.evaluation import log_marginal
 
-ROWS = (200, 500, 1000, 2500, 5000)  # at once: tried for the matrix products alone and, as the batch, for pythae
-DEFAULT_BATCH = 100  # of pythae's get_nll
+ROWS = (200, 500, 1000, 2500, 5000)  # numbers of rows to try: for matrix products, and as batch size of pythae
+DEFAULT_BATCH = 100  # default of pythae's get_nll
 D, HIDDEN, LATENT = 784, 500, 20
-SEED = 0  # of the weights; the data have the next
+SEED = 0  # seed of the weights; the data have SEED + 1
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 clock = "wall"
@@ -63,7 +63,7 @@ def layers(part: nn.Module) -> list[nn.Linear]:
 
 @torch.no_grad()
 def matrix_products(vae: VAE, total: int, rows: int) -> Callable[[], None]:
-    """Returns the decoder's two matrix products for so many rows in all, without anything else."""
+    """Returns a function that computes only the decoder's two matrix products, for ``total`` rows."""
     first, second = (layer.weight.T for layer in layers(vae.likelihood))
     z = torch.randn(rows, LATENT, device=first.device)
     hidden, logits = z.new_empty(rows, HIDDEN), z.new_empty(rows, D)
@@ -78,7 +78,7 @@ def matrix_products(vae: VAE, total: int, rows: int) -> Callable[[], None]:
 
 
 def pythae_twin(vae: VAE, device: str) -> Any:
-    """Returns pythae's VAE with the very layers of ours."""
+    """Returns pythae's VAE with the same layer objects."""
     from pythae.models import VAE as PythaeVAE
     from pythae.models import VAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -116,13 +116,13 @@ def seconds(run: Callable[[], Any], device: str) -> float:
 
 
 def fastest(runs: dict[int, Callable[[], Any]], device: str) -> int:
-    """Returns the key of the fastest by the least of three turns, after one to warm up."""
+    """Returns the key of the fastest function, by the least time of three turns after a warm-up."""
     turns = [{key: seconds(run, device) for key, run in runs.items()} for _ in range(4)][1:]
     return min(runs, key=lambda key: min(turn[key] for turn in turns))
 
 
 def contenders(vae: VAE, x: Tensor, samples: int, device: str) -> dict[str, Callable[[], Any]]:
-    """Returns what is timed, by name; the fastest setting of each is found on two data first."""
+    """Returns the functions to time, by name; the fastest setting of each is found with two data first."""
     rows = fastest({rows: matrix_products(vae, 2 * samples, rows) for rows in ROWS}, device)
     chosen: dict[str, Callable[[], Any]] = {
         "log_marginal": lambda: log_marginal(vae, x, samples, compile=False),
@@ -144,7 +144,7 @@ def contenders(vae: VAE, x: Tensor, samples: int, device: str) -> dict[str, Call
 
 
 def agreement(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Returns the mean log p(x) of each contender that estimates it, and warms all up."""
+    """Returns the mean log p(x) of each contender that estimates it; this also warms up all contenders."""
     values = {}
     for name, run in runs.items():
         result = run()
@@ -154,7 +154,7 @@ def agreement(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def peak_memory(options: SimpleNamespace) -> dict[str, float]:
-    """Returns the seconds and the MiB (above what is there before) of all the data, measured in a new process."""
+    """Returns seconds and additional MiB of an evaluation of all data, measured in a new process."""
     command = [
         sys.executable,
         "-m",
@@ -174,7 +174,7 @@ def peak_memory(options: SimpleNamespace) -> dict[str, float]:
 
 
 def high_water(device: str) -> float:
-    """Returns the peak of the memory in MiB: the process's, or the CUDA allocator's."""
+    """Returns the peak memory in MiB, of the process or of the CUDA allocator."""
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text()
@@ -238,13 +238,13 @@ def main() -> None:
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--data", type=int, default=1000, help="of the run that memory is measured on")
+    parser.add_argument("--data", type=int, default=1000, help="number of data for the measurement of memory")
     parser.add_argument("--data-per-turn", type=int, default=20)
     parser.add_argument("--turns", type=int, default=11)
     parser.add_argument("--only-memory", action="store_true", help=argparse.SUPPRESS)
     options = SimpleNamespace(**vars(parser.parse_args()))
     if options.clock == "cpu" and (options.threads > 1 or options.device != "cpu"):
-        parser.error("--clock cpu adds up the time of all threads, those that wait included; pass --threads 1.")
+        parser.error("--clock cpu sums the time of all threads, even of waiting ones; pass --threads 1.")
     global clock
     clock = options.clock
     torch.set_num_threads(options.threads)

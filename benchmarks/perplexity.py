@@ -1,4 +1,4 @@
-"""Perplexity of document completion: of topic models by importance sampling, and in closed form without topics."""
+"""Perplexity of document completion: for topic models by importance sampling, without topics in closed form."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ CHUNK = 4000  # rows of samples x documents that are decoded at once
 
 
 def log_coefficient(x: Tensor) -> Tensor:
-    """Returns the log of the number of orders of a document's words, shape ``(N,)``."""
+    """Returns the log of the number of different orders of a document's words, shape ``(N,)``."""
     return torch.lgamma(x.sum(-1) + 1) - torch.lgamma(x + 1).sum(-1)
 
 
 @torch.no_grad()
 def completion(vae: VAE, first: Tensor, second: Tensor, samples: int, seed: int) -> dict[str, Tensor]:
-    """Returns log p(h2|h1) of each document by three ways, in nats, and what tells how good the first two are.
+    """Returns log p(h2|h1) of each document by three estimators, in nats, and diagnostics of the first two.
 
     Arguments:
-        vae: The topic model, in double precision: topic proportions below 1e-38 have a density too.
-        first: h1, shape ``(N, V)``.
-        second: h2.
-        samples: Draws from q(theta|h1) for each document.
-        seed: Of the draws.
+        vae: Topic model in double precision, since topic proportions may be below 1e-38.
+        first: First halves h1, shape ``(N, V)``.
+        second: Second halves h2, shape ``(N, V)``.
+        samples: Number of draws from q(theta|h1) for each document.
+        seed: Seed of the draws.
     """
     parts: list[dict[str, Tensor]] = []
     size = max(1, CHUNK // samples)
@@ -66,9 +66,9 @@ def perplexity(log_p: Tensor, lengths: Tensor, error: Tensor | None = None) -> d
     """Returns the perplexity per word, its Monte Carlo error, and its standard error over documents.
 
     Arguments:
-        log_p: Of each document, in nats, shape ``(N,)``.
-        lengths: Words of each.
-        error: Monte Carlo standard error of each.
+        log_p: Log probability of each document, in nats, shape ``(N,)``.
+        lengths: Number of words of each document.
+        error: Monte Carlo standard error of each log probability.
     """
     total, n = lengths.double().sum(), len(log_p)
     rate = -log_p.double().sum() / total
@@ -90,14 +90,14 @@ def without_topics(train: Tensor, first: Tensor, second: Tensor, p: Tensor) -> d
 
     Arguments:
         train: Counts of the training documents, shape ``(N, V)``.
-        first: h1 of the test documents.
-        second: h2.
-        p: Frequencies of the words in the training documents, shape ``(V,)``, in double precision.
+        first: First halves h1 of the test documents.
+        second: Second halves h2 of the test documents.
+        p: Relative frequencies of the words in the training documents, shape ``(V,)``, in double precision.
     """
     first, second = first.double(), second.double()
     lengths = second.sum(-1)
 
-    def urn(x: Tensor, c: float) -> Tensor:  # log probability of the words in their order
+    def urn(x: Tensor, c: float) -> Tensor:  # log probability of the words in a given order
         pairs = torch.lgamma(x + c * p) - torch.lgamma(c * p)
         return pairs.sum(-1) - torch.lgamma(x.sum(-1) + c) + math.lgamma(c)
 

@@ -1,19 +1,19 @@
-r"""Four priors on static MNIST at one budget: N(0, I), a mixture, the VampPrior and a flow.
+r"""Four priors on static MNIST with equal budgets: N(0, I), a mixture, the VampPrior and a flow.
 
     python -m benchmarks.priors                           # 6 of the 2,000 published epochs
     python -m benchmarks.priors --fraction 0.02           # 40 of them
     python -m benchmarks.priors --full --device cuda      # the published schedule, all test data
 
-The networks, the number of latents, of components, the learning rate, the batch, the warm-up and the number of
-importance samples are those of Tomczak and Welling, "VAE with a VampPrior", 2018. Encoder and decoder of a seed start
-from the same weights and see the same minibatches under every prior, so that differences are paired.
+The networks, the numbers of latents and components, the learning rate, the batch, the warm-up and the number of
+importance samples are those of Tomczak and Welling, "VAE with a VampPrior", 2018. One seed gives the same initial
+encoder and decoder and the same minibatches with every prior, so differences are paired.
 
-What differs from their code: Adam in place of its normalised variant; log q's scale is bounded smoothly to [-3, 1]
-where theirs is clipped there; pseudo-inputs pass through a sigmoid where theirs are clipped to [0, 1]; a fixed number
-of epochs, of which the parameters with the best validation ELBO are kept (``--full`` also stops after 50 epochs
-without a better one). The KL is in closed form where there is one, which is for N(0, I).
+Differences from their code: Adam instead of its normalised variant; the log scale of q is bounded smoothly to [-3, 1]
+(theirs is clipped); pseudo-inputs pass through a sigmoid (theirs are clipped to [0, 1]); the number of epochs is fixed,
+and the parameters with the best validation ELBO are kept (``--full`` also stops after 50 epochs without improvement).
+The KL has a closed form for N(0, I) only.
 
-Stopped, it goes on with the next prior and seed.
+After an interruption, the same command continues with the unfinished prior and seed.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from pyro_vae.networks import gated_mlp
 from pyro_vae.runtime.random_streams import isolated
 
 PIXELS, HIDDEN, LATENT = 784, (300, 300), 40
-COMPONENTS = 500  # of the mixture, and pseudo-inputs of the VampPrior
-MIXTURE_STD = 0.1  # of its means at the start: like the others it starts near N(0, I)
+COMPONENTS = 500  # components of the mixture, and pseudo-inputs of the VampPrior
+MIXTURE_STD = 0.1  # initial standard deviation of its means: all priors start near N(0, I)
 PSEUDO_MEAN, PSEUDO_STD = 0.05, 0.01
-LOG_SCALE = (-3.0, 1.0)  # of q: its log variance lies in [-6, 2]
+LOG_SCALE = (-3.0, 1.0)  # range of q's log scale: its log variance is in [-6, 2]
 RATE, BATCH = 5e-4, 100
 EPOCHS, WARMUP, PATIENCE = 2000, 100, 50  # the published schedule, in epochs
 BASELINE = "standard"
@@ -69,7 +69,7 @@ PUBLISHED = [
 
 
 def make_prior(name: str, components: int) -> nn.Module:
-    """Returns a prior over the latents; all parameters of all but N(0, I) are learned."""
+    """Returns a prior over the latents."""
     if name == "mixture":
         shape = (components, LATENT)
         sources = {"loc": Learned(0.0, shape=shape, noise=MIXTURE_STD), "scale": Learned(1.0, shape=shape)}
@@ -82,14 +82,14 @@ def make_prior(name: str, components: int) -> nn.Module:
 
 
 def bounded_scale() -> Transform:
-    """Returns exp of a smooth and bounded function of slope 1 at its middle."""
+    """Returns exp of a smooth, bounded function with slope 1 in the middle of `LOG_SCALE`."""
     middle, half = sum(LOG_SCALE) / 2, (LOG_SCALE[1] - LOG_SCALE[0]) / 2
     steps = [AffineTransform(0.0, 1 / half), TanhTransform(), AffineTransform(middle, half), ExpTransform()]
     return ComposeTransform(steps)
 
 
 def make_vae(name: str, seed: int, components: int) -> VAE:
-    """Returns the VAE of a prior; networks of one seed start from the same weights under every prior."""
+    """Returns the VAE of a prior; one seed gives the same initial networks with every prior."""
     with isolated(seed, "networks"):
         likelihood = Conditional(dist.Bernoulli, (PIXELS,), given=gated_mlp(LATENT, *HIDDEN))
         encoder = gated_mlp(PIXELS, *HIDDEN)
@@ -99,7 +99,7 @@ def make_vae(name: str, seed: int, components: int) -> VAE:
 
 
 def settings_of(given: argparse.Namespace, data: Data) -> dict[str, Any]:
-    """Returns all that decides the numbers of a run beside its prior and seed."""
+    """Returns all settings that determine the numbers of a run, except its prior and seed."""
     epochs = EPOCHS if given.full else max(1, round(given.fraction * EPOCHS))
     steps = epochs * -(-len(data.train) // BATCH)
     return {
@@ -122,7 +122,7 @@ def settings_of(given: argparse.Namespace, data: Data) -> dict[str, Any]:
 
 
 def shortened(data: Data) -> Data:
-    """Returns a little of the data."""
+    """Returns a small part of the data."""
     return replace(data, train=data.train[:400], valid=data.test[:100], test=data.test[:100])
 
 
@@ -170,13 +170,13 @@ def run(name: str, seed: int, data: Data, settings: dict[str, Any], device: str)
 
 
 def test_rows(n: int, total: int) -> torch.Tensor:
-    """Returns which test data log p(x) is estimated on: the same for every run."""
+    """Returns the rows of the test data for log p(x), the same for every run."""
     with isolated(EVALUATION_SEED, "test data"):
         return torch.randperm(total)[:n].sort().values
 
 
 def described(estimate: Estimate) -> dict[str, Any]:
-    """Returns an estimate for JSON, with its value for each datum where importance weights are involved."""
+    """Returns an estimate for JSON; estimates by importance weights have the value of each datum too."""
     known = {name: getattr(estimate, name) for name in ("value", "standard_error", "sampling_error")}
     if "pareto_k" not in estimate.diagnostics:
         return {**known, "data": len(estimate.pointwise)}
@@ -276,11 +276,11 @@ def draw(runs: dict[str, Any], summary: dict[str, Any], settings: dict[str, Any]
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_arguments(parser)
-    parser.add_argument("--fraction", type=float, default=0.003, help=f"of the {EPOCHS} published epochs")
+    parser.add_argument("--fraction", type=float, default=0.003, help=f"share of the {EPOCHS} published epochs")
     parser.add_argument("--full", action="store_true", help="all published epochs, log p(x) of all test data")
     parser.add_argument("--priors", default=",".join(PRIORS), help="which, separated by commas")
     parser.add_argument("--samples", type=int, default=5000, help="importance samples for each datum")
-    parser.add_argument("--data", type=int, default=100, help="test data that log p(x) is estimated on")
+    parser.add_argument("--data", type=int, default=100, help="number of test data for log p(x)")
     given = parser.parse_args()
     given.priors = given.priors.split(",")
     unknown = sorted(set(given.priors) - set(PRIORS))
@@ -294,7 +294,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Does the runs that are missing, prints the table, writes the result and draws it."""
+    """Runs what is missing, prints the table, writes the result and draws it."""
     given = parse()
     torch.set_num_threads(given.threads)
     data = load("static_mnist", support=constraints.boolean)

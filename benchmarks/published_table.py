@@ -1,12 +1,12 @@
-r"""The table of published values beside ours, made of the committed results.
+r"""The table of published values and ours, from the committed results.
 
-    python -m benchmarks.published_table              # prints it
-    python -m benchmarks.published_table --write      # puts it into benchmarks/README.md
+    python -m benchmarks.published_table              # prints the table
+    python -m benchmarks.published_table --write      # writes it into benchmarks/README.md
 
-A result tells its rows under the key ``against_published``, a list of mappings: ``what``, ``published`` and ``ours``
-(numbers, or words), ``error`` (of ours: a number, or a mapping of its value and of what it is), ``unit``, ``source``
-(of the published value), ``command`` (default: that of the result) and ``note`` (what explains a difference). Results
-without that key are passed over.
+The rows of a result are under the key ``against_published``, a list of mappings: ``what``, ``published`` and ``ours``
+(numbers or text), ``error`` (of ours: a number, or a mapping with its value and its kind), ``unit``, ``source`` (of
+the published value), ``command`` (default: that of the result) and ``note`` (an explanation of the difference). Results
+without this key are skipped.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def rows_of(folder: Path = RESULTS) -> list[dict[str, Any]]:
     """Returns the rows of all results, in the order of their names.
 
     Raises:
-        SystemExit: For a row of another form, with the file's name.
+        SystemExit: For a row with missing or unknown keys; the message names the file.
     """
     rows = []
     for path in sorted(folder.glob("*.json")):
@@ -47,7 +47,7 @@ def rows_of(folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Returns the rows in Markdown; what explains a difference stands below, by number."""
+    """Returns the rows in Markdown, with numbered sources and notes below."""
     rows = list(rows)
     if not rows:
         return NONE
@@ -66,14 +66,14 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def decimals(row: dict[str, Any]) -> int:
-    """Returns as many decimals as the numbers of a row are told with, two at most."""
+    """Returns the number of decimals of a row's numbers, at most 2."""
     error = row.get("error")
     told = [row["published"], row["ours"], *(error.values() if isinstance(error, dict) else [error])]
     return max((min(2, len(repr(value).partition(".")[2])) for value in told if isinstance(value, float)), default=0)
 
 
 def number(value: Any, places: int) -> str:
-    """Returns a value in words, a number with so many decimals."""
+    """Returns the text of a value; numbers have ``places`` decimals."""
     if value is None:
         return "-"
     return f"{value:.{places}f}" if is_number(value) else str(value)
@@ -84,7 +84,7 @@ def is_number(value: Any) -> bool:
 
 
 def said(error: Any, places: int) -> str:
-    """Returns how uncertain a value is, in words, with what that is."""
+    """Returns the text of an error, with its kind."""
     if error is None:
         return ""
     if isinstance(error, dict):
@@ -95,20 +95,20 @@ def said(error: Any, places: int) -> str:
 
 
 def difference(row: dict[str, Any]) -> str:
-    """Returns ours minus the published value; nothing where one of them is no number."""
+    """Returns the text of ours minus the published value; ``-`` if one of them is no number."""
     ours, published = row["ours"], row["published"]
     return f"{ours - published:+.{decimals(row)}f}" if is_number(ours) and is_number(published) else "-"
 
 
 def within(text: str) -> str:
-    """Returns what stands between the markers."""
+    """Returns the text between the markers."""
     return text.split(BEGIN)[1].split(END)[0].strip()
 
 
 def main() -> None:
-    """Prints the table, or puts it into the README."""
+    """Prints the table, or writes it into the README."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--write", action="store_true", help=f"puts it between the markers of {README.name}")
+    parser.add_argument("--write", action="store_true", help=f"write it between the markers of {README.name}")
     made = table(rows_of())
     if not parser.parse_args().write:
         print(made)

@@ -1,4 +1,4 @@
-"""Writes a benchmark's result with the command that gives it again."""
+"""Writes a benchmark's result with the command that reproduces it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BEGAN = time.perf_counter()
 
 
 def _git(*words: str) -> str | None:
-    """What git says of this project; None where there is no git, or no repository."""
+    """Returns the output of a git command in this project; None without git or a repository."""
     try:
         command = ("git", "-C", str(Path(__file__).parents[1]), *words)
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -29,21 +29,21 @@ def _git(*words: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the code, with a + if some of it is not in there."""
+    """Returns the commit of the code, with a + if the code has uncommitted changes."""
     commit = _git("rev-parse", "--short=12", "HEAD")
     changed = _git("status", "--porcelain", "--", "pyro_vae", "benchmarks", ":!benchmarks/results")
     return f"{commit}+" if commit and changed else commit
 
 
-COMMIT = _commit()  # of the code that was loaded, whatever is committed while it runs
+COMMIT = _commit()  # of the loaded code; later commits do not change it
 
 
 def circumstances(device: str, command: str) -> dict[str, Any]:
-    """Returns where and with what a result was computed, the commit included, with a + if files differ from it.
+    """Returns machine, versions and commit of a result; the commit has a + if files differ from it.
 
     Arguments:
-        device: On which it ran.
-        command: That gives the result again.
+        device: Device of the computation.
+        command: Command that reproduces the result.
     """
     return {**environment(torch.device(device), command), "commit": COMMIT}
 
@@ -51,12 +51,12 @@ def circumstances(device: str, command: str) -> dict[str, Any]:
 def write(name: str, result: dict[str, Any], device: str = "cpu") -> Path:
     """Writes ``results/<name>.json`` (``<name>_cuda.json`` on CUDA) and returns its path; nan and infinity become null.
 
-    With ``wall_seconds``, of this process up to here.
+    The file contains ``wall_seconds``, the time of this process so far.
 
     Arguments:
-        name: Of the benchmark's module.
-        result: Ready for JSON.
-        device: On which it ran.
+        name: Name of the benchmark's module.
+        result: Result, ready for JSON.
+        device: Device of the computation.
     """
     command = shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
     seconds = round(time.perf_counter() - _BEGAN, 1)

@@ -1,6 +1,6 @@
-"""Runs of a benchmark in one file, which is written anew as a whole after each of them.
+"""Runs of a benchmark in one file, which is rewritten after each of them.
 
-Stopped, a benchmark goes on there. The same command started twice at the same time shares the runs between the two.
+After an interruption, the same command continues. Two processes with the same command share the runs.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ Run = Callable[[str], dict[str, Any]]
 About = Callable[[dict[str, Any]], dict[str, Any]]
 
 _SETTINGS = "settings.json"
-QUICK = Path("runs") / "quick"  # where results of --quick go
-_PLACES = ("--output", "--restart")  # where results go is no part of the command that gives them again
+QUICK = Path("runs") / "quick"  # folder of results of --quick
+_PLACES = ("--output", "--restart")  # arguments that are left out of the command that reproduces a result
 
 
 class Runs:
     """The runs of one benchmark by key, and the file that holds them.
 
     Arguments:
-        name: Of the benchmark's module; the file is ``<name>.json``, ``<name>_full.json`` for the full schedule,
-            with ``_cuda`` behind on CUDA.
-        settings: All that decides a run's numbers beside its key. A file with other settings is not continued.
+        name: Name of the benchmark's module; the file is ``<name>.json``, or ``<name>_full.json`` for the full
+            schedule, with the suffix ``_cuda`` on CUDA.
+        settings: All settings that determine a run's numbers, except its key. A file with other settings is not
+            continued.
         given: Parsed arguments, with those of `add_arguments`.
 
     Attributes:
-        path: The file.
-        unfinished: A folder beside it, for what runs in progress keep: give `fit_with_curve` the place ``unfinished /
-            key``.
-        by_key: What the runs gave.
+        path: Path of the file.
+        unfinished: Folder for the files of unfinished runs: pass `fit_with_curve` the place ``unfinished / key``.
+        by_key: Results of the runs.
     """
 
     def __init__(self, name: str, settings: dict[str, Any], given: argparse.Namespace) -> None:
@@ -55,7 +55,7 @@ class Runs:
         self.name, self.settings, self.device = name, _plain(settings), given.device
         output = Path(given.output)
         if getattr(given, "quick", False) and output == RESULTS:
-            output = QUICK  # whose numbers mean nothing
+            output = QUICK  # these numbers mean nothing
         self.path = output / f"{name}{full}{device}.json"
         self.unfinished = self.path.with_suffix(".unfinished")
         self.by_key: dict[str, Any] = {}
@@ -69,10 +69,10 @@ class Runs:
         self._check_unfinished()
 
     def read(self) -> None:
-        """Reads the runs that the file has.
+        """Reads the runs in the file.
 
         Raises:
-            SystemExit: Where they are of other settings.
+            SystemExit: If they have other settings.
         """
         if not self.path.exists():
             self.by_key = {}
@@ -82,7 +82,11 @@ class Runs:
         self.by_key, self.environment = found["runs"], found["environment"]
 
     def require_nobody(self, therefore: str) -> None:
-        """Raises `SystemExit`, with what to do, where another process is at work on a run."""
+        """Raises `SystemExit` if another process is working on a run.
+
+        Arguments:
+            therefore: Advice for the message.
+        """
         for place in self.unfinished.glob("*.lock"):
             with place.open("a") as file:
                 try:
@@ -91,8 +95,8 @@ class Runs:
                     raise SystemExit(f"another process is at work on {place.stem}: {therefore}.") from None
 
     def _check_unfinished(self) -> None:
-        """Raises `SystemExit` where runs in progress are of other settings."""
-        with suppress(FileNotFoundError):  # where there are none, or no more
+        """Raises `SystemExit` if unfinished runs have other settings."""
+        with suppress(FileNotFoundError):  # there are none, or no more
             noted = json.loads((self.unfinished / _SETTINGS).read_text(encoding="utf-8"))
             self._require_same(noted, self.unfinished)
 
@@ -103,17 +107,17 @@ class Runs:
         other = {key for key in found | self.settings if not agrees(key)}
         if other:
             raise SystemExit(
-                f"{place} holds runs of other settings ({', '.join(sorted(other))}): pass --restart to put them "
+                f"{place} holds runs with other settings ({', '.join(sorted(other))}); pass --restart to put them "
                 "aside, or --output for another folder."
             )
 
     def complete(self, keys: Iterable[str], run: Run, about: About) -> None:
-        """Does the runs that are missing, and writes the file after each.
+        """Runs what is missing, and writes the file after each run.
 
         Arguments:
-            keys: In the order in which to run them.
-            run: Makes the result of a key, ready for JSON.
-            about: Makes of all results what else the file tells.
+            keys: Keys of the runs, in the order of execution.
+            run: Function from a key to its result, ready for JSON.
+            about: Function from all results to further entries of the file.
         """
         keys = list(keys)
         for key in keys:
@@ -135,7 +139,7 @@ class Runs:
                 with self._alone():
                     self.read()
                     self.by_key[key] = result
-                    first = [key for key in keys if key in self.by_key]  # in their order, whoever did them
+                    first = [key for key in keys if key in self.by_key]  # in the order of the keys
                     self.by_key = {key: self.by_key[key] for key in (*first, *self.by_key)}
                     self.environment = circumstances(self.device, _command(self.name))
                     self.write(about(self.by_key))
@@ -144,25 +148,25 @@ class Runs:
             self.read()
             if self.by_key:
                 self.write(about(self.by_key))
-            with suppress(OSError):  # which still has other processes' runs
+            with suppress(OSError):  # the folder still has runs of other processes
                 if [file.name for file in self.unfinished.iterdir()] == [_SETTINGS]:
                     (self.unfinished / _SETTINGS).unlink()
                 self.unfinished.rmdir()
 
     def _made_by(self) -> dict[str, Any]:
-        """Returns what a run keeps of where and when it was made: a file's runs may be of several commands."""
+        """Returns the origin of a run: the runs of a file may come from several commands."""
         found = circumstances(self.device, _command(self.name))
         return {name: found[name] for name in ("command", "commit", "date", "device", "threads")}
 
     def _claims(self, key: str) -> int:
-        """Returns how many processes worked at a run; ``wall_seconds`` are of the last of them."""
+        """Returns the number of processes that worked on a run; ``wall_seconds`` is the time of the last."""
         return len((self.unfinished / f"{key}.lock").read_text(encoding="utf-8").splitlines())
 
     @contextmanager
     def _claimed(self, key: str) -> Iterator[bool]:
-        """Whether the run of a key is this process's to do in the block: neither done, nor another process's.
+        """Yields whether this process should run a key: the key is neither done, nor run by another process.
 
-        It holds a lock file, which the system frees where the process is killed.
+        The block holds a lock file; the system releases the lock if the process is killed.
         """
         self.read()
         if key in self.by_key:
@@ -188,7 +192,7 @@ class Runs:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Holds the lock of the results' folder."""
+        """A block that holds the lock of the results' folder."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
@@ -211,14 +215,14 @@ class Runs:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Writes a file in one step: a reader sees the old one or the new one."""
+    """Writes a file in one step: a reader gets the old content or the new one."""
     beside = path.with_suffix(".tmp")
     beside.write_text(text + "\n", encoding="utf-8")
     os.replace(beside, path)
 
 
 def device(name: str) -> str:
-    """Returns the name of a device that there is; for `argparse`."""
+    """Returns the name of an available device; for `argparse`."""
     if name not in ("cpu", "cuda"):
         raise argparse.ArgumentTypeError(f"cpu or cuda, not {name}")
     if name == "cuda" and not torch.cuda.is_available():
@@ -238,7 +242,7 @@ def positive(text: str) -> float:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Returns what makes an integer of at least so much of a text; for `argparse`."""
+    """Returns a function that parses an integer of at least ``least``; for `argparse`."""
 
     def integer(text: str) -> int:
         with suppress(ValueError):
@@ -250,22 +254,22 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def short(samples: int) -> str:
-    """Returns a number of samples as it stands in a key: ``"2e7"``, or all of its digits where it has many."""
+    """Returns a number of samples as text for a key: ``"2e7"``, or all digits if it has more than three."""
     text = f"{samples:.3g}".replace("e+0", "e").replace("e+", "e")
     return text if float(text) == samples else str(samples)
 
 
 def add_arguments(parser: argparse.ArgumentParser, seeds: bool = True) -> None:
-    """Adds what all benchmarks of several runs take; ``--seeds`` where they are of several seeds."""
+    """Adds the common arguments of benchmarks with several runs; ``--seeds`` if ``seeds``."""
     parser.add_argument("--device", default="cpu", type=device, help="cpu or cuda")
     parser.add_argument("--threads", type=at_least(1), default=torch.get_num_threads())
     if seeds:
-        text = "0, 1, ...; runs that are there already are kept"
+        text = "number of seeds 0, 1, ...; existing runs are kept"
         parser.add_argument("--seeds", type=at_least(1), default=3, help=text)
     parser.add_argument("--output", default=str(RESULTS), help="folder of the result")
-    parser.add_argument("--restart", action="store_true", help="put the runs that are there aside")
+    parser.add_argument("--restart", action="store_true", help="put existing runs aside")
     parser.add_argument(
-        "--quick", action="store_true", help="seconds in place of minutes, into runs/quick; the numbers mean nothing"
+        "--quick", action="store_true", help="seconds instead of minutes, into runs/quick; the numbers mean nothing"
     )
 
 
@@ -277,9 +281,9 @@ def over_seeds(values: Iterable[float]) -> dict[str, Any]:
 
 
 def command_of(seeds: dict[int, dict[str, Any]]) -> str:
-    """Returns the commands that give the runs of these seeds again.
+    """Returns the commands that reproduce the runs of these seeds.
 
-    Of runs of one length the highest seed's is enough, which gives the seeds before it too.
+    For runs of equal length, the command of the highest seed is enough, since it gives the lower seeds too.
     """
     by_length = {seeds[seed].get("samples"): seeds[seed]["made_by"]["command"] for seed in sorted(seeds)}
     return " && ".join(dict.fromkeys(by_length.values()))
@@ -296,5 +300,5 @@ def _command(name: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value as it comes back from JSON, with null for nan and infinity."""
+    """Returns a value as JSON restores it, with None for nan and infinity."""
     return json.loads(json.dumps(value), parse_constant=lambda _: None)

@@ -1,9 +1,9 @@
-"""log p(x) of data simulated from a trained VAE: importance sampling and annealing within bidirectional bounds.
+"""log p(x) of data simulated from a trained VAE: importance sampling and annealing, with bidirectional bounds.
 
     python -m benchmarks.sandwich
 
-Trains a VAE on digits by AEVB, simulates data from it, and prints every estimator beside the lower and the upper bound
-of bidirectional Monte Carlo, with the differences' standard errors over data.
+The command trains a VAE on digits by AEVB and simulates data from it. It prints every estimator with the lower and the
+upper bound of bidirectional Monte Carlo, and the differences with standard errors over data.
 """
 
 from __future__ import annotations

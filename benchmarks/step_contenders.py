@@ -1,4 +1,4 @@
-r"""The contenders of `benchmarks.step_time` by hand and pythae's, and what all on PyTorch have in common."""
+r"""Contenders of `benchmarks.step_time`: hand-written PyTorch and pythae, and the base of all PyTorch contenders."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.step_problem import RATE, Array, Networks, Problem, matrix_products
 
-TRIALS, TRIAL_SECONDS = 5, 0.1  # of each way to compile, of which the fastest is taken
+TRIALS, TRIAL_SECONDS = 5, 0.1  # trials of each way to compile; the fastest way is used
 
 
 class AtNoise(TorchDispatchMode):
-    """A block in which the draw of standard normal noise gives the noise that is given."""
+    """A block in which a draw of standard normal noise returns the given noise."""
 
     def __init__(self, noise: Tensor) -> None:
         super().__init__()
@@ -36,15 +36,15 @@ class AtNoise(TorchDispatchMode):
 
 
 class Contender:
-    """One way to take optimization steps; each lives in a process of its own.
+    """One way to take optimization steps; each contender has its own process.
 
     Arguments:
-        problem: What it trains, from `Problem.weights` on, with Adam.
+        problem: Problem to train, from `Problem.weights` on, with Adam.
 
     Attributes:
-        estimator: Of the ELBO: with ``"analytic"`` KL, or ``"sampled"``.
-        taken: Steps taken so far.
-        remark: What its user ought to know.
+        estimator: Estimator of the ELBO: with ``"analytic"`` KL, or ``"sampled"``.
+        taken: Number of steps taken so far.
+        remark: Note for the user.
     """
 
     estimator = "sampled"
@@ -56,30 +56,30 @@ class Contender:
         self.data = torch.from_numpy(problem.data()).to(self.device)
 
     def loss(self, x: Array, noise: Array) -> tuple[float, Array]:
-        """Returns the loss, nats per datum, at the present weights, and the noise that it is at."""
+        """Returns the loss, in nats per datum, at the current weights, and the noise that was used."""
         raise NotImplementedError
 
     def steps(self, n: int) -> None:
-        """Takes steps as an epoch does, gathering of minibatches included, and returns when they are done."""
+        """Takes steps as in an epoch, with the gathering of minibatches, and returns when they are done."""
         raise NotImplementedError
 
     def parameters(self) -> list[nn.Parameter]:
         raise NotImplementedError
 
     def weights(self) -> list[Array]:
-        """Returns the present weights, as `Problem.weights` orders them."""
+        """Returns the current weights, in the order of `Problem.weights`."""
         return [parameter.detach().cpu().numpy() for parameter in self.parameters()]
 
     def tensors(self, *arrays: Array) -> list[Tensor]:
         return [torch.from_numpy(array).to(self.device) for array in arrays]
 
     def wait(self) -> None:
-        """Returns when the device is done."""
+        """Waits until the device is done."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     def epochs(self) -> Iterator[Tensor]:
-        """Minibatches without end: shuffled once in an epoch, gathered at each step."""
+        """Yields minibatches without end: shuffled once in an epoch, gathered at each step."""
         for _ in count():
             for rows in torch.randperm(self.problem.rows, device=self.device).split(self.problem.batch):
                 yield self.data[rows]
@@ -107,7 +107,7 @@ class Stepwise(Contender):
 
 
 class Hand(Stepwise):
-    """Eager PyTorch: networks, the KL in closed form, one `torch.optim.Adam` as it is by default."""
+    """Eager PyTorch: networks, the KL in closed form, `torch.optim.Adam` with its defaults."""
 
     fused: bool | None = None
 
@@ -150,13 +150,13 @@ class Hand(Stepwise):
 
 
 class HandFused(Hand):
-    """The same with Adam's fused implementation."""
+    """`Hand` with Adam's fused implementation."""
 
     fused = True
 
 
 class HandCompiled(Hand):
-    """The loss, and with it its gradient, through `torch.compile` as it is by default; Adam by default."""
+    """`Hand` with `torch.compile` (defaults) of the loss and so of its gradient; Adam with its defaults."""
 
     def write_objective(self) -> Callable[[Tensor, Tensor], Tensor]:
         compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(super().write_objective(), fullgraph=True)
@@ -164,7 +164,7 @@ class HandCompiled(Hand):
 
 
 class HandCompiledBest(Hand):
-    """The fastest of several ways to compile, found by trial: a fused Adam, a compiled Adam, CUDA graphs."""
+    """The fastest of several ways to compile, found by trials: a fused Adam, a compiled Adam, CUDA graphs."""
 
     fused = True
 
@@ -190,7 +190,7 @@ class HandCompiledBest(Hand):
         self.taken = 0
 
     def adam(self, compiled: bool) -> tuple[torch.optim.Optimizer, Callable[[], Any]]:
-        """Returns an Adam at its beginning, and its step."""
+        """Returns a new Adam optimizer, and its step function."""
         if not compiled:
             optimizer = torch.optim.Adam(self.networks.parameters(), lr=RATE, fused=True)
             return optimizer, optimizer.step
@@ -214,7 +214,7 @@ class HandCompiledBest(Hand):
 
 
 class Pythae(Contender):
-    """pythae's VAE and its trainer's own loop over its own loader, without progress bars."""
+    """pythae's VAE with the loop of its trainer over its loader, without progress bars."""
 
     estimator = "analytic"
 
@@ -275,7 +275,7 @@ class Pythae(Contender):
 
 
 class _Some:
-    """As many minibatches of a loader as are asked for, epoch after epoch."""
+    """The next ``count`` minibatches of a loader, over epochs without end."""
 
     def __init__(self, loader: Any) -> None:
         self.dataset, self.count = loader.dataset, 1
@@ -289,7 +289,7 @@ class _Some:
 
 
 class MatrixProducts(Contender):
-    """The matrix products of a step alone, forward and backward: what no step of this size is faster than."""
+    """Only the matrix products of a step, forward and backward: a lower bound on the time of a step."""
 
     estimator = "none"
 

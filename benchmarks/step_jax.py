@@ -1,4 +1,4 @@
-r"""The contenders of `benchmarks.step_time` that are NumPyro's: its `SVI`, jitted step by step or epoch by epoch."""
+r"""Contenders of `benchmarks.step_time` in NumPyro: its `SVI`, jitted step by step or epoch by epoch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Parameters = list[Any]
 
 
 class NumPyro:
-    """A model and a guide as one writes them in NumPyro, and a state of its `SVI` on the device."""
+    """A usual model and guide in NumPyro, and a state of its `SVI` on the device."""
 
     estimator = "sampled"
     remark = ""
@@ -58,7 +58,7 @@ class NumPyro:
             return numpyro.sample("z", dist.Normal(loc, jnp.exp(log_scale)).to_event(1))
 
     def loss(self, x: Array, noise: Array) -> tuple[float, Array]:
-        """The ELBO object's own loss, at the noise with which the guide made what it drew."""
+        """Returns the loss of the ELBO object, and the noise that the guide used."""
         parameters, data = self.svi.get_params(self.state), jnp.asarray(x)
         drawn: list[Any] = []
 
@@ -84,7 +84,7 @@ class NumPyro:
         return _permutation(own, self.problem.rows)
 
     def step(self, state: Any, data: Any, rows: Any, start: Any) -> Any:
-        """One update with the minibatch at a position of the shuffled rows."""
+        """Takes one update with the minibatch at a position of the shuffled rows."""
         batch = self.problem.batch
         return self.svi.update(state, data[lax.dynamic_slice_in_dim(rows, start * batch, batch)])
 
@@ -105,7 +105,7 @@ class NumPyro:
 
 
 class NumPyroStep(NumPyro):
-    """`SVI.update` with its gathering under `jax.jit`, called step by step."""
+    """`SVI.update` with the gathering of minibatches in `jax.jit`, called step by step."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -117,7 +117,7 @@ class NumPyroStep(NumPyro):
 
 
 class NumPyroEpoch(NumPyro):
-    """The steps of an epoch in one `lax.fori_loop` under `jax.jit`."""
+    """All steps of an epoch in one `lax.fori_loop` in `jax.jit`."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -178,7 +178,7 @@ def _decoder(weights: Parameters, z: Any) -> Any:
 
 
 def _transposed(maps: Any, weight: Any, bias: Any) -> Any:
-    """A 4 x 4 transposed convolution of stride 2 and padding 1; weights as PyTorch has them, (in, out, 4, 4)."""
+    """Returns a 4 x 4 transposed convolution of stride 2 and padding 1, with PyTorch's weights, (in, out, 4, 4)."""
     kernel = jnp.flip(weight, (2, 3)).transpose(1, 0, 2, 3)
     out = lax.conv_general_dilated(
         maps, kernel, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=_IMAGES

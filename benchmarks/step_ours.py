@@ -1,4 +1,4 @@
-r"""The contenders of `benchmarks.step_time` that are this package."""
+r"""Contenders of `benchmarks.step_time` in this package."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Ours(Contender):
         self.taken += n
 
     def loss(self, x: Array, noise: Array) -> tuple[float, Array]:
-        """As for any contender; of a compiled step, which moves weights, it is a twin's."""
+        """Returns loss and noise; a copy takes the compiled step, since this step changes the weights."""
         data, epsilon = self.tensors(x, noise)
         if not self.compile:
             with AtNoise(epsilon):

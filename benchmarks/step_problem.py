@@ -1,4 +1,4 @@
-r"""What `benchmarks.step_time` has its contenders train: networks, the same weights and data for all, and the loss."""
+r"""The common problem of the contenders of `benchmarks.step_time`: networks, weights, data and loss."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Size(NamedTuple):
 
     Attributes:
         data: D; 784 with ``channels``, images of 1 x 28 x 28.
-        hidden: Sizes of the encoder's hidden layers (tanh); the decoder's are these in reverse.
-        latent: L.
-        particles: K of the importance-weighted bound; the ELBO for 1.
-        channels: Of the encoder's 4 x 4 convolutions of stride 2 (ReLU) in place of hidden layers.
+        hidden: Sizes of the encoder's hidden layers (tanh); the decoder has them in reverse order.
+        latent: L, the number of latents.
+        particles: K of the importance-weighted bound; 1 for the ELBO.
+        channels: Channels of the encoder's 4 x 4 convolutions of stride 2 (ReLU), which replace hidden layers.
     """
 
     data: int
@@ -57,12 +57,12 @@ class Problem:
     """One VAE to train.
 
     Attributes:
-        name: Of the size.
-        batch: Data in a minibatch.
+        name: Name of the size.
+        batch: Number of data in a minibatch.
         device: ``"cpu"`` or ``"cuda"``.
-        threads: That a contender may use.
-        rows: Data in an epoch.
-        replicates: How many VAEs are trained at once.
+        threads: Number of threads of a contender.
+        rows: Number of data in an epoch.
+        replicates: Number of VAEs that are trained at once.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Problem:
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Of the one draw of standard normal noise in a step."""
+        """Shape of the only draw of standard normal noise in a step."""
         particles = () if self.size.particles == 1 else (self.size.particles,)
         return (*particles, self.batch, self.size.latent)
 
@@ -90,11 +90,11 @@ class Problem:
         return (generator.random(probabilities.shape) < probabilities).astype(np.float32)
 
     def noise(self) -> Array:
-        """Returns the noise at which losses are compared, the same in every process."""
+        """Returns the noise for the comparison of losses, the same in every process."""
         return np.random.default_rng(2).standard_normal(self.noise_shape).astype(np.float32)
 
     def weights(self) -> list[Array]:
-        """Returns the weights at which all contenders start."""
+        """Returns the initial weights of all contenders."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return [parameter.detach().numpy() for parameter in Networks(self.size).parameters()]
@@ -108,7 +108,7 @@ def linear_layers(size: Size) -> list[tuple[str, int, int]]:
 
 
 class Networks(nn.Module):
-    """Encoder and decoder as one writes them by hand."""
+    """Encoder and decoder in plain PyTorch."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class Networks(nn.Module):
         return logits
 
     def set(self, weights: list[Array]) -> Networks:
-        """Copies weights into it; returns itself."""
+        """Copies weights into the networks; returns self."""
         copy_weights(list(self.parameters()), weights)
         return self
 
@@ -161,7 +161,7 @@ def _convolutions(size: Size) -> tuple[nn.Sequential, nn.Sequential]:
 
 @torch.no_grad()
 def copy_weights(parameters: list[nn.Parameter], weights: list[Array]) -> None:
-    """Copies weights into parameters, in order; a shape that differs is an error."""
+    """Copies weights into parameters, in order; raises if shapes differ."""
     for parameter, weight in zip(parameters, weights, strict=True):
         if parameter.shape != weight.shape:
             raise ValueError(f"a parameter of shape {tuple(parameter.shape)} cannot get weights {weight.shape}")
@@ -176,11 +176,11 @@ def reference_loss(problem: Problem, weights: list[Any], x: Array, noise: Array,
         \text{analytic: } \frac{1}{B} \sum_b \mathrm{KL}(q(z|x_b) \| p(z)) - \log p(x_b|z)
 
     Arguments:
-        problem: Whose networks they are.
-        weights: As `Problem.weights` orders them.
-        x: Shape ``(B, D)``.
-        noise: Shape ``(B, L)``, or ``(K, B, L)``.
-        estimator: ``"sampled"`` or ``"analytic"``, the second for K = 1 alone; both have the same expectation.
+        problem: Problem with the sizes of the networks.
+        weights: Weights in the order of `Problem.weights`.
+        x: Data, shape ``(B, D)``.
+        noise: Standard normal noise, shape ``(B, L)`` or ``(K, B, L)``.
+        estimator: ``"sampled"``, or ``"analytic"`` for K = 1; both have the same expectation.
     """
     networks = Networks(problem.size).set(weights).double()
     data, epsilon = torch.from_numpy(x).double(), torch.from_numpy(noise).double()
@@ -207,9 +207,10 @@ def matrix_flops(problem: Problem) -> float | None:
 
 
 def matrix_products(problem: Problem) -> list[tuple[int, int, int, int]]:
-    """Returns rows, inputs, outputs and number of products of each linear layer: 3, but of the first 2.
+    """Returns rows, inputs, outputs and number of products of each linear layer.
 
-    Forward, the gradient of the weights, and that of the input, which data have none of.
+    There are 3 products: forward, the gradient of the weights, and the gradient of the input. The first layer has 2,
+    since data need no gradient.
     """
     rows = {"encoder": problem.batch, "decoder": problem.batch * problem.size.particles}
     layers = linear_layers(problem.size)

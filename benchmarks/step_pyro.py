@@ -1,4 +1,4 @@
-r"""The contenders of `benchmarks.step_time` that are Pyro's own."""
+r"""Contenders of `benchmarks.step_time` in Pyro."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHECK_SEED = 3
 
 
 class PyroSVI(Stepwise):
-    """A model and a guide as in Pyro's tutorial, without validation, `pyro.infer.SVI` and `pyro.optim.Adam`."""
+    """A model and a guide as in Pyro's tutorial, with `pyro.infer.SVI` and `pyro.optim.Adam`, without validation."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
@@ -57,10 +57,10 @@ class PyroSVI(Stepwise):
 
 
 class PyroJit(PyroSVI):
-    """The same through `JitTrace_ELBO`, which traces to TorchScript."""
+    """`PyroSVI` with `JitTrace_ELBO`, which traces to TorchScript."""
 
     def make_elbo(self) -> Any:
-        warnings.simplefilter("ignore")  # of the tracer
+        warnings.simplefilter("ignore")  # warnings of the tracer
         return JitTrace_ELBO(max_plate_nesting=1, ignore_jit_warnings=True)
 
     def loss(self, x: Array, noise: Array) -> tuple[float, Array]:

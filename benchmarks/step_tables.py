@@ -1,4 +1,4 @@
-r"""What the results of `benchmarks.step_time` say: targets, and tables for the README."""
+r"""Targets and README tables from the results of `benchmarks.step_time`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.step_problem import SAID
 
 Result = dict[str, Any]
 
-# Ratios of ours to others that are aimed at: tiny and paper on a CPU, paper on CUDA, minibatches of 100.
+# Targets for the ratios of ours to others: tiny and paper on a CPU, paper on CUDA, minibatches of 100.
 TARGETS = {
     "pyro-svi": (0.10, 0.55, 0.02),
     "hand": (0.25, 0.90, 0.10),
@@ -18,13 +18,13 @@ TARGETS = {
     "numpyro-epoch": (1.0, 1.1, 0.67),
 }
 TARGET_CASES = (("cpu", "tiny", 2), ("cpu", "paper", 2), ("cuda", "paper", 2))
-EPOCH_STEPS, EPOCH_MILLISECONDS = 600, 40.0  # of MNIST in minibatches of 100, on CUDA
-REPLICATES_SHARE = 0.25  # of 64 single runs, on CUDA
+EPOCH_STEPS, EPOCH_MILLISECONDS = 600, 40.0  # an epoch of MNIST in minibatches of 100, on CUDA
+REPLICATES_SHARE = 0.25  # target cost of 64 replicates relative to 64 single runs, on CUDA
 FIRST_STEP = {"cold": 30.0, "warm": 5.0}  # seconds, on two cores
 
 
 def show(run: Result) -> None:
-    """Prints what was measured just now."""
+    """Prints a measurement."""
     if run["kind"] == "costs":
         print("  first compiled step, s: " + said(run["seconds_to_first_compiled_step"], ".1f"))
         for name, value in run["memory_mib"].items():
@@ -45,7 +45,7 @@ def said(values: dict[str, float], form: str) -> str:
 
 
 def tables(results: Iterable[Result]) -> str:
-    """Returns the tables of all results in Markdown: targets, and what was measured on each device."""
+    """Returns the tables of all results in Markdown: targets, and the measurements on each device."""
     by_device = {result["device"]: result for result in results}
     return "\n\n".join([targets(by_device), *(measured(result) for result in by_device.values())])
 
@@ -58,7 +58,7 @@ def measured(result: Result) -> str:
 
 
 def targets(by_device: dict[str, Result]) -> str:
-    """Returns the table of targets: ratios of ours to others, aimed at and reached."""
+    """Returns the table of targets: ratios of ours to others, reached and wanted."""
     rows = []
     for name, aims in TARGETS.items():
         cells = []
@@ -71,7 +71,7 @@ def targets(by_device: dict[str, Result]) -> str:
 
 
 def case_of(result: Result | None, size: str, batch: int, threads: int) -> Result | None:
-    """Returns the run of a size, with so many threads or else with as many as there are."""
+    """Returns the run of a size and batch with a number of threads; if there is none, with another number."""
     runs = [] if result is None else [run for run in result["runs"].values() if run["kind"] == "step"]
     found = [run for run in runs if (run["size"], run["batch"]) == (size, batch)]
     exact = [run for run in found if run["threads"] == threads]
@@ -79,9 +79,10 @@ def case_of(result: Result | None, size: str, batch: int, threads: int) -> Resul
 
 
 def steps(result: Result, threads: int) -> str:
-    """Returns the table of a device: time of ours over that of others, and on CUDA milliseconds per step too.
+    """Returns the table of a device: the ratio of our time to that of others, and on CUDA also milliseconds per step.
 
-    Each is the median over turns, with the least and greatest; a CPU's milliseconds tell of the machine, not of us.
+    Each number is the median over turns, with least and greatest. On a CPU, milliseconds depend too much on the
+    machine to be shown.
     """
     runs = [run for run in result["runs"].values() if run["kind"] == "step" and run["threads"] == threads]
     if not runs:
@@ -105,7 +106,7 @@ def milliseconds(mine: dict[str, Any] | None) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits."""
+    """Returns the text of a number with three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -116,7 +117,7 @@ def ratio(value: dict[str, float] | None) -> str:
 
 
 def extras(result: Result, threads: int) -> str:
-    """Returns lines on the distance to the matrix products, the first step, memory and replicates."""
+    """Returns lines about matrix products, the first step, memory and replicates."""
     lines: list[str] = []
     kinds: dict[str, Callable[[Result], list[str]]] = {
         "step": _limit,
@@ -169,6 +170,6 @@ def _replicates(run: Result) -> list[str]:
 
 
 def markdown(heads: list[str], rows: list[list[str]]) -> str:
-    """Returns a table in Markdown, numbers to the right."""
+    """Returns a table in Markdown with right-aligned numbers."""
     lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

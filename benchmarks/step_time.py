@@ -4,23 +4,23 @@ r"""Times one optimization step of a VAE: written by hand, in Pyro, NumPyro and 
     python -m benchmarks.step_time --device cuda
     python -m benchmarks.step_time --table             # the README's tables, from the committed result
 
-Every contender is a process of its own that trains the same VAE from the same weights on the same binary data with
-Adam, and does what an epoch does: shuffles once, gathers a minibatch at each step. They take turns, A B C A B C ...,
-idle while others run; a ratio is of one turn. Before they are timed, the loss of each at the initial weights is
-compared with a float64 reference at the same noise, and its weights after some steps with those of the others.
+Every contender has its own process. All train the same VAE with the same initial weights on the same binary data with
+Adam, and work as in an epoch: shuffle once, gather a minibatch at each step. They take turns, A B C A B C ..., and are
+idle while others run; a ratio is within one turn. Before the timing, the loss of each at the initial weights is
+compared with a float64 reference at the same noise, and its loss after some steps with those of the others.
 
 * ``hand``: eager PyTorch, the KL in closed form, `torch.optim.Adam`; ``hand-fused`` with its fused implementation.
 * ``hand-compiled``: the same loss under `torch.compile`; ``hand-compiled-best``: the fastest of several ways.
 * ``pyro-svi``: `pyro.infer.SVI` with `Trace_ELBO` (`RenyiELBO` for K > 1) and validation off; ``pyro-jit``:
   `JitTrace_ELBO`.
-* ``numpyro-step``: NumPyro's `SVI.update` under `jax.jit`; ``numpyro-epoch``: whole epochs in `lax.fori_loop`.
-* ``pythae``: the step of its trainer, loader included.
+* ``numpyro-step``: NumPyro's `SVI.update` in `jax.jit`; ``numpyro-epoch``: whole epochs in `lax.fori_loop`.
+* ``pythae``: the step of its trainer, with its loader.
 * ``ours-eager``, ``ours``: the loop of `pyro_vae.fit` on `Trace_ELBO` (IWAE for K > 1), uncompiled and compiled.
 * ``matrix-products``: the step's matrix products alone.
 * ``replicates-8``, ``replicates-64``: `fit` of so many VAEs at once; a step is one of all of them.
 
-NumPyro and pythae join where they are installed (the extra ``benchmarks``). Results are kept size by size: a run that
-was stopped goes on where it stopped.
+NumPyro and pythae are included if they are installed (the extra ``benchmarks``). Results are stored for each size, so
+the same command continues after an interruption.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ from benchmarks.step_tables import show, tables
 from benchmarks.step_worker import NO_LOSS, PLACES, REPLICATED, Failed, Worker
 
 BATCHES = (100, 1000)
-# What a CPU is spared, as each takes minutes: with --all it is not.
+# Cases that run on a CPU only with --all, since each takes minutes.
 SPARED = {("wide", 1000), ("wide-iwae", 1000), ("conv", 1000)}
 REPLICATED_SIZES = ("tiny", "paper")  # at the first batch size
 REPLICATES = (8, 64)
-COSTS = ("tiny", "paper")  # whose first step and memory are measured
+COSTS = ("tiny", "paper")  # sizes for the measurement of first step and memory
 TURNS, TURN_SECONDS = 9, 0.2
-FEWER_TURNS = 5  # where a single step takes longer than a turn should
+FEWER_TURNS = 5  # if a single step takes longer than a turn
 TRAINED = {"tiny": 200, "paper": 100, "wide": 30, "wide-iwae": 5, "conv": 20}  # steps before weights are compared
-LOSS_TOLERANCE = 1e-4  # relative, of float32
-TRAINED_TOLERANCE = 0.1  # of the fall of the loss
+LOSS_TOLERANCE = 1e-4  # relative, for float32
+TRAINED_TOLERANCE = 0.1  # relative to the fall of the loss
 MEMORY_STEPS = 20
 
-# What a contender does not have, whatever is installed.
+# Features that a contender lacks.
 LACKS = {
     ("pyro-jit", "wide-iwae"): "JitTrace_ELBO has no importance-weighted bound",
     ("pythae", "wide-iwae"): "its IWAE reports another number than the bound: sum of normalised weights times log w",
@@ -67,7 +67,7 @@ LACKS = {
 
 
 def available(name: str, size: str) -> str:
-    """Returns why a contender cannot take part, an empty string where it can."""
+    """Returns why a contender cannot take part; an empty string if it can."""
     missing = [package for package in PLACES.get(name, REPLICATED)[2] if importlib.util.find_spec(package) is None]
     return LACKS.get((name, size)) or (f"not installed: {', '.join(missing)}" if missing else "")
 
@@ -76,7 +76,7 @@ def available(name: str, size: str) -> str:
 
 
 def started(names: Sequence[str], problems: dict[str, Problem]) -> tuple[dict[str, Worker], dict[str, str]]:
-    """Returns the processes that are ready to take steps, and why others are left out."""
+    """Returns the processes that are ready to take steps, and the reasons for others that are left out."""
     left_out = {name: reason for name in names if (reason := available(name, problems[name].name))}
     workers = {name: Worker(name, problems[name]) for name in names if name not in left_out}
     for name, worker in list(workers.items()):
@@ -93,10 +93,10 @@ def started(names: Sequence[str], problems: dict[str, Problem]) -> tuple[dict[st
 
 
 def compared(workers: dict[str, Worker], problem: Problem, steps: int) -> dict[str, dict[str, Any]]:
-    """Returns the losses of all, at the initial weights and after some steps.
+    """Returns the losses of all contenders, at the initial weights and after some steps.
 
     Raises:
-        SystemExit: Where a contender computes another loss than the rest.
+        SystemExit: If a contender's loss differs from the reference or the others.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, worker in workers.items():
@@ -104,7 +104,7 @@ def compared(workers: dict[str, Worker], problem: Problem, steps: int) -> dict[s
             continue
         mine = found[name] = worker.ask("agreement")
         if abs(mine["loss"] - mine["reference"]) > LOSS_TOLERANCE * abs(mine["reference"]):
-            raise SystemExit(f"{name} computes a loss of {mine['loss']}; it is {mine['reference']} there.")
+            raise SystemExit(f"{name} computes a loss of {mine['loss']}; the reference is {mine['reference']}.")
         mine["trained"] = worker.ask("trained", steps)
     for estimator in ("analytic", "sampled"):
         agree({name: mine["trained"] for name, mine in found.items() if mine["estimator"] == estimator})
@@ -112,7 +112,7 @@ def compared(workers: dict[str, Worker], problem: Problem, steps: int) -> dict[s
 
 
 def agree(losses: dict[str, dict[str, float]]) -> None:
-    """Raises `SystemExit` where one of several contenders is elsewhere than the others after the same steps."""
+    """Raises `SystemExit` if a contender's loss after the same steps differs from that of the others."""
     middle = statistics.median(mine["after"] for mine in losses.values()) if losses else 0.0
     for name, mine in losses.items():
         if abs(mine["after"] - middle) > TRAINED_TOLERANCE * (mine["before"] - middle):
@@ -131,7 +131,7 @@ def turns(workers: dict[str, Worker], given: argparse.Namespace) -> dict[str, di
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Returns median, quartiles, least and greatest."""
+    """Returns median, quartiles, minimum and maximum."""
     low, _, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return {
         "median": statistics.median(values),
@@ -180,7 +180,7 @@ def case(problem: Problem, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def replicated(problem: Problem, given: argparse.Namespace) -> dict[str, Any]:
-    """Times a step of many VAEs at once beside that of one."""
+    """Times a step of many VAEs at once and a step of one VAE."""
     counts = {"ours": 1} | {f"replicates-{r}": r for r in given.replicates}
     problems = {name: replace(problem, replicates=r) for name, r in counts.items()}
     workers, left_out = started(list(counts), problems)
@@ -241,7 +241,7 @@ def described(problem: Problem) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the versions of what the contenders stand on; None where it is not installed."""
+    """Returns the versions of the contenders' packages; None for a package that is not installed."""
     found: dict[str, str | None] = {}
     for package in ("numpyro", "jax", "jaxlib", "pythae"):
         try:
@@ -259,7 +259,7 @@ def processor() -> str:
 
 
 def jobs(given: argparse.Namespace) -> dict[str, tuple[Any, Problem]]:
-    """Returns what is to be measured by key: first the sizes, then replicates and costs."""
+    """Returns the measurements by key: first the sizes, then replicates and costs."""
     chosen = [(name, batch) for name in given.sizes for batch in given.batches]
     if given.device == "cpu" and not given.all:
         chosen = [pair for pair in chosen if pair not in SPARED]
@@ -282,16 +282,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, nargs="+", default=[min(2, os.cpu_count() or 1)])
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--batches", type=int, nargs="+", default=list(BATCHES))
-    parser.add_argument("--all", action="store_true", help="on a CPU too all sizes with minibatches of 1,000")
+    parser.add_argument("--all", action="store_true", help="all sizes with minibatches of 1,000, also on a CPU")
     parser.add_argument("--contenders", nargs="+", default=list(PLACES), choices=list(PLACES))
-    parser.add_argument("--replicates", type=int, nargs="*", default=list(REPLICATES), help="none: leaves them out")
-    parser.add_argument("--no-costs", dest="costs", action="store_false", help="leaves first step and memory out")
+    parser.add_argument("--replicates", type=int, nargs="*", default=list(REPLICATES), help="no number: leave them out")
+    parser.add_argument("--no-costs", dest="costs", action="store_false", help="leave out first step and memory")
     parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--turn-seconds", type=float, default=TURN_SECONDS)
     parser.add_argument("--output", default=str(RESULTS), help="folder of the result")
-    parser.add_argument("--restart", action="store_true", help="replace the runs that are there")
+    parser.add_argument("--restart", action="store_true", help="put existing runs aside")
     parser.add_argument("--quick", action="store_true", help="under a minute; the numbers mean nothing")
-    parser.add_argument("--table", action="store_true", help="print the tables of the results that are there")
+    parser.add_argument("--table", action="store_true", help="print the tables of existing results")
     given = parser.parse_args(arguments)
     given.rows, given.trained = ROWS[given.device], None
     if given.quick:

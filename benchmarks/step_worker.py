@@ -1,4 +1,4 @@
-r"""One contender of `benchmarks.step_time` in a process of its own, which takes steps when it is told to.
+r"""One contender of `benchmarks.step_time` in its own process, which takes steps on request.
 
 The parent writes a line for each request to its standard input, and reads a line of JSON for each answer.
 """
@@ -22,7 +22,7 @@ from benchmarks.step_problem import Problem, reference_loss
 
 ROOT = Path(__file__).parents[1]
 
-# Where each contender is, and what must be installed for it.
+# Module, class and required packages of each contender.
 PLACES = {
     "hand": ("step_contenders", "Hand", ()),
     "hand-fused": ("step_contenders", "HandFused", ()),
@@ -41,20 +41,20 @@ REPLICATED = ("step_ours", "Replicates", ())
 NO_LOSS = ("matrix-products",)
 
 CALIBRATION_SECONDS = 0.03
-COMPARED = 1000  # data on which trained weights are compared
+COMPARED = 1000  # number of data for the comparison of trained weights
 
 
 class Failed(RuntimeError):
-    """A contender that cannot run, with the end of what it said."""
+    """A contender that cannot run; the message has the end of its output."""
 
 
 class Worker:
-    """The parent's side of a contender's process.
+    """The parent's interface to a contender's process.
 
     Arguments:
-        name: Of the contender.
-        problem: What it trains.
-        environment: Variables of the process beside the parent's.
+        name: Name of the contender.
+        problem: Problem to train.
+        environment: Additional environment variables of the process.
     """
 
     def __init__(self, name: str, problem: Problem, environment: Mapping[str, str] | None = None) -> None:
@@ -70,7 +70,7 @@ class Worker:
         """Sends a request and returns the answer.
 
         Raises:
-            Failed: Where the process has ended instead.
+            Failed: If the process has ended.
         """
         if self.process.stdin is None or self.process.stdout is None:
             raise RuntimeError("a worker has pipes")
@@ -108,13 +108,13 @@ def _threads(threads: int) -> dict[str, str]:
 
 
 def make(name: str, problem: Problem) -> Any:
-    """Returns a contender at its beginning."""
+    """Returns a new contender."""
     module, attribute, _ = PLACES.get(name, REPLICATED)
     return getattr(importlib.import_module(f"benchmarks.{module}"), attribute)(problem)
 
 
 def agreement(contender: Any, problem: Problem) -> dict[str, Any]:
-    """Returns a contender's loss at the initial weights, and the same in float64 at the same noise."""
+    """Returns a contender's loss at the initial weights, and the loss in float64 with the same noise."""
     x = problem.data()[: problem.batch]
     value, noise = contender.loss(x, problem.noise())
     reference = reference_loss(problem, problem.weights(), x, noise, contender.estimator)
@@ -122,7 +122,7 @@ def agreement(contender: Any, problem: Problem) -> dict[str, Any]:
 
 
 def trained(contender: Any, problem: Problem, steps: int) -> dict[str, float]:
-    """Returns the loss, in float64 and at the same data and noise for all, at first and after so many steps in all."""
+    """Returns the loss before training and after ``steps`` steps in total, in float64, with common data and noise."""
     contender.steps(steps - contender.taken)
     rows = min(COMPARED, problem.rows)
     compared = replace(problem, batch=rows if problem.size.particles == 1 else rows // problem.size.particles)
@@ -138,7 +138,7 @@ def timed(contender: Any, steps: int) -> float:
 
 
 def calibrated(contender: Any, seconds: float) -> int:
-    """Returns how many steps take so many seconds."""
+    """Returns the number of steps that take the given seconds."""
     steps = 1
     while (took := timed(contender, steps)) < CALIBRATION_SECONDS:
         steps *= 2
@@ -149,9 +149,9 @@ def calibrated(contender: Any, seconds: float) -> int:
 
 
 def memory(contender: Any, problem: Problem, steps: int) -> dict[str, float]:
-    """Returns the MiB of the tensors before the next steps, and the most that these add.
+    """Returns the MiB of the tensors before the next steps, and the largest amount that the steps add.
 
-    Beside them, ``process`` is the peak of the process's resident memory within the steps (CUDA: of the allocator).
+    ``process`` is the peak of the process's resident memory during the steps (CUDA: of the allocator).
     """
     import torch
 
@@ -163,7 +163,7 @@ def memory(contender: Any, problem: Problem, steps: int) -> dict[str, float]:
         contender.steps(steps)
         peak = torch.cuda.max_memory_allocated()
         return {"tensors": before / 2**20, "in_a_step": (peak - before) / 2**20, "process": peak / 2**20}
-    Path("/proc/self/clear_refs").write_text("5")  # begins the high-water mark anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     contender.steps(steps)
     peak = float(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**10
     live = {o.untyped_storage().data_ptr(): o.untyped_storage().nbytes() for o in _tensors()}
@@ -177,7 +177,7 @@ def _tensors() -> list[Any]:
 
 
 def most_allocated(contender: Any, steps: int) -> float:
-    """The greatest sum, in MiB, of what the CPU's allocator gave and took back within steps."""
+    """Returns the peak of the memory, in MiB, that the CPU's allocator handed out during steps."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -217,7 +217,7 @@ def answer(contender: Any, problem: Problem, request: list[str]) -> Any:
 def main() -> None:
     name, problem = sys.argv[1], Problem(**json.loads(sys.argv[2]))
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # output of libraries must not mix with answers
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
     if problem.threads < len(cores):
         os.sched_setaffinity(0, cores[: problem.threads])

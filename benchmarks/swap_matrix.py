@@ -1,11 +1,11 @@
-r"""Every prior x likelihood x posterior, each said by one line of YAML: what trains, and what is refused and why.
+r"""All combinations of prior, likelihood and posterior, one line of YAML each: which train, and which are refused.
 
     python -m benchmarks.swap_matrix              # the whole matrix, some minutes
     python -m benchmarks.swap_matrix --sample 60  # a random sample of it
 
-A cell is built from the text of an experiment file, trained for 20 steps on small data of its likelihood's kind, asked
-for draws, saved and read again, both ways. It is `trained`, `refused` with the message of the error that names the
-reason, or a defect, which ends the command with exit code 1.
+A combination is built from the text of an experiment file, trained for 20 steps on small data of its likelihood's kind,
+and used to draw data; then its weights and its file are saved and restored. The outcome is `trained`, `refused` with
+the reason in the error message, or a defect. Any defect ends the command with exit code 1.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ POSTERIORS = {
     "the prior's family": "posterior: %s",
 }
 
-# The posterior of a prior's own family.
+# The posterior in the family of each prior.
 _OWN = {
     "Normal, fixed": "Normal",
     "Normal, learned": "Normal",
@@ -112,7 +112,7 @@ _OWN = {
     "Bernoulli": "Bernoulli",
 }
 
-# Which priors no posterior over the real space fits, and the reason that is given.
+# Priors that do not fit posteriors over the real space, with patterns of the reasons in the errors.
 REFUSED = {
     "VonMises": "does not integrate to 1",
     "sphere": "pass posterior=Conditional\\(VonMisesFisher",
@@ -141,7 +141,7 @@ class Cell:
 
     @property
     def refusal(self) -> str | None:
-        """The reason for which it must be refused; None where it must train."""
+        """Pattern of the reason for which it must be refused; None if it must train."""
         return None if self.posterior == "the prior's family" else REFUSED.get(self.prior)
 
 
@@ -151,7 +151,7 @@ def cells() -> list[Cell]:
 
 
 def sample(n: int, seed: int = SEED) -> list[Cell]:
-    """Returns n combinations at random, with every prior, likelihood and posterior among them where n allows."""
+    """Returns n random combinations that contain every prior, likelihood and posterior, if n is large enough."""
     generator = random.Random(seed)
     everything = cells()
     generator.shuffle(everything)
@@ -189,7 +189,7 @@ def data_of(likelihood: str) -> Tensor:
 
 
 def algorithm_for(vae: VAE) -> Inference:
-    """Returns AEVB where it can train the VAE; else the score function, which needs no gradient through draws."""
+    """Returns AEVB if it can train the VAE; else the score function, which needs no gradient through draws."""
     try:
         AEVB().check(vae)
     except InputError as error:
@@ -200,13 +200,13 @@ def algorithm_for(vae: VAE) -> Inference:
 
 
 def run(cell: Cell) -> str:
-    """Builds, trains, draws, saves and restores one combination.
+    """Builds, trains, draws from, saves and restores one combination.
 
     Returns:
-        The algorithm that trained it.
+        The name of the algorithm.
 
     Raises:
-        InputError: The refusal.
+        InputError: If the combination is refused.
         AssertionError: For a defect.
     """
     experiment = Experiment.parse(parse_yaml(cell.text, "cell"))
@@ -231,7 +231,7 @@ def run(cell: Cell) -> str:
 
 
 def _check_restored(vae: VAE, experiment: Experiment, x: Tensor) -> None:
-    """Checks that the weights, the file and the specification each give the same VAE again."""
+    """Checks that the weights with the file, or with the specification, give the same VAE again."""
     with tempfile.TemporaryDirectory() as folder:
         experiment.to_yaml(Path(folder) / "experiment.yaml")
         again = Experiment.from_yaml(Path(folder) / "experiment.yaml")
@@ -254,7 +254,7 @@ def _check(holds: bool, what: str) -> None:
 
 
 def outcome(cell: Cell) -> dict[str, Any]:
-    """Returns what became of a combination: ``trained`` and by what, ``refused`` and why, or ``defect`` and which."""
+    """Returns the outcome of a combination: ``trained`` (by which algorithm), ``refused`` or ``defect`` (why)."""
     record: dict[str, Any] = {"prior": cell.prior, "likelihood": cell.likelihood, "posterior": cell.posterior}
     expected = cell.refusal
     try:
@@ -262,7 +262,7 @@ def outcome(cell: Cell) -> dict[str, Any]:
     except InputError as error:
         foreseen = expected is not None and re.search(expected, str(error)) is not None
         return {**record, "outcome": "refused" if foreseen else "defect", "reason": str(error)}
-    except Exception as error:  # whatever is raised is the defect that the table shows
+    except Exception as error:  # any error is a defect, which the table shows
         return {**record, "outcome": "defect", "reason": f"{type(error).__name__}: {error}"}
     if expected is not None:
         return {**record, "outcome": "defect", "reason": f"trained, but should be refused: {expected}"}
@@ -270,7 +270,7 @@ def outcome(cell: Cell) -> dict[str, Any]:
 
 
 def table(records: Iterable[dict[str, Any]]) -> Table:
-    """Returns prior x posterior, with the number of likelihoods under which a combination trains or is refused."""
+    """Returns a table of prior x posterior with the numbers of likelihoods that train, are refused or fail."""
     counted = Counter((r["prior"], r["posterior"], r["outcome"]) for r in records)
     result = Table("prior", *POSTERIORS, title="likelihoods that train / are refused / fail")
     for prior in PRIORS:
@@ -282,7 +282,7 @@ def table(records: Iterable[dict[str, Any]]) -> Table:
 
 
 def summary(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns one row for each prior x posterior: how many likelihoods train (by what) or are refused (why)."""
+    """Returns a row for each prior x posterior: numbers of likelihoods by outcome, algorithms, and reasons."""
     rows = []
     for prior, posterior in itertools.product(PRIORS, POSTERIORS):
         these = [r for r in records if (r["prior"], r["posterior"]) == (prior, posterior)]
@@ -298,7 +298,7 @@ def summary(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Runs the matrix, prints the table and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sample", type=int, help="so many combinations at random; default: all")
+    parser.add_argument("--sample", type=int, help="number of random combinations; default: all")
     arguments = parser.parse_args()
     chosen = cells() if arguments.sample is None else sample(arguments.sample)
     records = [outcome(cell) for cell in track(chosen, description="combinations")]

@@ -1,4 +1,4 @@
-"""What the topics of a model with log-linear topics are: their words, and how good they are."""
+"""Words, coherence and diversity of the topics of a log-linear topic model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_vae import VAE
 from pyro_vae.runtime.modes import evaluating
 
-WORDS, WORDS_OF_DIVERSITY = 10, 25  # of each topic: shown and judged by NPMI; judged by diversity
+WORDS, WORDS_OF_DIVERSITY = 10, 25  # words of each topic that are shown and used for NPMI; words used for diversity
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def usage(vae: VAE, x: Tensor) -> Tensor:
 
 
 def coherence(top: Tensor, x: Tensor) -> Tensor:
-    """Returns each topic's mean NPMI over pairs of its top words, by the documents that both are in.
+    """Returns each topic's mean NPMI over pairs of its top words, from their common documents.
 
     Reference: Lau, Newman and Baldwin, "Machine reading tea leaves", 2014.
     """
@@ -43,10 +43,10 @@ def described(vae: VAE, x: Tensor, vocabulary: Sequence[str], weight: float) -> 
     """Returns the topics, the most used first, with their words, coherence and diversity.
 
     Arguments:
-        vae: Whose likelihood's logits are W theta + b.
-        x: Test documents, by which use and coherence are judged.
-        vocabulary: The words.
-        weight: Of b in the relevance W_k + weight x b of a word to a topic, up to a constant.
+        vae: VAE whose likelihood has the logits W theta + b.
+        x: Test documents, for usage and coherence.
+        vocabulary: Words of the vocabulary.
+        weight: Weight of b in the relevance W_k + weight x b of a word to a topic, up to a constant.
     """
     head = vae.likelihood.head
     relevance = (head.weight.T + weight * head.bias).cpu()

@@ -1,4 +1,4 @@
-"""The five choices (data, prior, likelihood, posterior, inference) as a validated YAML file."""
+"""Experiment files: data, prior, likelihood, posterior and inference algorithms in validated YAML."""
 
 from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.experiment.network import code_allowed

@@ -17,7 +17,7 @@ from pyro_vae.training.schedules import SCHEDULES, Schedule
 
 
 class Strict(BaseModel):
-    """A part of an experiment file: unknown keys are errors, and nothing changes after validation."""
+    """A part of an experiment file: unknown keys are errors, and fields cannot change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,13 +27,13 @@ def _is_number(value: Any) -> bool:
 
 
 class Named(Strict):
-    """A name from a registry, alone or as the one key of a mapping to its arguments."""
+    """A name from a registry, alone or as the only key of a mapping to its arguments."""
 
     name: str
     arguments: dict[str, Any] = {}
 
     kind: ClassVar[str]
-    given: ClassVar[frozenset[str]] = frozenset()  # arguments that are not the file's to give
+    supplied: ClassVar[frozenset[str]] = frozenset()  # arguments that this package supplies, not the file
     registry: ClassVar[Mapping[str, Callable[..., Any]]]
 
     @model_validator(mode="before")
@@ -55,7 +55,7 @@ class Named(Strict):
         signature = [
             argument
             for argument in inspect.signature(self.registry[self.name]).parameters
-            if argument not in self.given
+            if argument not in self.supplied
         ]
         for argument in self.arguments:
             if argument not in signature:
@@ -70,7 +70,7 @@ class Named(Strict):
         return self
 
     def _misfit(self) -> str | None:
-        """Which argument whose default is a number is given something else."""
+        """Returns a complaint about the first argument that should be a number but is not; None if there is none."""
         for name, parameter in inspect.signature(self.registry[self.name]).parameters.items():
             given, default = self.arguments.get(name, parameter.default), parameter.default
             if _is_number(default) and not _is_number(given):
@@ -100,7 +100,7 @@ class Named(Strict):
         }
 
     def try_out(self) -> None:
-        """Raises where the arguments cannot be used."""
+        """Raises an error if the arguments cannot be used."""
 
 
 def _optimizers() -> dict[str, Callable[..., torch.optim.Optimizer]]:
@@ -110,7 +110,7 @@ def _optimizers() -> dict[str, Callable[..., torch.optim.Optimizer]]:
         if inspect.isclass(member)
         and issubclass(member, torch.optim.Optimizer)
         and member is not torch.optim.Optimizer
-        and name not in ("LBFGS", "SparseAdam", "Muon")  # need closures, sparse gradients, matrices alone
+        and name not in ("LBFGS", "SparseAdam", "Muon")  # these need closures, sparse gradients, only matrices
     }
 
 
@@ -118,7 +118,7 @@ class OptimizerSpec(Named):
     """An optimizer of `torch.optim`."""
 
     kind: ClassVar[str] = "optimizer"
-    given: ClassVar[frozenset[str]] = frozenset({"params"})
+    supplied: ClassVar[frozenset[str]] = frozenset({"params"})
     registry: ClassVar[Mapping[str, Callable[..., Any]]] = _optimizers()
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -134,11 +134,11 @@ class ScheduleSpec(Named):
     """A schedule of `pyro_vae.training.schedules`."""
 
     kind: ClassVar[str] = "schedule"
-    given: ClassVar[frozenset[str]] = frozenset({"total"})
+    supplied: ClassVar[frozenset[str]] = frozenset({"total"})
     registry: ClassVar[Mapping[str, Callable[..., Any]]] = SCHEDULES
 
     def build(self, total: int) -> Schedule:
-        """Returns the factor of the learning rate by step, over ``total`` steps."""
+        """Returns the factor of the learning rate as a function of the step, for ``total`` steps."""
         schedule: Schedule = self.registry[self.name](total, **self.arguments)
         return schedule
 

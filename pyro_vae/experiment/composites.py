@@ -1,4 +1,4 @@
-r"""Parts of an experiment file that are made of more than one family: a mixture, a flow, the VampPrior."""
+r"""Composite parts of an experiment file: a mixture, a flow, the VampPrior."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pyro_vae.vae.mixture import Mixture
 from pyro_vae.vae.sources import Source
 from pyro_vae.vae.vamp_prior import VampPrior
 
-# Where pseudo-inputs may live, by the names that a file has for them.
+# Supports of pseudo-inputs, by their names in a file.
 _REGIONS = {"real": constraints.real, "unit": constraints.unit_interval, "positive": constraints.positive}
 _BOUNDS = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
 _PSEUDO_INPUTS = {"anyOf": [{"enum": list(_REGIONS)}, _BOUNDS, {"type": "null"}]}
@@ -40,8 +40,8 @@ class MixtureSpec(Tagged):
     weights: Any = None
 
     @classmethod
-    def content(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """Returns the fields below the key: the family and its parameters stand beside ``components``."""
+    def fields_of(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Returns the fields; the file has the family and its parameters on the same level as ``components``."""
         own: dict[str, Any] = {name: content[name] for name in ("components", "weights") if name in content}
         of = {"family": "Normal", **{name: value for name, value in content.items() if name not in own}}
         known = ["family", "components", "weights", *parameter_names(of["family"])]
@@ -52,19 +52,19 @@ class MixtureSpec(Tagged):
 
     @classmethod
     def expected(cls) -> str:
-        """Returns what stands below the key, for an error."""
+        """Returns the expected value of the key, for an error."""
         return "a mapping, such as {family: Normal, components: 10}"
 
     @classmethod
-    def schema_below(cls, properties: dict[str, Any]) -> dict[str, Any]:
-        """Returns the JSON schema of what stands below the key: a family beside the fields."""
+    def content_schema(cls, properties: dict[str, Any]) -> dict[str, Any]:
+        """Returns the JSON schema of the key's value: a family together with the fields."""
         family = {"family": {"type": "string", "enum": sorted(FAMILIES)}}
         own = {name: properties[name] for name in ("components", "weights")}
         return {"properties": {**family, **own}, "additionalProperties": True}
 
     @classmethod
-    def below(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """Returns what is written below the key."""
+    def content_of(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Returns the value of the key in a file."""
         of = {name: value for name, value in fields.pop("of").items() if value is not None}
         return {**of, **fields}
 
@@ -74,7 +74,7 @@ class MixtureSpec(Tagged):
         return self
 
     def weight_source(self) -> Source | None:
-        """Returns where the components' weights come from; None: the default."""
+        """Returns the source of the components' weights; None for the default."""
         return None if self.weights is None else read_source("weights", self.weights)
 
     @property
@@ -120,12 +120,12 @@ class FlowSpec(Tagged):
 
     @classmethod
     def shorthand(cls, content: Any) -> dict[str, Any]:
-        """Returns the fields that one value stands for: ``{flow: nsf}``."""
+        """Returns the fields for the short form ``{flow: nsf}``."""
         return {"kind": content}
 
     @classmethod
-    def schema_below(cls, properties: dict[str, Any]) -> dict[str, Any]:
-        """Returns the JSON schema of what stands below the key: a kind alone, or a mapping."""
+    def content_schema(cls, properties: dict[str, Any]) -> dict[str, Any]:
+        """Returns the JSON schema of the key's value: a kind alone, or a mapping."""
         kind = {"type": "string", "enum": sorted(FLOWS)}
         forms = [{"enum": [*sorted(FLOWS), None]}, {"type": "object"}]
         return {"type": ["object", "string", "null"], "anyOf": forms, "properties": {**properties, "kind": kind}}
@@ -154,15 +154,18 @@ class FlowSpec(Tagged):
 class VampSpec(Tagged):
     """The VampPrior: ``vamp`` or ``{vamp: {components: 500}}``; see `pyro_vae.VampPrior`.
 
-    Pseudo-inputs reach the posterior as data do, and live where data do: in [0, 1] for a likelihood on it or on
-    {0, 1}, between the bounds of whole numbers, on the positive numbers for counts, else on the real line. In a
-    ``mixed`` table they are real numbers; a code between two levels is their mixture.
+    The posterior receives pseudo-inputs like data. Their support depends on that of the likelihood: [0, 1] for [0, 1]
+    and {0, 1}; the interval between the bounds for bounded whole numbers; the positive numbers for counts; else the
+    real line. In a ``mixed`` table they are real numbers; a code between two levels is a mixture of them.
 
     Attributes:
-        components: Pseudo-inputs.
-        mean: Of the pseudo-inputs at the start; default: 0, or 1 for counts, or a twentieth above the lower bound.
-        std: Of the pseudo-inputs at the start; default: 0.01, or a hundredth of the distance of the bounds.
-        pseudo_inputs: Where they live: ``real``, ``unit``, ``positive`` or ``[low, high]``; default: as said above.
+        components: Number of pseudo-inputs.
+        mean: Mean of the initial pseudo-inputs; default: 0 (1 for counts); for a bounded support, the lower bound
+            plus a twentieth of its width.
+        std: Standard deviation of the initial pseudo-inputs; default: 0.01; for a bounded support, a hundredth of its
+            width.
+        pseudo_inputs: Support of the pseudo-inputs: ``real``, ``unit``, ``positive`` or ``[low, high]``; the default
+            is described above.
     """
 
     tag: ClassVar[str] = "vamp"
@@ -207,7 +210,7 @@ class VampSpec(Tagged):
 
 
 def _region_of(support: Constraint | None) -> str | list[float]:
-    """Where the pseudo-inputs of data with a support live."""
+    """Returns the name or the bounds of the pseudo-inputs' default support, for data with a given support."""
     if isinstance(support, ColumnSupport):
         return "real"
     if is_count(support):

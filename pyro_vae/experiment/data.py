@@ -14,7 +14,7 @@ Seed = Annotated[int, Field(ge=0)]
 
 
 class DataSpec(Strict):
-    """A data set's name or a file's path, and how it is prepared; see `pyro_vae.datasets.load`."""
+    """The name of a data set or the path of a file, with options; see `pyro_vae.datasets.load`."""
 
     name: str
     binarisation: Literal["none", "static", "dynamic", "threshold"] | None = None

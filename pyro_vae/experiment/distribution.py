@@ -30,10 +30,10 @@ from pyro_vae.vae.sources import TRANSFORMS, Fixed, Learned, Network, Source
 
 
 class DistributionSpec(Part):
-    """A family of `pyro.distributions` with a source for each parameter that is named.
+    """A family of `pyro.distributions` with a source for each named parameter.
 
     A number or list is `Fixed`; ``learned`` or ``{learned: 0.1}`` is `Learned`; ``network`` is `Network`, and
-    ``{network: [256]}`` declares its shape. What is omitted follows `Conditional`.
+    ``{network: [256]}`` declares its shape. Parameters that are left out have the defaults of `Conditional`.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -105,10 +105,10 @@ class DistributionSpec(Part):
         return self.build(place.event_shape, given, head or None)
 
     def completed(self, largest_total: int) -> DistributionSpec:
-        """Returns the declaration with the largest total of a row as the ``total_count`` that it leaves open.
+        """Returns the declaration with a ``total_count``, if the family has one and the file does not give it.
 
         Arguments:
-            largest_total: Of the data's rows.
+            largest_total: Largest sum of a row of the data.
         """
         support = getattr(self.family_class, "support", None)
         of_rows = isinstance(support, Constraint) and support.event_dim == 1
@@ -120,14 +120,14 @@ class DistributionSpec(Part):
         return type(self).model_validate(said)
 
     def sources(self) -> dict[str, Source]:
-        """Returns the source of each parameter that is named."""
+        """Returns the source of each named parameter."""
         return {name: read_source(name, value) for name, value in (self.model_extra or {}).items()}
 
     def _keywords(self) -> dict[str, Any]:
         return dict(self.sources())
 
     def num_network_parameters(self, event_shape: Sequence[int]) -> int:
-        """Returns how many values a network outputs for each cell, which sizes a convolutional decoder."""
+        """Returns the number of values for each cell that the network outputs, for a convolutional decoder."""
         probe = Conditional(self.family_class, event_shape, given=nn.Linear(1, 1), **self._keywords())
         return -(-sum(probe.network_sizes.values()) // math.prod(event_shape))
 
@@ -139,12 +139,12 @@ class DistributionSpec(Part):
 
 
 def parameter_names(family: str) -> list[str]:
-    """Returns the names of the parameters of a family; of an unknown one: none."""
+    """Returns the names of a family's parameters; an empty list for an unknown family."""
     return list(parameters_of(FAMILIES[family])) if family in FAMILIES else []
 
 
 def read_source(name: str, value: Any) -> Source:
-    """Returns the source that a parameter's value in the file stands for."""
+    """Returns the source that a parameter's value in the file describes."""
     if isinstance(value, bool) or value is None:
         raise ValueError(f"`{name}`: expected a number, a list, `learned` or `network`, got {value!r}")
     if isinstance(value, str):

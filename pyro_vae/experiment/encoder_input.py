@@ -1,4 +1,4 @@
-r"""What an encoder in an experiment file is shown of its data: it follows from the likelihood's support."""
+r"""The input of an encoder in an experiment file, which depends on the likelihood's support."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from pyro_vae.distributions.support import base_support
 from pyro_vae.errors import InputError
 from pyro_vae.networks.preprocess import Bounds, Cell, Preprocess
 
-# Data in a range as wide as this reach a network as they are.
+# Whole numbers in a range up to this width are not preprocessed.
 _NARROW = 32
 
 
 def default_input(support: Constraint | None) -> str:
-    r"""Returns how data with a support reach an encoder unless the file says otherwise.
+    r"""Returns the default preprocessing of data with a given support.
 
-    Counts as log(1 + x); positive numbers on a logarithmic scale; whole numbers between bounds more than 32 apart on
-    [0, 1], since the tanh of a grey level of 255 is saturated (in a smaller range it slows training down); a table
-    with a family for each column column by column; anything else as it is.
+    Counts become log(1 + x); positive numbers have a logarithmic scale; whole numbers between bounds more than 32
+    apart are mapped to [0, 1], since the tanh of a grey level of 255 is saturated (for a smaller range, this map would
+    slow training down); a table with a family for each column is preprocessed column by column; other data are not
+    preprocessed.
 
     Example:
         >>> default_input(constraints.nonnegative_integer), default_input(constraints.real)
@@ -48,7 +49,7 @@ def default_input(support: Constraint | None) -> str:
 
 
 def is_count(support: Constraint | None) -> bool:
-    """Whether a support holds whole numbers from 0, without an upper bound for each cell."""
+    """Returns whether a support holds whole numbers from 0, without an upper bound for each cell."""
     base: Any = None if support is None else base_support(support)
     if isinstance(base, CountVector | type(constraints.multinomial)):
         return True
@@ -57,7 +58,7 @@ def is_count(support: Constraint | None) -> bool:
 
 
 def is_positive(support: Constraint | None) -> bool:
-    """Whether a support holds the numbers above 0, or above a bound that is not below 0, without an upper bound."""
+    """Returns whether a support holds all numbers above a bound that is at least 0."""
     base: Any = None if support is None else base_support(support)
     unbounded = isinstance(base, constraints.greater_than | constraints.greater_than_eq)
     return unbounded and bool((torch.as_tensor(base.lower_bound) >= 0).all())
@@ -73,14 +74,14 @@ def bounds_of(support: Constraint | None) -> Bounds | None:
 
 
 def _of_one_datum(bound: float | Tensor) -> float | Tensor:
-    """A number, or one for each cell, from the bound of a batch."""
+    """Returns the bound of one datum, a number or one for each cell, from the bound of a batch."""
     cells = torch.as_tensor(bound)
     cells = cells.reshape(-1, cells.shape[-1])[0] if cells.dim() > 1 else cells
     return float(cells.flatten()[0]) if bool((cells == cells.flatten()[0]).all()) else cells
 
 
 def fit_inputs(vae: nn.Module, train: Tensor) -> None:
-    """Takes the scales of what encoders inside a module are shown from training rows, ``(N, D)``; see `LogScale`."""
+    """Fits the scales of the encoders' inputs in a VAE to training rows, ``(N, D)``; see `LogScale`."""
     for module in vae.modules():
         if isinstance(module, Preprocess):
             module.fit(train)
@@ -88,11 +89,11 @@ def fit_inputs(vae: nn.Module, train: Tensor) -> None:
 
 @dataclass(frozen=True)
 class EncoderInput:
-    """What is known of the data that an encoder receives.
+    """Description of the data that an encoder receives.
 
     Attributes:
-        support: Of the data; None where it is not known.
-        columns: Of a table with a family for each column: how each reaches the encoder, as for `Preprocess`.
+        support: Support of the data; None if unknown.
+        columns: Preprocessing of each column, for a table with a family for each column; see `Preprocess`.
     """
 
     support: Constraint | None = None
@@ -100,12 +101,12 @@ class EncoderInput:
 
     @classmethod
     def of_columns(cls, supports: Sequence[Constraint], names: Sequence[str], levels: Sequence[bool]) -> EncoderInput:
-        """Returns what is known of a table.
+        """Returns the description of a table.
 
         Arguments:
-            supports: Of the columns.
-            names: Of the columns.
-            levels: Which columns hold codes of levels without an order.
+            supports: Supports of the columns.
+            names: Names of the columns.
+            levels: Whether each column holds codes of levels without an order.
         """
         cells = tuple(map(_cell, supports, levels))
         return cls(ColumnSupport(supports, names), cells)
@@ -114,22 +115,22 @@ class EncoderInput:
         """Returns the kind of preprocessing.
 
         Arguments:
-            asked: What the file says; None: it follows from the support.
-            own: Whether the network is the user's own, which receives raw data unless asked.
+            asked: Kind in the file; None for the default of the support.
+            own: Whether the network is the user's own, which receives raw data by default.
         """
         if asked is not None:
             return asked
         return "raw" if own else default_input(self.support)
 
     def width(self, kind: str, cells: int) -> int:
-        """Returns how many features take the place of the cells."""
+        """Returns the number of features that replace the cells."""
         return Preprocess.width(self.columns) if kind == "columns" and self.columns else cells
 
-    def before(self, network: nn.Module, kind: str, context_features: int, cells: int) -> nn.Module:
-        """Returns the network behind a kind of preprocessing of so many cells.
+    def preprocessed(self, network: nn.Module, kind: str, context_features: int, cells: int) -> nn.Module:
+        """Returns the network with a kind of preprocessing before it.
 
         Raises:
-            InputError: Where the data are not of that kind.
+            InputError: If this kind does not fit the data.
         """
         if kind == "raw":
             return network
@@ -154,7 +155,7 @@ class EncoderInput:
 
 
 def _cell(support: Constraint, levels: bool) -> Cell:
-    """How one column reaches the encoder."""
+    """Returns the preprocessing of one column."""
     if is_count(support):
         return "log1p"
     if is_positive(support):

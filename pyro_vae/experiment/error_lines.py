@@ -1,4 +1,4 @@
-r"""What is wrong with an experiment file, in the file's own words."""
+r"""Errors of an experiment file, with the keys of the file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pydantic import BaseModel, Discriminator, Tag
 
 from pyro_vae.errors import near_match
 
-# Fields of the specifications that no file shows.
-_UNSEEN = frozenset({"of", "layers", "part", "columns"})
+# Fields of the specifications that are no keys of a file.
+_HIDDEN = frozenset({"of", "layers", "part", "columns"})
 
 
 def line_of(source: str, model: type[BaseModel], detail: Any) -> str:
-    """Returns one line for one of pydantic's error details: the path in the file, the value and what is allowed."""
+    """Returns one line for an error detail of pydantic: the path in the file, the value and what is allowed."""
     path, fields = _walk(model, detail["loc"])
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] in ("model_type", "model_attributes_type"):
@@ -29,22 +29,22 @@ def line_of(source: str, model: type[BaseModel], detail: Any) -> str:
 
 
 def _walk(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[str, list[str]]:
-    """The path as the file has it, and the keys that the file may have there."""
+    """Returns the path in the file, and the keys that are allowed there."""
     shown: list[str] = []
     here: type[BaseModel] | None = model
     choices: dict[str, type[BaseModel]] = {}
     skipped = False
     for element in map(str, location):
-        if skipped:  # the element is which of several forms this has
+        if skipped:  # the element names the form of the value
             skipped = False
             continue
-        if choices:  # the element is which of several kinds of part this is
+        if choices:  # the element names the kind of part
             here, choices = choices.get(element), {}
             if element != "family":
                 shown.append(element)
             continue
         field = None if here is None else here.model_fields.get(element)
-        if field is None or element not in _UNSEEN:
+        if field is None or element not in _HIDDEN:
             shown.append(element)
         if field is not None:
             nested = _models(field.annotation, *field.metadata)
@@ -55,14 +55,14 @@ def _walk(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[str, list[
 
 
 def _keys(model: type[BaseModel]) -> list[str]:
-    """The keys of a part of the file."""
+    """Returns the keys of a part of the file."""
     own: Any = getattr(model, "own_fields", None)
     fields = list(model.model_fields) if own is None else own()
-    return [name for name in fields if name not in _UNSEEN]
+    return [name for name in fields if name not in _HIDDEN]
 
 
 def _models(annotation: Any, *metadata: Any) -> dict[str, type[BaseModel]]:
-    """The models that a field may hold, by their tags."""
+    """Returns the models that a field may hold, by their tags."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         tag = next((item.tag for item in metadata if isinstance(item, Tag)), annotation.__name__)
         return {tag: annotation}

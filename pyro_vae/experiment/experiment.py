@@ -45,7 +45,7 @@ _LATENT = {"anyOf": [_SIZE, {"type": "array", "items": _SIZE, "minItems": 1}]}
 
 
 class Experiment(Strict):
-    """Everything that a comparison needs, with defaults; see the README for an example file.
+    """All settings of a comparison, with defaults; see the README for an example file.
 
     Example:
         >>> experiment = Experiment.parse({"data": "digits", "latent": 2, "inference": ["aevb"]})
@@ -82,7 +82,7 @@ class Experiment(Strict):
     @classmethod
     def _reads_nothing(cls, part: Any) -> Any:
         if part is not None and part.reads is not None:
-            raise ValueError("`reads` is a key of the likelihood, which may be given some layers of a hierarchy alone")
+            raise ValueError("`reads` is a key of the likelihood: it names the layers of a hierarchy that it receives")
         return part
 
     @field_validator("seeds", mode="before")
@@ -103,14 +103,14 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _latent_of_layers(self) -> Experiment:
-        """Takes the number of latents from the layers of a hierarchy."""
+        """Sets the number of latents to the total size of a hierarchy's layers."""
         if not isinstance(self.prior, HierarchySpec):
             return self
         (total,) = self.prior.event_shape(())
         if "latent" not in self.model_fields_set:
-            self.__dict__["latent"] = total  # frozen
+            self.__dict__["latent"] = total  # the model is frozen
         elif self.latent not in (total, [total]):
-            raise ValueError(f"`latent`: {self.latent} is given, and the prior's layers have {total}; leave it out")
+            raise ValueError(f"`latent`: got {self.latent}, but the prior's layers have {total}; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -127,12 +127,12 @@ class Experiment(Strict):
 
         Arguments:
             content: The mapping.
-            source: What it is called in errors.
-            allow_code: Whether it may name networks of the user's own (``module: my_package.nets.Encoder``), whose
-                code then runs.
+            source: Name of the mapping in errors.
+            allow_code: Whether it may name the user's own networks (``module: my_package.nets.Encoder``), whose code
+                then runs.
 
         Raises:
-            InputError: One line for each mistake: the path in the file, the value and what is allowed.
+            InputError: With one line for each mistake: the path in the file, the value and what is allowed.
         """
         try:
             with code_allowed(allow_code):
@@ -142,20 +142,20 @@ class Experiment(Strict):
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], *, allow_code: bool = False) -> Experiment:
-        """Reads an experiment file; a data file's path in it is relative to the file.
+        """Reads an experiment file; the path of a data file is relative to it.
 
         Arguments:
-            path: Of the file.
+            path: Path of the file.
             allow_code: As for `parse`.
 
         Raises:
-            InputError: For a file that cannot be read or is not valid.
+            InputError: If the file cannot be read or is not valid.
         """
         path = Path(path)
         return cls.parse(read_yaml(path), str(path), allow_code=allow_code).relative_to(path.parent)
 
     def relative_to(self, folder: Path) -> Experiment:
-        """Returns the experiment with a data file's path taken from ``folder``."""
+        """Returns the experiment with the path of its data file relative to ``folder``."""
         beside = folder / Path(self.data.name).expanduser()
         if self.data.name in loading.names() or not beside.is_file():
             return self
@@ -163,15 +163,15 @@ class Experiment(Strict):
         return self.model_copy(update={"data": data})
 
     def to_yaml(self, path: Path) -> None:
-        """Writes the experiment, defaults included, as a file that `from_yaml` reads."""
+        """Writes the experiment, with its defaults, as a file for `from_yaml`."""
         write_yaml(path, self.model_dump(mode="json", exclude_none=True))
 
     @property
     def torch_device(self) -> torch.device:
-        """The device to run on.
+        """The device of the computation.
 
         Raises:
-            InputError: Where it is unknown or not there.
+            InputError: If it is unknown or not available.
         """
         name = self.device
         if name == "auto":
@@ -187,21 +187,24 @@ class Experiment(Strict):
         return device
 
     def resolved(self) -> Experiment:
-        """Returns the experiment with the choices that follow from the data made; see `MixedSpec.resolved`."""
+        """Returns the experiment with all choices that depend on the data; see `MixedSpec.resolved`."""
         spec, likelihood = self.data, self.likelihood
         if not isinstance(likelihood, MixedSpec):
             return self
         if spec.name in loading.names():
-            raise InputError(f"likelihood: `mixed` is for tables with named columns, and `{spec.name}` is a named set.")
+            raise InputError(
+                f"likelihood: `mixed` is for tables with named columns, but `{spec.name}` is a named set; choose one "
+                "likelihood for all cells."
+            )
         contents = describe(spec.name, missing=spec.missing, context=spec.context, offset=spec.offset)
         chosen = _explained("likelihood", lambda: likelihood.resolved(contents))
         return self.model_copy(update={"likelihood": chosen})
 
     def completed(self, data: Data) -> Experiment:
-        """Returns the experiment with what the likelihood leaves open taken from the data: a `total_count` of rows.
+        """Returns the experiment with a `total_count` of the likelihood from the data, if it is not declared.
 
         Arguments:
-            data: What `load_data` returns.
+            data: Result of `load_data`.
         """
         likelihood = self.likelihood
         if not isinstance(likelihood, DistributionSpec):
@@ -216,7 +219,7 @@ class Experiment(Strict):
         """Returns the data, prepared for the likelihood's support.
 
         Raises:
-            InputError: For data that cannot be found, read or used with the likelihood.
+            InputError: If the data cannot be found, read or used with the likelihood.
         """
         spec, likelihood = self.data, self.resolved().likelihood
         return loading.load(
@@ -234,13 +237,14 @@ class Experiment(Strict):
         )
 
     def build(self, data: Data | None = None) -> VAE:
-        """Returns a new VAE, its parameters drawn from torch's global random stream.
+        """Returns a new VAE, with parameters drawn from torch's global random stream.
 
         Arguments:
-            data: What `load_data` returns; loaded where left out.
+            data: Result of `load_data`; by default the data are loaded.
 
         Raises:
-            InputError: Where the parts do not fit each other or the data, or data are of other ``cells``.
+            InputError: If the parts do not fit each other or the data, or ``cells`` or ``covariates`` are not those
+                of the data.
         """
         data = self.load_data() if data is None else data
         complete = self.resolved().completed(data)
@@ -276,7 +280,7 @@ class Experiment(Strict):
         )
 
     def _likelihood(self, place: Place, prior: nn.Module, latents: int) -> nn.Module:
-        """The likelihood, given all latents or the layers that it reads."""
+        """Returns the likelihood, which receives all latents or the layers that it reads."""
         reads = self.likelihood.reads
         if reads is not None:
             blocks = blocks_of(prior)
@@ -296,7 +300,7 @@ class Experiment(Strict):
         return likelihood if reads is None else Reads(likelihood, *reads)
 
     def _posterior(self, place: Place, prior: nn.Module, shape: torch.Size) -> nn.Module:
-        """The posterior that is named, in the unconstrained space where it lives there, or an encoder alone."""
+        """Returns the declared posterior, in unconstrained space if its support is real, or an encoder alone."""
         here = replace(
             place,
             role="posterior",
@@ -314,7 +318,7 @@ class Experiment(Strict):
 
 
 def _explained(path: str, build: Any) -> Any:
-    """Calls ``build``; an `InputError` gets the path in the experiment file."""
+    """Returns ``build()``; adds the path in the experiment file to an `InputError`."""
     try:
         return build()
     except InputError as error:

@@ -22,20 +22,20 @@ from pyro_vae.experiment.place import Part, Place
 from pyro_vae.experiment.tagged import Tagged
 from pyro_vae.vae.mixed import Column, Mixed
 
-# Families whose one parameter has an entry for each level.
+# Families with one parameter that has an entry for each level.
 _OF_LEVELS = ("Categorical",)
-# More levels than these are names or numbers of rows, not levels.
+# A column with more distinct words than this holds names or row numbers, not levels.
 _MOST_LEVELS = 50
-# Counts with a mean above this are numbers to a Normal as well.
+# Counts with a mean above this are modelled by a Normal.
 _LARGE_COUNT = 30.0
-# Variance over mean between which counts are Poisson: below and above, the overdispersed and the underdispersed.
+# Counts are Poisson if variance / mean is between these; below they are underdispersed, above overdispersed.
 _UNDER, _OVER = 0.5, 1.5
-# Distinct values up to which underdispersed whole numbers are levels.
+# Underdispersed whole numbers with at most this many distinct values are levels.
 _FEW = 10
 
 
 class ColumnSpec(DistributionSpec):
-    """A column's family with a source for each parameter that is named; ``{Categorical: 4}`` has four levels."""
+    """The family of a column with a source for each named parameter; ``{Categorical: 4}`` has four levels."""
 
     @model_validator(mode="before")
     @classmethod
@@ -59,7 +59,7 @@ class ColumnSpec(DistributionSpec):
 
     @property
     def lacks_levels(self) -> bool:
-        """Whether the number of levels is still to be read from the data."""
+        """Whether the number of levels must still be read from the data."""
         return self.family in _OF_LEVELS and not self.model_extra
 
     def with_levels(self, number: int) -> ColumnSpec:
@@ -67,10 +67,10 @@ class ColumnSpec(DistributionSpec):
         return ColumnSpec.model_validate({self.family: max(number, 2)})
 
     def column(self) -> Column:
-        """Returns the declaration in Python.
+        """Returns the `Column`.
 
         Raises:
-            InputError: Where the number of levels is still to be read from the data.
+            InputError: If the number of levels is unknown.
         """
         if self.lacks_levels:
             raise InputError(f"`{self.family}` needs the number of its levels; write {{{self.family}: 4}}.")
@@ -78,7 +78,7 @@ class ColumnSpec(DistributionSpec):
         return Column(self.family_class, **sources)
 
     def column_support(self) -> Constraint:
-        """Returns the support of the one cell, as far as it does not depend on a network."""
+        """Returns the support of a cell; a dependent constraint if it depends on a network."""
         declared = getattr(self.family_class, "support", constraints.dependent)
         if isinstance(declared, Constraint) and not constraints.is_dependent(declared):
             return declared
@@ -90,10 +90,10 @@ class ColumnSpec(DistributionSpec):
 class MixedSpec(Tagged):
     """A family for each column of a table, or ``auto`` to choose by content; see `pyro_vae.Mixed`.
 
-    ``auto`` takes words for `Categorical` levels (two of them for `Bernoulli`), {0, 1} for `Bernoulli`, whole numbers
-    from 0 with a mean below 30 for counts (`NegativeBinomial` where the variance is above 1.5 times the mean,
-    `Categorical` where it is below half of it and there are ten values at most, else `Poisson`), and anything else for
-    `Normal` with a learned scale. What it chose is in the run folder's experiment file.
+    ``auto`` chooses `Categorical` for words (`Bernoulli` for two levels) and `Bernoulli` for {0, 1}. Whole numbers
+    from 0 with a mean below 30 are counts: `NegativeBinomial` if the variance is above 1.5 times the mean; if it is
+    below half of the mean, `Categorical` for at most ten values, else `Normal`; otherwise `Poisson`. For all other
+    columns it chooses `Normal` with a learned scale. The experiment file in the run folder has its choices.
     """
 
     tag: ClassVar[str] = "mixed"
@@ -105,30 +105,30 @@ class MixedSpec(Tagged):
 
     @classmethod
     def shorthand(cls, content: Any) -> dict[str, Any]:
-        """Returns the fields that one value stands for: ``{mixed: auto}``."""
+        """Returns the fields for the short form ``{mixed: auto}``."""
         return {"columns": content} if content == "auto" else super().shorthand(content)
 
     @classmethod
     def expected(cls) -> str:
-        """Returns what stands below the key, for an error."""
+        """Returns the expected value of the key, for an error."""
         return "`auto`, or a family for each column: {age: Normal, ...}"
 
     @classmethod
-    def content(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """Returns the fields below the key: the columns by name."""
+    def fields_of(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Returns the fields; the file has the columns by name."""
         return {"columns": {str(name): column for name, column in content.items()} or "auto"}
 
     @classmethod
-    def below(cls, fields: dict[str, Any]) -> Any:
-        """Returns what is written below the key: the columns by name, or ``auto``."""
+    def content_of(cls, fields: dict[str, Any]) -> Any:
+        """Returns the value of the key in a file: the columns by name, or ``auto``."""
         columns = fields["columns"]
         if not isinstance(columns, dict):
             return columns
         return {name: {k: v for k, v in column.items() if v is not None} for name, column in columns.items()}
 
     @classmethod
-    def schema_below(cls, properties: dict[str, Any]) -> dict[str, Any]:
-        """Returns the JSON schema of what stands below the key: ``auto``, or a family for each column."""
+    def content_schema(cls, properties: dict[str, Any]) -> dict[str, Any]:
+        """Returns the JSON schema of the key's value: ``auto``, or a family for each column."""
         number = {"type": "object", "properties": {name: {"type": "integer"} for name in _OF_LEVELS}}
         column = {"anyOf": [{"type": "string", "enum": sorted(FAMILIES)}, number, {"type": "object"}]}
         names = {"type": "object", "additionalProperties": column}
@@ -156,10 +156,10 @@ class MixedSpec(Tagged):
 
     @property
     def supports(self) -> Mapping[str, Constraint]:
-        """The support of each column, in order; the table's columns are taken in this order.
+        """The support of each column, in the order in which the table's columns are modelled.
 
         Raises:
-            InputError: Before `resolved`.
+            InputError: If the families are not chosen yet; see `resolved`.
         """
         return {name: spec.column_support() for name, spec in self._named().items()}
 
@@ -169,14 +169,13 @@ class MixedSpec(Tagged):
         return EncoderInput.of_columns(list(self.supports.values()), list(named), levels)
 
     def resolved(self, contents: Sequence[Content]) -> MixedSpec:
-        """Returns the likelihood with what follows from the data: the families of ``auto``, and numbers of levels.
+        """Returns the likelihood with the families of ``auto`` and all numbers of levels chosen from the data.
 
         Arguments:
-            contents: Of the columns that are modelled, from `pyro_vae.datasets.describe`.
+            contents: Descriptions of the modelled columns, from `pyro_vae.datasets.describe`.
 
         Raises:
-            InputError: For a column that the table does not have, one that has no family, and one for which none can
-                be chosen.
+            InputError: If the table lacks a column, a column has no family, or no family can be chosen for a column.
         """
         found = {content.name: content for content in contents}
         if isinstance(self.columns, str):
@@ -201,14 +200,14 @@ class MixedSpec(Tagged):
             raise InputError("`mixed` is a likelihood of tables; use a family, a mixture or a flow here.")
         named = self._named()
         if place.cells != len(named):
-            raise InputError(f"mixed: declares {len(named)} columns, and the data have {place.cells}.")
+            raise InputError(f"mixed: declares {len(named)} columns, but the data have {place.cells}.")
         columns = {name: spec.column() for name, spec in named.items()}
         given, _ = place.trunk(self.network)
         return Mixed(columns, given=given)
 
     def _named(self) -> Mapping[str, ColumnSpec]:
         if isinstance(self.columns, str):
-            raise InputError("mixed: `auto` chooses by the data's content, not known yet; call `Experiment.resolved`.")
+            raise InputError("mixed: `auto` chooses by the data, which are not read yet; call `Experiment.resolved`.")
         return self.columns
 
 
@@ -223,9 +222,9 @@ def chosen(content: Content) -> ColumnSpec:
         words = [str(level) for level in content.levels if not is_number(level)]
         advice = not_a_number(words[0], content.distinct - len(words), len(words)) if words else None
         if advice is not None:
-            raise InputError(f"mixed: column `{content.name}` holds `{words[0]}` and is to be of numbers: {advice}.")
+            raise InputError(f"mixed: column `{content.name}` holds `{words[0]}` among numbers: {advice}.")
         raise InputError(
-            f"mixed: column `{content.name}` holds {content.distinct} different words, which are no levels; "
+            f"mixed: column `{content.name}` holds {content.distinct} different words, too many for levels; "
             f"drop it, or declare {{{content.name}: {{Categorical: {content.distinct}}}}}."
         )
     if content.levels is not None or (whole and content.high <= 1):

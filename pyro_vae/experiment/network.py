@@ -32,7 +32,7 @@ _KINDS = (*_DENSE, *_IMAGE, "module")
 
 
 class NetworkSpec(Strict):
-    """One kind of network with its sizes, and options.
+    """One kind of network with its sizes and options.
 
     Attributes:
         mlp: Sizes of hidden layers; see `pyro_vae.networks.mlp`.
@@ -41,18 +41,15 @@ class NetworkSpec(Strict):
         conv: Channels, for images; see `pyro_vae.networks.conv_encoder` and `conv_decoder`.
         residual_conv: Channels, for images; see `pyro_vae.networks.residual_conv_encoder` and
             `residual_conv_decoder`.
-        module: Import path of an `nn.Module` class of the user's own, which is called with ``in_features=`` (what
-            the network receives, context included) and, where its signature names them, ``image_shape=`` ((C, H, W),
-            None for a table), ``context_features=`` (an encoder's) and ``num_parameters=`` (a decoder's, which then
-            emits the parameters of the likelihood itself; otherwise a linear layer is put on top). Only within
-            `code_allowed`.
+        module: Import path of the user's own `nn.Module` class. It is called with ``in_features=`` (size of the
+            input, with the context) and, if its signature has them, ``image_shape=`` ((C, H, W), None for a table),
+            ``context_features=`` (for an encoder) and ``num_parameters=`` (for a decoder, which then outputs the
+            parameters of the likelihood itself; otherwise a linear layer is added). Only within `code_allowed`.
         arguments: Further arguments of that class.
-        activation: A name in `pyro_vae.networks.ACTIVATIONS`.
-        blocks: Residual blocks for each width or convolution; 1 where left out.
-        input: What an encoder's data go through first, ``raw`` or a kind of `pyro_vae.networks.Preprocess`; where it is
-            left out it follows from the likelihood: ``log1p`` for counts, ``log`` for positive numbers, ``unit`` for
-            whole numbers between bounds of more than two values, ``columns`` for a table with a family for each column,
-            else (and for a network of the user's own) ``raw``.
+        activation: Name in `pyro_vae.networks.ACTIVATIONS`.
+        blocks: Number of residual blocks for each width or convolution; 1 by default.
+        input: Preprocessing of an encoder's data: ``raw`` or a kind of `pyro_vae.networks.Preprocess`. The default
+            depends on the likelihood; see `default_input`. It is ``raw`` for the user's own network.
 
     Example:
         >>> spec = NetworkSpec.model_validate({"gated": [300, 300]})
@@ -94,7 +91,7 @@ class NetworkSpec(Strict):
 
     @property
     def kind(self) -> str:
-        """The key that is given: ``mlp``, ``gated``, ``residual``, ``conv``, ``residual_conv`` or ``module``."""
+        """The kind of network: ``mlp``, ``gated``, ``residual``, ``conv``, ``residual_conv`` or ``module``."""
         return next(kind for kind in _KINDS if getattr(self, kind) is not None)
 
     @classmethod
@@ -102,13 +99,13 @@ class NetworkSpec(Strict):
         """Returns the specification of a network.
 
         Raises:
-            InputError: Where an experiment file cannot say it.
+            InputError: If an experiment file cannot describe it.
         """
-        with code_allowed():  # the network is there: its code has run
+        with code_allowed():  # the network exists, so its code has run already
             return cls.model_validate(spec_of(network))
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what the experiment file says."""
+        """Returns the description in an experiment file."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def build_encoder(
@@ -118,22 +115,22 @@ class NetworkSpec(Strict):
         context_features: int = 0,
         data: EncoderInput | None = None,
     ) -> nn.Module:
-        """Returns the encoder of flattened data, with their context behind them.
+        """Returns the encoder of flattened data followed by their context.
 
         Arguments:
             in_features: D, the size of flattened data.
-            image_shape: ``(C, H, W)`` or ``(H, W)``; None for a table.
+            image_shape: Shape of an image, ``(C, H, W)`` or ``(H, W)``; None for a table.
             context_features: C, the size of the context. The network maps ``(..., D + C)`` to features.
-            data: What is known of the data; default: nothing, and they reach the network as they are.
+            data: Description of the data; by default there is none, and the data are not preprocessed.
 
         Raises:
-            InputError: Where the network cannot be made for these sizes, or the data are not what ``input`` is for.
+            InputError: If the network cannot be made for these sizes, or ``input`` does not fit the data.
         """
         data = EncoderInput() if data is None else data
         kind = data.kind(self.input, own=self.module is not None)
         width = data.width(kind, in_features)
         network = self._encoder(width, None if kind == "columns" else image_shape, context_features)
-        return data.before(network, kind, context_features, in_features)
+        return data.preprocessed(network, kind, context_features, in_features)
 
     def _encoder(self, in_features: int, image_shape: Sequence[int] | None, context_features: int) -> nn.Module:
         width = in_features + context_features
@@ -155,12 +152,13 @@ class NetworkSpec(Strict):
         """Returns the decoder of latents, and the head that `Conditional` adds.
 
         Arguments:
-            in_features: L, the size of the latent and the context behind it.
-            image_shape: ``(C, H, W)`` or ``(H, W)``; None for a table.
-            num_parameters: Values for each cell of x, where the decoder emits the likelihood's parameters itself.
+            in_features: L, the size of the latent plus the context.
+            image_shape: Shape of an image, ``(C, H, W)`` or ``(H, W)``; None for a table.
+            num_parameters: Number of values for each cell of x, for a decoder that outputs the likelihood's parameters
+                itself.
 
         Raises:
-            InputError: Where the network cannot be made for these sizes.
+            InputError: If the network cannot be made for these sizes.
         """
         if self.input is not None:
             raise InputError(f"networks: `input: {self.input}` is for an encoder; a decoder receives latents.")
@@ -173,14 +171,14 @@ class NetworkSpec(Strict):
         return build(in_features, shape, *channels, num_parameters=num_parameters, **self._options()), None
 
     def check_features(self) -> None:
-        """Raises an `InputError` where no linear layer can stand on a decoder of this kind."""
+        """Raises an `InputError` if this kind of decoder outputs parameters itself, without a linear layer."""
         if self.input is not None:
             raise InputError(f"networks: `input: {self.input}` is for an encoder; a decoder receives latents.")
         emits = self.kind in _IMAGE or (self.module is not None and accepts(self.module, "num_parameters"))
         if emits:
             raise InputError(
                 f"networks: as a decoder `{self.module or self.kind}` emits the parameters of one family for each cell "
-                "itself, and a mixture, a flow or `mixed` needs a linear layer on top; use `mlp`, `gated` or "
+                "itself, but a mixture, a flow or `mixed` needs a linear layer on top; use `mlp`, `gated` or "
                 "`residual`, or a single family."
             )
 
@@ -191,8 +189,8 @@ class NetworkSpec(Strict):
         emits = accepts(path, "num_parameters")
         if emits and shape is None:
             raise InputError(
-                f"networks: `{path}` has the argument `num_parameters`, so it emits maps of parameters, and these data "
-                "are a table; leave that argument out and return features: a linear layer is put on top."
+                f"networks: `{path}` has the argument `num_parameters`, so it emits maps of parameters, but these data "
+                "are a table; leave that argument out and return features: a linear layer is added."
             )
         sizes = {"in_features": in_features, "image_shape": shape, "num_parameters": num_parameters}
         expected = num_parameters * math.prod(shape) if emits and shape is not None else None
@@ -200,16 +198,16 @@ class NetworkSpec(Strict):
         return network, None if emits else "linear"
 
     def _options(self) -> dict[str, Any]:
-        """The options that are given; each network has defaults of its own."""
+        """Returns the declared options; for others, each network has its own defaults."""
         options: dict[str, Any] = {} if self.blocks is None else {"blocks": self.blocks}
         return options if self.activation is None else {**options, "activation": ACTIVATIONS[self.activation]}
 
     def _image(self, image_shape: Sequence[int] | None) -> tuple[tuple[int, int, int], list[int]]:
-        """(C, H, W) and the channels."""
+        """Returns (C, H, W) and the channels."""
         shape = _channels_first(image_shape)
         if shape is None:
             raise InputError(
-                f"networks: `{self.kind}` is for images, and these data are a table; use `mlp`, `gated` or `residual`."
+                f"networks: `{self.kind}` is for images, but these data are a table; use `mlp`, `gated` or `residual`."
             )
         _, height, width = shape
         if image_shape is not None and len(image_shape) == 3 and width in (1, 3, 4) and height > 4:
@@ -221,7 +219,7 @@ class NetworkSpec(Strict):
 
 
 def _channels_first(image_shape: Sequence[int] | None) -> tuple[int, int, int] | None:
-    """(C, H, W), or None for a table."""
+    """Returns (C, H, W), or None for a table."""
     if image_shape is None or len(image_shape) < 2:
         return None
     *channels, height, width = image_shape

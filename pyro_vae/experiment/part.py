@@ -1,4 +1,4 @@
-r"""Prior, likelihood and posterior in an experiment file: a family, or what is made of several."""
+r"""Prior, likelihood and posterior in an experiment file: a family or a composite part."""
 
 from __future__ import annotations
 
@@ -85,29 +85,29 @@ class HierarchySpec(Tagged):
     inputs: dict[str, list[str]] | None = None
 
     @classmethod
-    def content(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """Returns the fields below the key: the layers stand beside ``inputs``."""
+    def fields_of(cls, content: dict[str, Any]) -> dict[str, Any]:
+        """Returns the fields; the file has the layers on the same level as ``inputs``."""
         layers = {name: layer for name, layer in content.items() if name != "inputs"}
         for name, layer in layers.items():
             if nearest(str(name), ["inputs"]) and not (isinstance(layer, dict) and "size" in layer):
-                raise ValueError(f"`{name}` is no layer, which has a size, and no key here; did you mean `inputs`?")
+                raise ValueError(f"`{name}` is no layer with a size, and no key here; did you mean `inputs`?")
         if len(layers) < 2:
             raise ValueError(f"expected at least two layers, got {len(layers)}; write {_EXAMPLE}")
         return {"layers": layers, **({"inputs": content["inputs"]} if "inputs" in content else {})}
 
     @classmethod
     def expected(cls) -> str:
-        """Returns what stands below the key, for an error."""
+        """Returns the expected value of the key, for an error."""
         return f"layers, such as {_EXAMPLE}"
 
     @classmethod
-    def below(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        """Returns what is written below the key."""
+    def content_of(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Returns the value of the key in a file."""
         return {**fields.pop("layers"), **fields}
 
     @classmethod
-    def schema_below(cls, properties: dict[str, Any]) -> dict[str, Any]:
-        """Returns the JSON schema of what stands below the key: layers beside ``inputs``."""
+    def content_schema(cls, properties: dict[str, Any]) -> dict[str, Any]:
+        """Returns the JSON schema of the key's value: layers together with ``inputs``."""
         layer = properties["layers"]["additionalProperties"]
         return {"properties": {"inputs": properties["inputs"]}, "additionalProperties": layer}
 
@@ -151,7 +151,7 @@ def _tag_of(value: Any) -> str:
 
 
 def _known(value: Any) -> Any:
-    """Refuses what is neither a family nor a part, with the nearest of both."""
+    """Returns the value if it names a family or a part; raises an error with the nearest name if not."""
     parts = ", ".join(f"`{tag}`" for tag in _PARTS)
     if isinstance(value, dict) and "family" not in value and not any(tag in value for tag in _PARTS):
         for key in value:
@@ -171,11 +171,11 @@ def _known(value: Any) -> Any:
 
 
 def spelled_out(key: str, name: str) -> dict[str, Any]:
-    """Returns the mapping that a name alone stands for under a key of the file: ``prior: flow`` is ``{flow: {}}``.
+    """Returns the mapping for a name alone under a key of the file: ``prior: flow`` is ``{flow: {}}``.
 
     Arguments:
-        key: Such as ``prior`` or ``data``.
-        name: What stands there.
+        key: Key of the file, such as ``prior`` or ``data``.
+        name: Name under the key.
 
     Example:
         >>> spelled_out("prior", "Normal"), spelled_out("prior", "flow"), spelled_out("data", "digits")

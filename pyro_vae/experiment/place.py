@@ -1,4 +1,4 @@
-r"""Where in a VAE a part of an experiment file stands: what it receives, and of what its draws consist."""
+r"""The place of a part in a VAE: the input that it receives, and the shape of its draws."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from pyro_vae.experiment.network import NetworkSpec
 
 
 def check_declared(name: str, declared: int | None, found: int) -> None:
-    """Raises an `InputError` where an experiment says for data of which size it is, and these have another.
+    """Raises an `InputError` if the data do not have the size that an experiment declares.
 
     Arguments:
-        name: Of the size: ``"cells"`` or ``"covariates"``.
-        declared: What the experiment says; None: nothing.
-        found: What the data have.
+        name: Name of the size: ``"cells"`` or ``"covariates"``.
+        declared: Size in the experiment; None if it declares none.
+        found: Size of the data.
     """
     if declared not in (None, found):
         raise InputError(
-            f"{name}: the experiment is for data with {declared} {name}, and these have {found}; name its data, such "
+            f"{name}: the experiment is for data with {declared} {name}, but these have {found}; name its data, such "
             f"as data: people.csv, or leave `{name}` out."
         )
 
 
 @dataclass(frozen=True)
 class Place:
-    """The surroundings of a part.
+    """The place of a part in a VAE.
 
     Attributes:
-        role: Of which part of the VAE this is, or of which layer of one.
-        event_shape: Of one draw.
-        in_features: What its network receives: latents and covariates for a likelihood, cells and covariates for a
-            posterior, covariates for a prior. A part without a network ignores it; a prior's is 0 without a context.
-        network: The network that it has unless it names its own; None: none.
+        role: Part of the VAE, or ``layer`` for a layer of a hierarchy.
+        event_shape: Shape of one draw.
+        in_features: Size of the input of its network: latents and covariates for a likelihood, cells and covariates
+            for a posterior, covariates for a prior (0 without a context). A part without a network ignores it.
+        network: Default network of the part; None for no network.
         cells: D, the number of cells of a datum.
         context_features: C, the number of covariates.
-        image_shape: Of a datum; None for a table.
-        data: What the likelihood says of the data.
+        image_shape: Shape of a datum; None for a table.
+        data: Description of the data by the likelihood.
     """
 
     role: Literal["prior", "likelihood", "posterior", "layer"]
@@ -60,12 +60,12 @@ class Place:
     def trunk(
         self, named: NetworkSpec | None, num_parameters: Callable[[], int] | None = None
     ) -> tuple[nn.Module | None, str | None]:
-        """Returns the network, and the head that stands on it.
+        """Returns the network, and the head on top of it.
 
         Arguments:
-            named: The network that the part names; None: the place's own.
-            num_parameters: How many parameters for each cell a network without a head must emit; None: a head is
-                wanted.
+            named: Network that the part declares; None for the default of the place.
+            num_parameters: Function that returns the number of parameters for each cell, for networks without a head;
+                None if a head is needed.
         """
         spec = self.network if named is None else named
         if spec is None:
@@ -84,18 +84,18 @@ class Place:
                 return spec.build_decoder(self.in_features, self.image_shape, num_parameters())
             spec.check_features()
         if self.in_features == 0:
-            raise InputError("nothing is given here for a network to see; declare a context, or leave it out.")
+            raise InputError("a network here has no input; declare a context, or leave the network out.")
         return spec.build_encoder(self.in_features, None), "linear"
 
     def layer(self, size: int, in_features: int, first: bool) -> Place:
-        """Returns the place of one layer of a hierarchy that stands here.
+        """Returns the place of one layer of a hierarchy at this place.
 
-        Data that stand beside another layer reach its network as they are, unless it says ``input``.
+        A layer that receives data together with another layer gets raw data, unless its network declares ``input``.
 
         Arguments:
-            size: Of its draws.
-            in_features: What its network receives.
-            first: Whether that is what the hierarchy itself receives, and nothing else.
+            size: Size of the layer's draws.
+            in_features: Size of the input of the layer's network.
+            first: Whether the layer receives exactly the input of the hierarchy.
         """
         if first:
             return replace(self, event_shape=(size,))
@@ -111,8 +111,8 @@ class Part(Strict):
     """Prior, likelihood or posterior in an experiment file.
 
     Attributes:
-        network: The part's own network, in place of the one under ``networks``.
-        reads: Of a likelihood: the layers of a hierarchical prior that it is given; default: all.
+        network: Network of the part, which replaces the one under ``networks``.
+        reads: Layers of a hierarchical prior that a likelihood receives; default: all.
     """
 
     network: NetworkSpec | None = None
@@ -121,29 +121,29 @@ class Part(Strict):
     @property
     @abstractmethod
     def title(self) -> str:
-        """What a report calls it, such as ``Normal``."""
+        """Name in a report, such as ``Normal``."""
 
     @abstractmethod
     def build_at(self, place: Place) -> nn.Module:
         """Returns the module.
 
         Raises:
-            InputError: Where it does not fit its place.
+            InputError: If the part does not fit its place.
         """
 
     def event_shape(self, latent: Sequence[int]) -> tuple[int, ...]:
-        """Returns the shape of one draw where the file declares latents of this shape."""
+        """Returns the shape of one draw, for latents of the declared shape."""
         return tuple(latent)
 
     @property
     def support(self) -> Constraint | None:
-        """The support of a draw, where it is known before the part is built; None where it is not."""
+        """The support of a draw; None if it is unknown before the part is built."""
         return None
 
     def data_of(self, cells: int) -> EncoderInput:
-        """Returns what a likelihood of so many cells says of its data.
+        """Returns the description of data with so many cells by this likelihood.
 
         Raises:
-            InputError: Where it cannot be built.
+            InputError: If the likelihood cannot be built.
         """
         return EncoderInput(self.support)

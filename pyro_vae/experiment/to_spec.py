@@ -1,4 +1,4 @@
-r"""A declaration in the words of the experiment file, from the modules that it made or that stand for it."""
+r"""Export of a VAE declared in Python as an experiment file, without its data."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _HEADLESS = frozenset({"conv", "residual_conv", "module"})
 
 
 def part_to_spec(part: nn.Module) -> dict[str, Any]:
-    """Returns what an experiment file says of a prior, a likelihood or a posterior, with its network.
+    """Returns the description of a prior, a likelihood or a posterior in an experiment file, with its network.
 
     Arguments:
-        part: A module of pyro_vae's own, or one with a method ``to_spec``.
+        part: Module of this package, or another one with a method ``to_spec``.
 
     Raises:
-        InputError: For a module that the file has no word for.
+        InputError: If an experiment file cannot describe the module.
     """
-    if isinstance(part, Pushforward):  # follows again from the prior's support
+    if isinstance(part, Pushforward):  # the prior's support will imply it again
         return part_to_spec(part.base)
     if isinstance(part, Reads):
         return {**part_to_spec(part.likelihood), "reads": list(part.layers)}
@@ -58,19 +58,19 @@ def part_to_spec(part: nn.Module) -> dict[str, Any]:
 
 
 def to_spec(vae: VAE) -> dict[str, Any]:
-    """Returns a VAE's declaration in the words of the experiment file, each part with its network.
+    """Returns the description of a VAE in an experiment file, without its data.
 
-    ``Experiment.parse({**spec, "data": ...}).build()`` makes such a VAE, for data of as many cells and covariates.
+    ``Experiment.parse({**spec, "data": ...}).build()`` builds such a VAE, for data with as many cells and covariates.
 
     Arguments:
-        vae: Declared in Python or by a file.
+        vae: VAE declared in Python or by a file.
 
     Raises:
-        InputError: Where a part or a network has no name in an experiment file, or data are not flat.
+        InputError: If an experiment file cannot describe a part or a network, or the data are not flat.
     """
     if len(vae.event_shape) != 1:
         raise InputError(
-            f"to_spec: in an experiment file data are flat, and these have shape {tuple(vae.event_shape)}; "
+            f"to_spec: in an experiment file data are flat, but these have shape {tuple(vae.event_shape)}; "
             f"declare the likelihood with event_shape ({vae.event_shape.numel()},)."
         )
     parts = parts_to_spec(vae)
@@ -82,30 +82,30 @@ def to_spec(vae: VAE) -> dict[str, Any]:
 
 
 def parts_to_spec(vae: VAE) -> dict[str, dict[str, Any]]:
-    """Returns what an experiment file says of the prior, the likelihood and the posterior of a VAE.
+    """Returns the descriptions of the prior, the likelihood and the posterior of a VAE in an experiment file.
 
-    Where the file would put something before a network that receives data (see `default_input`), and in the VAE there
-    is nothing, it says ``input: raw``.
+    A posterior's network has ``input: raw`` if it has no preprocessing although a file would add one by default (see
+    `default_input`).
 
     Arguments:
-        vae: Whose parts they are.
+        vae: The VAE.
 
     Raises:
-        InputError: For a module that the file has no word for.
+        InputError: If an experiment file cannot describe a part.
     """
     spec = {name: part_to_spec(getattr(vae, name)) for name in ("prior", "likelihood", "posterior")}
     with torch.no_grad(), evaluating(vae), isolated(0):
         probe = vae.probe_batch()
         support = vae.decode(vae.prior_given(probe).expand((2,)).sample(), probe).support
-    return spec if default_input(support) == "raw" else {**spec, "posterior": _said_raw(spec["posterior"])}
+    return spec if default_input(support) == "raw" else {**spec, "posterior": _with_raw_input(spec["posterior"])}
 
 
-def _said_raw(spec: dict[str, Any]) -> dict[str, Any]:
-    """A part in which every network that says nothing of its input says ``raw``."""
+def _with_raw_input(spec: dict[str, Any]) -> dict[str, Any]:
+    """Returns the description of a part with ``input: raw`` in every network without ``input``."""
     if "hierarchy" in spec:
         layers = spec["hierarchy"]
-        said = {name: layer if name == "inputs" else _said_raw(layer) for name, layer in layers.items()}
-        return {**spec, "hierarchy": said}
+        explicit = {name: layer if name == "inputs" else _with_raw_input(layer) for name, layer in layers.items()}
+        return {**spec, "hierarchy": explicit}
     network = spec.get("network")
     if network is None or "input" in network or "module" in network:
         return spec
@@ -113,7 +113,7 @@ def _said_raw(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def parameter_prior_to_spec(prior: ParameterPrior) -> dict[str, Any]:
-    """Returns what an experiment file says of a prior over parameters, a family with numbers."""
+    """Returns the description of a prior over parameters in an experiment file: a family with numbers."""
     distribution = prior.distribution
     numbers = {name: float(getattr(distribution, name)) for name in distribution.arg_constraints}
     spec = {"family": type(distribution).__name__, **numbers}

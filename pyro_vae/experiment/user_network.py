@@ -1,6 +1,6 @@
-r"""A network of the user's own in an experiment file: ``{module: my_package.nets.Encoder}``.
+r"""The user's own network in an experiment file: ``{module: my_package.nets.Encoder}``.
 
-Reading such a file and building the network runs code that the file names, so it is refused unless allowed.
+Reading such a file and building the network runs code that the file names, so it must be allowed explicitly.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _CODE_ALLOWED: ContextVar[bool] = ContextVar("pyro_vae_code_allowed", default=Fa
 
 @contextmanager
 def code_allowed(allowed: bool = True) -> Iterator[None]:
-    """Allows experiment files that are read within the block to name code, such as ``module: my_package.nets.Encoder``.
+    """A block in which experiment files may name code, such as ``module: my_package.nets.Encoder``.
 
-    The permission is asked for when a file is validated; what was validated may be built anywhere.
+    The permission is needed when a file is validated; a validated experiment can be built anywhere.
 
     Arguments:
-        allowed: False leaves things as they are outside the block, so that a flag can be passed on.
+        allowed: Whether to allow it; False keeps the permission of the outer block.
 
     Example:
         >>> from pyro_vae.experiment.network import NetworkSpec
@@ -52,13 +52,13 @@ def code_allowed(allowed: bool = True) -> Iterator[None]:
 
 
 def check_path(path: str) -> None:
-    """Raises an `InputError` where ``path`` names no class, or code is not allowed; imports nothing."""
+    """Raises an `InputError` if ``path`` is no path of a class, or code is not allowed; imports nothing."""
     parts = path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise InputError(f"`module` names a class by its import path, such as my_package.nets.Encoder; got `{path}`.")
     if not _CODE_ALLOWED.get():
         raise InputError(
-            f"`module: {path}` imports and runs code, which an experiment file may do only where it is allowed: pass "
+            f"`module: {path}` imports and runs code, which an experiment file may do only if it is allowed: pass "
             "--allow-code on the console, or allow_code=True in Python, if you trust the file and that code."
         )
 
@@ -66,17 +66,17 @@ def check_path(path: str) -> None:
 def build_user_network(
     path: str, arguments: Mapping[str, Any], sizes: Mapping[str, Any], expected: int | None = None
 ) -> nn.Module:
-    """Returns a network of the user's own class, after one run on zeros.
+    """Returns a network of the user's own class, after a test run on zeros.
 
     Arguments:
-        path: Import path of an `nn.Module` class. `check_path` has been called on it.
-        arguments: What the file gives to the class.
-        sizes: What the data give: ``in_features``, and others that reach the class where its signature names them.
-        expected: Size of the output; None for any, which becomes the network's ``out_features``.
+        path: Import path of an `nn.Module` class, after `check_path`.
+        arguments: Arguments of the class in the file.
+        sizes: Arguments from the data: ``in_features``, and others that are passed if the signature has them.
+        expected: Expected size of the output; None for any size, which becomes the network's ``out_features``.
 
     Raises:
-        InputError: Where the class cannot be imported, called or run, or the size of its output is not what is
-            declared or expected.
+        InputError: If the class cannot be imported, called or run, or the size of its output is not the declared or
+            expected one.
     """
     kind = _find(path)
     try:
@@ -94,12 +94,12 @@ def build_user_network(
 
 
 def accepts(path: str, name: str) -> bool:
-    """Returns whether the class that ``path`` names has an argument ``name``."""
+    """Returns whether the class at ``path`` has an argument ``name``."""
     return name in _signature(_find(path))
 
 
 def _find(path: str) -> type[nn.Module]:
-    """The class that a path names."""
+    """Returns the class at an import path."""
     module_name, _, name = path.rpartition(".")
     module = _import(module_name)
     if not hasattr(module, name):
@@ -107,17 +107,17 @@ def _find(path: str) -> type[nn.Module]:
     found = getattr(module, name)
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         given = f"the class `{name}`" if inspect.isclass(found) else f"a {type(found).__name__}"
-        raise InputError(f"`{path}` is {given}, and no nn.Module; expected a class of networks.")
+        raise InputError(f"`{path}` is {given}, and no nn.Module; name a class of networks.")
     return found
 
 
 def _networks(module: ModuleType) -> list[str]:
-    """The names of the `nn.Module` classes in a module."""
+    """Returns the names of the `nn.Module` classes in a module."""
     return [name for name, kind in vars(module).items() if inspect.isclass(kind) and issubclass(kind, nn.Module)]
 
 
 def _offer(name: str, names: Iterable[str]) -> str:
-    """The nearest name, or all of them where they are few."""
+    """Returns a hint for an error: the nearest name, or all names if they are few."""
     names = sorted(names)
     if not names:
         return "it has no nn.Module class."
@@ -143,7 +143,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _siblings(name: str) -> list[str]:
-    """The modules beside one that is missing; its parent is there."""
+    """Returns the modules in the same package as a missing one."""
     parent = name.rpartition(".")[0]
     folders = getattr(importlib.import_module(parent), "__path__", []) if parent else None
     prefix = f"{parent}." if parent else ""
@@ -157,20 +157,20 @@ def _signature(kind: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
 def _keywords(
     path: str, kind: type[nn.Module], arguments: Mapping[str, Any], sizes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments that the class is called with."""
+    """Returns the arguments for the call of the class."""
     signature = _signature(kind)
     any_name = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in signature.values())
     if "in_features" not in signature and not any_name:
         raise InputError(
-            f"`{path}` has no argument `in_features`, the size of its input, with which it is called; it has "
+            f"`{path}` has no argument `in_features`, the size of its input; add it. Its arguments are "
             f"{', '.join(f'`{name}`' for name in signature) or 'none'}."
         )
     for name in arguments:
         if name in sizes:
-            raise InputError(f"`{path}`: `{name}` follows from the data and is no key of `arguments`; leave it out.")
+            raise InputError(f"`{path}`: `{name}` comes from the data and is no key of `arguments`; leave it out.")
         if name not in signature and not any_name:
             free = [free for free in signature if free not in sizes]
-            offer = near_match(name, free) if free else "it has none beside the sizes."
+            offer = near_match(name, free) if free else "it has none except the sizes."
             raise InputError(f"`{path}` has no argument `{name}`; {offer}")
     given = {name: size for name, size in sizes.items() if name in signature or name == "in_features"}
     return {**given, **copy.deepcopy(dict(arguments))}
@@ -178,8 +178,8 @@ def _keywords(
 
 @torch.no_grad()
 def _run_once(path: str, network: Any, in_features: int, expected: int | None) -> None:
-    """Checks the output for two data of zeros, in evaluation mode and off the global random stream."""
-    # Lazy parameters are drawn in the first run: from the global stream, like all others.
+    """Checks the output for two data of zeros, in evaluation mode, with its own random stream."""
+    # Lazy parameters are drawn in the first run, so they need the global stream, like all other parameters.
     lazy = any(is_lazy(parameter) for parameter in network.parameters())
     stream: AbstractContextManager[None] = nullcontext() if lazy else isolated(0)
     try:
@@ -200,8 +200,8 @@ def _run_once(path: str, network: Any, in_features: int, expected: int | None) -
         )
     if expected is not None and width != expected:
         raise InputError(
-            f"`{path}` has the argument `num_parameters`, so it emits the parameters of the likelihood, one map "
-            f"after the other: expected (2, {expected}) of {(2, in_features)}, got {tuple(output.shape)}."
+            f"`{path}` has the argument `num_parameters`, so it emits the parameters of the likelihood, map by map: "
+            f"expected (2, {expected}) for an input of {(2, in_features)}, got {tuple(output.shape)}."
         )
 
 

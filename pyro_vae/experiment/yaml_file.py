@@ -1,4 +1,4 @@
-r"""Reads YAML as its users mean it: ``1e-3`` is a number, and a key given twice is an error."""
+r"""YAML as users expect it: ``1e-3`` is a number, and a repeated key is an error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pyro_vae.errors import InputError
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 as PyYAML reads it, with YAML 1.2's floats and no repeated keys."""
+    """A loader for YAML 1.1 with the floats of YAML 1.2 and without repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key) for key, _ in node.value]
@@ -32,14 +32,14 @@ _Loader.add_implicit_resolver(
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Returns the value that a YAML text holds.
+    """Returns the value of a YAML text.
 
     Arguments:
         text: The text.
-        source: What it is called in errors.
+        source: Name of the text in errors.
 
     Raises:
-        InputError: In one line, with the place.
+        InputError: If the text is no valid YAML; the message is one line with the place.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -54,20 +54,20 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Returns the mapping that a YAML file holds.
+    """Returns the mapping in a YAML file.
 
     Raises:
-        InputError: In one line, with the place, where the file cannot be read or holds no mapping.
+        InputError: If the file cannot be read or holds no mapping; the message is one line with the place.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: is not a text file in UTF-8.") from None
+        raise InputError(f"{path}: is not a text file in UTF-8; save it as one.") from None
     content = parse_yaml(text, str(path))
     if content is None or content == {}:
-        raise InputError(f"{path}: is empty; say at least on what to train: `data: digits`, or `data: my_table.csv`.")
+        raise InputError(f"{path}: is empty; name at least the data: `data: digits`, or `data: my_table.csv`.")
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping such as `data: digits`, got {type(content).__name__}.")
     return content

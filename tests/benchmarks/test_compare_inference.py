@@ -101,7 +101,7 @@ def test_the_result_tells_all(quick, capsys, tmp_path):
     assert sorted(path.name for path in tmp_path.glob("*.*")) == ["compare_inference.json", "compare_inference.png"]
     assert set(result["runs"]) == {"digits-0", "digits-1"}
     printed = capsys.readouterr().out
-    for title in ("what it costs", "what it gives", "its gradients"):
+    for title in ("cost", "quality", "gradients"):
         assert f"digits: {title}" in printed
     for run in result["runs"].values():
         contenders = run["contenders"]
@@ -256,7 +256,7 @@ def test_killed_it_goes_on_with_the_same_values(quick, tmp_path, capsys):
     assert list(there) == ["digits-0"]
     capsys.readouterr()
     resumed = quick("--seeds", "2", folder=first)
-    assert "digits-0: " not in capsys.readouterr().out.split("what it costs")[0]
+    assert "digits-0: " not in capsys.readouterr().out.split("digits: cost;")[0]
     assert resumed["runs"]["digits-0"] == there["digits-0"]
     assert values(resumed) == values(quick("--seeds", "2", folder=second))
 
@@ -267,7 +267,7 @@ def test_runs_of_other_data_are_not_continued(module, quick, monkeypatch, tmp_pa
     arguments = ["--data", str(table), "--seeds", "1", "--inference", "aevb"]
     quick(*arguments)
     table.write_text(table.read_text().replace("3,3", "3,4"))
-    with pytest.raises(SystemExit, match="holds runs of other data under the name `people`: pass --restart"):
+    with pytest.raises(SystemExit, match="holds runs of other data with the name `people`; pass --restart"):
         quick(*arguments)
     with pytest.raises(SystemExit):
         module("compare_inference").parse(["--data", "a/x.csv,b/x.csv"])

@@ -191,7 +191,7 @@ def test_python_passes_what_it_is_given():
             "networks.encoder: `input: unit` is for whole numbers between bounds",
         ),
         ("Normal", {"mlp": [5], "input": "columns"}, "networks.encoder: `input: columns` is for a `mixed` likelihood"),
-        ({"mixed": TABLE}, {"conv": [5]}, "networks.encoder: .*`conv` is for images, and these data are a table"),
+        ({"mixed": TABLE}, {"conv": [5]}, "networks.encoder: .*`conv` is for images, but these data are a table"),
     ],
     ids=str,
 )

@@ -114,7 +114,7 @@ def test_a_transform_by_name():
         ("data: digits\ndata: mnist", "line 2, column 1: the key `data` is given twice|given twice"),
         ("data: [", "experiment.yaml, line"),
         ("data:\n\tname: digits", "experiment.yaml, line 2, column 1: .*; indent with spaces, not with tabs"),
-        ("", "experiment.yaml: is empty; say at least on what to train: `data: digits`"),
+        ("", "experiment.yaml: is empty; name at least the data: `data: digits`"),
         ("# data: digits\n", "is empty"),
         ("{}", "is empty"),
         ("- aevb", "expected a mapping"),

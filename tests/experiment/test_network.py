@@ -353,16 +353,16 @@ def test_spec_round_trip(own, options):
         ({"module": "own_package.wrong.Encoder"}, r"`own_package.wrong` cannot be imported: SyntaxError"),
         ({"module": "own_package.nets.NoNetwork"}, r"is the class `NoNetwork`, and no nn.Module"),
         ({"module": "own_package.nets.encoder"}, r"is a function, and no nn.Module"),
-        ({"module": "own_package.nets.Square"}, r"no argument `in_features`, .*it has `width`"),
+        ({"module": "own_package.nets.Square"}, r"no argument `in_features`, .*Its arguments are `width`"),
         ({"module": "own_package.nets.Bare"}, r"`own_package.nets.Bare` cannot be made: TypeError"),
         (
             {"module": "own_package.nets.Encoder", "arguments": {"widht": 1}},
             r"`widht`; did you mean `width`",
         ),
-        ({"module": "own_package.nets.Pair", "arguments": {"width": 1}}, r"no argument `width`; it has none beside"),
+        ({"module": "own_package.nets.Pair", "arguments": {"width": 1}}, r"no argument `width`; it has none except"),
         (
             {"module": "own_package.nets.Encoder", "arguments": {"in_features": 1}},
-            r"`in_features` follows from",
+            r"`in_features` comes from",
         ),
         ({"module": "own_package.nets.Encoder", "arguments": {"width": "x"}}, r"Encoder` cannot be made: TypeError"),
         ({"module": "own_package.nets.Broken"}, r"Broken` fails on \(2, 6\): RuntimeError: mat1 and mat2"),
@@ -380,9 +380,9 @@ def test_refusals_of_code(own, spec, message):
 
 
 def test_refusals_of_decoders(own):
-    with pytest.raises(InputError, match=r"emits maps of parameters, and these data are a table"):
+    with pytest.raises(InputError, match=r"emits maps of parameters, but these data are a table"):
         allowed(module=f"{own}.Maps").build_decoder(2, None, 1)
-    with pytest.raises(InputError, match=r"expected \(2, 108\) of \(2, 4\), got \(2, 109\)"):
+    with pytest.raises(InputError, match=r"expected \(2, 108\) for an input of \(2, 4\), got \(2, 109\)"):
         allowed(module=f"{own}.Maps", arguments={"extra": 1}).build_decoder(4, (9, 6), 2)
 
 

@@ -120,9 +120,9 @@ def test_what_is_said_is_built_for_data_of_the_same_size_alone():
     assert (spec["cells"], spec["covariates"]) == (4, 2)
     experiment = Experiment.parse(spec)
     assert experiment.assemble(4, None, 20, 2).event_shape == (4,)
-    with pytest.raises(InputError, match=r"cells: the experiment is for data with 4 cells, and these have 64; name"):
+    with pytest.raises(InputError, match=r"cells: the experiment is for data with 4 cells, but these have 64; name"):
         experiment.build()  # for digits, the default
-    with pytest.raises(InputError, match=r"covariates: the experiment is for data with 2 covariates, and these have 0"):
+    with pytest.raises(InputError, match=r"covariates: the experiment is for data with 2 covariates, but these have 0"):
         experiment.assemble(4, None, 20)
 
 
@@ -189,12 +189,15 @@ def test_the_number_of_latents_follows_from_the_layers():
             "prior: {hierarchy: {z1: {family: Normal}, z2: {size: 2, family: Normal}}}",
             "`prior.hierarchy.z1.size` is miss",
         ),
-        ("prior: {hierarchy: {LAYERS, input: {z1: [z2]}}}", "`input` is no layer, .*did you mean `inputs`?"),
+        (
+            "prior: {hierarchy: {LAYERS, input: {z1: [z2]}}}",
+            "`input` is no layer with a size.*did you mean `inputs`?",
+        ),
         ("prior: {hierarchy: {z1: {size: 3, vamp: }, z2: {size: 2, family: Normal}}}", "`vamp` is no layer of a hier"),
         ("prior: hierarchy", "`prior.hierarchy`: expected at least two layers, got 0; write "),
         ("prior: {hierarchy: 3}", "`prior.hierarchy`: expected layers, such as .*got 3"),
-        ("{latent: 8, prior: {hierarchy: {LAYERS}}}", "`latent`: 8 is given, and the prior's layers have 5"),
-        ("{latent: [5, 1], prior: {hierarchy: {LAYERS}}}", r"`latent`: \[5, 1\] is given"),
+        ("{latent: 8, prior: {hierarchy: {LAYERS}}}", "`latent`: got 8, but the prior's layers have 5"),
+        ("{latent: [5, 1], prior: {hierarchy: {LAYERS}}}", r"`latent`: got \[5, 1\]"),
         ("prior: {flow: nsf, reads: [z1]}", "`prior`: `reads` is a key of the likelihood"),
         ("posterior: {family: Normal, reads: [z1]}", "`posterior`: `reads` is a key of the likelihood"),
         (
@@ -239,12 +242,15 @@ def test_refused_when_it_is_read(text, message):
         ("posterior: vamp", "^posterior: `vamp` is a prior; use a Normal, a mixture or a flow here"),
         ("prior: mixed", "^prior: `mixed` is a likelihood of tables"),
         ("posterior: {mixed: {a: Normal}}", "^posterior: `mixed` is a likelihood of tables"),
-        ("likelihood: mixed", "^likelihood: mixed: `auto` chooses by the data's content"),
-        ("likelihood: {mixed: {a: Normal}}", "^likelihood: mixed: declares 1 columns, and the data have 4"),
+        ("likelihood: mixed", "^likelihood: mixed: `auto` chooses by the data, which are not read"),
+        ("likelihood: {mixed: {a: Normal}}", "^likelihood: mixed: declares 1 columns, but the data have 4"),
         ("{prior: {family: Bernoulli, logits: 0}, posterior: flow}", "the posterior has support .*outside the prior's"),
         ("{prior: flow, posterior: Bernoulli}", "the prior has support .*outside the posterior's"),
         ("{latent: [3, 3], prior: flow}", r"^prior: Flow: an event is a vector, such as \(8,\)"),
-        ("prior: {family: Normal, network: {mlp: [3]}}", "^prior: network: nothing is given here .*declare a context"),
+        (
+            "prior: {family: Normal, network: {mlp: [3]}}",
+            "^prior: network: a network here has no input; declare a context",
+        ),
         (
             "{likelihood: {mixture: {components: 2}}, networks: {decoder: {conv: [3]}}}",
             "^likelihood: networks.decoder: .*`conv` emits the parameters of one family .*a mixture, a flow or `mixed`",
