@@ -10,7 +10,6 @@ from typing import Any
 
 from pyro_vae import VAE, History, Training, fit
 from pyro_vae.inference import Inference
-from fitting import fit_with
 
 _CHECKPOINT, _RECORDS = ".checkpoint", ".jsonl"
 
@@ -66,7 +65,12 @@ def fit_with_curve(
         with place.with_name(place.name + _RECORDS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(records[step]) + "\n")
 
-    history = fit_with(*(vae, x, inference, replace(training, callback_steps=frozenset(at))), callback=callback, checkpoint=place.with_name(place.name + _CHECKPOINT), **options)
+    history = fit(
+        *(vae, x, inference, replace(training, callback_steps=frozenset(at))),
+        callback=callback,
+        checkpoint=place.with_name(place.name + _CHECKPOINT),
+        **options,
+    )
     if history.stopped == "interrupted":
         raise KeyboardInterrupt
     return history, [records[step] for step in sorted(records)]
