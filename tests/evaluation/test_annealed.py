@@ -243,8 +243,8 @@ def test_auto_does_not_compile_what_is_short(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_model_that_branches_on_values_runs_uncompiled_unless_told(make_vae: Callable[..., VAE]) -> None:
     vae = make_vae()
-    true = vae.log_likelihood
-    vae.log_likelihood = lambda z, batch: true(z, batch) if bool(z.isfinite().all()) else true(z * 0, batch)
+    true = vae.log_likelihood_of
+    vae.log_likelihood_of = lambda z, batch: true(z, batch) if bool(z.isfinite().all()) else true(z * 0, batch)
     with pytest.raises(CaptureError, match=r"test_annealed.py, line \d+"):
         annealed_importance_sampling(vae, torch.ones(3, 6), 4, 2, num_leapfrog=2, compile=True)
     annealed_importance_sampling(vae, torch.ones(3, 6), 4, 2, num_leapfrog=2)
@@ -259,8 +259,8 @@ def test_a_model_that_branches_on_values_runs_uncompiled_unless_told(make_vae: C
 def test_memory_is_bounded_and_data_keep_their_order(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(annealed, "_ROWS", rows)
     vae, sizes = MODEL.vae(), []
-    original = vae.log_likelihood
-    vae.log_likelihood = lambda z, batch: sizes.append(z.shape[:-1].numel()) or original(z, batch)
+    original = vae.log_likelihood_of
+    vae.log_likelihood_of = lambda z, batch: sizes.append(z.shape[:-1].numel()) or original(z, batch)
     result = annealed_importance_sampling(vae, X, 5, 7, start="encoder", num_leapfrog=1)
     assert max(sizes) <= rows
     torch.testing.assert_close(result.pointwise, EXACT, rtol=0, atol=1e-10)

@@ -58,13 +58,13 @@ def test_estimates_hit_the_exact_values_within_their_errors_whatever_the_chunks(
 
     def counting_likelihood(z: Tensor, part: Batch) -> Tensor:
         drawn.append((len(z), part.size))
-        return VAE.log_likelihood(vae, z, part)
+        return VAE.log_likelihood_of(vae, z, part)
 
     def counting_encode(part: Batch) -> dist.TorchDistribution:
         encoded.append(part.size)
-        return VAE.encode(vae, part)
+        return VAE.posterior_given(vae, part)
 
-    vae.log_likelihood, vae.encode = counting_likelihood, counting_encode
+    vae.log_likelihood_of, vae.posterior_given = counting_likelihood, counting_encode
     for estimate, exact in ((log_marginal, EXACT), (elbo, MODEL.elbo(X, *encoder(X)))):
         drawn.clear()
         encoded.clear()
@@ -181,9 +181,9 @@ def test_every_datum_is_checked_and_its_samples_after_the_first_are_not(
     monkeypatch.setitem(importance._ROWS, "cpu", 20)
     vae, x = make_vae(), torch.zeros(7, 6)
     checked = []
-    vae.log_likelihood = lambda z, part: (
+    vae.log_likelihood_of = lambda z, part: (
         checked.append(dist.is_validation_enabled()),
-        VAE.log_likelihood(vae, z, part),
+        VAE.log_likelihood_of(vae, z, part),
     )[1]
     estimate(vae, x, 30)
     assert checked == [True, False] * 7

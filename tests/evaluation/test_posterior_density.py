@@ -125,8 +125,8 @@ def test_hidden_cells_are_left_out_and_parts_keep_their_order(monkeypatch: pytes
     visible = LinearGaussian(MODEL.W[observed], MODEL.b[observed], MODEL.s[observed])
     batch = Batch(torch.where(observed, X, torch.nan), mask=observed.expand(6, 5))
     vae, sizes = MODEL.vae(), []
-    original = vae.log_likelihood
-    vae.log_likelihood = lambda z, batch: sizes.append(z.shape[:-1].numel()) or original(z, batch)
+    original = vae.log_likelihood_of
+    vae.log_likelihood_of = lambda z, batch: sizes.append(z.shape[:-1].numel()) or original(z, batch)
     result = posterior_density_estimator(vae, batch, 1000, chains=100, burn_in=60, num_leapfrog=5)
     assert max(sizes) == 400
     assert_exact(result, visible.log_marginal(X[:, observed]))
