@@ -11,7 +11,7 @@ endif
 BASE := $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test lint types pytest slow bench startup figures gpu-test gpu-bench gpu-figures on-gpu-bench on-gpu-figures clean
+.PHONY: demo test lint types pytest coverage slow bench startup figures gpu-test gpu-bench gpu-figures on-gpu-bench on-gpu-figures clean
 
 demo: $(READY)  ## Train and compare three algorithms on the embedded data set, to convergence.
 	$(RUN) -m pyro_vae compare --data digits --inference aevb,analytic-kl,wake-sleep --seeds 3 \
@@ -28,6 +28,9 @@ types: $(READY)
 
 pytest: $(READY)  # one thread for each of two workers
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+
+coverage: $(READY)  ## The line cover of the package by the default tests; other processes are not counted.
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --cov=pyro_vae --cov-report=term
 
 slow: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m slow
@@ -78,4 +81,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage
