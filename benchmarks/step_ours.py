@@ -13,6 +13,7 @@ from benchmarks.step_contenders import AtNoise, Contender
 from benchmarks.step_problem import RATE, Array, Problem, copy_weights
 from pyro_vae import VAE, Batch, Conditional, Fixed, Training, conv_decoder, conv_encoder, mlp
 from pyro_vae.inference import AEVB, IWAE, Inference
+from pyro_vae.runtime.interrupts import deferrable
 from pyro_vae.training.fit import prepared
 from pyro_vae.training.stacked_minibatches import Minibatch
 
@@ -69,7 +70,7 @@ class Ours(Contender):
         return torch.optim.Adam(parameters, lr=RATE)
 
     def steps(self, n: int) -> None:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), deferrable():  # as `fit` does
             warnings.filterwarnings("ignore", message="Encountered NaN")
             self.loop.advance(self.loop.step + n)
             self.loop.settle()
