@@ -22,6 +22,7 @@ from pyro_vae.runtime.environment import environment, versions
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.data_check import check_values
+from pyro_vae.vae.part import takes_offset
 
 
 @dataclass
@@ -212,7 +213,7 @@ def check(experiment: Experiment, data: Data) -> None:
         raise InputError("data: a comparison needs at least two test data; give `split` a test fraction.")
     with isolated(0):
         vae = experiment.build(data).to(device)
-    if experiment.data.offset is not None and not getattr(vae.likelihood, "takes_offset", False):
+    if experiment.data.offset is not None and not takes_offset(vae.likelihood):
         raise InputError(
             f"data: `offset: {experiment.data.offset}` is given, but no parameter of the likelihood takes it; set "
             "`offset: true` for one of them, such as likelihood: {family: Poisson, rate: {network: {offset: true}}}."

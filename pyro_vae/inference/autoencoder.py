@@ -46,7 +46,7 @@ class Autoencoder(Inference):
         return (Phase(self._reconstruct, frozenset({"likelihood", "phi"})),)
 
     def check(self, vae: VAE) -> None:
-        """Raises an `InputError` where it cannot train this VAE, whose posterior's mean must have a gradient."""
+        """Raises an `InputError` if it cannot train this VAE; the posterior's mean must have a gradient."""
         super().check(vae)
         with evaluating(vae), torch.enable_grad():
             trained = any(parameter.requires_grad for parameter in vae.phi.values())
@@ -65,7 +65,7 @@ class Autoencoder(Inference):
 
 
 def _point(q: Any) -> Tensor:
-    """The mean, in unconstrained space where q is pushed from there; differentiable."""
+    """The mean of q, differentiable; for a q that a bijection maps to its support, the mean before the map."""
     if not isinstance(q, TransformedDistribution):
         return centre(q)
     z = _point(q.base_dist)

@@ -77,6 +77,6 @@ class BetaVAE(Inference):
         if weight >= 1:
             return ""
         return (
-            f"ended at a KL weight of {weight:.3g}, below 1: what it maximised is no lower bound on log p(x); the ELBO "
-            "shown is the true one"
+            f"ended at a KL weight of {weight:.3g}, below 1, so it did not maximise a lower bound on log p(x); the "
+            "ELBO shown is the true one"
         )

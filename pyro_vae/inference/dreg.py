@@ -48,12 +48,12 @@ class DReG(Inference):
         """Returns minus the bound; see `Loss`."""
         q = vae.posterior_given(batch)
         z = q.rsample((self.num_particles,))
-        z = q.renewed(z) if isinstance(q, Pushed) else z.clone()  # no transform's cache may lead round z
+        z = q.renewed(z) if isinstance(q, Pushed) else z.clone()  # so that no transform's cache bypasses z
         log_weights = vae.log_joint_of(z, batch) - path_log_prob(q, z)
         share = log_weights.detach().softmax(0)
         root = root_of(q, z)
         if root.requires_grad:
-            # What reaches it carries one factor of the share already; this is the second.
+            # The gradient that arrives has one factor of the normalised weight; this is the second.
             shape = (*share.shape, *(1 for _ in root.shape[share.dim() :]))
             root.register_hook(lambda gradient: gradient * share.reshape(shape))
         bound = batch.mean(log_mean_exp(log_weights.detach()))

@@ -72,7 +72,7 @@ class Tempered:
         return self.latents.log_likelihood(u) if self.q is None else self.latents.log_joint(u) - log_base
 
     def advance(self, u: Tensor, momentum: Tensor, drift: Tensor, kick: Tensor, beta: Tensor) -> tuple[Tensor, ...]:
-        """Moves positions by their momenta, and these by the gradient there.
+        """Moves positions by their momenta, and momenta by the gradient at the new positions.
 
         Arguments:
             u: Shape ``(C, B, *shape)``.
@@ -121,14 +121,14 @@ class Tempered:
             else:
                 uncompiled = partial(self.advance, *state)
                 u, momentum, value, ratio = leapfrog(*state, batch, self.start, otherwise=uncompiled)
-            ratios[1:] = [ratio]  # the first and the last are asked for
+            ratios[1:] = [ratio]  # only the first and the last are used
             return u, momentum, value
 
         new, acceptance, accepted = _trajectory(advance, u, step_size, num_leapfrog, len(self.latents.shape))
         return new, torch.where(accepted, ratios[-1], ratios[0]), acceptance
 
     def expected(self, transitions: int, num_leapfrog: int, optional: bool = False) -> AbstractContextManager[None]:
-        """Returns the block in which so many transitions are made: the engine judges by it what is worth compiling.
+        """Returns a block for a known number of transitions, from which the engine decides what is worth compiling.
 
         Arguments:
             transitions: Their number.
@@ -186,7 +186,7 @@ Advance = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tenso
 def _advance(
     log_density: LogDensity, position: Tensor, momentum: Tensor, drift: Tensor, kick: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions moved by their momenta, these moved by the gradient there, and the log density there."""
+    """The moved positions, the moved momenta, and the log density at the new positions."""
     new = position + drift * momentum
     with torch.enable_grad():
         at = new.detach().requires_grad_()
@@ -199,7 +199,7 @@ def _advance(
 def _trajectory(
     advance: Advance, position: Tensor, step_size: Tensor, num_leapfrog: int, event_dim: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The position after a trajectory and its Metropolis decision, the acceptance probability, and the decision."""
+    """The position after the Metropolis decision on a trajectory, the acceptance probability, and the decision."""
     chains = position.shape[: position.dim() - event_dim]
     ones = (1,) * event_dim
     step = step_size.expand(chains).reshape(*chains, *ones)

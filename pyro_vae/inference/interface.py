@@ -97,9 +97,9 @@ class Inference(nn.Module):
         return self.loss_of(vae, vae.check(data))
 
     def loss_of(self, vae: VAE, batch: Batch) -> Loss:
-        """Returns the one loss, of a ready batch: what an algorithm of one phase implements.
+        """Returns the loss of a ready batch. An algorithm of one phase implements this method.
 
-        One that overrides `loss` in its place is given ready batches by `losses`.
+        An algorithm that overrides `loss` instead gets ready batches there.
 
         Arguments:
             vae: The VAE.
@@ -113,7 +113,7 @@ class Inference(nn.Module):
         return self.loss_of(vae, batch), None
 
     def losses(self, vae: VAE, data: DataLike) -> Iterator[Loss]:
-        """Yields the loss of each phase; the caller follows its gradient before it asks for the next.
+        """Yields the loss of each phase; the caller steps the optimizer before it asks for the next loss.
 
         Arguments:
             vae: The VAE.
@@ -141,32 +141,32 @@ class Inference(nn.Module):
 
     @property
     def trains_encoder(self) -> bool:
-        """Whether phi moves at all, so that encoding data means something."""
+        """Whether phi is trained at all. If not, the encoder's output has no meaning."""
         return any("phi" in phase.moves for phase in self.phases)
 
     def check(self, vae: VAE) -> None:
-        """Raises an `InputError` where the algorithm cannot train this VAE; called before the first step."""
+        """Raises an `InputError` if the algorithm cannot train this VAE; called before the first step."""
         for need in self.needs:
             need(type(self).__name__, vae)
 
     def visit(self, rows: Tensor | None) -> None:
-        """Told before each step of `fit` which of the data its minibatch holds; by default nothing comes of it.
+        """Called by `fit` before each step with the minibatch's positions in the data. By default it does nothing.
 
-        What is made of it is for phases that move nothing, which are never captured.
+        Only phases that move nothing may use what it stores: other phases are captured once, and then ignore it.
 
         Arguments:
-            rows: Their positions, shape ``(B,)``; None where these are unknown.
+            rows: Positions, shape ``(B,)``; None if they are unknown, and after the last step.
         """
 
     def remark(self) -> str:
-        """Returns what a reader of the finished run's numbers must know; empty where there is nothing."""
+        """Returns a remark that must stand beside the numbers of a finished run; empty if there is none."""
         return ""
 
     def scores(self, vae: VAE, data: Batch) -> dict[str, float]:
-        """Returns further numbers about held-out data, by name, such as a classifier's accuracy; by default none.
+        """Returns additional scores of held-out data by name, such as a classifier's accuracy; by default none.
 
         Arguments:
-            vae: That it has trained.
+            vae: VAE that this algorithm has trained.
             data: Held-out data.
         """
         return {}
@@ -197,14 +197,14 @@ def _described(loss: object) -> str:
 
 
 def check_count(algorithm: str, name: str, value: int) -> int:
-    """Returns ``value``; raises an `InputError` where it is not a positive integer."""
+    """Returns ``value``; raises an `InputError` if it is not a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{algorithm}: `{name}` is a positive integer, got `{value!r}`.")
     return value
 
 
 def check_number(algorithm: str, name: str, value: float, low: float, high: float = float("inf")) -> float:
-    """Returns ``value``; raises an `InputError` where it is not a number from ``low`` to ``high``."""
+    """Returns ``value``; raises an `InputError` if it is not a number from ``low`` to ``high``."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         limits = f"of at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
         raise InputError(f"{algorithm}: `{name}` is a number {limits}, got `{value!r}`.")
@@ -212,7 +212,7 @@ def check_number(algorithm: str, name: str, value: float, low: float, high: floa
 
 
 def check_choice(algorithm: str, name: str, value: str, choices: tuple[str, ...]) -> str:
-    """Returns ``value``; raises an `InputError` where it is none of ``choices``."""
+    """Returns ``value``; raises an `InputError` if it is none of ``choices``."""
     if value not in choices:
         listed = ", ".join(f'"{choice}"' for choice in choices)
         raise InputError(f"{algorithm}: `{name}` is one of {listed}; got `{value!r}`.")

@@ -34,7 +34,7 @@ class Latents:
 
     def __init__(self, vae: VAE, batch: Batch, caller: str = "HMC") -> None:
         self.vae, self.batch = vae, batch
-        with pyro.validation_enabled(False):  # positions that overflow are for the sampler to reject
+        with pyro.validation_enabled(False):  # the sampler rejects positions that overflow
             self.prior = vae.prior_given(self.batch)
         family = type(cells_of(self.prior)).__name__
         if self.prior.support.is_discrete:

@@ -64,11 +64,11 @@ class M2(Inference):
         self.classifier: Conditional | None = None
 
     def check(self, vae: VAE) -> None:
-        """Makes the classifier for this VAE; raises an `InputError` where the VAE cannot be trained."""
+        """Makes the classifier for this VAE; raises an `InputError` if the VAE cannot be trained."""
         super().check(vae)
         sizes = vae.event_shape.numel(), vae.context_features
         if self.classifier is None:
-            # Follows from the VAE's own initial weights, so that no random stream of the caller's is touched.
+            # The seed depends on the VAE's initial weights alone, so the caller's random streams stay as they are.
             seed = sum(float(p.detach().cpu().double().abs().sum()) for p in vae.parameters())
             self.classifier = _classifier(*sizes, self.hidden, f"classifier {seed!r}")
         if _sizes(self.classifier) != sizes:
@@ -79,7 +79,7 @@ class M2(Inference):
         """Returns minus the objective; see `Loss`.
 
         Raises:
-            InputError: Where a row of the context is neither one-hot nor nan.
+            InputError: If a row of the context is neither one-hot nor nan.
         """
         if self.classifier is None:
             self.check(vae)
@@ -93,7 +93,7 @@ class M2(Inference):
         return Loss(-objective, value.detach())
 
     def _bounds(self, vae: VAE, batch: Batch, possible: Tensor) -> Tensor:
-        """L(x, y) of each datum for each label that is possible, 0 for the others, shape ``(B, C)``."""
+        """L(x, y) of each datum for each possible label, 0 for the others, shape ``(B, C)``."""
         labels = vae.context_features
         every = torch.eye(labels, dtype=vae.dtype, device=vae.device).repeat(batch.size, 1)
         repeated = batch._replace(context=None, weight=None).map(lambda field: field.repeat_interleave(labels, 0))
@@ -112,18 +112,18 @@ class M2(Inference):
         """Returns q(y|x), shape ``(N, C)``.
 
         Arguments:
-            vae: That was trained by this algorithm.
-            data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes, whose context is not looked at.
+            vae: VAE that this algorithm has trained.
+            data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Their context is ignored.
 
         Raises:
-            InputError: Before it was trained, and for data of another shape.
+            InputError: Before training, and for data of another shape.
         """
         batch = batch_for(vae, data, "M2").to(vae.device, vae.dtype)
         anything = batch.x.new_zeros(len(batch.x), vae.context_features)
         return self._log_q(vae, vae.check(batch._replace(context=anything))).exp()
 
     def scores(self, vae: VAE, data: Batch) -> dict[str, float]:
-        """Returns ``accuracy``: for which share of the data q(y|x) is greatest at their label."""
+        """Returns ``accuracy``: the share of the data whose label has the largest q(y|x)."""
         if data.context is None:
             return {}
         right = self.classify(vae, data).argmax(-1).cpu() == data.context.argmax(-1).cpu()
@@ -131,8 +131,8 @@ class M2(Inference):
 
     def remark(self) -> str:
         return (
-            "its bound in training is of log p(x, y) where the label y is known and of log p(x) elsewhere; the numbers "
-            "shown are those of log p(x|y)"
+            "its bound in training is of log p(x, y) for known labels y, and of log p(x) for unknown ones; the numbers "
+            "shown are of log p(x|y)"
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -152,16 +152,16 @@ def _classifier(cells: int, labels: int, hidden: Sequence[int], stream: str = "c
 
 
 def _sizes(classifier: Conditional) -> tuple[int, int]:
-    """Of what the classifier reads and tells."""
+    """Sizes of the classifier's input and output."""
     weight = next(p for p in classifier.parameters() if p.dim() > 1)
     return weight.shape[-1], classifier.event_shape.numel()
 
 
 def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Which labels are known, shape ``(B,)``; and all of them, 0 where they are not, shape ``(B, C)``."""
+    """Whether each label is known, shape ``(B,)``; the labels, 0 for unknown ones, shape ``(B, C)``."""
     context = batch.context
     if context is None:
-        raise InputError("M2: the batch has no context; give one-hot labels, and rows of nan where they are not known.")
+        raise InputError("M2: the batch has no context; give one-hot labels, with a row of nan for each unknown label.")
     unknown = context.isnan().all(-1)
     one_hot = ((context == 0) | (context == 1)).all(-1) & (context.sum(-1) == 1)
     wrong = ~(unknown | one_hot)
@@ -169,6 +169,6 @@ def _labels(batch: Batch) -> tuple[Tensor, Tensor]:
         row = int(wrong.nonzero()[0])
         raise InputError(
             f"M2: the context of row {row} (from 0) of the batch is {context[row].tolist()}; expected a one-hot label, "
-            "or nan in every place where it is not known."
+            "or a row of nan for an unknown label."
         )
     return ~unknown, torch.where(unknown.unsqueeze(-1), torch.zeros_like(context), context)

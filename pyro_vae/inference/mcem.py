@@ -100,7 +100,7 @@ class MCEM(Inference):
         return (Phase(self._e_step, frozenset()), *(Phase(self._m_step, frozenset({"theta"})),) * self.updates)
 
     def _e_step(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
-        nothing = torch.zeros((), dtype=vae.dtype, device=vae.device, requires_grad=True)  # depends on no parameter
+        nothing = torch.zeros((), dtype=vae.dtype, device=vae.device, requires_grad=True)  # no parameter moves it
         return Loss(nothing), self._draw(vae, batch)
 
     def _m_step(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
@@ -125,7 +125,7 @@ class MCEM(Inference):
             return latents.constrain(u).squeeze(0)
 
     def _start(self, latents: Latents) -> Tensor:
-        """Where the chains begin: at draws from the prior, or where they were left; shape ``(1, B, *shape)``."""
+        """First positions of the chains: draws from the prior, or the last positions; shape ``(1, B, *shape)``."""
         u = latents.draw_prior(1)
         if not self.persistent:
             return u

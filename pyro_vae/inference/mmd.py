@@ -75,11 +75,11 @@ class MMD(Inference):
             z: Draws from q, shape ``(K, B, L)``.
             draws: Draws from p, shape ``(K, B, L)``.
             scale: C of the kernel, a scalar.
-            weight: Of each datum of z, shape ``(B,)``.
-            paired: Whether the draws are of the data's own priors, and so have the data's weights.
+            weight: Weight of each datum, shape ``(B,)``.
+            paired: Whether each datum has its own prior; its draw then has the weight of the datum.
         """
         n = z.shape[1]
-        pairs_in_all = max(n * (n - 1), 1)  # a single datum has none
+        pairs_in_all = max(n * (n - 1), 1)  # a single datum has no pair
         apart = 1 - torch.eye(n, device=z.device, dtype=z.dtype)
         ones = torch.ones(n, device=z.device, dtype=z.dtype)
         of_z = ones if weight is None else weight
@@ -96,11 +96,11 @@ class MMD(Inference):
     def remark(self) -> str:
         if self.kl_weight >= 1:
             return ""
-        return "maximised no lower bound on log p(x); the ELBO shown is the true one"
+        return "did not maximise a lower bound on log p(x); the ELBO shown is the true one"
 
 
 @torch.no_grad()
 def _scale(p: TorchDistribution) -> Tensor:
-    """C, from draws of their own: one that depended on those that are compared would bias the discrepancy."""
+    """C, from separate draws: if C depended on the compared draws, the discrepancy would be biased."""
     rows = p.batch_shape.numel()
     return 2 * p.sample((max(_DRAWS // rows, 2),)).flatten(len(p.batch_shape) + 1).var(0).sum(-1).mean()

@@ -47,34 +47,34 @@ def unshared(algorithm: str, vae: VAE) -> None:
     """Prior and likelihood share no parameters with the posterior."""
     if needs_posterior(vae.prior):
         raise InputError(
-            f"{algorithm}: the prior `{type(vae.prior).__name__}` is made of the posterior, so that neither can be "
-            "moved alone; use aevb, or a Mixture or Flow as the prior."
+            f"{algorithm}: the prior `{type(vae.prior).__name__}` contains the posterior, so that neither can be "
+            "trained alone; use aevb, or a Mixture or Flow as the prior."
         )
     inference = {id(parameter) for parameter in vae.phi.values()}
     for part in ("prior", "likelihood"):
         shared = [name for name, p in getattr(vae, part).named_parameters() if id(p) in inference]
         if shared:
             raise InputError(
-                f"{algorithm}: the {part} shares `{shared[0]}` with the posterior, so that neither can be moved alone; "
+                f"{algorithm}: the {part} shares `{shared[0]}` with the posterior, so neither can be trained alone; "
                 "use aevb."
             )
-    with evaluating(vae), torch.enable_grad():
+    with evaluating(vae), isolated(0), torch.enable_grad():
         q = vae.posterior_given(vae.probe_batch())
         moved = isinstance(q, Pushed) and q.constrain(torch.zeros_like(q.base_dist.sample())).requires_grad
     if moved:
         raise InputError(
-            f"{algorithm}: the posterior is pushed onto the prior's support, which depends on the prior's parameters, "
-            "so that these move the posterior too; use aevb, or fix the parameters that bound the support."
+            f"{algorithm}: the posterior is mapped to the prior's support, which depends on the prior's parameters, so "
+            "training these changes the posterior too; use aevb, or fix the parameters that bound the support."
         )
 
 
 def movable_latents(algorithm: str, vae: VAE) -> None:
-    """Latents are continuous, on a support onto which a bijection is known."""
+    """Latents are continuous, on a support that a known bijection maps to."""
     Latents(vae, vae.probe_batch(), algorithm)
 
 
 def enumerable_latents(algorithm: str, vae: VAE) -> None:
-    """Latents have few values, so that they can be summed over."""
+    """Latents have so few values that they can be summed over."""
     latent_values(_posterior(vae), algorithm)
 
 
@@ -100,7 +100,7 @@ def declared_size(algorithm: str, vae: VAE) -> None:
     """The VAE knows the number of training data."""
     if vae.size is None:
         raise InputError(
-            f"{algorithm}: weighs the parameters' KL against all data; declare the VAE with size=N, their number."
+            f"{algorithm}: weighs the parameters' KL against the number of data; declare the VAE with size=N."
         )
 
 
@@ -108,7 +108,7 @@ def no_parameter_prior(algorithm: str, vae: VAE) -> None:
     """The VAE has no prior over parameters."""
     if vae.parameter_prior is not None:
         raise InputError(
-            f"{algorithm}: has a prior over the generative parameters of its own (`prior_scale`); declare the VAE "
+            f"{algorithm}: has its own prior over the generative parameters (`prior_scale`); declare the VAE "
             "without parameter_prior, or use aevb, which finds the MAP estimate."
         )
 

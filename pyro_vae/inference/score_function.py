@@ -69,7 +69,7 @@ class ScoreFunction(Inference):
         return Loss(surrogate(-(elbo + prior), -followed), elbo)
 
     def _baseline(self, log_weights: Tensor) -> Tensor:
-        """Broadcasts to the log weights, shape ``(K, B)``."""
+        """The baseline; it broadcasts to the log weights, shape ``(K, B)``."""
         if self.baseline == "leave-one-out":
             return (log_weights.sum(0) - log_weights) / (self.num_particles - 1)
         if self.baseline == "running":

@@ -57,7 +57,7 @@ class VB(Inference):
         self.kl_per_datum: Tensor
 
     def check(self, vae: VAE) -> None:
-        """Makes the parameters of q(theta) for this VAE; raises an `InputError` where it cannot be trained."""
+        """Makes the parameters of q(theta) for this VAE; raises an `InputError` if the VAE cannot be trained."""
         super().check(vae)
         theta = {_key(name): p for name, p in _trained(vae).items()}
         if not self.log_scales:
@@ -102,8 +102,8 @@ class VB(Inference):
 
     def remark(self) -> str:
         return (
-            f"KL(q(theta) || p(theta))/N is {float(self.kl_per_datum):.2f} nats per datum, not part of the numbers "
-            "shown, which are those at the mean of q(theta)"
+            f"KL(q(theta) || p(theta))/N is {float(self.kl_per_datum):.2f} nats per datum. The numbers shown do not "
+            "contain it; they are those at the mean of q(theta)"
         )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -119,7 +119,7 @@ class VB(Inference):
 
 @contextmanager
 def _replaced(vae: VAE, tensors: dict[int, Tensor]) -> Iterator[None]:
-    """Puts tensors in place of parameters, given by their identity, wherever in the VAE these stand."""
+    """Replaces parameters, given by their identity, by tensors, everywhere in the VAE."""
     places = [
         (module, name, parameter)
         for module in vae.modules()
@@ -136,10 +136,10 @@ def _replaced(vae: VAE, tensors: dict[int, Tensor]) -> Iterator[None]:
 
 
 def _trained(vae: VAE) -> dict[str, nn.Parameter]:
-    """The generative parameters that are not frozen: what is frozen is known."""
+    """The generative parameters that are not frozen; frozen ones have no posterior."""
     return {name: p for name, p in vae.theta.items() if p.requires_grad}
 
 
 def _key(name: str) -> str:
-    """A parameter's name as a ParameterDict may hold it."""
+    """A parameter's name as a ParameterDict allows it."""
     return name.replace(".", "/")

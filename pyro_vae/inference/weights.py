@@ -16,7 +16,7 @@ def log_mean_exp(log_weights: Tensor, dim: int = 0) -> Tensor:
 
 
 def fixed_log_prob(q: TorchDistribution, z: Tensor) -> Tensor:
-    """Returns log q(z|x) at fixed z, whose gradient reaches all of phi.
+    """Returns log q(z|x) at fixed z; the gradient reaches all of phi.
 
     Arguments:
         q: Batch shape ``(B,)``.
@@ -27,20 +27,20 @@ def fixed_log_prob(q: TorchDistribution, z: Tensor) -> Tensor:
     """
     if isinstance(q, Pushed):
         return q.fixed_log_prob(z)
-    # A copy is unknown to a flow's cache, which would lead round those parameters of phi that invert z.
+    # A flow caches its own draws, and the cached path leaves out the parameters that invert z. A copy is not cached.
     return q.log_prob(z.detach().clone())
 
 
 def root_of(q: TorchDistribution, z: Tensor) -> Tensor:
-    """Returns that through which all paths lead from phi to z: z, or the u that is pushed onto z."""
+    """Returns the tensor through which z depends on phi: z itself, or the u that a bijection maps to z."""
     return q.preimage(z) if isinstance(q, Pushed) else z
 
 
 def path_log_prob(q: TorchDistribution, z: Tensor) -> Tensor:
-    r"""Returns log q(z|x), whose gradient reaches phi through z alone.
+    r"""Returns log q(z|x) whose gradient reaches phi through z alone.
 
-    The score :math:`\partial_\phi \log q_\phi(z|x)` at fixed z, whose expectation is 0, is taken off; one pass of the
-    encoder serves both terms, whatever is random in it.
+    The score :math:`\partial_\phi \log q_\phi(z|x)` at fixed z is subtracted; its expectation is 0. Both terms use one
+    pass of the encoder, so its dropout masks are the same.
 
     Arguments:
         q: Batch shape ``(B,)``.

@@ -11,15 +11,15 @@ from pyro_vae.errors import InputError
 
 
 class Described(Protocol):
-    """A network, or a part of a VAE, that says what an experiment file would say of it."""
+    """A network or a part of a VAE that has a description in an experiment file."""
 
     def to_spec(self) -> dict[str, Any]:
-        """Returns what the file says: keys with plain values."""
+        """Returns the description: keys with plain values."""
         ...
 
 
 def description_of(module: nn.Module) -> Callable[[], dict[str, Any]] | None:
-    """Returns the method ``to_spec`` of a module; None where it has none, so that a file has no word for it."""
+    """Returns the method ``to_spec`` of a module; None if it has none, so an experiment file cannot describe it."""
     return getattr(module, "to_spec", None)
 
 
@@ -31,7 +31,7 @@ def spec_of(network: nn.Module) -> dict[str, Any]:
             method ``to_spec``.
 
     Raises:
-        InputError: If the network has no ``to_spec``, or an option that has no name in a file.
+        InputError: If the network has no ``to_spec``, or an option that an experiment file does not have.
 
     Example:
         >>> from pyro_vae.networks import mlp
@@ -42,7 +42,7 @@ def spec_of(network: nn.Module) -> dict[str, Any]:
     if to_spec is None:
         kind = type(network)
         raise InputError(
-            f"to_spec: an experiment file cannot say `{kind.__name__}`; give it a method `to_spec` that returns "
+            f"to_spec: an experiment file cannot describe `{kind.__name__}`; give it a method `to_spec` that returns "
             f"{{'module': '{kind.__module__}.{kind.__qualname__}', 'arguments': {{...}}}}."
         )
     return to_spec()

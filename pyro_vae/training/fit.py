@@ -248,7 +248,7 @@ def _check_algorithm(inference: Any, training: Training, has_validation: bool) -
         raise InputError('fit: `early_stopping` and keep="best" need `validation` data.')
     if training.needs_validation and not inference.trains_posterior:
         raise InputError(
-            f"fit: `{inference.name}` trains no posterior, so that the ELBO of validation data tells nothing of the "
+            f"fit: `{inference.name}` trains no posterior, so the ELBO of validation data does not measure the "
             'model; use keep="last" without early_stopping.'
         )
 
@@ -259,8 +259,8 @@ def _algorithms(inference: Any, count: int) -> list[Inference]:
     given = list(inference) if isinstance(inference, Sequence) else []
     if len(given) != count or len({id(algorithm) for algorithm in given}) < count:
         raise InputError(
-            f"fit: `inference` is an algorithm, of which each VAE gets a copy, or a list of {count}, one object for "
-            f"each VAE; got `{inference!r}`."
+            f"fit: `inference` is an algorithm, which is copied for each VAE, or a list of {count} algorithms, one "
+            f"for each VAE; got `{inference!r}`."
         )
     return given
 
@@ -269,14 +269,14 @@ def _factories(optimizer: Any, count: int) -> list[OptimizerFactory]:
     own = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer] * count
     if len(own) != count:
         raise InputError(
-            f"fit: `optimizer` makes the optimizer of a VAE, or is a list of {count} such functions, one for each VAE; "
-            f"got {len(own)} of them."
+            f"fit: `optimizer` is a function that makes an optimizer, or a list of {count} functions, one for each "
+            f"VAE; got {len(own)}."
         )
     return own
 
 
 def _checked_vaes(vaes: Any) -> list[VAE]:
-    """The VAEs, of which each can be a replicate of the others."""
+    """The VAEs, checked: they have one structure and share no parameters."""
     if not isinstance(vaes, Sequence) or not vaes or not all(isinstance(vae, VAE) for vae in vaes):
         raise InputError(f"fit: expected a list of VAEs, at least one; got `{type(vaes).__name__}` of `{vaes!r}`.")
     owner: dict[int, int] = {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch, DataLike, is_frame
 from pyro_vae.errors import InputError
-from pyro_vae.vae.part import column_names
+from pyro_vae.vae.part import column_names, takes_offset
 
 
 class TakesData(Protocol):
@@ -66,7 +66,8 @@ def ready(vae: TakesData, data: DataLike) -> Batch:
         data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
 
     Raises:
-        InputError: For a trailing shape that is not the likelihood's, an empty batch, and fields that do not fit.
+        InputError: For a trailing shape that is not the likelihood's, an empty batch, and fields that do not fit, such as
+                an offset for a likelihood that takes none.
     """
     batch, dtype = batch_for(vae, data), vae.dtype
     if batch is not data and not isinstance(data, Tensor):
@@ -77,13 +78,19 @@ def ready(vae: TakesData, data: DataLike) -> Batch:
             f"{tuple(batch.x.shape)}; reshape them, or declare the likelihood with that event_shape."
         )
     _check_fields(batch, vae.context_features)
+    if batch.offset is not None and not takes_offset(vae.likelihood):
+        raise InputError(
+            f"VAE: the batch has an offset, but the likelihood `{type(vae.likelihood).__name__}` takes none; declare a "
+            "parameter as Network(offset=True), or, in a likelihood of your own, set takes_offset = True and take the "
+            "offset as the second argument of forward."
+        )
     fields = {"x": batch.x, "context": batch.context, "offset": batch.offset}
     cast = {name: field.to(dtype) for name, field in fields.items() if field is not None and field.dtype != dtype}
     return batch._replace(**cast) if cast else batch
 
 
 def _check_fields(batch: Batch, context_features: int) -> None:
-    """Raises an `InputError` where the fields of a batch do not fit each other or the model's context."""
+    """Raises an `InputError` if the fields of a batch do not fit each other or the model's context."""
     given = None if batch.context is None else tuple(batch.context.shape)
     if given != ((batch.size, context_features) if context_features else None):
         raise InputError(

@@ -78,8 +78,8 @@ class Likelihood(Part, Protocol):
     """Optional attributes of p(x|z).
 
     Attributes:
-        takes_offset: Whether a parameter takes the batch's ``offset``. If the batch has one, it is the second argument
-            of ``forward``. If False, an experiment file cannot have data with an offset. Default: False.
+        takes_offset: Whether a parameter takes the batch's ``offset``, which is then the second argument of ``forward``.
+            If False, data with an offset are refused. Default: False.
         column_names: Names of the cells of a datum; the columns of a data frame are put in this order. Default: none;
             the columns keep their order.
     """

@@ -423,7 +423,7 @@ def test_on_digits_data_without_labels_make_the_classifier_better() -> None:
 def test_a_context_that_is_no_label_is_refused_by_its_row(row: list[float]) -> None:
     context = contexts(KNOWN["mixed"])
     context[3] = torch.tensor(row)
-    with pytest.raises(InputError, match=r"^M2: the context of row 3 .*expected a one-hot label, or nan"):
+    with pytest.raises(InputError, match=r"^M2: the context of row 3 .*expected a one-hot label, or a row of nan"):
         list(M2().losses(linear(), Batch(X, context)))
     with pytest.raises(InputError, match=r"^training data: the context of row 3 .*expected a one-hot label, or nan"):
         fit(linear(), Batch(X, context), M2(), Training(optimizer=ADAM, steps=1))

@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Callable[[], VAE], str, tuple[str, ...]]] = {
     "declared_size": (normal, r"declare the VAE with size=N", ()),
     "no_parameter_prior": (
         lambda: normal(size=4, parameter_prior=dist.Normal(0.0, 1.0)),
-        "has a prior over the generative parameters of its own",
+        "has its own prior over the generative parameters",
         ("aevb",),
     ),
     "labels_as_context": (normal, "needs a VAE whose context is a one-hot label", ("aevb",)),

@@ -378,8 +378,8 @@ def test_spec_leaves_defaults_out(network, spec):
         (lambda: Preprocess("columns", mlp(6), columns=("logs",)), r"a column is .*got `'logs'`"),
         (lambda: mlp(6, 5, activation=nn.PReLU).to_spec(), r"activation `PReLU` has no name .*use one of elu"),
         (lambda: conv_encoder((1, 8, 8), 3, activation=lambda: nn.ELU(2.0)).to_spec(), r"`<lambda>` has no name"),
-        (lambda: spec_of(nn.Linear(3, 4)), r"cannot say `Linear`; give it a method `to_spec`"),
-        (lambda: Preprocess("log1p", nn.Linear(3, 4)).to_spec(), r"cannot say `Linear`"),
+        (lambda: spec_of(nn.Linear(3, 4)), r"cannot describe `Linear`; give it a method `to_spec`"),
+        (lambda: Preprocess("log1p", nn.Linear(3, 4)).to_spec(), r"cannot describe `Linear`"),
     ],
 )
 def test_refusals(build, message):

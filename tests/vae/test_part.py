@@ -93,7 +93,7 @@ def test_needs_posterior(x):
         vae.posterior.location.bias.fill_(3.0)
     assert torch.equal(vae.prior_given(None).mean, torch.full((2,), 3.0))
     assert vae.log_weights(x).shape == (1, 12)
-    with pytest.raises(InputError, match="`OfPosterior` is made of the posterior, so that neither"):
+    with pytest.raises(InputError, match="`OfPosterior` contains the posterior, so that neither"):
         WakeSleep().check(vae)
     with pytest.raises(InputError, match="`OfPosterior` is made of the posterior, which must be declared"):
         VAE(OfPosterior(), OwnBits(6, 2))
@@ -115,6 +115,13 @@ def test_takes_offset(x):
     assert takes_offset(vae.likelihood)
     assert takes_offset(Reads(vae.likelihood, "z1"))
     assert not takes_offset(Reads(OwnBits(6, 2), "z1"))
+
+
+def test_an_offset_for_a_likelihood_that_takes_none_is_refused(x):
+    batch = Batch(x, offset=torch.randn(12, 1))
+    for call in (own().check, own().log_weights, lambda data: AEVB().loss(own(), data)):
+        with pytest.raises(InputError, match=r"has an offset, but the likelihood `OwnBits` takes none; .*takes_offset"):
+            call(batch)
 
 
 def test_column_names(x):
@@ -363,5 +370,4 @@ def names_read() -> list[tuple[str, str]]:
 def test_optional_attributes_are_read_in_the_protocols_alone():
     read = names_read()
     assert sorted(name for path, name in read if path in PROTOCOLS) == sorted(OPTIONAL)
-    # That one refuses an offset in an experiment file, as `Likelihood.takes_offset` says.
-    assert {each for each in read if each[0] not in PROTOCOLS} <= {("comparison/comparison.py", "takes_offset")}
+    assert not [each for each in read if each[0] not in PROTOCOLS]

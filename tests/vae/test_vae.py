@@ -722,7 +722,7 @@ def test_a_posterior_of_another_support_is_refused(prior, posterior):
         ({"mask": torch.ones(12, 6)}, r"`mask` is torch.float32"),
         ({"mask": torch.ones(12, 5, dtype=torch.bool)}, r"`mask` .* of shape \(12, 5\)"),
         ({"offset": torch.ones(12)}, r"`offset` has shape \(12,\)"),
-        ({"offset": torch.ones(12, 1)}, r"has an offset, but no parameter of `Bernoulli`"),
+        ({"offset": torch.ones(12, 1)}, r"has an offset, but the likelihood `Conditional` takes none"),
     ],
 )
 def test_fields_that_do_not_fit_are_refused(make_vae, x, fields, message):
