@@ -9,11 +9,11 @@ from pyro_vae.datasets.data_transform import DataTransform
 from pyro_vae.datasets.new_rows import Context, Rows, read_whole
 from pyro_vae.datasets.user_file import Source
 from pyro_vae.errors import InputError
-from pyro_vae.vae.data_check import Place, check_values
+from pyro_vae.vae.data_check import CellNames, check_values
 from pyro_vae.vae.vae import VAE
 
 
-class _InFile(Place):
+class _InFile(CellNames):
     """Describes a value by its row and column in a file or table, in own units.
 
     Arguments:
@@ -53,5 +53,5 @@ def read(vae: VAE, units: DataTransform, source: Source, seed: int = 0, context:
             "own units. The functions of pyro_vae.evaluation take a `Batch`, with `trained.vae`."
         )
     rows = read_whole(source, units, torch.Generator().manual_seed(seed), context)
-    check_values(vae, rows.batch, not units.cross_entropy, f"`{rows.title}`", place=_InFile(rows, units))
+    check_values(vae, rows.batch, not units.cross_entropy, f"`{rows.title}`", names=_InFile(rows, units))
     return rows

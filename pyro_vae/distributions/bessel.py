@@ -64,7 +64,7 @@ class _LogBessel(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, order: float) -> Tensor:
-        return _carried(order, x)[0]
+        return _bessel_and_ratio(order, x)[0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -84,7 +84,7 @@ class _BesselRatio(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, order: float) -> Tensor:
-        return x * _carried(order, x)[1] / (2 * order + 2)
+        return x * _bessel_and_ratio(order, x)[1] / (2 * order + 2)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -94,11 +94,11 @@ class _BesselRatio(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        share = _carried(ctx.order, x)[1] / (2 * ctx.order + 2)  # A / x, also at 0
+        share = _bessel_and_ratio(ctx.order, x)[1] / (2 * ctx.order + 2)  # A / x, also at 0
         return gradients[0] * (1 - (x * share).square() - (2 * ctx.order + 1) * share), None
 
 
-def _carried(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
+def _bessel_and_ratio(order: float, x: Tensor) -> tuple[Tensor, Tensor]:
     r"""`log_bessel`, and the ratio :math:`{}_0F_1(\nu + 2; x^2/4) / {}_0F_1(\nu + 1; x^2/4)`, which is 1 at x = 0."""
     steps = max(0, math.ceil(_ORDER - order))
     top = order + steps

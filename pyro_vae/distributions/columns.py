@@ -77,7 +77,7 @@ class Columns(TorchDistribution):
         supports: list[Any] = [None] * len(self.names)
         for index, part in self.parts.items():
             for column in index.tolist():
-                supports[column] = _of_one(part.support, index.tolist().index(column))
+                supports[column] = _support_of_column(part.support, index.tolist().index(column))
         return ColumnSupport(supports, self.names)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -85,13 +85,13 @@ class Columns(TorchDistribution):
         total: Any = 0.0
         for index, part in self.parts.items():
             cells = part.log_prob(value[..., index])
-            total = total + self._seen(cells, index).sum(-1)
+            total = total + self._observed(cells, index).sum(-1)
         result: Tensor = total
         return result
 
     def log_prob_cells(self, value: Tensor) -> Tensor:
         """Returns the log-density of each cell, 0 where it is hidden, in nats, shape ``(..., D)``."""
-        return self._joined(lambda index, part: self._seen(part.log_prob(value[..., index]), index))
+        return self._joined(lambda index, part: self._observed(part.log_prob(value[..., index]), index))
 
     def observing(self, x: Tensor, mask: Tensor) -> tuple[Columns, Tensor]:
         """Returns the distribution of the observed cells, and x with hidden cells filled by values of their supports.
@@ -136,7 +136,7 @@ class Columns(TorchDistribution):
             {index: part.expand((*shape, len(index))) for index, part in self.parts.items()}, self.names, self.observed
         )
 
-    def _seen(self, cells: Tensor, index: Tensor) -> Tensor:
+    def _observed(self, cells: Tensor, index: Tensor) -> Tensor:
         if self.observed is None:
             return cells
         return torch.where(self.observed[..., index], cells, torch.zeros_like(cells))
@@ -154,7 +154,7 @@ def _variance(part: TorchDistribution) -> Tensor:
     return torch.full(part.batch_shape, torch.nan) if scale is None else scale.square()
 
 
-def _of_one(support: Constraint, index: int) -> Constraint:
+def _support_of_column(support: Constraint, index: int) -> Constraint:
     """The support of one of a part's columns."""
     if isinstance(support, constraints.integer_interval | constraints.interval):
         low, high = (torch.as_tensor(getattr(support, f"{end}_bound")) for end in ("lower", "upper"))

@@ -107,8 +107,8 @@ def factors(distribution: Distribution) -> Distribution | None:
 
 
 def _closed_form(q: Distribution, p: Distribution) -> Tensor | None:
-    if isinstance(q, Pushed) and (pulled := _pulled_back(q, p)) is not None:
-        return _closed_form(q.base_dist, pulled)
+    if isinstance(q, Pushed) and (prior_of_u := _prior_of_u(q, p)) is not None:
+        return _closed_form(q.base_dist, prior_of_u)
     mine, its = cells_of(q), cells_of(p)
     if isinstance(mine, Normal) and isinstance(its, Normal):
         terms = (
@@ -126,8 +126,8 @@ def _closed_form(q: Distribution, p: Distribution) -> Tensor | None:
 
 def _kl_of_pushed(q: Pushed, p: TorchDistribution) -> Tensor:
     """Returns the closed form for torch's registry of KL divergences, which Pyro's TraceMeanField_ELBO uses."""
-    pulled = _pulled_back(q, p)
-    value = None if pulled is None else _closed_form(q.base_dist, pulled)
+    prior_of_u = _prior_of_u(q, p)
+    value = None if prior_of_u is None else _closed_form(q.base_dist, prior_of_u)
     if value is None:
         raise NotImplementedError
     return value
@@ -137,7 +137,7 @@ register_kl(Pushed, Independent)(_kl_of_pushed)
 register_kl(Pushed, TransformedDistribution)(_kl_of_pushed)
 
 
-def _pulled_back(q: Pushed, p: Distribution) -> Distribution | None:
+def _prior_of_u(q: Pushed, p: Distribution) -> Distribution | None:
     """Returns the prior of u if q and p are both distributions of T(u), with the same T; else None.
 
     A LogNormal, for example, is a distribution of exp(u). A bijection does not change the divergence:

@@ -11,7 +11,7 @@ from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.finite import Place as Place
+from pyro_vae.vae.finite import CellNames as CellNames
 from pyro_vae.vae.finite import check_finite, refuse
 from pyro_vae.vae.vae import VAE
 
@@ -26,12 +26,14 @@ class ValueCheck:
         vae: VAE with the likelihood.
         check_support: Whether to check the support too.
         unknown_labels: Whether the context may have rows of nan.
-        place: Names the position of a bad value in error messages.
+        names: Names the position of a bad value in error messages.
     """
 
-    def __init__(self, vae: VAE, check_support: bool, unknown_labels: bool = False, place: Place | None = None) -> None:
+    def __init__(
+        self, vae: VAE, check_support: bool, unknown_labels: bool = False, names: CellNames | None = None
+    ) -> None:
         self.vae, self.supports, self.family, self.unknown_labels = vae, [], "", unknown_labels
-        self.place = Place() if place is None else place
+        self.names = CellNames() if names is None else names
         if not check_support:
             return
         with torch.no_grad(), evaluating(vae), isolated(0):
@@ -52,7 +54,7 @@ class ValueCheck:
     def _check_cells(self, batch: Batch, name: str) -> None:
         x = batch.x
         observed = torch.ones_like(x, dtype=torch.bool) if batch.mask is None else batch.mask
-        check_finite(batch, name, self.place)
+        check_finite(batch, name, self.names)
         if not self.supports:
             return
         inside = torch.zeros_like(observed)
@@ -67,7 +69,7 @@ class ValueCheck:
         complaint, own = complaint_of(support), cell_support(support)
         if complaint is not None and bool(bad.any()):
             row = int(bad.nonzero()[0, 0])
-            raise InputError(f"{name}: {self.place.row(row)} {complaint(x[row])}, for the {family}.")
+            raise InputError(f"{name}: {self.names.row(row)} {complaint(x[row])}, for the {family}.")
         if own is not None and bool(bad.any()):
             column = int(bad.nonzero()[0, -1])
             support, family = own.supports[column], f"likelihood of column `{own.names[column]}`"
@@ -75,7 +77,7 @@ class ValueCheck:
             f"lies outside the support {support} of the {family}; choose a likelihood for such values, or bring them "
             "into its support (grey levels: binarise them)"
         )
-        refuse(name, x, bad, reason, self.place)
+        refuse(name, x, bad, reason, self.names)
 
     def _check_context(self, batch: Batch, name: str) -> None:
         if batch.context is None:
@@ -87,7 +89,7 @@ class ValueCheck:
         if len(rows):
             row = int(rows[0])
             raise InputError(
-                f"{name}: the context of {self.place.row(row)} is {batch.context[row].tolist()}; it must be finite. "
+                f"{name}: the context of {self.names.row(row)} is {batch.context[row].tolist()}; it must be finite. "
                 "Rows of nan (unknown labels) are allowed in training by m2 alone."
             )
         if self.unknown_labels:
@@ -99,7 +101,7 @@ class ValueCheck:
         if len(rows):
             row = int(rows[0])
             raise InputError(
-                f"{name}: the context of {self.place.row(row)} is {context[row].tolist()}; expected a one-hot label, "
+                f"{name}: the context of {self.names.row(row)} is {context[row].tolist()}; expected a one-hot label, "
                 "or nan in every column if the label is unknown."
             )
 
@@ -111,7 +113,7 @@ def check_values(
     name: str = "data",
     *,
     unknown_labels: bool = False,
-    place: Place | None = None,
+    names: CellNames | None = None,
 ) -> Batch:
     """Returns data as a ready batch, after a check of every value; see `ValueCheck`.
 
@@ -119,4 +121,4 @@ def check_values(
         InputError: For the first cell that is not finite or, if asked, outside the likelihood's support; rows of nan
             in the context are accepted if ``unknown_labels``.
     """
-    return ValueCheck(vae, check_support, unknown_labels, place)(batch, name)
+    return ValueCheck(vae, check_support, unknown_labels, names)(batch, name)

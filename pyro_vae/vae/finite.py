@@ -9,7 +9,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 
 
-class Place:
+class CellNames:
     """Names the positions of values in data that are held in memory; rows and columns count from 0."""
 
     def row(self, row: int) -> str:
@@ -21,19 +21,19 @@ class Place:
         return f"the value {value:g} in row {row}, column {column} (from 0)"
 
 
-def check_finite(batch: Batch, name: str, place: Place | None = None) -> None:
+def check_finite(batch: Batch, name: str, names: CellNames | None = None) -> None:
     """Raises an `InputError` that names the first observed cell of x that is not finite.
 
     Arguments:
         batch: The data.
         name: Name of the data or of the caller, for the message.
-        place: Names the position of a bad value.
+        names: Names the position of a bad value.
     """
     bad = ~batch.x.isfinite() if batch.mask is None else batch.mask & ~batch.x.isfinite()
-    refuse(name, batch.x, bad, "is not finite; remove it, or hide it with Batch(x, mask=...)", place)
+    refuse(name, batch.x, bad, "is not finite; remove it, or hide it with Batch(x, mask=...)", names)
 
 
-def refuse(name: str, x: Tensor, bad: Tensor, complaint: str, place: Place | None = None) -> None:
+def refuse(name: str, x: Tensor, bad: Tensor, complaint: str, names: CellNames | None = None) -> None:
     """Raises an `InputError` about the first bad cell, or block of cells, if there is one.
 
     Arguments:
@@ -41,10 +41,10 @@ def refuse(name: str, x: Tensor, bad: Tensor, complaint: str, place: Place | Non
         x: The data.
         bad: Boolean tensor, True for bad cells, whose shape is that of ``x`` or expands to it.
         complaint: Text that follows the cell's name in the message.
-        place: Names the position of a bad value.
+        names: Names the position of a bad value.
     """
     if bool(bad.any()):
         row, *rest = (int(i) for i in torch.nonzero(bad.expand_as(x))[0])
         column = rest[0] if len(rest) == 1 else tuple(rest)
-        said = (place or Place()).cell(row, column, x[(row, *rest)].item())
+        said = (names or CellNames()).cell(row, column, x[(row, *rest)].item())
         raise InputError(f"{name}: {said} {complaint}.")

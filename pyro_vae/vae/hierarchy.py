@@ -19,7 +19,7 @@ from pyro_vae.vae.part import blocks_of, column_names, event_shape_of, network_o
 CONTEXT = "context"
 
 
-class _Made:
+class _Layer:
     """A layer's distribution, and whether its parameters have gradients."""
 
     def __init__(self, distribution: TorchDistribution) -> None:
@@ -47,8 +47,8 @@ class HierarchicalDistribution(TorchDistribution):
 
     def __init__(self, hierarchy: Hierarchy, context: Tensor | None, batch_shape: Sequence[int]) -> None:
         self.hierarchy, self.context, self.blocks = hierarchy, context, hierarchy.blocks
-        self._of_context: dict[str, _Made] = {}
-        self._of_last: tuple[Tensor, dict[str, _Made]] | None = None  # the last draw, and its layers
+        self._of_context: dict[str, _Layer] = {}
+        self._of_last: tuple[Tensor, dict[str, _Layer]] | None = None  # the last draw, and its layers
         super().__init__(torch.Size(batch_shape), hierarchy.event_shape, validate_args=False)
 
     @property
@@ -70,10 +70,10 @@ class HierarchicalDistribution(TorchDistribution):
         """Returns the distribution of one layer given the values of the layers that it depends on."""
         if not self.hierarchy.sees_context_alone(name):
             return self.hierarchy.layer(name, values, self.context)
-        made = self._of_context.get(name)
-        if made is None or not made.serves:
-            made = self._of_context[name] = _Made(self.hierarchy.layer(name, values, self.context))
-        return made.distribution
+        layer = self._of_context.get(name)
+        if layer is None or not layer.serves:
+            layer = self._of_context[name] = _Layer(self.hierarchy.layer(name, values, self.context))
+        return layer.distribution
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Returns draws of z, layer after layer, through which gradients pass."""
@@ -86,11 +86,11 @@ class HierarchicalDistribution(TorchDistribution):
 
     def _ancestral(self, sample_shape: torch.Size, how: str) -> Tensor:
         values: dict[str, Tensor] = {}
-        layers: dict[str, _Made] = {}
+        layers: dict[str, _Layer] = {}
         shape = sample_shape + self.batch_shape
         for name in self.hierarchy.layers:
             given = self.layer(name, values)
-            layers[name] = _Made(given)
+            layers[name] = _Layer(given)
             if (batch_shape := torch.broadcast_shapes(given.batch_shape, self.batch_shape)) != given.batch_shape:
                 given = given.expand(batch_shape)
             missing = shape[: len(shape) - len(given.batch_shape)]
@@ -111,7 +111,7 @@ class HierarchicalDistribution(TorchDistribution):
         """
         values = self.split(value)
         last, layers = (None, {}) if self._of_last is None else self._of_last
-        if value is last and all(made.serves for made in layers.values()):
+        if value is last and all(layer.serves for layer in layers.values()):
             return {name: layers[name].distribution.log_prob(values[name]) for name in self.blocks}
         return {name: self.layer(name, values).log_prob(values[name]) for name in self.blocks}
 

@@ -66,8 +66,8 @@ def ready(vae: TakesData, data: DataLike) -> Batch:
         data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
 
     Raises:
-        InputError: For a trailing shape that is not the likelihood's, an empty batch, and fields that do not fit, such as
-                an offset for a likelihood that takes none.
+        InputError: For a trailing shape that is not the likelihood's, an empty batch, and fields that do not fit, as an
+            offset for a likelihood that takes none.
     """
     batch, dtype = batch_for(vae, data), vae.dtype
     if batch is not data and not isinstance(data, Tensor):

@@ -78,8 +78,8 @@ class Likelihood(Part, Protocol):
     """Optional attributes of p(x|z).
 
     Attributes:
-        takes_offset: Whether a parameter takes the batch's ``offset``, which is then the second argument of ``forward``.
-            If False, data with an offset are refused. Default: False.
+        takes_offset: Whether a parameter takes the batch's ``offset``, second argument of ``forward``. If False, data
+            with an offset are refused. Default: False.
         column_names: Names of the cells of a datum; the columns of a data frame are put in this order. Default: none;
             the columns keep their order.
     """
