@@ -115,9 +115,17 @@ def smoothed(z: Tensor, weights: Tensor) -> Tensor:
     cell, inside = cells(z)
     flat = (cell * torch.tensor([CELLS**2, CELLS, 1])).sum(1)
     mass = torch.zeros(CELLS**LATENTS).index_add_(0, flat, weights.float() * inside).reshape(1, 1, CELLS, CELLS, CELLS)
-    near, far = (avg_pool3d(mass, width, 1, width // 2) for width in (3, 7))
+    near, far = (_moving_average(mass, width) for width in (3, 7))
     spread = (0.5 * near + 0.3 * far + 0.2 * mass).squeeze()
     return spread / spread.sum()
+
+
+def _moving_average(mass: Tensor, width: int) -> Tensor:
+    """Returns the mean over neighbouring cells, one dimension after another, which is faster than all at once."""
+    for dimension in range(LATENTS):
+        window = [width if d == dimension else 1 for d in range(LATENTS)]
+        mass = avg_pool3d(mass, window, 1, [size // 2 for size in window])
+    return mass
 
 
 class Sums:

@@ -491,9 +491,9 @@ def test_refusals():
         fit_with([a, b], x, AEVB(), seed=[1], **given)
     with pytest.raises(InputError, match="with common_noise=True all VAEs have one seed"):
         fit_with([a, b], x, AEVB(), seed=[1, 2], common_noise=True, **given)
-    with pytest.raises(InputError, match="a list of 2, one object for each VAE"):
+    with pytest.raises(InputError, match="a list of 2 algorithms, one for each VAE"):
         fit_with([a, b], x, [AEVB()] * 2, **given)
-    with pytest.raises(InputError, match="a list of 2 such functions"):
+    with pytest.raises(InputError, match="a list of 2 functions, one for each VAE"):
         fit_with([a, b], x, AEVB(), **given | {"optimizer": [adam()]})
     with pytest.raises(CaptureError, match="optimizer of replicate 0, `RMSprop`, has no rule"):
         fit_with([a, b], x, AEVB(), compile=True, **given | {"optimizer": lambda p: torch.optim.RMSprop(p)})

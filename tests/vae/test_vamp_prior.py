@@ -124,7 +124,7 @@ def test_the_gradient_in_phi_is_that_of_the_bound_also_through_the_prior(inferen
 
 @pytest.mark.parametrize("name", ["wake-sleep", "rws", "mcem", "vb"])
 def test_algorithms_that_part_theta_from_phi_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"`VampPrior` is made of the posterior.*use aevb"):
+    with pytest.raises(InputError, match=r"`VampPrior` contains the posterior.*use aevb"):
         ALGORITHMS[name]().check(vae(size=5))
 
 

@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.engine.capture.graph import fingerprint, lift_constants
+from pyro_vae.engine.capture.graph import fingerprint, lift_constants, traced
 from pyro_vae.engine.compilation.compiler_cache import writable_cache
 from pyro_vae.engine.compilation.computed_once import register_with_inductor
 from pyro_vae.engine.compilation.products import use_faster_products
@@ -123,7 +122,7 @@ def _inductor(graph: GraphModule, arguments: list[Tensor]) -> tuple[Executable, 
         register_with_inductor()
         table = select_decomp_table()
         with torch.no_grad(), config.patch(_OPTIONS):
-            lowered = make_fx(lambda *flat: graph(*flat), decomposition_table=table)(*_copies(arguments))
+            lowered = traced(lambda *flat: graph(*flat), _copies(arguments), decomposition_table=table)
             # Constants of the decompositions, such as a zero; they do not depend on the arguments.
             constants = lift_constants(lowered)
             use_faster_products(lowered)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.func import functionalize, vmap
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.engine.capture.graph import lift_constants
+from pyro_vae.engine.capture.graph import lift_constants, traced
 from pyro_vae.engine.capture.noise import Draw
 from pyro_vae.engine.capture.opaque import OPAQUE
 from pyro_vae.engine.compilation.backend import Executable, compile_graph, known
@@ -232,6 +231,6 @@ class ReplicatedStep:
         functorch._set_vmap_fallback_warning_enabled(False)  # the fallback is slower but correct
         try:
             with torch.no_grad():
-                return make_fx(functionalize(whole, remove="mutations"))(*copies)
+                return traced(functionalize(whole, remove="mutations"), copies)
         finally:
             functorch._set_vmap_fallback_warning_enabled(True)  # the default
