@@ -16,6 +16,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.inference.interface import Inference, Loss, check_count, check_number
 from pyro_vae.inference.requirements import PATHWISE, labels_as_context
 from pyro_vae.networks.mlp import mlp
+from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.inputs import batch_for
@@ -109,7 +110,7 @@ class M2(Inference):
 
     @torch.no_grad()
     def classify(self, vae: VAE, data: DataLike) -> Tensor:
-        """Returns q(y|x), shape ``(N, C)``.
+        """Returns q(y|x), shape ``(N, C)``, computed in evaluation mode.
 
         Arguments:
             vae: VAE that this algorithm has trained.
@@ -120,7 +121,8 @@ class M2(Inference):
         """
         batch = batch_for(vae, data, "M2").to(vae.device, vae.dtype)
         anything = batch.x.new_zeros(len(batch.x), vae.context_features)
-        return self._log_q(vae, vae.check(batch._replace(context=anything))).exp()
+        with evaluating(vae), evaluating(self):
+            return self._log_q(vae, vae.check(batch._replace(context=anything))).exp()
 
     def scores(self, vae: VAE, data: Batch) -> dict[str, float]:
         """Returns ``accuracy``: the share of the data whose label has the largest q(y|x)."""

@@ -33,7 +33,7 @@ def differentiable_likelihood(algorithm: str, vae: VAE) -> None:
         z = vae.posterior_given(batch).sample().detach()
         if not z.is_floating_point():
             return
-        p = vae.decode(z.requires_grad_(), batch)
+        p = vae.likelihood_given(z.requires_grad_(), batch)
         value = p.log_prob(p.sample())
         gradient = torch.autograd.grad(value.sum(), z, allow_unused=True)[0] if value.requires_grad else None
     if gradient is None:

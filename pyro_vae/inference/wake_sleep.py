@@ -62,7 +62,7 @@ def sleep_loss(vae: VAE, batch: Batch) -> Tensor:
     with torch.no_grad():
         p = vae.prior_given(batch)
         z = p.sample() if p.batch_shape else p.sample((batch.size,))
-        dreams = batch._replace(x=vae.decode(z, batch).sample().to(vae.dtype))
+        dreams = batch._replace(x=vae.likelihood_given(z, batch).sample().to(vae.dtype))
     density = _Density(vae.posterior)
     # Copies of the buffers, since running statistics are those of data, not of dreams.
     buffers = {name: buffer.clone() for name, buffer in density.named_buffers()}

@@ -20,6 +20,16 @@ def switched(module: nn.Module, training: bool) -> Iterator[None]:
             child.training = was_training
 
 
+@contextmanager
+def in_training(module: nn.Module) -> Iterator[None]:
+    """A block with a module in training mode; after it the module is in evaluation mode."""
+    module.train()
+    try:
+        yield
+    finally:
+        module.eval()
+
+
 def evaluating(module: nn.Module) -> AbstractContextManager[None]:
     """Returns a block with a module in evaluation mode."""
     return switched(module, training=False)

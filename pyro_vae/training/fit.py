@@ -56,7 +56,7 @@ def fit(  # type: ignore[misc]  # the overloads leave its keywords to this one s
 
     The global random states are left as they are found, and so is Pyro's param store. At a loss or gradient that is
     not finite, training stops and puts back the parameters at which both were finite last, before their update.
-    Ctrl-C ends the run cleanly.
+    Ctrl-C ends the run cleanly. Modules are in training mode during the run and in evaluation mode after it.
 
     Of R VAEs every one becomes what a run of its own would have made of it, with its seed, algorithm and optimizer, to
     rounding: parameters and optimizer states are stacked, matrix products become batched ones, and each VAE has its

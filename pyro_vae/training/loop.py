@@ -13,7 +13,7 @@ from pyro_vae.engine.compilation.routine import Terms, enabled
 from pyro_vae.engine.step.replicated_step import Stack
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.runtime.interrupts import deferrable, uninterrupted
-from pyro_vae.runtime.modes import switched
+from pyro_vae.runtime.modes import in_training
 from pyro_vae.runtime.precision import networks_in
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.training.checkpoint import Checkpoint
@@ -335,6 +335,8 @@ def training_mode(
 ) -> Iterator[Terms]:
     """A block in which steps are taken: modules in training mode, a random stream of its own, Ctrl-C held back.
 
+    After it the modules are in evaluation mode.
+
     Arguments:
         members: The VAEs in training.
         seed: Seed of the run.
@@ -349,7 +351,7 @@ def training_mode(
     with ExitStack() as stack:
         stack.enter_context(isolated(seed, stream))
         for member in members:
-            stack.enter_context(switched(member.both, training=True))
+            stack.enter_context(in_training(member.both))
         stack.enter_context(networks_in(training.precision))
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(deferrable())

@@ -240,7 +240,7 @@ def _name_term(vae: VAE, batch: Batch) -> str | None:
         if not batch.size:
             return None
     with pyro.validation_enabled(False):
-        q = vae.encode(batch)
+        q = vae.posterior_given(batch)
         try:
             z = q.sample()
         except RuntimeError:  # torch refuses to draw with a scale or a probability of nan

@@ -20,7 +20,8 @@ from pyro_vae.vae.part import needs_posterior
 class Densities(nn.Module):
     """What an algorithm asks of a VAE.
 
-    A ``batch`` is ready: it is what `VAE.check` returned, or was made of that. It is not checked again.
+    A ``batch`` is ready: it is what `VAE.check` returned, or was made of that. It is not checked again. Modules run in
+    their present mode: `pyro_vae.fit` sets training mode, the functions of `pyro_vae.evaluation` evaluation mode.
     """
 
     prior: nn.Module
@@ -63,16 +64,8 @@ class Densities(nn.Module):
             )
         return {"posterior": posterior}
 
-    def decode(self, z: Tensor, batch: Tensor | Batch | None = None) -> TorchDistribution:
-        """Returns p(x|z).
-
-        Arguments:
-            z: Shape ``(..., *latent_shape)``; ends in ``(..., B, *latent_shape)`` where ``batch`` is given.
-            batch: The data whose context and offset apply.
-
-        Returns:
-            A distribution with ``batch_shape == (...)`` and the data's ``event_shape``.
-        """
+    def likelihood_given(self, z: Tensor, batch: Tensor | Batch | None = None) -> TorchDistribution:
+        """Returns p(x|z); arguments as for `VAE.decode`."""
         if not isinstance(batch, Batch):
             return self.likelihood(self._decoded(z, []))
         given = self._decoded(z, [] if batch.context is None else [batch.context])
@@ -87,7 +80,7 @@ class Densities(nn.Module):
 
     def observed(self, z: Tensor, batch: Batch) -> tuple[TorchDistribution, Tensor]:
         """Returns p(x|z) and x, over the observed cells alone."""
-        x_given_z = self.decode(z, batch)
+        x_given_z = self.likelihood_given(z, batch)
         return (x_given_z, batch.x) if batch.mask is None else masked(x_given_z, batch.x, batch.mask)
 
     def posterior_input(self, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_vae.distributions.support import base_support
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.modes import evaluating, switched
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.part import blocks_of, column_names, event_shape_of, network_of, takes_offset
 
@@ -47,6 +47,7 @@ class HierarchicalDistribution(TorchDistribution):
 
     def __init__(self, hierarchy: Hierarchy, context: Tensor | None, batch_shape: Sequence[int]) -> None:
         self.hierarchy, self.context, self.blocks = hierarchy, context, hierarchy.blocks
+        self._training = hierarchy.training  # layers run later, and then in the mode of now
         self._of_context: dict[str, _Layer] = {}
         self._of_last: tuple[Tensor, dict[str, _Layer]] | None = None  # the last draw, and its layers
         super().__init__(torch.Size(batch_shape), hierarchy.event_shape, validate_args=False)
@@ -69,11 +70,17 @@ class HierarchicalDistribution(TorchDistribution):
     def layer(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
         """Returns the distribution of one layer given the values of the layers that it depends on."""
         if not self.hierarchy.sees_context_alone(name):
-            return self.hierarchy.layer(name, values, self.context)
+            return self._run(name, values)
         layer = self._of_context.get(name)
         if layer is None or not layer.serves:
-            layer = self._of_context[name] = _Layer(self.hierarchy.layer(name, values, self.context))
+            layer = self._of_context[name] = _Layer(self._run(name, values))
         return layer.distribution
+
+    def _run(self, name: str, values: Mapping[str, Tensor]) -> TorchDistribution:
+        if self.hierarchy.training == self._training:
+            return self.hierarchy.layer(name, values, self.context)
+        with switched(self.hierarchy, self._training):
+            return self.hierarchy.layer(name, values, self.context)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Returns draws of z, layer after layer, through which gradients pass."""

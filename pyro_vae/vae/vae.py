@@ -16,6 +16,7 @@ from pyro_vae.batch import Batch, DataLike
 from pyro_vae.distributions import kl  # noqa: F401  registers the divergences that Pyro's TraceMeanField_ELBO asks for
 from pyro_vae.distributions.moments import centre, representative
 from pyro_vae.errors import InputError
+from pyro_vae.runtime.modes import evaluating
 from pyro_vae.vae.declaration_check import (
     call_once,
     check_batch_shape,
@@ -178,12 +179,34 @@ class VAE(Densities, Registered):
     # ------------------------------------------------------------------ densities of data in any form
 
     def encode(self, data: DataLike) -> TorchDistribution:
-        """Returns q(z|x), with ``batch_shape == (B,)``.
+        """Returns q(z|x), with ``batch_shape == (B,)``, computed in evaluation mode.
 
         Arguments:
             data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes. Masked cells enter as 0.
         """
-        return self.posterior_given(self.check(data))
+        batch = self.check(data)
+        with evaluating(self):
+            return self.posterior_given(batch)
+
+    def decode(self, z: Tensor, batch: Tensor | Batch | None = None) -> TorchDistribution:
+        """Returns p(x|z), computed in evaluation mode.
+
+        Arguments:
+            z: Shape ``(..., *latent_shape)``; ends in ``(..., B, *latent_shape)`` where ``batch`` is given.
+            batch: The data whose context and offset apply.
+
+        Returns:
+            A distribution with ``batch_shape == (...)`` and the data's ``event_shape``.
+
+        Raises:
+            InputError: If z is no tensor of such a shape.
+        """
+        own = len(self.latent_shape)
+        if not isinstance(z, Tensor) or tuple(z.shape[max(0, z.dim() - own) :]) != tuple(self.latent_shape):
+            got = f"shape {tuple(z.shape)}" if isinstance(z, Tensor) else f"a `{type(z).__name__}`"
+            raise InputError(f"VAE: decode needs a tensor z of shape (..., *{tuple(self.latent_shape)}); got {got}.")
+        with evaluating(self):
+            return self.likelihood_given(z, batch)
 
     def log_likelihood(self, z: Tensor, data: DataLike) -> Tensor:
         """Returns log p(x|z) over the observed cells, in nats.
@@ -220,7 +243,7 @@ class VAE(Densities, Registered):
 
     @torch.no_grad()
     def generate(self, n: int, context: Any = None, offset: Any = None) -> Tensor:
-        """Returns n draws of x from the model, shape ``(n, *event_shape)``.
+        """Returns n draws of x from the model, shape ``(n, *event_shape)``, computed in evaluation mode.
 
         Arguments:
             n: Number of draws.
@@ -233,13 +256,14 @@ class VAE(Densities, Registered):
             raise InputError(
                 f"VAE: generate needs a context of shape {(n, self.context_features)}, one row a draw; got {shape}."
             )
-        p = self.prior_given(given)
-        z = p.sample((n,)) if p.batch_shape == () else p.sample()
-        return self.decode(z, given).sample()
+        with evaluating(self):
+            p = self.prior_given(given)
+            z = p.sample((n,)) if p.batch_shape == () else p.sample()
+            return self.likelihood_given(z, given).sample()
 
     @torch.no_grad()
     def reconstruct(self, data: DataLike, num_samples: int | None = None) -> Tensor:
-        """Returns what the model makes of the data after encoding them.
+        """Returns the data encoded and decoded, computed in evaluation mode.
 
         Arguments:
             data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes; observed cells must be finite.
@@ -249,10 +273,11 @@ class VAE(Densities, Registered):
         """
         batch = self.check(data)
         check_finite(batch, "reconstruct")
-        q = self.posterior_given(batch)
-        if num_samples is not None:
-            return self.decode(q.sample((num_samples,)), batch).sample()
-        return centre(self.decode(representative(q), batch))
+        with evaluating(self):
+            q = self.posterior_given(batch)
+            if num_samples is not None:
+                return self.likelihood_given(q.sample((num_samples,)), batch).sample()
+            return centre(self.likelihood_given(representative(q), batch))
 
     # ------------------------------------------------------------------ parameters
 

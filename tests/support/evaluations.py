@@ -68,7 +68,7 @@ def gradients(vae: VAE, x: Tensor, seed: int) -> list[Estimate | Tensor]:
 
 
 def numbers(results: list[Estimate | Tensor]) -> Tensor:
-    return torch.cat([(r.pointwise if isinstance(r, Estimate) else r).double().flatten() for r in results])
+    return torch.cat([(r.pointwise if isinstance(r, Estimate) else r).cpu().double().flatten() for r in results])
 
 
 def vae_with_modes() -> VAE:
