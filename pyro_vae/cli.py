@@ -17,10 +17,10 @@ from pyro_vae.errors import InputError, NonFiniteError
 # What takes long to import is imported by the commands that need it, so that `--help` is there at once.
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console
 
     from pyro_vae.comparison.trained_vae import TrainedVAE
     from pyro_vae.experiment.experiment import Experiment
+    from pyro_vae.runtime.terminal import Console
 
 app = typer.Typer(
     help="Variational autoencoders declared in Pyro: train, compare and use them.",
@@ -290,7 +290,7 @@ def _experiment(file: Path | None, flags: dict[str, Any], settings: list[str]) -
 
 
 def _console() -> Console:
-    from rich.console import Console
+    from pyro_vae.runtime.terminal import Console
 
     console = Console()
     return console if console.is_terminal else Console(width=100)

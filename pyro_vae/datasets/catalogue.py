@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pyro_vae.datasets.files import CatalogueFile, Download, fetch
 from pyro_vae.datasets.newsgroups import read_newsgroups
 from pyro_vae.datasets.raw_data import RawData
+from pyro_vae.runtime.random_streams import restored
 
 Folder = str | os.PathLike[str] | None
 
@@ -143,8 +144,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def _digits(folder: Folder, progress: bool) -> RawData:
-    from sklearn.datasets import load_digits
-
+    with restored():
+        from sklearn.datasets import load_digits
     images, labels = load_digits(return_X_y=True)
     levels = images.astype(np.uint8)
     return RawData(

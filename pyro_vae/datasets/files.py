@@ -201,8 +201,7 @@ class _Bar:
     r"""The progress bar that pooch asks for, drawn by rich."""
 
     def __init__(self, name: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+        from pyro_vae.runtime.terminal import BarColumn, Console, DownloadColumn, Progress, TextColumn
 
         self.total = 0
         console = Console(stderr=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from pyro_vae.runtime.terminal import Progress
 
 
 def tracked(items: Sequence[int], title: str | None) -> Iterator[int]:
@@ -17,8 +17,7 @@ def tracked(items: Sequence[int], title: str | None) -> Iterator[int]:
     if title is None:
         yield from items
         return
-    from rich.console import Console
-    from rich.progress import track
+    from pyro_vae.runtime.terminal import Console, track
 
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -86,8 +85,7 @@ def steps_bar(shown: bool | str, total: int) -> Iterator[StepsBar]:
     if not shown:
         yield StepsBar()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from pyro_vae.runtime.terminal import BarColumn, Console, Progress, TextColumn, TimeRemainingColumn
 
     console, title = Console(stderr=True), shown if isinstance(shown, str) else "fit"
     if not console.is_terminal:

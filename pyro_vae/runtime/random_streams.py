@@ -38,16 +38,24 @@ def isolated(seed: int, stream: str = "") -> Iterator[None]:
     """
     if stream:
         seed = stream_seed(seed, stream)
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    with torch.random.fork_rng():
+    with restored(), torch.random.fork_rng():
         pyro.set_rng_seed(seed)
         _seeds.append(seed)
         try:
             yield
         finally:
             _seeds.pop()
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """A block after which Python's and NumPy's random states are as before: for imports, some of which draw."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
 
 
 class Stream:

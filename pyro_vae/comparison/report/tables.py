@@ -6,14 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-from rich.text import Text
-
 from pyro_vae.comparison.comparison import Comparison
 from pyro_vae.comparison.report.wording import enumerated, estimate, first_of, intervals, number, significant
 from pyro_vae.comparison.run import Run
 from pyro_vae.evaluation.estimate import FEWEST_WEIGHTS, PARETO_LIMIT
 from pyro_vae.evaluation.intervals import Interval
+from pyro_vae.runtime.terminal import Table, Text
 
 _CROSS_ENTROPY = "cross-entropy bound (not a log-likelihood)"
 _ANNEALED = "annealed importance sampling"

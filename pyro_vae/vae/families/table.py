@@ -6,13 +6,10 @@ from typing import Any
 
 import pyro.distributions as dist
 import yaml
-from rich.box import SIMPLE
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from pyro_vae.distributions.registry import usual_name
 from pyro_vae.errors import InputError, near_match
+from pyro_vae.runtime.terminal import SIMPLE, Group, RenderableType, Table, Text
 from pyro_vae.vae.families.classify import classifications, counts, exported
 from pyro_vae.vae.families.verdict import ROLES, Entry
 from pyro_vae.vae.sources import Fixed
