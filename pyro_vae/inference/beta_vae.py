@@ -69,7 +69,8 @@ class BetaVAE(Inference):
         weight = self.weight(divergence)
         if self.training:
             self.steps.add_(1)
-        value = weight * divergence - reconstruction - vae.log_parameter_prior_per_datum()
+        penalty = weight * divergence if self.beta else 0.0  # then no gradient reaches the prior, as `fit` says
+        value = penalty - reconstruction - vae.log_parameter_prior_per_datum()
         return Loss(value, (reconstruction - divergence).detach())
 
     def remark(self) -> str:

@@ -219,6 +219,14 @@ def check_choice(algorithm: str, name: str, value: str, choices: tuple[str, ...]
     return value
 
 
+def weighted(*terms: tuple[float, Tensor]) -> Tensor | float:
+    """Returns the weighted sum of terms; 0 without any.
+
+    A term of weight 0 is left out, so that what appears in no other term has no gradient, and `pyro_vae.fit` says so.
+    """
+    return sum((weight * term for weight, term in terms if weight), 0.0)
+
+
 def surrogate(value: Tensor, gradient_of: Tensor) -> Tensor:
     """Returns ``value``, with the gradient of another scalar."""
     return value.detach() + gradient_of - gradient_of.detach()

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.kl import kl
-from pyro_vae.inference.interface import Inference, Loss, check_choice, check_count, check_number
-from pyro_vae.inference.requirements import PATHWISE
+from pyro_vae.inference.interface import Inference, Loss, check_choice, check_count, check_number, weighted
+from pyro_vae.inference.requirements import PATHWISE, trainable_draws
 from pyro_vae.vae.vae import VAE
 
 KERNELS = ("imq", "rbf")
@@ -44,7 +44,7 @@ class MMD(Inference):
     """
 
     name: ClassVar[str] = "mmd"
-    needs = PATHWISE
+    needs = (*PATHWISE, trainable_draws)
 
     def __init__(
         self, weight: float = 100.0, kl_weight: float = 0.0, kernel: str = "imq", num_particles: int = 1
@@ -63,7 +63,7 @@ class MMD(Inference):
         draws = p.rsample(shape) if p.has_rsample else p.sample(shape)
         reconstruction, divergence = batch.mean(vae.log_likelihood_of(z, batch)), batch.mean(kl(q, p, z))
         discrepancy = self.discrepancy(z.flatten(2), draws.flatten(2), _scale(p), batch.weight, p.batch_shape != ())
-        value = self.weight * discrepancy + self.kl_weight * divergence - reconstruction
+        value = weighted((self.weight, discrepancy), (self.kl_weight, divergence)) - reconstruction
         return Loss(value - vae.log_parameter_prior_per_datum(), (reconstruction - divergence).detach())
 
     def discrepancy(

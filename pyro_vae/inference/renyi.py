@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import Tensor
+
 from pyro_vae.batch import Batch
 from pyro_vae.inference.interface import Inference, Loss, check_count, check_number
 from pyro_vae.inference.requirements import PATHWISE
-from pyro_vae.inference.weights import log_mean_exp
 from pyro_vae.vae.vae import VAE
 
 
@@ -41,6 +42,14 @@ class Renyi(Inference):
     def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the bound; see `Loss`."""
         log_weights = vae.log_weights_of(batch, self.num_particles)
-        power = 1 - self.alpha
-        bound = batch.mean(log_mean_exp(power * log_weights) / power if power else log_weights)
+        bound = batch.mean(_log_power_mean(log_weights, 1 - self.alpha))
         return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())
+
+
+def _log_power_mean(log_weights: Tensor, power: float) -> Tensor:
+    """Returns the log of the power mean of K weights, shape ``(B,)``; accurate also near power 0, the mean of logs."""
+    if power == 0:
+        return log_weights.mean(0)
+    largest = log_weights.detach().amax(0)
+    excess = (power * (log_weights - largest)).expm1().mean(0)
+    return largest + excess.log1p() / power

@@ -43,6 +43,22 @@ def differentiable_likelihood(algorithm: str, vae: VAE) -> None:
         )
 
 
+def trainable_draws(algorithm: str, vae: VAE) -> None:
+    """Gradients pass through the prior's draws to whatever the prior is made of, as far as this is trained."""
+    with evaluating(vae), isolated(0), torch.enable_grad():
+        p = vae.prior_given(vae.probe_batch())
+        if p.has_rsample:
+            return
+        z = p.sample()
+        if z.is_floating_point() and not p.log_prob(z.detach()).requires_grad:
+            return  # nothing in it is trained
+    raise InputError(
+        f"{algorithm}: compares draws from the prior, and no gradient passes through draws from "
+        f"`{type(vae.prior).__name__}` to what is trained in it; use a prior with rsample, such as a Mixture or a "
+        "VampPrior of Normals, or fix the prior's parameters, or use aevb, which needs only its density."
+    )
+
+
 def unshared(algorithm: str, vae: VAE) -> None:
     """Prior and likelihood share no parameters with the posterior."""
     if needs_posterior(vae.prior):

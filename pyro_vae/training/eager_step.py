@@ -2,6 +2,7 @@ r"""One training step, operation by operation: every phase's loss, gradient and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import pyro
@@ -51,9 +52,12 @@ def take_step(member: Member, batch: Batch, rows: Tensor | None, clip_norm: floa
 
 
 def not_finite(loss: Loss, parameters: Mapping[str, nn.Parameter], gradients: Gradients) -> str:
-    """Names the first gradient that is not finite, else the loss."""
+    """Names the first gradient that is not finite, else the loss, else the gradients' norm, which overflows."""
     bad = [name for name, g in zip(parameters, gradients, strict=True) if g is not None and not finite(g)]
-    return f"the gradient of `{bad[0]}`" if bad else f"the loss ({loss.value.item():g})"
+    if bad:
+        return f"the gradient of `{bad[0]}`"
+    value = loss.value.item()
+    return f"the norm of the gradient, at a loss of {value:g}," if math.isfinite(value) else f"the loss ({value:g})"
 
 
 def _compute(member: Member, losses: Iterator[Loss], batch: Batch, rows: Tensor | None, check_support: bool) -> Loss:

@@ -50,6 +50,24 @@ class Records:
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
         }
 
+    def fall(self) -> str:
+        """Returns a sentence where the bound has run away downwards; empty elsewhere.
+
+        It has if the median of the last tenth of the steps is below twice the median of the first tenth, and by more
+        than 10 nats per datum.
+        """
+        bounds = np.array(self.bounds)
+        tenth = max(1, len(bounds) // 10)
+        if not len(bounds) or not np.isfinite([*bounds[:tenth], *bounds[-tenth:]]).all():
+            return ""
+        first, last = float(np.median(bounds[:tenth])), float(np.median(bounds[-tenth:]))
+        if last > first - abs(first) - 10:
+            return ""
+        return (
+            f"its bound fell from {first:.4g} to {last:.4g} nats per datum: training ran away, and the numbers do not "
+            "tell what the algorithm can do"
+        )
+
     @classmethod
     def of(cls, state: Mapping[str, Tensor]) -> Records:
         """Returns the records that `state` returned as tensors."""
@@ -69,7 +87,7 @@ class History:
         validation_bound: ELBO of the validation data after each of these steps, nats per datum.
         stopped: ``"completed"``, ``"early stopping"``, ``"interrupted"`` or ``"diverged"``.
         best_step: Step of the best validation bound; None without validation.
-        remark: What a reader of the numbers must know; see `Inference.remark`.
+        remark: What a reader of the numbers must know; see `Inference.remark` and `Records.fall`.
         execution: How the steps ran: ``"compiled in 12.3 s"``, or ``"uncompiled"`` and why.
         compile_seconds: Wall time of capturing and compiling, which is not part of ``seconds``.
     """
@@ -124,7 +142,30 @@ class History:
         """The number of steps taken."""
         return len(self.bound)
 
-    def smoothed(self, window: int) -> NDArray[np.float64]:
-        """Returns the mean bound of each ``window`` steps, shape ``(steps // window,)``."""
-        whole = self.steps // window * window
-        return self.bound[:whole].reshape(-1, window).mean(axis=1)
+    def curve(self, points: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Returns the learning curve: the mean bound over data, in consecutive intervals of steps.
+
+        A step counts by the size of its minibatch. Every interval has at least as many data as the largest minibatch,
+        so a short last minibatch of an epoch is no point of its own.
+
+        Arguments:
+            points: Largest number of intervals.
+
+        Returns:
+            The last step of each interval, from 1, and the mean bound, nats per datum.
+        """
+        sizes = np.diff(self.samples, prepend=0)
+        least = max(int(sizes.max(initial=1)), -(-int(sizes.sum()) // points))
+        ends: list[int] = []
+        held = 0
+        for step, size in enumerate(sizes, start=1):
+            held += size
+            if held >= least:
+                ends.append(step)
+                held = 0
+        if held and ends:
+            ends[-1] = self.steps  # the rest, in the last interval
+        sums = (
+            np.add.reduceat(np.stack([self.bound * sizes, sizes]), [0, *ends[:-1]], axis=1) if ends else np.ones((2, 0))
+        )
+        return np.array(ends, dtype=np.int64), sums[0] / sums[1]

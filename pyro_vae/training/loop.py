@@ -94,7 +94,7 @@ class Loop:
         for member in self.members:
             if member.stopped != "diverged":
                 member.watch.restore()
-                member.remark = member.inference.remark()
+                member.remark = "; ".join(filter(None, (member.inference.remark(), member.records.fall())))
 
     def _conclude(self, why: str) -> None:
         """Ends the run of the members that still train."""

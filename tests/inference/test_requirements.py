@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import VAE, Batch, Conditional, Fixed, Training, fit, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Mixture, Training, VampPrior, fit, mlp
 from pyro_vae.errors import InputError
 from pyro_vae.inference import AEVB, ALGORITHMS, Inference, algorithm
 from pyro_vae.inference import requirements as needs
@@ -76,6 +76,10 @@ def dirichlet() -> VAE:
     return VAE(prior, Conditional(dist.Bernoulli, (5,), given=mlp(3)))
 
 
+def correlated_mixture() -> VAE:
+    return VAE(Mixture(dist.MultivariateNormal, (2,), 3), Conditional(dist.Bernoulli, (5,), given=mlp(2, 4)))
+
+
 # Need: a VAE that does not meet it, what the refusal says, and the algorithms that it names and that do train it.
 CASES: dict[str, tuple[Callable[[], VAE], str, tuple[str, ...]]] = {
     "reparameterizable": (bernoulli, "needs a reparameterizable posterior", ("score-function", "rws", "wake-sleep")),
@@ -100,6 +104,7 @@ CASES: dict[str, tuple[Callable[[], VAE], str, tuple[str, ...]]] = {
         ("aevb",),
     ),
     "labels_as_context": (normal, "needs a VAE whose context is a one-hot label", ("aevb",)),
+    "trainable_draws": (correlated_mixture, "no gradient passes through draws from `Mixture`", ("aevb",)),
 }
 WHO = {
     "differentiable_likelihood": set(ALGORITHMS) - {"score-function", "enumeration", "wake-sleep", "rws"},
@@ -110,6 +115,7 @@ WHO = {
     "independent_latents": {"free-bits"},
     "declared_size": {"vb"},
     "no_parameter_prior": {"vb"},
+    "trainable_draws": {"mmd"},
     "labels_as_context": {"m2"},
     "reparameterizable": set(ALGORITHMS) - {"score-function", "enumeration", "wake-sleep", "rws", "mcem"},
 }
@@ -173,3 +179,45 @@ def test_a_shared_posterior_trains_by_aevb() -> None:
     vae = shared()
     AEVB().check(vae)
     assert set(vae.theta).isdisjoint(vae.phi)
+
+
+# ------------------------------------------------------------------ what a phase moves, moves
+
+
+def pseudo_inputs(posterior: nn.Module) -> VAE:
+    return VAE(VampPrior(5, 3), Conditional(dist.Bernoulli, (5,), given=mlp(2, 4)), posterior)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pseudo_inputs(Conditional(dist.MultivariateNormal, (2,), given=mlp(5, 4))),
+        correlated_mixture,
+    ],
+)
+def test_draws_that_have_no_gradient_are_refused_where_they_are_compared(make: Callable[[], VAE]) -> None:
+    """The prior's parameters would not move: nothing else in the loss depends on them."""
+    vae = make()
+    with pytest.raises(InputError, match=r"^MMD: compares draws from the prior, and no gradient passes.*use aevb"):
+        algorithm("mmd")().check(vae)
+    vae.requires_grad_(False)
+    algorithm("mmd")().check(vae)
+
+
+def test_draws_that_have_a_gradient_move_the_pseudo_inputs() -> None:
+    vae = pseudo_inputs(Conditional(dist.Normal, (2,), given=mlp(5, 4)))
+    before = vae.prior.raw.detach().clone()
+    fit(vae, torch.ones(10, 5), algorithm("mmd")(), Training(steps=3, batch_size=5))
+    assert bool((vae.prior.raw != before).all())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("mmd", {"weight": 0.0}), ("beta-vae", {"beta": 0.0}), ("beta-vae", {"beta": 0, "warmup": 3})]
+)
+def test_a_term_of_weight_zero_moves_nothing_and_that_is_said(name: str, options: dict[str, float]) -> None:
+    prior = Conditional(dist.Normal, (2,), loc=Learned(0.0, shape=(2,)), scale=Fixed(1.0))
+    vae = VAE(prior, Conditional(dist.Bernoulli, (5,), given=mlp(2, 4)))
+    with pytest.raises(InputError, match=r"its loss does not depend on `prior\.learned_loc`"):
+        fit(vae, torch.ones(10, 5), algorithm(name)(**options), Training(steps=3, batch_size=5))
+    vae.prior.requires_grad_(False)
+    fit(vae, torch.ones(10, 5), algorithm(name)(**options), Training(steps=3, batch_size=5))

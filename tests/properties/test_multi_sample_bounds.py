@@ -15,6 +15,7 @@ from replicas import (
     assert_clearly_below,
     bounds,
     gradients,
+    seeded,
     signal_to_noise,
     variance,
 )
@@ -105,6 +106,7 @@ def test_values_are_those_written_by_hand() -> None:
     [
         (IWAE(1), AEVB(1)),
         (Renyi(1.0, 4), AEVB(4)),
+        (Renyi(1 - 1e-12, 4), AEVB(4)),
         (Renyi(0.0, 4), IWAE(4)),
         (Renyi(0.4, 1), AEVB(1)),
         (CIWAE(4, 1.0), AEVB(4)),
@@ -118,6 +120,19 @@ def test_values_are_those_written_by_hand() -> None:
 )
 def test_the_two_are_one_in_value_and_gradient(one: Inference, other: Inference) -> None:
     assert_same(value_and_gradients(one), value_and_gradients(other))
+
+
+@pytest.mark.parametrize("distance", [1e-3, 1e-5, 1e-7])
+def test_renyi_is_accurate_near_alpha_1_in_float32(distance: float) -> None:
+    """Its distance from the mean of the log weights is their variance times (1 - alpha)/2, to first order."""
+    vae = MODEL.vae(WIDE).float()
+    x = X.float()
+    with seeded(0):
+        log_weights = vae.log_weights(x, 5)
+    with seeded(0):
+        bound = Renyi(1 - distance, 5).loss(vae, x).bound
+    expected = (log_weights.mean(0) + distance / 2 * log_weights.var(0, correction=0)).mean()
+    torch.testing.assert_close(bound, expected, rtol=0, atol=1e-4 + 100 * distance**2)
 
 
 def test_piwae_follows_iwae_in_theta_and_miwae_in_phi() -> None:

@@ -22,6 +22,7 @@ from pyro_vae import Batch, Conditional, Fixed, Learned, mlp
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.evaluation import elbo
 from pyro_vae.inference import AEVB, AnalyticKL, Inference, Loss, Phase, WakeSleep
+from pyro_vae.training import eager_step
 from pyro_vae.training.schedules import cosine
 
 # Row i holds i in binary, so that every datum can be told from its x.
@@ -717,3 +718,10 @@ def test_integers_of_any_kind_are_counts_and_seeds(make_vae):
     vae = make_vae()
     options = {"steps": np.int64(3), "batch_size": np.int32(5), "seed": np.int64(2)}
     assert same(trained(vae, **options), trained(vae, steps=3, batch_size=5, seed=2))
+
+
+def test_a_finite_loss_whose_gradient_overflows_is_not_called_not_finite():
+    """The norm of the gradient overflows, and the loss is finite."""
+    loss = Loss(torch.tensor(6.8e20))
+    assert eager_step.not_finite(loss, {}, ()) == "the norm of the gradient, at a loss of 6.8e+20,"
+    assert eager_step.not_finite(Loss(torch.tensor(math.inf)), {}, ()) == "the loss (inf)"
