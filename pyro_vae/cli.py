@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from pyro_vae.errors import InputError, NonFiniteError
 
@@ -28,6 +29,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class _Command(TyperCommand):
+    """A command that refuses an option that is given twice, where one of the two would be ignored."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the arguments; see `TyperCommand`."""
+        before = args[: args.index("--")] if "--" in args else args
+        for parameter in self.params:
+            if getattr(parameter, "multiple", False):
+                continue
+            given = [arg for arg in before for name in parameter.opts if arg == name or arg.startswith(f"{name}=")]
+            if len(given) > 1 and all(name.startswith("-") for name in parameter.opts):
+                name = parameter.opts[0]
+                raise InputError(f"{name}: given {len(given)} times; give it once.")
+        return super().parse_args(ctx, args)
+
 
 _Run = Annotated[Path, typer.Argument(help="A run folder.")]
 _Algorithm = Annotated[str | None, typer.Option(help="Label of the algorithm; default: the first.")]
@@ -98,7 +116,7 @@ _AllowCode = Annotated[
 ]
 
 
-@app.command("compare")
+@app.command("compare", cls=_Command)
 def compare_command(
     file: Annotated[Path | None, typer.Argument(help="Experiment file (YAML); flags change what it says.")] = None,
     data: Annotated[str | None, typer.Option(help="A data set's name or a file's path.")] = None,
@@ -165,7 +183,7 @@ def _compare(experiment: Experiment, out: Path | None) -> None:
     console.print(f"report: {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False, markup=False)
 
 
-@app.command()
+@app.command(cls=_Command)
 def schema() -> None:
     """Print the JSON schema of the experiment file."""
     from pyro_vae.experiment.experiment import Experiment
@@ -173,7 +191,7 @@ def schema() -> None:
     sys.stdout.write(json.dumps(Experiment.model_json_schema(), indent=2) + "\n")
 
 
-@app.command()
+@app.command(cls=_Command)
 def families(
     name: Annotated[str | None, typer.Argument(help="A family, such as Normal; default: all of them.")] = None,
 ) -> None:
@@ -186,7 +204,7 @@ def families(
         sys.stdout.write(family_page(name) + "\n")
 
 
-@app.command()
+@app.command(cls=_Command)
 def score(
     run: _Run,
     data: Annotated[Path, typer.Argument(help="Rows to score, in the training data's own units.")],
@@ -204,7 +222,7 @@ def score(
     _write(scores, out, _from(scores, "row"))
 
 
-@app.command()
+@app.command(cls=_Command)
 def encode(
     run: _Run,
     data: Annotated[Path, typer.Argument(help="Rows to encode, in the training data's own units.")],
@@ -221,7 +239,7 @@ def encode(
     _write(codes, out, _from(codes, "z0"))
 
 
-@app.command()
+@app.command(cls=_Command)
 def sample(
     run: _Run,
     n: Annotated[int, typer.Option("-n", help="Number of draws.", min=1)] = 100,
@@ -237,7 +255,7 @@ def sample(
     _write(trained.sample(n, context=context, seed=draw_seed), out, trained.units.cell_names)
 
 
-@app.command()
+@app.command(cls=_Command)
 def impute(
     run: _Run,
     data: Annotated[Path, typer.Argument(help="Rows with missing cells, in the training data's own units.")],
@@ -280,11 +298,16 @@ def _experiment(file: Path | None, flags: dict[str, Any], settings: list[str]) -
     content = {} if file is None else read_yaml(file)
     for key, value in flags.items():
         _assign(content, key, value)
+    given = dict.fromkeys(flags, "a flag")
     for setting in settings:
         key, separator, text = setting.partition("=")
+        key = key.strip()
         if not separator or not key:
             raise InputError(f"--set: expected key=value, such as training.batch_size=50; got `{setting}`.")
-        _assign(content, key.strip(), parse_yaml(text, f"--set {key}"))
+        if key in given:
+            raise InputError(f"--set: `{key}` is given twice, also by {given[key]}; give it once.")
+        given[key] = "--set"
+        _assign(content, key, parse_yaml(text, f"--set {key}"))
     folder = Path() if file is None or "data" in flags else file.parent
     return Experiment.parse(content, "command line" if file is None else str(file)).relative_to(folder)
 

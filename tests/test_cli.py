@@ -138,6 +138,12 @@ BAD = {
     "unknown key": (["--set", "trainig.epochs=1"], "did you mean `training`"),
     "not a mapping": (["--set", "seeds.x=1", "--seeds", "1"], "is not a mapping"),
     "no value": (["--set", "latent"], "expected key=value"),
+    "a flag twice": (["--prior", "Normal", "--prior=Laplace"], "^--prior: given 2 times; give it once"),
+    "a setting twice": (
+        ["--set", "device=cpu", "--set", "device=cuda"],
+        "^--set: `device` is given twice, also by --set",
+    ),
+    "a flag and a setting": (["--device", "cpu", "--set", "device=cuda"], "`device` is given twice, also by a flag"),
     "bad YAML": (["--likelihood", "{family"], "command line"),
     "no file": (["absent.yaml"], "absent.yaml: cannot be read"),
     "outside the support": (["--data", "grey.csv"], "data row 1.*column `a`, outside the likelihood.s support"),

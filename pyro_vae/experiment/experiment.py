@@ -41,7 +41,13 @@ from pyro_vae.vae.part import blocks_of, event_shape_of, needs_posterior
 from pyro_vae.vae.vae import VAE
 
 _SIZE = {"type": "integer", "exclusiveMinimum": 0}
-_LATENT = {"anyOf": [_SIZE, {"type": "array", "items": _SIZE, "minItems": 1}]}
+_SHAPE = {
+    "type": "object",
+    "properties": {"shape": {"type": "array", "items": _SIZE, "minItems": 1}},
+    "required": ["shape"],
+    "additionalProperties": False,
+}
+_LATENT = {"anyOf": [_SIZE, _SHAPE]}
 
 
 class Experiment(Strict):
@@ -73,10 +79,20 @@ class Experiment(Strict):
     @field_validator("latent")
     @classmethod
     def _shape(cls, value: Any) -> Any:
-        sizes = value if isinstance(value, list) and value else [value]
-        if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
-            raise ValueError(f"expected a positive integer, or a list of them such as [3, 3] (got {value!r})")
+        sizes = value["shape"] if isinstance(value, dict) and list(value) == ["shape"] else [value]
+        if isinstance(value, list):
+            raise ValueError(
+                f"expected one number of latents (got {value!r}); for latents of that shape write {{shape: {value!r}}}"
+            )
+        whole = isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
+        if not whole or not sizes:
+            raise ValueError(f"expected a positive integer, or a shape such as {{shape: [3, 3]}} (got {value!r})")
         return value
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """The shape of the latents, as ``latent`` says it."""
+        return (self.latent,) if isinstance(self.latent, int) else tuple(self.latent["shape"])
 
     @field_validator("prior", "posterior")
     @classmethod
@@ -109,7 +125,7 @@ class Experiment(Strict):
         (total,) = self.prior.event_shape(())
         if "latent" not in self.model_fields_set:
             self.__dict__["latent"] = total  # the model is frozen
-        elif self.latent not in (total, [total]):
+        elif self.latent_shape != (total,):
             raise ValueError(f"`latent`: got {self.latent}, but the prior's layers have {total}; leave it out")
         return self
 
@@ -259,7 +275,7 @@ class Experiment(Strict):
         """
         for name, declared, found in (("cells", self.cells, dim), ("covariates", self.covariates, context_features)):
             check_declared(name, declared, found)
-        latent = (self.latent,) if isinstance(self.latent, int) else tuple(self.latent)
+        latent = self.latent_shape
         data = _explained("likelihood", lambda: self.likelihood.data_of(dim))
         place = Place("prior", (), context_features, None, dim, context_features, image_shape, data)
         prior_place = replace(place, event_shape=self.prior.event_shape(latent))

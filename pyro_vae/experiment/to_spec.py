@@ -74,7 +74,7 @@ def to_spec(vae: VAE) -> dict[str, Any]:
             f"declare the likelihood with event_shape ({vae.event_shape.numel()},)."
         )
     parts = parts_to_spec(vae)
-    latent: Any = list(vae.latent_shape) if len(vae.latent_shape) != 1 else vae.latent_shape[0]
+    latent: Any = {"shape": list(vae.latent_shape)} if len(vae.latent_shape) != 1 else vae.latent_shape[0]
     own = {} if blocks_of(vae.prior) else {"latent": latent}
     if vae.parameter_prior is not None:
         own["parameter_prior"] = parameter_prior_to_spec(vae.parameter_prior)

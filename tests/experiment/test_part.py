@@ -52,9 +52,9 @@ FILES = [
     "{prior: {hierarchy: {LAYERS}}, likelihood: {family: Bernoulli, reads: [z1]}}",
     "{prior: {hierarchy: {LAYERS}}, likelihood: {mixture: {family: Normal}, reads: [z1, z2]}}",
     "{prior: {hierarchy: {LAYERS, inputs: {z1: [z2]}}}, latent: 5}",
-    "{latent: [3, 3]}",
-    "{latent: [3, 3], prior: mixture, posterior: {family: Normal, network: {gated: [5]}}}",
-    "{latent: [2, 3], prior: {vamp: {components: 3}}, posterior: Normal}",
+    "{latent: {shape: [3, 3]}}",
+    "{latent: {shape: [3, 3]}, prior: mixture, posterior: {family: Normal, network: {gated: [5]}}}",
+    "{latent: {shape: [2, 3]}, prior: {vamp: {components: 3}}, posterior: Normal}",
     "posterior: {family: MultivariateNormal, network: {residual: [5]}}",
     "posterior: {flow: nsf, network: {mlp: [5], activation: relu}}",
     "posterior: {mixture: {components: 2}, network: {mlp: [5], input: log1p}}",
@@ -197,7 +197,7 @@ def test_the_number_of_latents_follows_from_the_layers():
         ("prior: hierarchy", "`prior.hierarchy`: expected at least two layers, got 0; write "),
         ("prior: {hierarchy: 3}", "`prior.hierarchy`: expected layers, such as .*got 3"),
         ("{latent: 8, prior: {hierarchy: {LAYERS}}}", "`latent`: got 8, but the prior's layers have 5"),
-        ("{latent: [5, 1], prior: {hierarchy: {LAYERS}}}", r"`latent`: got \[5, 1\]"),
+        ("{latent: {shape: [5, 1]}, prior: {hierarchy: {LAYERS}}}", r"`latent`: got \{.shape.: \[5, 1\]\}"),
         ("prior: {flow: nsf, reads: [z1]}", "`prior`: `reads` is a key of the likelihood"),
         ("posterior: {family: Normal, reads: [z1]}", "`posterior`: `reads` is a key of the likelihood"),
         (
@@ -246,7 +246,7 @@ def test_refused_when_it_is_read(text, message):
         ("likelihood: {mixed: {a: Normal}}", "^likelihood: mixed: declares 1 columns, but the data have 4"),
         ("{prior: {family: Bernoulli, logits: 0}, posterior: flow}", "the posterior has support .*outside the prior's"),
         ("{prior: flow, posterior: Bernoulli}", "the prior has support .*outside the posterior's"),
-        ("{latent: [3, 3], prior: flow}", r"^prior: Flow: an event is a vector, such as \(8,\)"),
+        ("{latent: {shape: [3, 3]}, prior: flow}", r"^prior: Flow: an event is a vector, such as \(8,\)"),
         (
             "prior: {family: Normal, network: {mlp: [3]}}",
             "^prior: network: a network here has no input; declare a context",
@@ -339,3 +339,24 @@ def test_a_layer_is_normal_unless_it_says_otherwise_and_one_layer_is_read_by_its
     spelled = {"hierarchy": {name: {"size": size, "family": "Normal"} for name, size in (("z2", 2), ("z1", 3))}}
     assert experiment == Experiment.parse({"prior": spelled, "likelihood": {"family": "Bernoulli", "reads": ["z1"]}})
     assert experiment.assemble(6, None, 10).prior.blocks == {"z1": slice(0, 3), "z2": slice(3, 5)}
+
+
+@pytest.mark.parametrize(
+    ("latent", "message"),
+    [
+        (
+            [4, 8],
+            r"expected one number of latents \(got \[4, 8\]\); for latents of that shape write \{shape: \[4, 8\]\}",
+        ),
+        ([8], "expected one number of latents"),
+        ({"shape": []}, "expected a positive integer, or a shape such as"),
+        ({"shape": [2, 0]}, "expected a positive integer, or a shape such as"),
+        ({"shape": 4}, "expected a positive integer, or a shape such as"),
+        ({"size": 4}, "expected a positive integer, or a shape such as"),
+        (True, "expected a positive integer, or a shape such as"),
+    ],
+)
+def test_a_list_of_latents_is_not_taken_for_a_shape(latent, message):
+    """Two numbers of latents are no matrix of 32."""
+    with pytest.raises(InputError, match=message):
+        Experiment.parse({"latent": latent})

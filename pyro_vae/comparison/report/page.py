@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,11 @@ def _sentence(comparison: Comparison) -> str:
         families.append(f"{experiment.posterior.title} posterior")
     training = experiment.training
     length = count(training.epochs, "epoch") if training.epochs is not None else count(training.steps or 0, "step")
+    latents = count(math.prod(experiment.latent_shape), "latent dimension")
     verb = "compared as inference algorithms for" if len(comparison.labels) > 1 else "used to train"
     return (
         f"{enumerated(comparison.labels)} {verb} a variational autoencoder with "
-        f"{count(experiment.latent, 'latent dimension')} ({', '.join(families)}): trained for {length} on the "
+        f"{latents} ({', '.join(families)}): trained for {length} on the "
         f"{len(data.train)} training data of {data_phrase(comparison)}, under {count(len(experiment.seeds), 'seed')}, "
         f"and evaluated on {0 if data.test is None else len(data.test)} test data."
     )
