@@ -6,9 +6,10 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -67,6 +68,12 @@ def _writable(out: Path | None) -> Path | None:
     if out is not None and not out.parent.is_dir():
         raise InputError(f"--out: there is no folder `{out.parent}`; make it, or choose another.")
     return out
+
+
+def _keep(out: Path | None, *read: Path | str | None) -> None:
+    """Refuses to write over a file that is read."""
+    if out is not None and out.exists() and any(each and Path(each).exists() and out.samefile(each) for each in read):
+        raise InputError(f"--out: `{out}` is a file that is read; choose another.")
 
 
 _Out = Annotated[
@@ -217,6 +224,7 @@ def score(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print log p(x) of each row (nats, own units), its error and how far to trust it: the lowest are outliers."""
+    _keep(out, data, context)
     trained = _trained(run, algorithm, seed, allow_code)
     scores = trained.score(data, num_samples, context=context, seed=draw_seed, progress=True)
     _write(scores, out, _from(scores, "row"))
@@ -234,6 +242,7 @@ def encode(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print the mean and the standard deviation of q(z|x) of each row."""
+    _keep(out, data, context)
     trained = _trained(run, algorithm, seed, allow_code)
     codes = trained.encode(data, context=context, seed=draw_seed)
     _write(codes, out, _from(codes, "z0"))
@@ -251,6 +260,7 @@ def sample(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print draws of x from a trained model, in the data's own units and columns."""
+    _keep(out, context)
     trained = _trained(run, algorithm, seed, allow_code)
     _write(trained.sample(n, context=context, seed=draw_seed), out, trained.units.cell_names)
 
@@ -267,6 +277,7 @@ def impute(
     allow_code: _AllowCode = False,
 ) -> None:
     """Print the rows with their missing cells filled by what the model expects of them; observed cells are kept."""
+    _keep(out, data, context)
     trained = _trained(run, algorithm, seed, allow_code)
     _write(trained.impute(data, context=context, seed=draw_seed), out, trained.units.cell_names)
 
@@ -357,7 +368,7 @@ def _from(table: pd.DataFrame, first: str) -> list[str]:
 
 
 def _write(table: pd.DataFrame, out: Path | None, cells: Sequence[str]) -> None:
-    """Writes a table; to a .npy file, whose columns have no names, those of `cells` alone."""
+    """Writes a table, as a whole or not at all; a .npy file has no column names, and the columns `cells` alone."""
     if out is None:
         sys.stdout.write(table.to_csv(index=False))
     elif out.suffix == ".npy":
@@ -368,6 +379,20 @@ def _write(table: pd.DataFrame, out: Path | None, cells: Sequence[str]) -> None:
         words = [str(name) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
         if words:
             raise InputError(f"--out: column `{words[0]}` holds words, which a .npy file cannot; write a .csv file.")
-        np.save(out, table.to_numpy(dtype=np.float64))
+        with _replacing(out) as file:
+            np.save(file, table.to_numpy(dtype=np.float64))
     else:
-        table.to_csv(out, index=False)
+        with _replacing(out) as file:
+            file.write(table.to_csv(index=False).encode())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of another at the block's end, and is removed where the block fails."""
+    beside = path.with_name(f".{path.name}.unfinished")
+    try:
+        with beside.open("wb") as file:
+            yield file
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -110,6 +110,29 @@ def test_score_encode_sample(command, run):
     assert (draws == draws.round()).all()  # counts, in the data's own units
 
 
+@pytest.mark.parametrize("name", ["score", "encode", "impute"])
+def test_the_rows_that_are_read_are_not_written_over(command, run, name):
+    (run / "copy.csv").write_bytes((run / "counts.csv").read_bytes())
+    before = (run / "copy.csv").read_bytes()
+    code, _, err = command(name, run / "run", run / "copy.csv", "--out", run / "run" / ".." / "copy.csv")
+    assert code == 2
+    assert err.endswith("copy.csv` is a file that is read; choose another.\n")
+    assert (run / "copy.csv").read_bytes() == before
+
+
+def test_a_file_is_written_as_a_whole_or_not_at_all(command, run, monkeypatch):
+    (run / "draws.csv").write_text("mine")
+
+    def full(self, *arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pandas.DataFrame.to_csv", full)
+    code, _, err = command("sample", run / "run", "-n", "5", "--out", run / "draws.csv")
+    assert (code, err) == (2, "No space left on device\n")
+    assert (run / "draws.csv").read_text() == "mine"
+    assert not list(run.glob(".draws*"))
+
+
 def test_versions(command):
     code, out, _ = command("--version")
     assert code == 0

@@ -31,6 +31,9 @@ from pyro_vae.runtime.random_streams import isolated
 
 # Largest number of data in a netCDF file, and number of draws for each datum.
 _DATA, _DRAWS = 100, 100
+# What a comparison makes in the folder of an unfinished run, and there in the folder of its checkpoints.
+_CHECKPOINTS, _PARTIAL = "checkpoints", ".pyro_vae-partial."
+_OWN = {"": ("lock", f"{_PARTIAL}*"), _CHECKPOINTS: ("comparison.json", "comparison.tmp", "*-seed*.checkpoint*")}
 # Files of a VAE's parameters and of its algorithm's state, by label and seed.
 _WEIGHTS, _STATE = "weights/{}-seed{}.safetensors", "weights/{}-seed{}.inference.safetensors"
 
@@ -49,27 +52,65 @@ def unfinished(path: Path) -> Path:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields an empty folder, which is renamed to ``path`` when the block ends without an error.
 
-    The empty folder lies in `unfinished`, which is removed after success. After an error `unfinished` is removed only
-    if it holds no other files, such as checkpoints.
+    The empty folder lies in `unfinished`, whose own files are removed after success. After an error the checkpoints
+    stay. Files of other origin are never removed.
 
     Raises:
-        InputError: If ``path`` exists or cannot be made, or another process is writing it.
+        InputError: If ``path`` exists or cannot be made, `unfinished` holds files of other origin, or another process
+            is writing it.
     """
-    if path.exists():
-        raise InputError(f"run folder `{path}` exists already; choose another with --out, or remove it.")
+    _check_free(path)
     with _locked(unfinished(path), path) as beside:
         try:
-            partial = Path(tempfile.mkdtemp(prefix="folder.", dir=beside))
+            partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=beside))
         except OSError as error:
             raise _cannot_be_made(path, error) from None
         try:
             yield partial
             partial.chmod(0o755)
             os.rename(partial, path)
-            shutil.rmtree(beside, ignore_errors=True)
+            _remove_own(beside)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def _check_free(path: Path) -> None:
+    """Raises an `InputError` if a run folder cannot be made, or files of other origin lie where it keeps its own."""
+    if os.path.lexists(path):
+        what = f", a link to `{os.readlink(path)}`," if path.is_symlink() else ""
+        raise InputError(f"run folder `{path}`{what} exists already; choose another with --out, or remove it.")
+    if path.name in ("", "..") or (".." in path.parts and not path.parent.is_dir()):
+        raise InputError(f"run folder `{path}` names no folder in one that exists; choose another with --out.")
+    beside = unfinished(path)
+    if beside.is_symlink() or (beside.exists() and not beside.is_dir()):
+        raise InputError(f"`{beside}` is no folder of an unfinished run; remove it, or choose another with --out.")
+    for foreign in (file for file, own in _unfinished_files(beside) if not own):
+        raise InputError(
+            f"`{beside}` is kept for the files of the unfinished run, and `{foreign}` is none of them; move it "
+            "elsewhere, or choose another folder with --out."
+        )
+
+
+def _unfinished_files(folder: Path) -> Iterator[tuple[Path, bool]]:
+    """Yields what lies in the folder of an unfinished run, and whether a comparison has made it."""
+    for inner, patterns in _OWN.items():
+        place = folder / inner
+        if not place.is_dir() or place.is_symlink():
+            continue
+        for path in sorted(place.iterdir()):
+            if inner or path.name != _CHECKPOINTS or path.is_symlink() or not path.is_dir():
+                yield path, any(path.match(pattern) for pattern in patterns)
+
+
+def _remove_own(folder: Path) -> None:
+    """Removes the files of an unfinished run, and the folders that are then empty."""
+    for path in [path for path, own in _unfinished_files(folder) if own]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    _remove_empty([folder / _CHECKPOINTS, folder])
 
 
 @contextmanager

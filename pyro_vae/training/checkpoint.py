@@ -2,10 +2,13 @@ r"""The state of a training run in a file, from which it goes on."""
 
 from __future__ import annotations
 
+import copy
+import functools
+import hashlib
+import io
 import os
 import random
 import re
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +25,16 @@ from pyro_vae.runtime.random_streams import plain_states, states_of
 from pyro_vae.training.member import Member
 from pyro_vae.training.minibatches import checksum
 from pyro_vae.training.options import Training
+from pyro_vae.training.schedules import Schedule
 from pyro_vae.training.stacked_minibatches import Source
 
 # Writing takes at most one part in so many of the run's time.
 _SHARE = 20
-_FORMAT = 2
+_FORMAT = 3
+# A file is this line, the sha256 of the rest, and the rest: what `torch.save` writes. torch misses flipped bits in it.
+_HEAD = b"pyro_vae checkpoint\n"
+_ADDRESS = r" at 0x[0-9a-f]+"
+_DIGEST = hashlib.sha256().digest_size
 
 
 class Run(Protocol):
@@ -95,22 +103,18 @@ class Checkpoint:
         """Puts back the state that the file holds, if there is one.
 
         Raises:
-            InputError: Where the file is no checkpoint of `fit`, or one of another run. Compared are the model as it
-                prints itself and its fixed values, the algorithm, the optimizer's options, clipping, data, batch size,
-                validation and seeds; schedules, transforms and what a callback keeps are not. Nothing has been
-                changed then.
+            InputError: Where the file is no checkpoint of `fit`, is damaged, or is one of another run. Compared are the
+                model as it prints itself and its fixed values, the algorithm, the optimizer's options, clipping, data,
+                batch size, validation and seeds, and transform and schedule by their names and parameters; what a
+                callback keeps is not. Nothing has been changed then.
         """
         if not self.path.exists():
             return
+        state = self._read()
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
             about, steps = state["about"], state["run"]["step"] if state["about"].get("format") == _FORMAT else 0
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"fit: `{self.path}` cannot be read as a checkpoint ({type(error).__name__}: {reason}); remove it, or "
-                "name another file."
-            ) from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise self._unreadable(error) from error
         other = [_said(key, about.get(key), mine) for key, mine in self.about.items() if about.get(key) != mine]
         if other:
             raise InputError(
@@ -121,10 +125,38 @@ class Checkpoint:
             raise InputError(
                 f"fit: the checkpoint `{self.path}` has {steps} steps already, and {self.run.total} are asked for."
             )
-        self.run.put_back(state["run"])
-        self.run.source.set_state(state["epoch"])
-        self._begun, self._epoch, self._random = state["begun"], state["epoch"], state["random"]
-        self.between, self.loaded = state["between"], True
+        before = [copy.deepcopy(member.both.state_dict()) for member in self.run.members]
+        try:
+            self.run.put_back(state["run"])
+            self.run.source.set_state(state["epoch"])
+            self._begun, self._epoch, self._random = state["begun"], state["epoch"], state["random"]
+            self.between, self.loaded = state["between"], True
+        except Exception as error:  # a wrong structure fails in any way
+            for member, own in zip(self.run.members, before, strict=True):
+                member.both.load_state_dict(own)
+            raise self._unreadable(error) from error
+
+    def _read(self) -> Any:
+        """The state in the file, whose checksum is right."""
+        content = self.path.read_bytes()
+        start = len(_HEAD) + _DIGEST
+        if not content.startswith(_HEAD):
+            raise InputError(f"fit: `{self.path}` is no checkpoint of this version; remove it, or name another file.")
+        if hashlib.sha256(content[start:]).digest() != content[len(_HEAD) : start]:
+            raise InputError(
+                f"fit: the checkpoint `{self.path}` is damaged: its checksum is wrong; remove it, or name another file."
+            )
+        try:
+            return torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> InputError:
+        reason = " ".join(str(error).split())[:200]
+        return InputError(
+            f"fit: `{self.path}` cannot be read as a checkpoint ({type(error).__name__}: {reason}); remove it, or name "
+            "another file."
+        )
 
     @property
     def position(self) -> int:
@@ -165,25 +197,32 @@ class Checkpoint:
                 "others": plain_states(np.random.get_state(legacy=True), random.getstate()),  # noqa: NPY002
             },
         }
+        content = io.BytesIO()
+        torch.save(state, content)
         try:
             with self._beside() as file:
-                torch.save(state, file)
+                file.write(_HEAD + hashlib.sha256(content.getbuffer()).digest())
+                file.write(content.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(file.name, self.path)
-        except (OSError, RuntimeError) as error:  # torch raises the latter where the disk is full
+        except OSError as error:
             warnings.warn(f"fit: the checkpoint `{self.path}` is not written: {error}", stacklevel=2)
         self._written = time.monotonic()
         self._took = self._written - start
 
     @contextmanager
     def _beside(self) -> Iterator[IO[bytes]]:
-        """A file beside the checkpoint, which is gone at the block's end unless it was moved."""
-        with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=f".{self.path.name}.", delete=False) as file:
-            try:
+        """A file beside the checkpoint, which is gone at the block's end unless it was moved.
+
+        It has one name, so that the next run removes what a killed one has left.
+        """
+        path = self.path.with_name(f".{self.path.name}.unfinished")
+        try:
+            with path.open("wb") as file:
                 yield file
-            finally:
-                Path(file.name).unlink(missing_ok=True)
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _about(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
@@ -199,7 +238,22 @@ def _about(run: Run, seeds: Sequence[int]) -> dict[str, Any]:
         "data": {"size": source.size, "batch_size": source.batch_size, "checksum": source.checksum()},
         "validation": {"checksum": held_out, "every": watch.every, "patience": watch.patience, "keep": watch.keep},
         "seed": list(seeds),
+        "schedule": _named(run.training.schedule),
+        "transform": _named(source.transform),
     }
+
+
+def _named(function: Any) -> str | None:
+    """The qualified name of a function, with its parameters as far as they are known."""
+    if function is None:
+        return None
+    if isinstance(function, Schedule):
+        return f"{_named(function.shape)}, total={function.total}, warmup={function.warmup}"
+    if isinstance(function, functools.partial):
+        own = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in sorted(function.keywords.items()))]
+        return re.sub(_ADDRESS, "", ", ".join([f"{_named(function.func)}", *own]))
+    kind = function if hasattr(function, "__qualname__") else type(function)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _about_member(member: Member) -> dict[str, Any]:
@@ -210,7 +264,7 @@ def _about_member(member: Member) -> dict[str, Any]:
     return {
         "parameters": {name: list(p.shape) for name, p in member.both.named_parameters()},
         "fixed values": {name: b.tolist() for name, b in member.vae.named_buffers() if ".fixed_" in f".{name}"},
-        "model": re.sub(r" at 0x[0-9a-f]+", "", repr(member.vae)).splitlines(),
+        "model": re.sub(_ADDRESS, "", repr(member.vae)).splitlines(),
         "type": str(member.vae.dtype),
         "algorithm": repr(member.inference),
         "optimizer": [type(member.optimizer).__name__, groups, [repr(rate) for rate in member.rates]],

@@ -64,6 +64,7 @@ class Source:
         steps: Minibatches in an epoch.
         batch_size: M; None where it is not known.
         common: Whether several VAEs see the same minibatches.
+        transform: See `pyro_vae.fit`.
         fresh: Whether each minibatch has memory of its own, so that a queued one stays as it is.
 
     Raises:
@@ -82,6 +83,7 @@ class Source:
         check_support: bool,
         unknown_labels: bool,
     ) -> None:
+        self.transform = transform
         options = (transform, weights, check_support, unknown_labels)
         first = minibatches(vaes[0], data, batch_size, seeds[0], *options)
         self.count, self.made = len(vaes), [first]

@@ -78,9 +78,10 @@ def test_curves_average_the_steps(run):
     table = curves(comparison, points=6)
     one = table[(table.algorithm == "aevb") & (table.seed == 5) & (table.part == "train")]
     history = comparison.runs_of("aevb")[1].history
-    window = history.steps // 6
-    assert one.bound.iloc[0] == pytest.approx(history.bound[:window].mean() + comparison.data.log_jacobian)
-    assert one.samples.iloc[-1] == history.samples[history.steps // window * window - 1]
+    steps, bound = history.curve(6)
+    assert one.bound.tolist() == pytest.approx((bound + comparison.data.log_jacobian).tolist())
+    assert one.step.tolist() == steps.tolist()
+    assert one.samples.tolist() == history.samples[steps - 1].tolist()
 
 
 @pytest.mark.parametrize(("algorithm", "seed"), [("aevb", 0), ("wake-sleep", 5)])
@@ -222,7 +223,7 @@ def test_an_error_of_the_disk_is_not_taken_for_one_of_the_folder(tmp_path):
 
 
 def test_what_a_killed_run_left_is_gone_at_the_end(tmp_path):
-    stale = unfinished(tmp_path / "run") / "folder.abc"
+    stale = unfinished(tmp_path / "run") / ".pyro_vae-partial.abc"
     stale.mkdir(parents=True)
     with pytest.raises(RuntimeError), new_folder(tmp_path / "run"):
         raise RuntimeError
@@ -230,6 +231,61 @@ def test_what_a_killed_run_left_is_gone_at_the_end(tmp_path):
     with new_folder(tmp_path / "run") as folder:
         (folder / "file").write_text("whole")
     assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == ["run", "run/file"]
+
+
+FOREIGN = ["precious", "folder.original", "checkpoints/notes.txt", "checkpoints/own/file", "mine/aevb-seed0.checkpoint"]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_files_of_the_user_are_not_removed_and_are_named_before_any_work(tmp_path, name):
+    beside = unfinished(tmp_path / "run")
+    precious = beside / name
+    precious.parent.mkdir(parents=True)
+    precious.write_text("mine")
+    own = beside / "checkpoints" / "aevb-seed0.checkpoint"
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("state")
+    worked = []
+    says = r"is kept for the files of the unfinished run.*is none of them; move it"
+    with pytest.raises(InputError, match=says), new_folder(tmp_path / "run"):
+        worked.append(1)
+    assert not worked
+    assert (precious.read_text(), own.read_text()) == ("mine", "state")
+
+
+def test_files_that_come_while_it_works_stay(tmp_path):
+    beside = unfinished(tmp_path / "run")
+    with new_folder(tmp_path / "run") as folder:
+        (folder / "file").write_text("whole")
+        (beside / "precious").write_text("mine")
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == {"run", "run/file", "run.unfinished", "run.unfinished/precious"}
+
+
+@pytest.mark.parametrize("what", ["a link there", "a file there", "a dangling link", "a link", "nothing", "a parent"])
+def test_a_place_that_is_no_place_for_it_is_refused_and_left_as_it_is(tmp_path, what):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("mine")
+    match what:
+        case "a link there":
+            unfinished(run).symlink_to(elsewhere)
+        case "a file there":
+            unfinished(run).write_text("mine")
+        case "a dangling link":
+            run.symlink_to(tmp_path / "absent")
+        case "a link":
+            run.symlink_to(elsewhere)
+        case "nothing":
+            run = tmp_path / "absent" / ".."
+        case "a parent":
+            run = tmp_path / "absent" / ".." / "run"
+    before = sorted(tmp_path.rglob("*"))
+    says = r"is no folder of an unfinished run|exists already|names no folder"
+    with pytest.raises(InputError, match=says), new_folder(run):
+        pytest.fail("it works")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (elsewhere / "precious").read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):

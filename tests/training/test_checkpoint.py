@@ -1,5 +1,10 @@
 """A run that goes on from its checkpoint is the run that was never interrupted, to the last bit."""
 
+import copy
+import functools
+import hashlib
+import io
+import operator
 import os
 import signal
 import subprocess
@@ -12,15 +17,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from checkpoint_runs import X, train
+from checkpoint_runs import X, flipped, model, train
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyro_vae import Training
 from pyro_vae.engine import Step
 from pyro_vae.errors import InputError
-from pyro_vae.inference import ALGORITHMS, RWS
+from pyro_vae.inference import AEVB, ALGORITHMS, RWS
 from pyro_vae.training import eager_step
 from pyro_vae.training.checkpoint import Checkpoint
+from pyro_vae.training.fit import prepared
+from pyro_vae.training.schedules import cosine
 from pyro_vae.training.validation import Watch
+
+DAMAGED = r"is no checkpoint of this version|is damaged: its checksum is wrong"
+
+
+def noisy(x, generator, share=0.1):
+    return flipped(x, generator) * share
 
 
 def assert_same(one, other):
@@ -201,6 +215,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         ({"validation": X}, "validation"),
         ({"activation": torch.nn.ReLU}, r"model '\(1\): Tanh\(\)', not '\(1\): ReLU\(\)'"),
         ({"scale": 3.0}, r"fixed values: prior.fixed_scale 1.0, not 3.0"),
+        ({"schedule": None}, r"schedule 'checkpoint_runs.train.<locals>.<lambda>', not None"),
+        ({"schedule": cosine(25)}, r"schedule .*, not 'pyro_vae.training.schedules.cosine.* total=25, warmup=0'"),
+        (
+            {"transform": functools.partial(noisy, share=0.2)},
+            r"transform '.*flipped', not '.*noisy, share=0.2'",
+        ),
         ({"steps": 5}, ""),
     ]:
         said = f"of another run: {what}" if what else "has 25 steps already, and 5 are asked for"
@@ -212,15 +232,70 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     place = tmp_path / "run.checkpoint"
     train(place)
     content = place.read_bytes()
-    for bad in (b"", b"nothing", content[: len(content) // 2]):
+    for bad in (b"", b"nothing", content[: len(content) // 2], content + b"more"):
         place.write_bytes(bad)
-        with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+        with pytest.raises(InputError, match=DAMAGED):
             train(place)
         assert place.read_bytes() == bad
     with pytest.raises(InputError, match="does not exist; make it first"):
         train(tmp_path / "nowhere" / "run.checkpoint")
     with pytest.raises(InputError, match="cannot be written: it is a folder"):
         train(tmp_path)
+
+
+def test_a_flipped_bit_is_refused_wherever_it_is(tmp_path):
+    """A zip file has a checksum of each part, which torch does not look at."""
+    place = tmp_path / "run.checkpoint"
+    train(place)
+    content = place.read_bytes()
+    positions = np.linspace(0, len(content) - 1, 60).astype(int)
+    for i, position in enumerate(positions):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << i % 8
+        place.write_bytes(bytes(damaged))
+        with pytest.raises(InputError, match=DAMAGED):
+            train(place)
+
+
+def test_a_wrong_structure_is_refused_and_changes_nothing(tmp_path):
+    place = tmp_path / "run.checkpoint"
+    train(place)
+    state = torch.load(io.BytesIO(place.read_bytes()[HEAD:]), weights_only=True)
+    for path in (["about"], ["run", "step"], ["run", "members"], ["epoch"], ["random"], ["begun"], ["run", "seconds"]):
+        bad = copy.deepcopy(state)
+        inner = functools.reduce(operator.getitem, path[:-1], bad)
+        del inner[path[-1]]
+        with_checksum(place, bad)
+        with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+            train(place)
+    bad = copy.deepcopy(state)
+    bad["run"]["members"][0]["kept"] = []
+    with_checksum(place, bad)
+    vae = model()
+    before = copy.deepcopy(vae.state_dict())
+    training = Training(optimizer=lambda p: torch.optim.Adam(p, 1e-2), batch_size=10, steps=25, compile=False)
+    loop = prepared([vae], X, [AEVB()], training, [0], transform=flipped)
+    checkpoint = Checkpoint(place, loop, [0])
+    checkpoint.about = bad["about"]
+    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+        checkpoint.load()
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+
+
+HEAD = len(b"pyro_vae checkpoint\n") + 32
+
+
+def with_checksum(place, state):
+    content = io.BytesIO()
+    torch.save(state, content)
+    digest = hashlib.sha256(content.getvalue()).digest()
+    place.write_bytes(b"pyro_vae checkpoint\n" + digest + content.getvalue())
+
+
+def test_what_a_killed_write_has_left_is_removed_by_the_next_run(tmp_path):
+    (tmp_path / ".run.checkpoint.unfinished").write_bytes(b"half")
+    train(tmp_path / "run.checkpoint")
+    assert [file.name for file in tmp_path.iterdir()] == ["run.checkpoint"]
 
 
 def test_a_process_that_is_killed_goes_on(tmp_path):
@@ -230,13 +305,17 @@ def test_a_process_that_is_killed_goes_on(tmp_path):
         sys.path.insert(0, sys.argv[1])
         from checkpoint_runs import train
         from pathlib import Path
-        def slowly(step):
-            Path(sys.argv[3]).write_text(str(step))
-            time.sleep(0.02)
-            return 1 / (1 + step)
         from pyro_vae.training import checkpoint
+        from pyro_vae.training.stepper import Stepper
+        step, take = [0], Stepper.take
+        def slowly(*arguments):
+            Path(sys.argv[3]).write_text(str(step[0]))
+            step[0] += 1
+            time.sleep(0.02)
+            return take(*arguments)
+        Stepper.take = slowly
         checkpoint._SHARE = 0
-        train(sys.argv[2], schedule=slowly, steps=60)
+        train(sys.argv[2], steps=60)
         """
     )
     place, step = tmp_path / "run.checkpoint", tmp_path / "step"
