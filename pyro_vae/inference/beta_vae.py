@@ -60,6 +60,11 @@ class BetaVAE(Inference):
             else like.new_tensor(self.beta)
         )
 
+    @property
+    def warming_up(self) -> bool:
+        """Whether the weight of the KL still rises."""
+        return float(self.steps) < self.warmup
+
     def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the weighted ELBO, and the true one as bound; see `Loss`."""
         q = vae.posterior_given(batch)

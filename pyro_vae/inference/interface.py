@@ -144,6 +144,11 @@ class Inference(nn.Module):
         """Whether phi is trained at all. If not, the encoder's output has no meaning."""
         return any("phi" in phase.moves for phase in self.phases)
 
+    @property
+    def warming_up(self) -> bool:
+        """Whether the objective still changes with the steps; early stopping and keeping the best wait for its end."""
+        return False
+
     def check(self, vae: VAE) -> None:
         """Raises an `InputError` if the algorithm cannot train this VAE; called before the first step."""
         for need in self.needs:

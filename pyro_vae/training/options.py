@@ -41,7 +41,8 @@ class Training:
             optimizer, modes of modules and which parameters are trained, but no parameter's value.
         clip_norm: Largest norm of the gradient of all parameters that a phase moves.
         validation_every: Steps between two evaluations of the validation data; by default one epoch.
-        early_stopping: Patience: number of evaluations without improvement after which training stops.
+        early_stopping: Patience: number of evaluations without improvement after which training stops. It waits for
+            the end of a warm-up of the algorithm, and so does ``keep="best"``.
         keep: Which parameters remain: those of the last step, or those of the best validation bound.
         compile: Whether the steps run as compiled programs: loss, gradients, clipping and update in one. At the same
             noise a compiled step equals the uncompiled one to rounding (draws of Bernoulli, categorical and dropout

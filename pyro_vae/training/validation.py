@@ -34,7 +34,8 @@ class Watch:
         compile: Whether the evaluation may run compiled; see `elbo`.
         steps: Steps after which the ELBO was evaluated.
         values: The ELBO after each of these steps, nats per datum.
-        best_step: Step after which it was best.
+        first: Index of the first value that is compared with others: after the algorithm's warm-up.
+        best_step: Step after which it was best; None during a warm-up.
         best_state: Parameters and buffers at that step; None where the last ones are kept.
     """
 
@@ -48,6 +49,7 @@ class Watch:
     compile: Literal["auto", False] = "auto"
     steps: list[int] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
+    first: int = 0
     best_step: int | None = None
     best_state: list[dict[str, Tensor]] | None = None
 
@@ -65,7 +67,9 @@ class Watch:
             raise NonFiniteError(
                 f"fit: the ELBO of the validation data is nan after step {step}; lower the learning rate."
             )
-        if not self.values or value > max(self.values):
+        if self.inference.warming_up:
+            self.first = len(self.values) + 1
+        elif value > max(self.values[self.first :], default=-math.inf):
             self.best_step = step
             if self.keep == "best":
                 self.best_state = [copy.deepcopy(module.state_dict()) for module in (self.vae, self.inference)]
@@ -76,22 +80,24 @@ class Watch:
     @property
     def exhausted(self) -> bool:
         """Whether the validation bound has not improved for as many evaluations as the patience."""
-        if self.patience is None or not self.values:
+        compared = self.values[self.first :]
+        if self.patience is None or not compared:
             return False
-        return len(self.values) - 1 - int(np.argmax(self.values)) >= self.patience
+        return len(compared) - 1 - int(np.argmax(compared)) >= self.patience
 
     def state(self) -> dict[str, Any]:
         """Returns the evaluations and the best parameters."""
         return {
             "steps": self.steps,
             "values": self.values,
+            "first": self.first,
             "best_step": self.best_step,
             "best_state": None if self.best_state is None else [dict(state) for state in self.best_state],
         }
 
     def put_back(self, state: Mapping[str, Any]) -> None:
         """Puts the state back that `state` returned."""
-        self.steps, self.values = list(state["steps"]), list(state["values"])
+        self.steps, self.values, self.first = list(state["steps"]), list(state["values"]), state["first"]
         self.best_step, self.best_state = state["best_step"], state["best_state"]
 
     def restore(self) -> None:

@@ -19,9 +19,10 @@ from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pyro_vae import Batch, Conditional, Fixed, Learned, mlp
+from pyro_vae.engine import interpreted
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.evaluation import elbo
-from pyro_vae.inference import AEVB, AnalyticKL, Inference, Loss, Phase, WakeSleep
+from pyro_vae.inference import AEVB, AnalyticKL, BetaVAE, Inference, Loss, Phase, WakeSleep
 from pyro_vae.training import eager_step
 from pyro_vae.training.schedules import cosine
 
@@ -329,6 +330,36 @@ def test_early_stopping(make_vae, keep):
     assert history.steps == history.best_step + 6
     kept = {"best": best, "last": -1}[keep]
     assert elbo(vae, ROWS, num_samples=1).value == history.validation_bound[kept]
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_stopping_and_keeping_the_best_wait_for_the_end_of_a_warm_up(make_vae, compile):
+    """The bound falls while the weight of the KL is small, and rises after."""
+    vae = make_vae()
+    options = {"steps": 300, "validation": ROWS, "validation_every": 1, "early_stopping": 3, "keep": "best"}
+    with interpreted():
+        history = run(
+            vae,
+            optimizer=lambda p: torch.optim.Adam(p, lr=0.1),
+            inference=BetaVAE(beta=1.0, warmup=60),
+            compile=compile,
+            **options,
+        )
+    values = history.validation_bound
+    stops = [n for n in range(1, 60) if n - 1 - int(np.argmax(values[:n])) >= 3]
+    assert stops  # it would have stopped in the warm-up
+    assert history.steps > 60
+    assert history.best_step == 61 + int(np.argmax(values[60:]))
+    assert elbo(vae, ROWS, num_samples=1).value == values[history.best_step - 1]
+    if history.stopped == "early stopping":
+        assert history.steps == history.best_step + 3
+
+
+def test_a_run_that_ends_in_its_warm_up_keeps_its_last_parameters(make_vae):
+    vae, options = make_vae(), {"validation": ROWS, "validation_every": 1, "early_stopping": 1, "keep": "best"}
+    history = run(vae, inference=BetaVAE(warmup=60), steps=20, **options)
+    assert (history.steps, history.best_step, history.stopped) == (20, None, "completed")
+    assert elbo(vae, ROWS, num_samples=1).value == history.validation_bound[-1]
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
