@@ -13,6 +13,7 @@ import pyro
 import torch
 
 from pyro_vae.comparison.checks import PosteriorChecks, check_posteriors
+from pyro_vae.comparison.execution import Execution, decide
 from pyro_vae.comparison.run import METRICS, Run, trained_runs
 from pyro_vae.datasets.data import Data
 from pyro_vae.errors import InputError
@@ -24,6 +25,9 @@ from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.data_check import check_values
 from pyro_vae.vae.part import takes_offset
 
+# What a folder of checkpoints says about its comparison.
+_NOTED = "comparison.json"
+
 
 @dataclass
 class Comparison:
@@ -34,6 +38,7 @@ class Comparison:
         data: The data of the experiment.
         runs: One run for each algorithm and seed.
         environment: Versions, device, date, command and the wall time of training and evaluation.
+        execution: How the training steps of all runs executed.
         checks: Checks of the posteriors and gradients of the first seed.
     """
 
@@ -41,6 +46,7 @@ class Comparison:
     data: Data
     runs: list[Run]
     environment: dict[str, Any]
+    execution: Execution = field(default_factory=lambda: Execution(False, "nothing else was asked for"))
     checks: PosteriorChecks = field(default_factory=lambda: PosteriorChecks(0))
 
     @property
@@ -73,9 +79,6 @@ class Comparison:
         for run in self.runs:
             if run.history.remark:
                 texts.setdefault(f"{run.algorithm}: {run.history.remark}", []).append(run.seed)
-            if "compiled in " in run.history.execution:
-                how = f"steps {run.history.execution}; seconds per epoch do not include this time"
-                texts.setdefault(f"{run.algorithm}: {how}", []).append(run.seed)
             for name, score in run.scores.items():
                 texts.setdefault(f"{run.algorithm}: {name} {score:.3f} on the test data", []).append(run.seed)
         return [f"{text} (seed {', '.join(map(str, seeds))})" for text, seeds in texts.items()]
@@ -93,6 +96,7 @@ class Comparison:
             "experiment": self.experiment.model_dump(mode="json", exclude_none=True),
             "data": self.data.record(),
             "environment": self.environment,
+            "execution": self.execution.record(),
             "summary": {
                 label: {name: _plain(value) for name, value in self.summary(label).items()} for label in self.labels
             },
@@ -171,7 +175,9 @@ class Prepared:
         experiment, data = self.experiment, self.data
         kept = None if checkpoints is None else _checkpoint_folder(Path(checkpoints), experiment, data)
         resumed = kept is not None and any(kept.glob("*.checkpoint"))
-        runs = trained_runs(experiment, data, progress, kept)
+        execution = _noted_execution(kept) or decide(experiment, data, progress)
+        _note(kept, execution)
+        runs = trained_runs(experiment, data, execution, progress, kept)
         first = {run.algorithm: run.vae for run in runs if run.seed == experiment.seeds[0]}
         checks = check_posteriors(
             first,
@@ -185,7 +191,7 @@ class Prepared:
         where = {**environment(experiment.torch_device, command), "wall_seconds": round(time.perf_counter() - start, 1)}
         if resumed:
             where["resumed"] = "wall time covers only the last part, and the runs were made at different times"
-        return Comparison(experiment, data, runs, where, checks)
+        return Comparison(experiment, data, runs, where, execution, checks)
 
 
 def prepare(experiment: Experiment, data: Data | None = None, progress: bool = False) -> Prepared:
@@ -242,9 +248,10 @@ def _checkpoint_folder(folder: Path, experiment: Experiment, data: Data) -> Path
     where = {"device": str(device), "threads": torch.get_num_threads(), "versions": versions()}
     about = {"data": data.record(), **others, **where}
     about = json.loads(json.dumps(about))  # lists and strings, as in the file
-    noted = folder / "comparison.json"
+    noted = folder / _NOTED
     if noted.exists():
         its = json.loads(noted.read_text(encoding="utf-8"))
+        its.pop(_EXECUTION, None)
         other = sorted(key for key in about | its if about.get(key) != its.get(key))
         if other:
             raise InputError(
@@ -253,10 +260,31 @@ def _checkpoint_folder(folder: Path, experiment: Experiment, data: Data) -> Path
             )
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    beside = noted.with_suffix(".tmp")
-    beside.write_text(json.dumps(about) + "\n", encoding="utf-8")
-    os.replace(beside, noted)
+    _replace(noted, about)
     return folder
+
+
+# The key under which the notes of a folder of checkpoints have how all runs execute.
+_EXECUTION = "execution"
+
+
+def _noted_execution(folder: Path | None) -> Execution | None:
+    """How the runs of an interrupted comparison execute, so that the others run alike."""
+    noted = None if folder is None else json.loads((folder / _NOTED).read_text(encoding="utf-8")).get(_EXECUTION)
+    return None if noted is None else Execution(**noted)
+
+
+def _note(folder: Path | None, execution: Execution) -> None:
+    """Notes how the runs execute beside their checkpoints."""
+    if folder is not None:
+        noted = json.loads((folder / _NOTED).read_text(encoding="utf-8"))
+        _replace(folder / _NOTED, {**noted, _EXECUTION: execution.record()})
+
+
+def _replace(noted: Path, content: dict[str, Any]) -> None:
+    beside = noted.with_suffix(".tmp")
+    beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    os.replace(beside, noted)
 
 
 def _plain(value: Interval) -> dict[str, float | int | None]:

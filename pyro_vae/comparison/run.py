@@ -12,6 +12,7 @@ import pyro
 from torch import Tensor
 
 from pyro_vae.batch import Batch
+from pyro_vae.comparison.execution import Execution, built, seeds_together, training_of
 from pyro_vae.datasets.data import Data
 from pyro_vae.evaluation.annealed import annealed_importance_sampling
 from pyro_vae.evaluation.estimate import Estimate
@@ -21,7 +22,6 @@ from pyro_vae.evaluation.latent import LatentKL, active_units, latent_kl
 from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.inference.interface import Inference
-from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.training.fit import fit
 from pyro_vae.training.history import History
 from pyro_vae.vae.vae import VAE
@@ -115,24 +115,24 @@ class Run:
 METRICS = ("elbo", "log_marginal", "active_units", "seconds_per_epoch")
 
 
-def trained_runs(experiment: Experiment, data: Data, progress: bool, checkpoints: Path | None) -> list[Run]:
+def trained_runs(
+    experiment: Experiment, data: Data, execution: Execution, progress: bool, checkpoints: Path | None
+) -> list[Run]:
     """Trains and evaluates every algorithm under every seed; the seeds run one by one, or all in one program.
 
     Arguments:
         experiment: The experiment to run, as `Experiment.completed` returns it.
         data: The data that its `load_data` returns.
+        execution: How all runs execute.
         progress: Whether to show progress bars.
         checkpoints: Folder of the checkpoints: one for each run, or one for each algorithm if its seeds are trained
             together; see `pyro_vae.compare`.
     """
-    seeds, algorithms, training = experiment.seeds, experiment.inference, experiment.training
-    together = training.together
-    if together is None:
-        together = experiment.torch_device.type == "cuda" and training.compile is not False
-    if not together or len(seeds) == 1:
+    seeds, algorithms = experiment.seeds, experiment.inference
+    if not seeds_together(experiment) or not (experiment.training.together or execution.compiled):
         pairs = [(seed, spec) for seed in seeds for spec in algorithms]
-        return [_trained(experiment, spec, [seed], data, progress, checkpoints)[0] for seed, spec in pairs]
-    of_algorithms = [_trained(experiment, spec, seeds, data, progress, checkpoints) for spec in algorithms]
+        return [_trained(experiment, spec, [seed], data, execution, progress, checkpoints)[0] for seed, spec in pairs]
+    of_algorithms = [_trained(experiment, spec, seeds, data, execution, progress, checkpoints) for spec in algorithms]
     return [run for of_seed in zip(*of_algorithms, strict=True) for run in of_seed]
 
 
@@ -141,20 +141,15 @@ def _trained(
     spec: InferenceSpec,
     seeds: Sequence[int],
     data: Data,
+    execution: Execution,
     progress: bool,
     checkpoints: Path | None,
 ) -> list[Run]:
     """Trains and evaluates one algorithm under the seeds, in one program if there are several."""
-    vaes, algorithms, device = [], [], experiment.torch_device
-    for seed in seeds:
-        with isolated(seed):
-            vaes.append(experiment.build(data).to(device))
-            algorithms.append(spec.build().to(device))
-    training = replace(
-        experiment.training.build(len(data.train)), check_support=not data.cross_entropy, divergence="stop"
-    )
-    if experiment.training.together and training.compile == "auto" and len(seeds) > 1:
-        training = replace(training, compile=True)
+    vaes, algorithms = built(experiment, spec, data, seeds)
+    training = training_of(experiment, data)
+    if training.compile == "auto":
+        training = replace(training, compile="full" if execution.compiled else False)
     histories = fit(
         vaes,
         data.batch("train"),

@@ -355,6 +355,7 @@ def training_mode(
         stack.enter_context(networks_in(training.precision))
         stack.enter_context(warnings.catch_warnings())
         stack.enter_context(deferrable())
-        terms = stack.enter_context(enabled(training.compile, calls, busy))
+        mode = True if training.compile == "full" else training.compile
+        terms = stack.enter_context(enabled(mode, calls, busy))
         warnings.filterwarnings("ignore", message="Encountered NaN")  # Pyro's; ours names the term
         yield terms

@@ -19,6 +19,8 @@ from pyro_vae.training.schedules import SCHEDULE
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 """Makes an optimizer from parameters."""
 
+Compile = Mode | Literal["full"]
+
 _EPOCHS = 50
 
 
@@ -48,7 +50,8 @@ class Training:
             noise a compiled step equals the uncompiled one to rounding (draws of Bernoulli, categorical and dropout
             kind come from another stream). ``"auto"`` compiles where that saves time, judged by how long the first
             steps take, so that one seed may give two results; where the model cannot be compiled, it warns. True
-            compiles always; a model that cannot be compiled is an error. The first step is never compiled. Compiled
+            compiles always; a model that cannot be compiled is an error. ``"full"`` is True for minibatches like the
+            first one, and ``"auto"`` for others, such as a short last one. The first step is never compiled. Compiled
             programs are kept on disk. R VAEs run as one stacked program; where they cannot, ``"auto"`` trains them
             one by one, with a warning, and True is an error. False trains them one by one, uncompiled.
         precision: Precision of the networks' products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``; see `networks_in`.
@@ -80,7 +83,7 @@ class Training:
     validation_every: int | None = None
     early_stopping: int | None = None
     keep: Literal["best", "last"] = "last"
-    compile: Mode = "auto"
+    compile: Compile = "auto"
     precision: Precision = "float32"
     check_support: bool = True
     divergence: Literal["raise", "stop"] = "raise"
@@ -131,7 +134,7 @@ class Training:
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "keep": ("best", "last"),
-    "compile": ("auto", True, False),
+    "compile": ("auto", "full", True, False),
     "precision": get_args(Precision),
     "divergence": ("raise", "stop"),
 }

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyro_vae.engine.compilation.cost import CAPTURE, CAPTURED, MOST, STACKING, STEP, TIMED, WARM, Busy, Mode
+from pyro_vae.engine.compilation.cost import CAPTURE, CAPTURED, MOST, STACKING, STEP, TIMED, WARM, Busy
 from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.training.member import Member
+from pyro_vae.training.options import Compile
 from pyro_vae.training.program import Program
 from pyro_vae.training.stacked_minibatches import Minibatch
 
@@ -99,7 +100,7 @@ class Programs:
         self,
         members: Sequence[Member],
         make: Callable[[Minibatch], Program],
-        mode: Mode,
+        mode: Compile,
         total: int,
         busy: Busy,
         title: str = "",
@@ -109,13 +110,20 @@ class Programs:
             *(total, busy, title),
         )
         self.key, self.kinds = Key(members), dict[Any, StepKind]()
+        self._first: StepKind | None = None
         self._eager = "uncompiled, one by one" if len(members) > 1 else "uncompiled"
         self.seconds, self.said, self.inside = 0.0, "", False
         self.refused: CaptureError | None = None
 
     def kind_of(self, minibatch: Minibatch) -> StepKind:
         """Returns the kind of a step."""
-        return self.kinds.setdefault(self.key.of(minibatch), StepKind())
+        kind = self.kinds.setdefault(self.key.of(minibatch), StepKind())
+        self._first = self._first or kind
+        return kind
+
+    def _must(self, kind: StepKind) -> bool:
+        """Whether a kind is compiled in any case, and not being able to is an error."""
+        return self.mode is True or (self.mode == "full" and kind is self._first)
 
     def program_for(self, kind: StepKind, minibatch: Minibatch, step: int) -> Program | None:
         """Returns the program of a step, ready to run; None where the step is to run operation by operation.
@@ -126,16 +134,16 @@ class Programs:
             step: Steps taken so far. The first step of a run is validated, and never in a program.
 
         Raises:
-            CaptureError, CompilationError: With ``mode=True``.
+            CaptureError, CompilationError: For a kind that must be compiled.
         """
         kind.uses += 1
         if not kind.decided and step > 0:
             left = (self.total - step) * kind.uses / (step + 1)
             if kind.program is None:
                 self._capture(kind, minibatch, left)
-            if kind.program is not None and not kind.decided and (self.mode is True or len(kind.seconds) >= TIMED):
+            if kind.program is not None and not kind.decided and (self._must(kind) or len(kind.seconds) >= TIMED):
                 self._compile_if_it_saves(kind, kind.program, left)
-        if kind.program is not None and self.mode == "auto":
+        if kind.program is not None and not self._must(kind):
             try:
                 kind.program.check_reads()
             except CaptureError as error:
@@ -170,7 +178,7 @@ class Programs:
             self._refuse(f"minibatches of more than {MOST} kinds; a number that changes all the time must be a buffer")
             return
         alone, saved = len(self.members) == 1, float("inf")
-        if self.mode == "auto" and not self._together_already:
+        if not self._must(kind) and not self._together_already:
             if len(kind.seconds) < (TIMED if alone else 1):
                 return
             seconds = statistics.median(kind.seconds)
@@ -188,7 +196,7 @@ class Programs:
                 self.said = f"{self.title}, uncompiled"
         except (CaptureError, CompilationError) as error:
             kind.decided, kind.program = True, None
-            if self.mode is True:
+            if self._must(kind):
                 raise
             self._refuse(str(error), error)
 
@@ -201,7 +209,7 @@ class Programs:
         """Compiles a captured program where that saves time."""
         kind.decided = True
         if saved is None:
-            saved = float("inf") if self.mode is True else CAPTURED.of(statistics.median(kind.seconds), left)
+            saved = float("inf") if self._must(kind) else CAPTURED.of(statistics.median(kind.seconds), left)
         if program.cost + (CAPTURE if not program.runs_uncompiled else 0.0) > saved:
             if not program.runs_uncompiled:
                 kind.program = None
@@ -210,7 +218,7 @@ class Programs:
         try:
             self._timed("compiling", program.compile)
         except CompilationError as error:
-            if self.mode is True or not program.runs_uncompiled:
+            if self._must(kind) or not program.runs_uncompiled:
                 raise
             self._warn(str(error))
             return

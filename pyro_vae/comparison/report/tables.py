@@ -76,7 +76,12 @@ def summary_text(comparison: Comparison) -> TableText:
         [significant(summary["seconds_per_epoch"]) for summary in summaries],
     ]
     header = ("algorithm", f"test {_bound(comparison)}", _marginal(comparison), "active units", "seconds per epoch")
-    caption = " ".join(filter(None, (_caption(comparison), _ACTIVE, _sampling(comparison), annealing(comparison))))
+    caption = " ".join(
+        filter(
+            None,
+            (_caption(comparison), _ACTIVE, _sampling(comparison), annealing(comparison), comparison.execution.said),
+        )
+    )
     return TableText("Test data, by algorithm", header, _rows(columns), caption, tuple(comparison.remarks))
 
 

@@ -1,0 +1,170 @@
+r"""How the runs of a comparison execute: all compiled or all not, decided once, so that their times can be compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from pyro_vae.datasets.data import Data
+from pyro_vae.engine.compilation.cost import CAPTURE, STEP, TIMED, WARM
+from pyro_vae.engine.errors import CaptureError, CompilationError
+from pyro_vae.errors import NonFiniteError
+from pyro_vae.experiment.choices import InferenceSpec
+from pyro_vae.experiment.experiment import Experiment
+from pyro_vae.runtime.progress import steps_bar
+from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.training.fit import prepared
+from pyro_vae.training.loop import Loop, training_mode
+from pyro_vae.training.options import Training
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How the training steps of all runs execute.
+
+    Attributes:
+        compiled: Whether steps on whole minibatches run as compiled programs.
+        reason: Why they run so, as a part of a sentence.
+        seconds: Wall time of the decision, with capturing and compiling every algorithm's step; part of no run's time.
+    """
+
+    compiled: bool
+    reason: str
+    seconds: float = 0.0
+
+    @property
+    def said(self) -> str:
+        """One sentence for a report."""
+        took = f" in {self.seconds:.0f} s, which no time contains" if self.compiled and self.seconds else ""
+        return f"All runs took their steps {'compiled' if self.compiled else 'uncompiled'}{took}: {self.reason}."
+
+    def record(self) -> dict[str, Any]:
+        """Returns the attributes, ready for JSON."""
+        return {**asdict(self), "seconds": round(self.seconds, 2)}
+
+
+def decide(experiment: Experiment, data: Data, progress: bool = False) -> Execution:
+    """Returns how the runs of an experiment execute; where they are compiled, the programs are ready in this process.
+
+    With ``training.compile: auto``, a few steps of every algorithm are timed, on models that are then thrown away. All
+    runs are compiled if that saves more time over all of them than it costs, and every algorithm can be compiled.
+
+    Arguments:
+        experiment: The experiment, as `Experiment.completed` returns it.
+        data: Its data.
+        progress: Whether to say on the terminal that this takes time.
+    """
+    mode = experiment.training.compile
+    if mode != "auto":
+        return Execution(bool(mode), f"the experiment says `compile: {str(mode).lower()}`")
+    if experiment.training.together and len(experiment.seeds) > 1:
+        return Execution(True, "the experiment says `together: true`")
+    start = time.perf_counter()
+    with steps_bar("how the runs execute" if progress else False, 1) as bar, bar.busy("timing a few steps"):
+        compiled, reason = _decided(experiment, data)
+    return Execution(compiled, reason, time.perf_counter() - start)
+
+
+def _decided(experiment: Experiment, data: Data) -> tuple[bool, str]:
+    steps = experiment.training.total_steps(len(data.train))
+    seeds = 1 if seeds_together(experiment) else len(experiment.seeds)  # runs of an algorithm
+    too_few = f"{steps} steps a run would not repay the compilation"
+    if steps <= TIMED + 1:
+        return False, too_few
+    saved = 0.0
+    try:
+        for spec in experiment.inference:
+            saved += STEP.of(_seconds_of_a_step(experiment, spec, data), steps) * seeds
+    except NonFiniteError as error:
+        return False, f"a first step fails ({error})"
+    if saved < len(experiment.inference) * (WARM + CAPTURE * seeds):
+        return False, too_few
+    pilots, cost = [], 0.0
+    for spec in experiment.inference:
+        pilot = _Pilot(experiment, spec, data, compile="full")
+        try:
+            pilot.capture()
+        except CaptureError as error:
+            return False, f"the step of {spec.label} cannot be compiled: {error}"
+        pilots.append(pilot)
+        cost += pilot.cost + CAPTURE * seeds
+        if cost > saved:
+            return False, too_few
+    try:
+        for pilot in pilots:
+            pilot.program.compile()
+    except CompilationError as error:
+        return False, str(error).rstrip(".")
+    return True, "that saves time over all runs"
+
+
+def _seconds_of_a_step(experiment: Experiment, spec: InferenceSpec, data: Data) -> float:
+    """The median time of a few uncompiled steps after the first."""
+    pilot = _Pilot(experiment, spec, data, compile=False)
+    pilot.advance(TIMED + 1)
+    seconds = pilot.loop.members[0].records.seconds
+    return statistics.median(after - before for before, after in pairwise(seconds))
+
+
+class _Pilot:
+    """A run of an algorithm for a few steps: of the first seed, or of all that are trained together."""
+
+    def __init__(self, experiment: Experiment, spec: InferenceSpec, data: Data, compile: Any) -> None:
+        self.seed, self.training = experiment.seeds[0], replace(training_of(experiment, data), compile=compile)
+        seeds = experiment.seeds if seeds_together(experiment) else [self.seed]
+        vaes, algorithms = built(experiment, spec, data, seeds)
+        transform = data.transform if data.binarisation == "dynamic" else None
+        train = data.batch("train")
+        self.loop: Loop = prepared(vaes, train, algorithms, self.training, seeds, transform=transform)
+        self.loop.open()
+
+    def advance(self, steps: int) -> None:
+        """Takes steps; raises a `NonFiniteError` where one fails."""
+        with training_mode(self.loop.members, self.seed, "pilot", self.training, steps, self.loop.busy):
+            self.loop.advance(steps)
+            self.loop.settle()
+        for member in self.loop.members:
+            if member.stopped:
+                raise NonFiniteError(member.remark)
+
+    def capture(self) -> None:
+        """Captures the step after the first, which is validated and shows what has no gradient."""
+        self.advance(1)
+        programs = self.loop.steppers[0].programs
+        if programs is None:
+            raise RuntimeError("a pilot that captures has programs")
+        with training_mode(self.loop.members, self.seed, "capture", self.training, 1, self.loop.busy):
+            self.program = programs.make(next(self.loop.source.epoch()))
+
+    @property
+    def cost(self) -> float:
+        """Seconds that compiling takes, as far as is known beforehand."""
+        return self.program.cost
+
+
+def seeds_together(experiment: Experiment) -> bool:
+    """Whether the seeds of an algorithm are trained in one program, if they are compiled."""
+    together = experiment.training.together
+    if together is None:
+        together = experiment.torch_device.type == "cuda"
+    return together and len(experiment.seeds) > 1
+
+
+def training_of(experiment: Experiment, data: Data) -> Training:
+    """Returns the settings of every run."""
+    training = experiment.training.build(len(data.train))
+    return replace(training, check_support=not data.cross_entropy, divergence="stop")
+
+
+def built(experiment: Experiment, spec: InferenceSpec, data: Data, seeds: Sequence[int]) -> tuple[list[Any], list[Any]]:
+    """Returns new VAEs and algorithms, one for each seed."""
+    vaes, algorithms, device = [], [], experiment.torch_device
+    for seed in seeds:
+        with isolated(seed):
+            vaes.append(experiment.build(data).to(device))
+            algorithms.append(spec.build().to(device))
+    return vaes, algorithms
