@@ -310,7 +310,7 @@ def with_dropout(seed):
         return VAE(prior, likelihood, Conditional(dist.Normal, (2,), given=encoder, features=5)).to(DOUBLE)
 
 
-@pytest.mark.parametrize("stretch", [1, 64])
+@pytest.mark.parametrize("stretch", [pytest.param(1, marks=pytest.mark.slow), 64])
 def test_what_a_program_holds_as_a_constant_may_change_in_mid_run_and_between_runs(lifted, monkeypatch, stretch):
     """A schedule changes the weight decay and the dropout's mode; a parameter is frozen between two runs."""
     monkeypatch.setattr("pyro_vae.training.stepper._MOST", stretch)
@@ -338,11 +338,12 @@ def test_what_a_program_holds_as_a_constant_may_change_in_mid_run_and_between_ru
     for frozen in (False, True):
         for vae in (*together, *apart):
             vae.likelihood.given.requires_grad_(not frozen)
+        steps = 4 if frozen else 9  # only the first run comes to the steps at which the schedule changes things
         with interpreted():
-            histories = run(together, compile=True)
+            histories = run(together, compile=True, steps=steps)
         assert all("in one program, compiled" in history.execution for history in histories)
         for seed, vae in enumerate(apart):
-            alone = run(vae, compile=False, seed=seed)
+            alone = run(vae, compile=False, seed=seed, steps=steps)
             torch.testing.assert_close(*map(torch.as_tensor, (histories[seed].bound, alone.bound)), rtol=1e-10, atol=0)
         for vae, other in zip(together, apart, strict=True):
             for (name, a), b in zip(vae.named_parameters(), other.parameters(), strict=True):
@@ -386,8 +387,8 @@ def resumable(path, stop=None, *, rates=(0.01, 0.05, 0.1), **options):
 
     given = {
         "optimizer": [adam(lr=rate) for rate in rates],
-        "steps": 11,
-        "batch_size": 4,
+        "steps": 8,
+        "batch_size": 5,
         "schedule": lambda step: 1 / (1 + step),
         "transform": lambda x, generator: torch.where(torch.rand(x.shape, generator=generator) < 0.1, 1 - x, x),
         "checkpoint": path,
@@ -414,16 +415,27 @@ def assert_same_run(one, other):
         assert (mine.stopped, mine.remark, mine.best_step) == (its.stopped, its.remark, its.best_step)
 
 
+RATES = (0.01, 1e30, 0.05)  # at the second one, training diverges
+SHORT_LAST = {"batch_size": 4, "steps": 5}
+VALIDATED = {"validation": data("beta-vae"), "validation_every": 2, "keep": "best"}
+
+
 @pytest.mark.parametrize(
     ("stop", "options"),
     [
         (5, {"compile": False}),
-        (2, {"compile": True}),
-        (7, {"compile": True, "common_noise": True}),
-        (8, {"compile": True, "validation": data("beta-vae"), "validation_every": 2, "keep": "best"}),
-        (4, {"compile": True, "rates": (0.01, 1e30, 0.05), "transform": None}),
+        (2, {"compile": True, "rates": (0.01, 0.05), "optimizer": [sgd(momentum=0.9)] * 2, **SHORT_LAST}),
+        (6, {"compile": True, "common_noise": True, "rates": RATES, **VALIDATED}),
+        *(
+            pytest.param(stop, {"compile": True, **options}, marks=pytest.mark.slow)
+            for stop, options in [
+                (7, {"common_noise": True}),
+                (6, VALIDATED),
+                (4, {"rates": RATES, "transform": None}),
+            ]
+        ),
     ],
-    ids=["uncompiled", "the first compiled step", "common noise", "validation", "one that diverged"],
+    ids=["uncompiled", "the first compiled step", "all at once", "common noise", "validation", "one that diverged"],
 )
 def test_several_that_die_go_on_together(tmp_path, monkeypatch, stop, options):
     monkeypatch.setattr("pyro_vae.training.checkpoint._SHARE", 0)
@@ -433,6 +445,8 @@ def test_several_that_die_go_on_together(tmp_path, monkeypatch, stop, options):
     assert place.exists()
     assert_same_run(resumable(place, **options), whole)
     assert_same_run(resumable(place, **options), whole)  # it is over
+    if options.get("rates") is RATES:
+        assert [history.stopped for history in whole[2]] == ["completed", "diverged", "completed"]
 
 
 def test_a_checkpoint_of_other_vaes_is_refused(tmp_path):
@@ -504,11 +518,20 @@ def test_refusals():
 # ------------------------------------------------------------------ machine code
 
 
+def tiny_vae(seed):
+    """A VAE of two linear layers, which compiles fast."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+        posterior = Conditional(dist.Normal, (2,), given=nn.Linear(6, 4), head=None)
+        return VAE(prior, Conditional(dist.Bernoulli, (6,), given=nn.Linear(2, 6), head=None), posterior).to(DOUBLE)
+
+
 @pytest.mark.machine_code
 def test_compiled():
-    vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(3)]
+    vaes = [tiny_vae(seed) for seed in range(3)]
     apart = copy.deepcopy(vaes)
-    options = {"steps": 6, "batch_size": 5}
+    options = {"steps": 4, "batch_size": 5}
     optimizers = [sgd(lr=lr) for lr in (0.01, 0.1, 0.3)]
     histories = fit_with(vaes, data("aevb", DOUBLE), AEVB(), optimizer=optimizers, compile=True, **options)
     assert "3 replicates in one program, compiled in" in histories[0].execution
