@@ -10,7 +10,7 @@ import warnings
 import pyro.distributions as dist
 import pytest
 import torch
-from algorithm_cases import data, made, small_vae
+from algorithm_cases import data, made, small_vae, tiny_vae
 from fitting import fit_with
 from torch import nn
 
@@ -203,7 +203,7 @@ def test_optimizers_clipping_and_a_schedule(name, optimizer):
 
 def run(compile, *calls, vae=None):
     """Calls of `fit` on one VAE, each with what is done before it; the parameters after them."""
-    vae = vae or model("mlp", "aevb")
+    vae = vae or tiny_vae()
     with Lifted(), interpreted():
         for before, options in calls:
             before(vae)
@@ -237,7 +237,7 @@ def nothing(vae):
     ids=["short last batch", "batch size", "dtype", "requires_grad", "assigned", "layout"],
 )
 def test_changes_between_steps_and_between_runs(calls):
-    results = [run(compile, *calls, vae=model("mlp", "aevb", torch.float32)) for compile in (True, False)]
+    results = [run(compile, *calls, vae=tiny_vae(dtype=torch.float32)) for compile in (True, False)]
     for name, value in results[1].items():
         torch.testing.assert_close(results[0][name], value, rtol=1e-5, atol=1e-6)
 
@@ -279,7 +279,7 @@ def test_more_kinds_of_batches_than_are_compiled_run_uncompiled_with_one_warning
     """Ten sizes of batches in turn."""
 
     def results(compile):
-        vae = model("mlp", "aevb")
+        vae = tiny_vae()
         vae.size = None
         sets = [data("aevb", torch.float64).x[:n] for n in range(1, 11)]
         loader = torch.utils.data.DataLoader(torch.cat(sets), batch_sampler=_Sizes())
@@ -445,7 +445,7 @@ def test_batches_with_labels_weights_and_masks():
 
 @pytest.mark.parametrize("modes", [("auto", "auto"), (True, "auto"), ("auto", True)], ids=str)
 def test_the_optimizer_knows_its_steps_however_they_ran(modes):
-    vae, made = model("mlp", "aevb"), []
+    vae, made = tiny_vae(), []
 
     def optimizer(parameters):
         made.append(made[0] if made else torch.optim.Adam(parameters, lr=1e-2))
@@ -464,7 +464,7 @@ def test_the_optimizer_knows_its_steps_however_they_ran(modes):
 
 def test_a_number_that_changes_in_mid_run_is_followed():
     def trained(compile):
-        vae, algorithm = model("mlp", "beta-vae"), BetaVAE(1.0)
+        vae, algorithm = tiny_vae(), BetaVAE(1.0)
 
         def callback(step, metrics):
             algorithm.beta = 1.0 if step < 6 else 4.0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pyro.distributions as dist
 import pytest
 import torch
-from algorithm_cases import data, made, small_vae
+from algorithm_cases import data, made, small_vae, tiny_vae
 from fitting import fit_with
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -43,11 +44,12 @@ def lifted(monkeypatch):
     monkeypatch.setattr(eager_step, "take_step", at_noise)
 
 
-def both(name, algorithms, optimizers, *, dtype=DOUBLE, seeds=None, x=None, **options):
+def both(name, algorithms, optimizers, *, tiny=False, dtype=DOUBLE, seeds=None, x=None, **options):
     """Replicates, and the same VAEs trained apart: VAEs with their algorithms, and histories."""
     options = {"steps": 6, "batch_size": 5} | options
     seeds = list(range(len(algorithms)) if seeds is None else seeds)
-    together = [(small_vae(name, seed, dtype), algorithm) for seed, algorithm in enumerate(algorithms)]
+    make = tiny_vae if tiny else functools.partial(small_vae, name)
+    together = [(make(seed, dtype), algorithm) for seed, algorithm in enumerate(algorithms)]
     apart = copy.deepcopy(together)
     x = data(name, dtype) if x is None else x
     with interpreted():
@@ -89,14 +91,15 @@ def test_a_short_last_batch_and_replicates_that_go_through_the_program_in_parts(
 
 
 def test_two_phases_with_momentum_and_draws_of_the_data(lifted):
-    assert_same(*both("wake-sleep", [made("wake-sleep") for _ in range(3)], [sgd(momentum=0.9, lr=0.1)] * 3))
+    optimizers = [sgd(momentum=0.9, lr=0.02)] * 3
+    assert_same(*both("wake-sleep", [made("wake-sleep") for _ in range(3)], optimizers, tiny=True))
 
 
 def test_learning_rates_and_options_of_the_optimizer_and_of_the_algorithm_differ():
     numbers = ((0.1, 0.8, 0.01, 0.2), (0.03, 0.95, 0.03, 0.7))
     optimizers = [adam(lr=lr, betas=(b, 1 - b / 50), weight_decay=w, eps=w / 1e4) for lr, b, w, _ in numbers]
     algorithms = [Renyi(alpha, num_particles=3) for *_, alpha in numbers]
-    assert_same(*both("renyi", algorithms, optimizers, clip_norm=0.5, schedule=linear(6, warmup=2)))
+    assert_same(*both("renyi", algorithms, optimizers, tiny=True, clip_norm=0.5, schedule=linear(6, warmup=2)))
 
 
 @pytest.mark.slow
@@ -141,7 +144,7 @@ def test_a_transform_and_a_loader_serve_each_replicate_by_its_own_seed(loaded):
 
 
 def test_common_random_numbers():
-    vae, x = small_vae("aevb", dtype=DOUBLE), data("aevb", DOUBLE)
+    vae, x = tiny_vae(), data("aevb", DOUBLE)
     betas = (1.0, 1.0, 3.0)
     vaes, apart = ([copy.deepcopy(vae) for _ in betas] for _ in range(2))
     options = {"optimizer": sgd(), "steps": 5, "batch_size": 5}
@@ -206,7 +209,7 @@ def test_draws_that_are_not_made_of_noise_have_the_same_distribution(family):
 
 def test_a_replicate_that_diverges_is_named_and_does_not_touch_the_others():
     rates, x = [0.01, 1e30, 0.02], data("aevb", DOUBLE)
-    vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(3)]
+    vaes = [tiny_vae(seed) for seed in range(3)]
     apart = copy.deepcopy(vaes)
     options = {"steps": 6, "batch_size": 5, "divergence": "stop"}
     with interpreted():
@@ -226,7 +229,7 @@ def test_a_replicate_that_diverges_is_named_and_does_not_touch_the_others():
 
 @pytest.mark.parametrize("last", [float("inf"), 1e200], ids=["in the last update", "in a loss"])
 def test_one_that_diverges_has_the_parameters_back_that_a_run_of_its_own_has(last):
-    vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(2)]
+    vaes = [tiny_vae(seed) for seed in range(2)]
     apart = copy.deepcopy(vaes)
     options = {"optimizer": sgd(momentum=0.5), "steps": 5, "batch_size": 5, "divergence": "stop"}
     options["schedule"] = lambda step: last if step == (4 if last == float("inf") else 2) else 1.0
@@ -249,7 +252,7 @@ def test_the_optimizers_know_how_many_steps_were_taken():
         made_by.append(torch.optim.Adam(parameters))
         return made_by[-1]
 
-    vaes = [small_vae("aevb", seed) for seed in range(2)]
+    vaes = [tiny_vae(seed, torch.float32) for seed in range(2)]
     with interpreted():
         fit(vaes, data("aevb"), AEVB(), Training(optimizer=optimizer, steps=4, batch_size=5, compile=True))
     assert [{float(state["step"]) for state in each.state.values()} for each in made_by] == [{4.0}, {4.0}]
@@ -257,7 +260,7 @@ def test_the_optimizers_know_how_many_steps_were_taken():
 
 @pytest.mark.slow
 def test_one_that_diverges_at_the_first_step_leaves_the_others_to_train():
-    vaes = [small_vae("aevb", seed) for seed in range(2)]
+    vaes = [tiny_vae(seed, torch.float32) for seed in range(2)]
     with torch.no_grad():  # z so large that its log density is infinite
         for parameter in vaes[1].posterior.parameters():
             parameter.fill_(1e25)
@@ -276,7 +279,7 @@ def test_one_that_diverges_at_the_first_step_leaves_the_others_to_train():
 
 
 def test_after_an_interrupt_results_lie_in_the_same_objects_and_in_memory_of_their_own():
-    vaes = [small_vae("beta-vae", seed) for seed in range(2)]
+    vaes = [tiny_vae(seed, torch.float32) for seed in range(2)]
     algorithms = [BetaVAE(warmup=4) for _ in range(2)]
     modules = [*vaes, *algorithms]
     tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
@@ -355,7 +358,7 @@ def test_what_a_program_holds_as_a_constant_may_change_in_mid_run_and_between_ru
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_callback_is_told_of_every_vae(compile):
-    vaes, called = [small_vae("aevb", seed) for seed in range(3)], []
+    vaes, called = [tiny_vae(seed, torch.float32) for seed in range(3)], []
     options = {"optimizer": sgd(), "steps": 6, "batch_size": 5, "validation": data("aevb"), "validation_every": 3}
     with interpreted():
         histories = fit_with(
@@ -379,7 +382,7 @@ class Stop(Exception):
 
 def resumable(path, stop=None, *, rates=(0.01, 0.05, 0.1), **options):
     """Three VAEs with a checkpoint, which die after a step."""
-    vaes = [small_vae("beta-vae", seed) for seed in range(len(rates))]
+    vaes = [tiny_vae(seed, torch.float32) for seed in range(len(rates))]
 
     def callback(step, metrics):
         if step == stop:
@@ -480,7 +483,7 @@ def test_programs_of_another_structure_are_refused_by_index_or_trained_one_by_on
 
 
 def test_few_steps_do_not_repay_the_capture_and_run_as_they_would_apart():
-    vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(2)]
+    vaes = [tiny_vae(seed) for seed in range(2)]
     apart = copy.deepcopy(vaes)
     options = {"optimizer": adam(), "steps": 4, "batch_size": 5}
     histories = fit_with(vaes, data("aevb", DOUBLE), AEVB(), **options)
@@ -493,7 +496,7 @@ def test_few_steps_do_not_repay_the_capture_and_run_as_they_would_apart():
 
 
 def test_refusals():
-    a, b = small_vae("aevb", 0), small_vae("aevb", 1)
+    a, b = tiny_vae(0, torch.float32), tiny_vae(1, torch.float32)
     x, given = data("aevb"), {"optimizer": adam(), "steps": 2, "batch_size": 5}
     with pytest.raises(InputError, match="expected a list of VAEs"):
         fit_with([a, "b"], x, AEVB(), **given)
@@ -516,15 +519,6 @@ def test_refusals():
 
 
 # ------------------------------------------------------------------ machine code
-
-
-def tiny_vae(seed):
-    """A VAE of two linear layers, which compiles fast."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
-        posterior = Conditional(dist.Normal, (2,), given=nn.Linear(6, 4), head=None)
-        return VAE(prior, Conditional(dist.Bernoulli, (6,), given=nn.Linear(2, 6), head=None), posterior).to(DOUBLE)
 
 
 @pytest.mark.machine_code
