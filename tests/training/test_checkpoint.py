@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from algorithm_cases import made
 from checkpoint_runs import X, train
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -59,10 +60,10 @@ def test_a_run_that_dies_goes_on(tmp_path, monkeypatch, stop, compile):
 @pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"m2", "enumeration"}))
 def test_every_algorithm_goes_on(tmp_path, monkeypatch, name):
     monkeypatch.setattr("pyro_vae.training.checkpoint._SHARE", 0)
-    whole = train(inference=ALGORITHMS[name](), steps=12)
+    whole = train(inference=made(name), steps=12)
     place = tmp_path / "run.checkpoint"
-    assert train(place, 8, inference=ALGORITHMS[name](), steps=12) is None
-    assert_same(train(place, inference=ALGORITHMS[name](), steps=12), whole)
+    assert train(place, 8, inference=made(name), steps=12) is None
+    assert_same(train(place, inference=made(name), steps=12), whole)
 
 
 def test_more_steps_go_on_with_a_run_that_is_over(tmp_path):

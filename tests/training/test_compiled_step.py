@@ -74,7 +74,7 @@ def deep(name):
 KINDS = {"mlp": small_vae, "conv": conv, "deep": deep}
 # What is in the suite that always runs: hooks, inner gradients, several phases, own parameters, buffers and a carry.
 QUICK = {"mlp": ("dreg", "piwae", "rws", "vb", "m2", "mcem"), "conv": ("aevb",), "deep": ("wake-sleep",)}
-RESUMED = {"dreg", "vb", "mcem"}  # of these, what is resumed there: each run captures its programs anew
+RESUMED = {"vb", "mcem"}  # of these, what is resumed there: each run captures its programs anew
 
 
 def model(kind, name, dtype=torch.float64):
@@ -115,7 +115,7 @@ def trained(kind, name, compile, dtype=torch.float64, optimizer=adam, resumed=Tr
 
     bounds, ran = [], []
     with Lifted():
-        # A step of MCEM makes a hundred leapfrog steps, which make rounding grow, and five updates.
+        # A step of MCEM makes a dozen leapfrog steps, which make rounding grow, and two updates.
         first, second = (6, 4) if name == "mcem" else (12, STEPS - 12)
         for steps in (first, second) if resumed else (first + second,):
             history = fit_with(
