@@ -63,7 +63,7 @@ def test_with_few_temperatures_the_sandwich_is_wide_and_holds() -> None:
     torch.testing.assert_close(width.pointwise, above + below)
 
 
-@pytest.mark.parametrize("temperatures", [2, 6])
+@pytest.mark.parametrize("temperatures", [pytest.param(2, marks=pytest.mark.slow), 6])
 def test_the_reverse_weights_are_unbiased(temperatures: int) -> None:
     """E[w'] = 1 / p(x), over pairs (z, x)."""
     vae = MODEL.vae(MODEL.exact_encoder(0.8))  # narrow, so that the reverse weights are light
@@ -92,7 +92,7 @@ def test_the_pairs_are_draws_from_the_model() -> None:
     assert_mean(torch.cat([noise, noise.square()], dim=-1), torch.tensor([0.0] * 5 + [1.0] * 5))
 
 
-@pytest.mark.parametrize("rows", [pytest.param(20_000, marks=pytest.mark.slow), 120])
+@pytest.mark.parametrize("rows", [pytest.param(20_000, marks=pytest.mark.slow), 150])
 def test_a_bounded_support_a_context_and_parts(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reverse weights from exact z on the simplex; each part of the pairs has its own context."""
     monkeypatch.setattr(annealed, "_ROWS", rows)

@@ -307,10 +307,10 @@ def with_dropout(seed):
     """A VAE with dropout in its encoder, whose mode decides which program its step is."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        encoder = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.Linear(5, 5), nn.Tanh())
+        encoder = nn.Sequential(nn.Tanh(), nn.Dropout(0.5))
         prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
-        likelihood = Conditional(dist.Bernoulli, (6,), given=mlp(2, 5))
-        return VAE(prior, likelihood, Conditional(dist.Normal, (2,), given=encoder, features=5)).to(DOUBLE)
+        likelihood = Conditional(dist.Bernoulli, (6,), given=mlp(2))
+        return VAE(prior, likelihood, Conditional(dist.Normal, (2,), given=encoder, features=6)).to(DOUBLE)
 
 
 @pytest.mark.parametrize("stretch", [pytest.param(1, marks=pytest.mark.slow), 64])
@@ -340,7 +340,7 @@ def test_what_a_program_holds_as_a_constant_may_change_in_mid_run_and_between_ru
     apart = copy.deepcopy(together)
     for frozen in (False, True):
         for vae in (*together, *apart):
-            vae.likelihood.given.requires_grad_(not frozen)
+            vae.likelihood.requires_grad_(not frozen)
         steps = 4 if frozen else 9  # only the first run comes to the steps at which the schedule changes things
         with interpreted():
             histories = run(together, compile=True, steps=steps)
