@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 
@@ -43,11 +45,13 @@ def run(tmp_path_factory):
     rows = np.random.default_rng(0).poisson(3, (60, 2))
     pd.DataFrame(rows, columns=["apples", "pears"]).to_csv(folder / "counts.csv", index=False)
     arguments = ["compare", "--data", "counts.csv", "--likelihood", "Poisson", "--inference", "aevb", "--out", "run"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pyro_vae", *arguments, *QUICK], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "report:" in done.stdout.splitlines()[-1]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as out:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["pyro-vae", *arguments, *QUICK])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+    assert not end.value.code
+    assert "report:" in out.getvalue().splitlines()[-1]
     return folder
 
 
@@ -134,10 +138,15 @@ def test_a_file_is_written_as_a_whole_or_not_at_all(command, run, monkeypatch):
 
 
 def test_versions(command):
+    """Also in a process of its own."""
     code, out, _ = command("--version")
     assert code == 0
     names = ("pyro-vae", "pyro-ppl", "torch", "numpy", "arviz")
     assert out == ", ".join(f"{name} {version(name)}" for name in names) + "\n"
+    process = [sys.executable, "-m", "pyro_vae"]
+    assert subprocess.run([*process, "--version"], check=True, capture_output=True, text=True).stdout == out
+    failed = subprocess.run([*process, "comparee"], check=False, capture_output=True, text=True)
+    assert (failed.returncode, failed.stdout) == (2, "")
 
 
 def test_schema_is_json(command):
@@ -191,7 +200,6 @@ BAD = {
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
 def test_bad_input_is_one_line_and_leaves_nothing(command, tmp_path, arguments, message):
-    import io
     import re
 
     buffer = io.BytesIO()

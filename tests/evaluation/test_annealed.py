@@ -10,6 +10,7 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from annealing import short_pilot
 from linear_gaussian import LinearGaussian
 from torch import Tensor
 from z_test import assert_mean
@@ -38,17 +39,23 @@ def assert_exact(estimate: Estimate, exact: Tensor) -> None:
 @pytest.mark.parametrize("schedule", ["linear", "sigmoid"])
 def test_from_the_exact_posterior_every_weight_is_exact(temperatures: int, schedule: Any) -> None:
     model = LinearGaussian.random(5, 2, diagonal=False)
-    result = annealed_importance_sampling(
-        model.vae(), X, temperatures, 3, start="encoder", schedule=schedule, num_leapfrog=2
-    )
+    with short_pilot():
+        result = annealed_importance_sampling(
+            model.vae(), X, temperatures, 3, start="encoder", schedule=schedule, num_leapfrog=2
+        )
     torch.testing.assert_close(result.pointwise, model.log_marginal(X), rtol=0, atol=1e-10)
     assert result.standard_error < 1e-10
     torch.testing.assert_close(result.diagnostics["effective_sample_size"], torch.full((6,), 3.0).double())
     assert result.diagnostics["bias"].max() < 1e-10
 
 
-@pytest.mark.parametrize("start", ["prior", "encoder"])
-@pytest.mark.parametrize("schedule", ["linear", "sigmoid"])
+@pytest.mark.parametrize(
+    ("start", "schedule"),
+    [
+        *(("prior", "sigmoid"), ("encoder", "linear")),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [("prior", "linear"), ("encoder", "sigmoid")]),
+    ],
+)
 def test_it_hits_the_exact_values_within_its_errors(start: Any, schedule: Any) -> None:
     """Also from a q(z|x) of the wrong place and scale."""
     model = LinearGaussian.random(5, 2, diagonal=False)
@@ -58,8 +65,13 @@ def test_it_hits_the_exact_values_within_its_errors(start: Any, schedule: Any) -
     assert_exact(result, model.log_marginal(X))
 
 
-@pytest.mark.parametrize("temperatures", [2, 5])
-@pytest.mark.parametrize("start", ["prior", "encoder"])
+@pytest.mark.parametrize(
+    ("start", "temperatures"),
+    [
+        *(("prior", 2), ("encoder", 5)),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [("prior", 5), ("encoder", 2)]),
+    ],
+)
 def test_the_weights_are_unbiased_with_few_temperatures(start: Any, temperatures: int) -> None:
     """E[w] = p(x): over copies of the data that are evaluated independently, each with a pilot of its own."""
     copies, vae = 600, MODEL.vae(MODEL.exact_encoder(1.4))
@@ -106,18 +118,24 @@ def quadrature(vae: VAE, x: Tensor) -> Tensor:
     return (vae.log_joint(z, x) + weights.log().unsqueeze(-1)).logsumexp(0)
 
 
-@pytest.mark.parametrize("start", ["prior", "encoder"])
+BOUNDED = {
+    "Gamma": Conditional(dist.Gamma, (1,), concentration=Fixed(2.0), rate=Fixed(1.5)),
+    "Beta": Conditional(dist.Beta, (1,), concentration1=Fixed(2.0), concentration0=Fixed(1.3)),
+    "Dirichlet": Conditional(dist.Dirichlet, (3,), concentration=Fixed(torch.tensor([2.0, 1.0, 3.0]))),
+}
+
+
 @pytest.mark.parametrize(
-    "prior",
+    ("family", "start"),
     [
-        Conditional(dist.Gamma, (1,), concentration=Fixed(2.0), rate=Fixed(1.5)),
-        Conditional(dist.Beta, (1,), concentration1=Fixed(2.0), concentration0=Fixed(1.3)),
-        Conditional(dist.Dirichlet, (3,), concentration=Fixed(torch.tensor([2.0, 1.0, 3.0]))),
+        *(("Gamma", "encoder"), ("Beta", "prior"), ("Dirichlet", "encoder")),
+        *(pytest.param(family, "prior", marks=pytest.mark.slow) for family in ("Gamma", "Dirichlet")),
+        pytest.param("Beta", "encoder", marks=pytest.mark.slow),
     ],
-    ids=["Gamma", "Beta", "Dirichlet"],
 )
-def test_priors_of_bounded_support_against_quadrature(prior: Conditional, start: Any) -> None:
+def test_priors_of_bounded_support_against_quadrature(family: str, start: Any) -> None:
     torch.manual_seed(3)
+    prior = BOUNDED[family]
     likelihood = Conditional(dist.Normal, (4,), given=mlp(prior().event_shape.numel(), 5), scale=Learned(0.4))
     vae = VAE(prior, likelihood).double()
     x = vae.generate(5)
@@ -212,10 +230,9 @@ def test_compiled_it_is_the_same_at_the_same_seed(start: Any, monkeypatch: pytes
     vae, data = model.vae(MODEL.exact_encoder(1.3)), MODEL.sample(9)
     capture, shapes = function.capture, []
     monkeypatch.setattr(function, "capture", lambda f, m, given: shapes.append(given[0].shape) or capture(f, m, given))
-    with interpreted():
+    with interpreted(), short_pilot():
         results = [
-            annealed_importance_sampling(vae, data, 12, 5, start=start, num_leapfrog=3, compile=c)
-            for c in (False, True)
+            annealed_importance_sampling(vae, data, 8, 5, start=start, num_leapfrog=2, compile=c) for c in (False, True)
         ]
     assert shapes == [(5, 4, 2)]
     torch.testing.assert_close(results[0].pointwise, results[1].pointwise, rtol=0, atol=1e-9)
@@ -261,7 +278,8 @@ def test_memory_is_bounded_and_data_keep_their_order(rows: int, monkeypatch: pyt
     vae, sizes = MODEL.vae(), []
     original = vae.log_likelihood_of
     vae.log_likelihood_of = lambda z, batch: sizes.append(z.shape[:-1].numel()) or original(z, batch)
-    result = annealed_importance_sampling(vae, X, 5, 7, start="encoder", num_leapfrog=1)
+    with short_pilot():
+        result = annealed_importance_sampling(vae, X, 5, 7, start="encoder", num_leapfrog=1)
     assert max(sizes) <= rows
     torch.testing.assert_close(result.pointwise, EXACT, rtol=0, atol=1e-10)
 
@@ -269,9 +287,10 @@ def test_memory_is_bounded_and_data_keep_their_order(rows: int, monkeypatch: pyt
 def test_a_repeat_is_bit_equal_and_leaves_the_random_state_and_the_mode_alone() -> None:
     vae = MODEL.vae(MODEL.exact_encoder(1.4)).train()
     state = torch.get_rng_state()
-    first, second, other = (
-        annealed_importance_sampling(vae, X, 5, 4, num_leapfrog=1, seed=seed).pointwise for seed in (0, 0, 1)
-    )
+    with short_pilot():
+        first, second, other = (
+            annealed_importance_sampling(vae, X, 5, 4, num_leapfrog=1, seed=seed).pointwise for seed in (0, 0, 1)
+        )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert torch.equal(state, torch.get_rng_state())
@@ -280,7 +299,8 @@ def test_a_repeat_is_bit_equal_and_leaves_the_random_state_and_the_mode_alone() 
 
 
 def test_what_the_estimate_tells() -> None:
-    result = annealed_importance_sampling(MODEL.vae(), X, 5, 1, schedule="sigmoid", num_leapfrog=1, seed=4)
+    with short_pilot():
+        result = annealed_importance_sampling(MODEL.vae(), X, 5, 1, schedule="sigmoid", num_leapfrog=1, seed=4)
     told = result.diagnostics
     settings = {name: told[name] for name in ("method", "temperatures", "chains", "start", "schedule", "seed")}
     assert settings == {
@@ -296,9 +316,11 @@ def test_what_the_estimate_tells() -> None:
 
 
 def test_a_progress_bar_changes_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    quiet, shown = (
-        annealed_importance_sampling(MODEL.vae(), X, 4, 2, num_leapfrog=1, progress=p).pointwise for p in (False, True)
-    )
+    with short_pilot():
+        quiet, shown = (
+            annealed_importance_sampling(MODEL.vae(), X, 4, 2, num_leapfrog=1, progress=shown).pointwise
+            for shown in (False, True)
+        )
     assert torch.equal(quiet, shown)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
+from annealing import short_pilot
 from linear_gaussian import LinearGaussian
 from z_test import assert_mean
 
@@ -28,14 +29,20 @@ def exact(sandwich: Sandwich) -> torch.Tensor:
 
 
 def test_from_the_exact_posterior_both_bounds_are_exact() -> None:
-    sandwich = bidirectional_monte_carlo(MODEL.vae(), 4, 6, 3, start="encoder", num_leapfrog=2)
+    with short_pilot():
+        sandwich = bidirectional_monte_carlo(MODEL.vae(), 4, 6, 3, start="encoder", num_leapfrog=2)
     for bound in (sandwich.lower, sandwich.upper):
         torch.testing.assert_close(bound.pointwise, exact(sandwich), rtol=0, atol=1e-10)
     assert abs(sandwich.width.value) < 1e-10
 
 
-@pytest.mark.parametrize("start", ["prior", "encoder"])
-@pytest.mark.parametrize("schedule", ["linear", "sigmoid"])
+@pytest.mark.parametrize(
+    ("start", "schedule"),
+    [
+        *(("prior", "sigmoid"), ("encoder", "linear")),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [("prior", "linear"), ("encoder", "sigmoid")]),
+    ],
+)
 def test_with_enough_temperatures_the_bounds_meet_at_the_exact_value(start: Any, schedule: Any) -> None:
     vae = MODEL.vae(MODEL.exact_encoder(1.4))
     sandwich = bidirectional_monte_carlo(vae, 6, 80, 100, start=start, schedule=schedule, num_leapfrog=3)
@@ -56,7 +63,7 @@ def test_with_few_temperatures_the_sandwich_is_wide_and_holds() -> None:
     torch.testing.assert_close(width.pointwise, above + below)
 
 
-@pytest.mark.parametrize("temperatures", [2, 6])
+@pytest.mark.parametrize("temperatures", [pytest.param(2, marks=pytest.mark.slow), 6])
 def test_the_reverse_weights_are_unbiased(temperatures: int) -> None:
     """E[w'] = 1 / p(x), over pairs (z, x)."""
     vae = MODEL.vae(MODEL.exact_encoder(0.8))  # narrow, so that the reverse weights are light
@@ -76,7 +83,8 @@ def test_the_error_of_the_upper_bound_is_honest_though_its_chains_share_one_exac
 
 
 def test_the_pairs_are_draws_from_the_model() -> None:
-    sandwich = bidirectional_monte_carlo(MODEL.vae(), 5000, 2, 1, num_leapfrog=1)
+    with short_pilot():
+        sandwich = bidirectional_monte_carlo(MODEL.vae(), 5000, 2, 1, num_leapfrog=1)
     z, x = sandwich.latents, sandwich.data
     assert (z.shape, x.shape) == ((5000, 2), (5000, 5))
     assert_mean(torch.cat([z, z.square()], dim=-1), torch.tensor([0.0, 0.0, 1.0, 1.0]))
@@ -84,7 +92,7 @@ def test_the_pairs_are_draws_from_the_model() -> None:
     assert_mean(torch.cat([noise, noise.square()], dim=-1), torch.tensor([0.0] * 5 + [1.0] * 5))
 
 
-@pytest.mark.parametrize("rows", [20_000, 120])
+@pytest.mark.parametrize("rows", [pytest.param(20_000, marks=pytest.mark.slow), 150])
 def test_a_bounded_support_a_context_and_parts(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reverse weights from exact z on the simplex; each part of the pairs has its own context."""
     monkeypatch.setattr(annealed, "_ROWS", rows)
@@ -109,7 +117,8 @@ def test_a_bounded_support_a_context_and_parts(rows: int, monkeypatch: pytest.Mo
 
 
 def test_a_repeat_is_bit_equal_and_its_text_is_one_line() -> None:
-    first, second = (bidirectional_monte_carlo(MODEL.vae(), 3, 4, 2, num_leapfrog=1, seed=3) for _ in range(2))
+    with short_pilot():
+        first, second = (bidirectional_monte_carlo(MODEL.vae(), 3, 4, 2, num_leapfrog=1, seed=3) for _ in range(2))
     assert torch.equal(first.data, second.data)
     assert torch.equal(first.width.pointwise, second.width.pointwise)
     number = r"-?\d+\.\d{4}"
@@ -141,7 +150,7 @@ def test_bad_arguments_are_refused(make_vae: Callable[..., VAE]) -> None:
 
 def test_compiled_it_is_the_same_at_the_same_seed() -> None:
     vae = MODEL.vae(MODEL.exact_encoder(1.3))
-    with interpreted():
+    with interpreted(), short_pilot():
         plain, compiled = (
             bidirectional_monte_carlo(vae, 4, 8, 3, num_leapfrog=2, compile=compile) for compile in (False, True)
         )

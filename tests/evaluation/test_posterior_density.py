@@ -46,8 +46,13 @@ def quadrature(vae: VAE, x: torch.Tensor) -> torch.Tensor:
         return (vae.log_joint(z, x) + (15 * weights).log().unsqueeze(-1)).logsumexp(0)
 
 
-@pytest.mark.parametrize("start", ["prior", "encoder"])
-@pytest.mark.parametrize("annealed", [True, False])
+@pytest.mark.parametrize(
+    ("start", "annealed"),
+    [
+        *(("prior", True), ("encoder", False)),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [("prior", False), ("encoder", True)]),
+    ],
+)
 def test_it_is_nearly_exact_where_the_posterior_is_normal(start: Any, annealed: bool) -> None:
     how: dict[str, Any] = {"start": start, "annealed": annealed}
     result = posterior_density_estimator(MODEL.vae(), X, 4000, chains=100, burn_in=60, num_leapfrog=5, **how)

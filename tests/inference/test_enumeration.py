@@ -199,11 +199,19 @@ def patterns(kind: str) -> tuple[VAE, Tensor, list[Tensor]]:
     return vae.double(), x, list(torch.eye(4))
 
 
-@pytest.mark.parametrize("kind", ["Bernoulli", "OneHotCategorical"])
+TRAINED = [ScoreFunction(num_particles=10), RWS(10), WakeSleep(), Enumeration()]
+KINDS = dict.fromkeys(("score-function", "wake-sleep", "enumeration"), "Bernoulli") | {"rws": "OneHotCategorical"}
+
+
 @pytest.mark.parametrize(
-    "inference", [ScoreFunction(num_particles=10), RWS(10), WakeSleep(), Enumeration()], ids=lambda i: i.name
+    ("inference", "kind"),
+    [
+        pytest.param(i, kind, id=f"{i.name}-{kind}", marks=() if KINDS[i.name] == kind else pytest.mark.slow)
+        for i in TRAINED
+        for kind in ("Bernoulli", "OneHotCategorical")
+    ],
 )
-def test_they_train_a_discrete_posterior_to_the_entropy_of_the_data(kind: str, inference: Inference) -> None:
+def test_they_train_a_discrete_posterior_to_the_entropy_of_the_data(inference: Inference, kind: str) -> None:
     """The best ELBO is minus the log of the number of patterns; it is summed exactly over all values of z."""
     vae, x, values = patterns(kind)
     adam, steps = functools.partial(torch.optim.Adam, lr=0.15), 500 if inference.name == "wake-sleep" else 200

@@ -112,8 +112,13 @@ def test_a_trajectory_that_overflows_is_rejected_and_not_validated() -> None:
 # ------------------------------------------------------------------ between two densities
 
 
-@pytest.mark.parametrize("start", ["prior", "encoder"])
-@pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("start", "beta"),
+    [
+        *(("prior", 0.3), ("encoder", 0.0), ("encoder", 1.0)),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [("prior", 0.0), ("prior", 1.0), ("encoder", 0.3)]),
+    ],
+)
 def test_a_tempered_transition_leaves_its_density_invariant_and_tells_the_ratio(start: Start, beta: float) -> None:
     """Densities of a linear-Gaussian VAE: Normal at every beta, from its precisions."""
     encoder = LinearGaussian.random(5, 2).exact_encoder(1.5)
@@ -154,8 +159,17 @@ def same_transitions(path: Tempered, terms: Terms, n: int = 3) -> None:
         u = results[0][0]
 
 
-@pytest.mark.parametrize("start", ["prior", "encoder"])
-@pytest.mark.parametrize("prior", PRIORS)
+STARTS = {"Normal": "prior", "Gamma": "encoder", "Beta": "prior", "Dirichlet": "encoder"}
+
+
+@pytest.mark.parametrize(
+    ("prior", "start"),
+    [
+        pytest.param(prior, start, marks=() if STARTS[prior] == start else pytest.mark.slow)
+        for prior in PRIORS
+        for start in ("prior", "encoder")
+    ],
+)
 def test_compiled_transitions_are_the_uncompiled_ones(prior: str, start: Start) -> None:
     """At the present parameters and for each batch, by one program."""
     vae, terms = vae_with(prior), Terms()
@@ -181,8 +195,13 @@ def test_compiled_transitions_heed_mask_and_context() -> None:
 # ------------------------------------------------------------------ adaptation
 
 
-@pytest.mark.parametrize("target", [0.6, 0.8])
-@pytest.mark.parametrize("first", [1e-3, 30.0])
+@pytest.mark.parametrize(
+    ("first", "target"),
+    [
+        *((1e-3, 0.8), (30.0, 0.6)),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(1e-3, 0.6), (30.0, 0.8)]),
+    ],
+)
 def test_adaptation_reaches_its_target_for_each_datum(target: float, first: float) -> None:
     latents = latents_of(MODEL.vae(), X)
     u, step, late = latents.draw_prior(50), torch.full((4,), first).double(), []

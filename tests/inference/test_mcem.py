@@ -68,7 +68,7 @@ def test_its_gradient_is_unbiased_for_that_of_log_marginal() -> None:
     assert not bool(samples.phi.any())
 
 
-@pytest.mark.parametrize(("start", "target"), [(0.1, 0.9), (10.0, 0.9), (0.1, 0.8)])
+@pytest.mark.parametrize(("start", "target"), [pytest.param(0.1, 0.9, marks=pytest.mark.slow), (10.0, 0.9), (0.1, 0.8)])
 def test_the_step_size_adapts_to_the_target_acceptance(start: float, target: float) -> None:
     inference = MCEM(target_acceptance=target)
     inference.step_size.fill_(start)
@@ -119,7 +119,7 @@ def test_training_adapts_and_evaluation_does_not() -> None:
     assert torch.equal(restored.step_size, inference.step_size)
 
 
-@pytest.mark.parametrize("compiled", ["E-step", "M-step", "both"])
+@pytest.mark.parametrize("compiled", ["E-step", "M-step", pytest.param("both", marks=pytest.mark.slow)])
 def test_compiled_training_is_the_uncompiled(compiled: str) -> None:
     """Losses, parameters and the step size after 20 steps; planning the M-steps leaves the step size alone."""
     results = []

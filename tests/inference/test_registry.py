@@ -8,6 +8,7 @@ import functools
 import pyro.distributions as dist
 import pytest
 import torch
+from algorithm_cases import made
 from linear_gaussian import LinearGaussian
 from replicas import all_losses
 from torch import Tensor
@@ -88,7 +89,7 @@ def test_losses_are_per_datum_whatever_the_size_of_the_data_set(name: str) -> No
 @pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"mmd", "free-bits"}))
 def test_losses_are_linear_in_the_weights_of_the_data(name: str) -> None:
     """All but those whose term of the batch is no mean over data; those are in tests/test_regularised.py."""
-    (vae, x), inference = setting(name, size=50), algorithm(name)()
+    (vae, x), inference = setting(name, size=50), made(name)
     inference.check(vae)
 
     def of(weight: Tensor | None) -> Tensor:

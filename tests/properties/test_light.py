@@ -37,31 +37,38 @@ def fresh(code, *arguments):
 
 HEAVY = {"pandas", "matplotlib", "sklearn", "arviz", "pydantic", "xarray", "scipy", "rich"}
 LIBRARIES = HEAVY | {"torch", "pyro", "numpy"}
-COMMAND = (
-    "import sys; sys.argv = ['pyro-vae', *{}]; from pyro_vae.cli import main\ntry: main()\nexcept SystemExit: pass"
-)
+COMMANDS = """
+import sys
+from pyro_vae.cli import main
+for arguments in (["--help"], ["--version"], ["compare", "--help"], ["score", "--help"]):
+    sys.argv = ["pyro-vae", *arguments]
+    try: main()
+    except SystemExit: pass
+"""
 
 
 @pytest.mark.parametrize(
-    ("code", "unwanted"),
+    "steps",
     [
-        ("import pyro_vae", LIBRARIES),
-        ("import pyro_vae.errors", LIBRARIES),
-        ("import pyro_vae; dir(pyro_vae)", LIBRARIES),
-        ("import pyro_vae.cli", LIBRARIES),
-        ("from pyro_vae import VAE, fit", HEAVY | {"zuko"}),
-        ("import pyro_vae; pyro_vae.inference, pyro_vae.networks, pyro_vae.engine, pyro_vae.evaluation", HEAVY),
-        ("from pyro_vae import to_arviz", HEAVY),
-        *(
-            (COMMAND.format(arguments), LIBRARIES - {"rich", "pydantic"})  # typer needs these two
-            for arguments in (["--help"], ["--version"], ["compare", "--help"], ["score", "--help"])
-        ),
+        [("import pyro_vae", LIBRARIES), ("dir(pyro_vae)", LIBRARIES)],
+        [("import pyro_vae.errors", LIBRARIES)],
+        [("import pyro_vae.cli", LIBRARIES)],
+        [
+            ("from pyro_vae import VAE, fit", HEAVY | {"zuko"}),
+            ("import pyro_vae; pyro_vae.inference, pyro_vae.networks, pyro_vae.engine, pyro_vae.evaluation", HEAVY),
+            ("from pyro_vae import to_arviz", HEAVY),
+        ],
+        [(COMMANDS, LIBRARIES - {"rich", "pydantic"})],  # typer needs these two
     ],
+    ids=["package", "errors", "cli", "names", "commands"],
 )
-def test_what_is_not_needed_is_not_imported(code, unwanted):
-    loaded = fresh(f"{code}\nimport sys\nprint('LOADED', *sys.modules)").rsplit("LOADED", 1)[1].split()
-    assert "pyro_vae" in loaded
-    assert sorted(unwanted & set(loaded)) == []
+def test_what_is_not_needed_is_not_imported(steps):
+    """Not after any of the steps, which one process takes in turn."""
+    said = fresh("import sys\n" + "\n".join(f"{code}\nprint('LOADED', *sys.modules)" for code, _ in steps))
+    lists = [line.split() for line in said.splitlines() if line.startswith("LOADED")]
+    for loaded, (code, unwanted) in zip(lists, steps, strict=True):
+        assert "pyro_vae" in loaded
+        assert sorted(unwanted & set(loaded)) == [], code
 
 
 def test_the_public_names_are_these_and_no_others():
@@ -91,9 +98,12 @@ def test_each_name_is_what_its_file_defines():
 
 
 def test_rooms_are_there_after_the_import_alone():
-    code = "import pyro_vae\nfor room in sys.argv[1:]: print(getattr(pyro_vae, room).__name__)"
-    assert fresh(f"import sys; {code}", *sorted(ROOMS)).split() == [f"pyro_vae.{room}" for room in sorted(ROOMS)]
-    assert fresh("import pyro_vae; print(pyro_vae.inference.AEVB.__name__)") == "AEVB\n"
+    code = """
+import sys, pyro_vae
+print(pyro_vae.inference.AEVB.__name__)
+for room in sys.argv[1:]: print(getattr(pyro_vae, room).__name__)
+"""
+    assert fresh(code, *sorted(ROOMS)).split() == ["AEVB", *(f"pyro_vae.{room}" for room in sorted(ROOMS))]
 
 
 def test_every_kind_of_import_works():
@@ -116,7 +126,6 @@ def test_a_name_that_is_not_there_is_an_error():
 
 
 VAE = """
-import pickle, sys
 import pyro.distributions as dist
 from pyro_vae import VAE, Conditional, Fixed, mlp
 vae = VAE(
@@ -127,10 +136,10 @@ vae = VAE(
 
 
 def test_what_is_pickled_comes_back_in_a_process_that_has_imported_nothing(tmp_path):
-    path = tmp_path / "vae.pickle"
-    write = f"{VAE}\npickle.dump(vae, open(sys.argv[1], 'wb'))"
+    path, names = tmp_path / "vae.pickle", {}
+    exec(VAE, names)
+    path.write_bytes(pickle.dumps(names["vae"]))
     read = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).extra_repr())"
-    fresh(write, str(path))
     assert fresh(read, str(path)) == "latent_shape=(2,), event_shape=(6,), size=None\n"
     for name in ("fit", "VAE", "load"):
         public = getattr(pyro_vae, name)

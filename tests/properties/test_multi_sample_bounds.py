@@ -181,7 +181,7 @@ def test_weights_of_data_are_outside_the_logarithm() -> None:
 # ------------------------------------------------------------------ orders
 
 
-@pytest.mark.parametrize("encoder", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("encoder", [WIDE, pytest.param(NARROW, marks=pytest.mark.slow)], ids=["wide", "narrow"])
 def test_bounds_rise_with_k_and_stay_below_log_marginal(encoder: Encoder) -> None:
     vae, rows = MODEL.vae(encoder), []
     for k in (1, 2, 4, 8, 16):

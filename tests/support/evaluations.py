@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
+from annealing import short_pilot
 from linear_gaussian import LinearGaussian
 from torch import Tensor, nn
 
@@ -20,13 +21,9 @@ X = LinearGaussian.random(5, 2).sample(25)
 EVALUATIONS: dict[str, Callable[[VAE, Tensor, int], list[Estimate | Tensor]]] = {
     "log_marginal": lambda vae, x, seed: [evaluation.log_marginal(vae, x, 30, seed=seed)],
     "elbo": lambda vae, x, seed: [evaluation.elbo(vae, x, 30, seed=seed)],
-    "annealed_importance_sampling": lambda vae, x, seed: [
-        evaluation.annealed_importance_sampling(vae, x, 4, 3, num_leapfrog=2, seed=seed)
-    ],
+    "annealed_importance_sampling": lambda vae, x, seed: annealing(vae, x, seed),
     "bidirectional_monte_carlo": lambda vae, x, seed: bidirectional(vae, 25, seed),
-    "posterior_density_estimator": lambda vae, x, seed: [
-        evaluation.posterior_density_estimator(vae, x, 20, chains=4, burn_in=3, num_leapfrog=2, seed=seed)
-    ],
+    "posterior_density_estimator": lambda vae, x, seed: density(vae, x, seed),
     "inference_gap": lambda vae, x, seed: gap(vae, x, seed),
     "simulation_based_calibration": lambda vae, x, seed: [
         evaluation.simulation_based_calibration(vae, 25, 9, seed=seed).ranks
@@ -42,8 +39,19 @@ EVALUATIONS: dict[str, Callable[[VAE, Tensor, int], list[Estimate | Tensor]]] = 
 }
 
 
+def annealing(vae: VAE, x: Tensor, seed: int) -> list[Estimate | Tensor]:
+    with short_pilot():
+        return [evaluation.annealed_importance_sampling(vae, x, 4, 3, num_leapfrog=2, seed=seed)]
+
+
+def density(vae: VAE, x: Tensor, seed: int) -> list[Estimate | Tensor]:
+    with short_pilot():
+        return [evaluation.posterior_density_estimator(vae, x, 20, chains=4, burn_in=3, num_leapfrog=2, seed=seed)]
+
+
 def bidirectional(vae: VAE, n: int, seed: int) -> list[Estimate | Tensor]:
-    result = evaluation.bidirectional_monte_carlo(vae, n, 4, 3, num_leapfrog=2, seed=seed)
+    with short_pilot():
+        result = evaluation.bidirectional_monte_carlo(vae, n, 4, 3, num_leapfrog=2, seed=seed)
     return [result.lower, result.upper, result.width, result.data]
 
 

@@ -116,8 +116,8 @@ def deep_exponential_family():
 
 
 def state_space():
-    """A linear Gaussian chain of five states; the guide reads the data backwards with a recurrent network."""
-    x = _randn(4, 5, 2).cumsum(1)
+    """A linear Gaussian chain of three states; the guide reads the data backwards with a recurrent network."""
+    x = _randn(4, 3, 2).cumsum(1)
     network, head = nn.GRU(2, 4, batch_first=True), nn.Linear(5, 2)
 
     def model(x):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pyro.distributions as dist
 import pytest
 import torch
-from algorithm_cases import data, made, small_vae
+from algorithm_cases import data, made, small_vae, tiny_vae
 from fitting import fit_with
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -43,11 +44,12 @@ def lifted(monkeypatch):
     monkeypatch.setattr(eager_step, "take_step", at_noise)
 
 
-def both(name, algorithms, optimizers, *, dtype=DOUBLE, seeds=None, x=None, **options):
+def both(name, algorithms, optimizers, *, tiny=False, dtype=DOUBLE, seeds=None, x=None, **options):
     """Replicates, and the same VAEs trained apart: VAEs with their algorithms, and histories."""
     options = {"steps": 6, "batch_size": 5} | options
     seeds = list(range(len(algorithms)) if seeds is None else seeds)
-    together = [(small_vae(name, seed, dtype), algorithm) for seed, algorithm in enumerate(algorithms)]
+    make = tiny_vae if tiny else functools.partial(small_vae, name)
+    together = [(make(seed, dtype), algorithm) for seed, algorithm in enumerate(algorithms)]
     apart = copy.deepcopy(together)
     x = data(name, dtype) if x is None else x
     with interpreted():
@@ -89,14 +91,15 @@ def test_a_short_last_batch_and_replicates_that_go_through_the_program_in_parts(
 
 
 def test_two_phases_with_momentum_and_draws_of_the_data(lifted):
-    assert_same(*both("wake-sleep", [made("wake-sleep") for _ in range(3)], [sgd(momentum=0.9, lr=0.1)] * 3))
+    optimizers = [sgd(momentum=0.9, lr=0.02)] * 3
+    assert_same(*both("wake-sleep", [made("wake-sleep") for _ in range(3)], optimizers, tiny=True))
 
 
 def test_learning_rates_and_options_of_the_optimizer_and_of_the_algorithm_differ():
     numbers = ((0.1, 0.8, 0.01, 0.2), (0.03, 0.95, 0.03, 0.7))
     optimizers = [adam(lr=lr, betas=(b, 1 - b / 50), weight_decay=w, eps=w / 1e4) for lr, b, w, _ in numbers]
     algorithms = [Renyi(alpha, num_particles=3) for *_, alpha in numbers]
-    assert_same(*both("renyi", algorithms, optimizers, clip_norm=0.5, schedule=linear(6, warmup=2)))
+    assert_same(*both("renyi", algorithms, optimizers, tiny=True, clip_norm=0.5, schedule=linear(6, warmup=2)))
 
 
 @pytest.mark.slow
@@ -141,7 +144,7 @@ def test_a_transform_and_a_loader_serve_each_replicate_by_its_own_seed(loaded):
 
 
 def test_common_random_numbers():
-    vae, x = small_vae("aevb", dtype=DOUBLE), data("aevb", DOUBLE)
+    vae, x = tiny_vae(), data("aevb", DOUBLE)
     betas = (1.0, 1.0, 3.0)
     vaes, apart = ([copy.deepcopy(vae) for _ in betas] for _ in range(2))
     options = {"optimizer": sgd(), "steps": 5, "batch_size": 5}
@@ -206,7 +209,7 @@ def test_draws_that_are_not_made_of_noise_have_the_same_distribution(family):
 
 def test_a_replicate_that_diverges_is_named_and_does_not_touch_the_others():
     rates, x = [0.01, 1e30, 0.02], data("aevb", DOUBLE)
-    vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(3)]
+    vaes = [tiny_vae(seed) for seed in range(3)]
     apart = copy.deepcopy(vaes)
     options = {"steps": 6, "batch_size": 5, "divergence": "stop"}
     with interpreted():
@@ -226,7 +229,7 @@ def test_a_replicate_that_diverges_is_named_and_does_not_touch_the_others():
 
 @pytest.mark.parametrize("last", [float("inf"), 1e200], ids=["in the last update", "in a loss"])
 def test_one_that_diverges_has_the_parameters_back_that_a_run_of_its_own_has(last):
-    vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(2)]
+    vaes = [tiny_vae(seed) for seed in range(2)]
     apart = copy.deepcopy(vaes)
     options = {"optimizer": sgd(momentum=0.5), "steps": 5, "batch_size": 5, "divergence": "stop"}
     options["schedule"] = lambda step: last if step == (4 if last == float("inf") else 2) else 1.0
@@ -249,7 +252,7 @@ def test_the_optimizers_know_how_many_steps_were_taken():
         made_by.append(torch.optim.Adam(parameters))
         return made_by[-1]
 
-    vaes = [small_vae("aevb", seed) for seed in range(2)]
+    vaes = [tiny_vae(seed, torch.float32) for seed in range(2)]
     with interpreted():
         fit(vaes, data("aevb"), AEVB(), Training(optimizer=optimizer, steps=4, batch_size=5, compile=True))
     assert [{float(state["step"]) for state in each.state.values()} for each in made_by] == [{4.0}, {4.0}]
@@ -257,7 +260,7 @@ def test_the_optimizers_know_how_many_steps_were_taken():
 
 @pytest.mark.slow
 def test_one_that_diverges_at_the_first_step_leaves_the_others_to_train():
-    vaes = [small_vae("aevb", seed) for seed in range(2)]
+    vaes = [tiny_vae(seed, torch.float32) for seed in range(2)]
     with torch.no_grad():  # z so large that its log density is infinite
         for parameter in vaes[1].posterior.parameters():
             parameter.fill_(1e25)
@@ -276,7 +279,7 @@ def test_one_that_diverges_at_the_first_step_leaves_the_others_to_train():
 
 
 def test_after_an_interrupt_results_lie_in_the_same_objects_and_in_memory_of_their_own():
-    vaes = [small_vae("beta-vae", seed) for seed in range(2)]
+    vaes = [tiny_vae(seed, torch.float32) for seed in range(2)]
     algorithms = [BetaVAE(warmup=4) for _ in range(2)]
     modules = [*vaes, *algorithms]
     tensors = [t for module in modules for t in (*module.parameters(), *module.buffers())]
@@ -304,13 +307,13 @@ def with_dropout(seed):
     """A VAE with dropout in its encoder, whose mode decides which program its step is."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        encoder = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.Linear(5, 5), nn.Tanh())
+        encoder = nn.Sequential(nn.Tanh(), nn.Dropout(0.5))
         prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
-        likelihood = Conditional(dist.Bernoulli, (6,), given=mlp(2, 5))
-        return VAE(prior, likelihood, Conditional(dist.Normal, (2,), given=encoder, features=5)).to(DOUBLE)
+        likelihood = Conditional(dist.Bernoulli, (6,), given=mlp(2))
+        return VAE(prior, likelihood, Conditional(dist.Normal, (2,), given=encoder, features=6)).to(DOUBLE)
 
 
-@pytest.mark.parametrize("stretch", [1, 64])
+@pytest.mark.parametrize("stretch", [pytest.param(1, marks=pytest.mark.slow), 64])
 def test_what_a_program_holds_as_a_constant_may_change_in_mid_run_and_between_runs(lifted, monkeypatch, stretch):
     """A schedule changes the weight decay and the dropout's mode; a parameter is frozen between two runs."""
     monkeypatch.setattr("pyro_vae.training.stepper._MOST", stretch)
@@ -337,12 +340,13 @@ def test_what_a_program_holds_as_a_constant_may_change_in_mid_run_and_between_ru
     apart = copy.deepcopy(together)
     for frozen in (False, True):
         for vae in (*together, *apart):
-            vae.likelihood.given.requires_grad_(not frozen)
+            vae.likelihood.requires_grad_(not frozen)
+        steps = 4 if frozen else 9  # only the first run comes to the steps at which the schedule changes things
         with interpreted():
-            histories = run(together, compile=True)
+            histories = run(together, compile=True, steps=steps)
         assert all("in one program, compiled" in history.execution for history in histories)
         for seed, vae in enumerate(apart):
-            alone = run(vae, compile=False, seed=seed)
+            alone = run(vae, compile=False, seed=seed, steps=steps)
             torch.testing.assert_close(*map(torch.as_tensor, (histories[seed].bound, alone.bound)), rtol=1e-10, atol=0)
         for vae, other in zip(together, apart, strict=True):
             for (name, a), b in zip(vae.named_parameters(), other.parameters(), strict=True):
@@ -354,7 +358,7 @@ def test_what_a_program_holds_as_a_constant_may_change_in_mid_run_and_between_ru
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_callback_is_told_of_every_vae(compile):
-    vaes, called = [small_vae("aevb", seed) for seed in range(3)], []
+    vaes, called = [tiny_vae(seed, torch.float32) for seed in range(3)], []
     options = {"optimizer": sgd(), "steps": 6, "batch_size": 5, "validation": data("aevb"), "validation_every": 3}
     with interpreted():
         histories = fit_with(
@@ -378,7 +382,7 @@ class Stop(Exception):
 
 def resumable(path, stop=None, *, rates=(0.01, 0.05, 0.1), **options):
     """Three VAEs with a checkpoint, which die after a step."""
-    vaes = [small_vae("beta-vae", seed) for seed in range(len(rates))]
+    vaes = [tiny_vae(seed, torch.float32) for seed in range(len(rates))]
 
     def callback(step, metrics):
         if step == stop:
@@ -386,8 +390,8 @@ def resumable(path, stop=None, *, rates=(0.01, 0.05, 0.1), **options):
 
     given = {
         "optimizer": [adam(lr=rate) for rate in rates],
-        "steps": 11,
-        "batch_size": 4,
+        "steps": 8,
+        "batch_size": 5,
         "schedule": lambda step: 1 / (1 + step),
         "transform": lambda x, generator: torch.where(torch.rand(x.shape, generator=generator) < 0.1, 1 - x, x),
         "checkpoint": path,
@@ -414,16 +418,27 @@ def assert_same_run(one, other):
         assert (mine.stopped, mine.remark, mine.best_step) == (its.stopped, its.remark, its.best_step)
 
 
+RATES = (0.01, 1e30, 0.05)  # at the second one, training diverges
+SHORT_LAST = {"batch_size": 4, "steps": 5}
+VALIDATED = {"validation": data("beta-vae"), "validation_every": 2, "keep": "best"}
+
+
 @pytest.mark.parametrize(
     ("stop", "options"),
     [
         (5, {"compile": False}),
-        (2, {"compile": True}),
-        (7, {"compile": True, "common_noise": True}),
-        (8, {"compile": True, "validation": data("beta-vae"), "validation_every": 2, "keep": "best"}),
-        (4, {"compile": True, "rates": (0.01, 1e30, 0.05), "transform": None}),
+        (2, {"compile": True, "rates": (0.01, 0.05), "optimizer": [sgd(momentum=0.9)] * 2, **SHORT_LAST}),
+        (6, {"compile": True, "common_noise": True, "rates": RATES, **VALIDATED}),
+        *(
+            pytest.param(stop, {"compile": True, **options}, marks=pytest.mark.slow)
+            for stop, options in [
+                (7, {"common_noise": True}),
+                (6, VALIDATED),
+                (4, {"rates": RATES, "transform": None}),
+            ]
+        ),
     ],
-    ids=["uncompiled", "the first compiled step", "common noise", "validation", "one that diverged"],
+    ids=["uncompiled", "the first compiled step", "all at once", "common noise", "validation", "one that diverged"],
 )
 def test_several_that_die_go_on_together(tmp_path, monkeypatch, stop, options):
     monkeypatch.setattr("pyro_vae.training.checkpoint._SHARE", 0)
@@ -433,6 +448,8 @@ def test_several_that_die_go_on_together(tmp_path, monkeypatch, stop, options):
     assert place.exists()
     assert_same_run(resumable(place, **options), whole)
     assert_same_run(resumable(place, **options), whole)  # it is over
+    if options.get("rates") is RATES:
+        assert [history.stopped for history in whole[2]] == ["completed", "diverged", "completed"]
 
 
 def test_a_checkpoint_of_other_vaes_is_refused(tmp_path):
@@ -466,7 +483,7 @@ def test_programs_of_another_structure_are_refused_by_index_or_trained_one_by_on
 
 
 def test_few_steps_do_not_repay_the_capture_and_run_as_they_would_apart():
-    vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(2)]
+    vaes = [tiny_vae(seed) for seed in range(2)]
     apart = copy.deepcopy(vaes)
     options = {"optimizer": adam(), "steps": 4, "batch_size": 5}
     histories = fit_with(vaes, data("aevb", DOUBLE), AEVB(), **options)
@@ -479,7 +496,7 @@ def test_few_steps_do_not_repay_the_capture_and_run_as_they_would_apart():
 
 
 def test_refusals():
-    a, b = small_vae("aevb", 0), small_vae("aevb", 1)
+    a, b = tiny_vae(0, torch.float32), tiny_vae(1, torch.float32)
     x, given = data("aevb"), {"optimizer": adam(), "steps": 2, "batch_size": 5}
     with pytest.raises(InputError, match="expected a list of VAEs"):
         fit_with([a, "b"], x, AEVB(), **given)
@@ -506,9 +523,9 @@ def test_refusals():
 
 @pytest.mark.machine_code
 def test_compiled():
-    vaes = [small_vae("aevb", seed, DOUBLE) for seed in range(3)]
+    vaes = [tiny_vae(seed) for seed in range(3)]
     apart = copy.deepcopy(vaes)
-    options = {"steps": 6, "batch_size": 5}
+    options = {"steps": 4, "batch_size": 5}
     optimizers = [sgd(lr=lr) for lr in (0.01, 0.1, 0.3)]
     histories = fit_with(vaes, data("aevb", DOUBLE), AEVB(), optimizer=optimizers, compile=True, **options)
     assert "3 replicates in one program, compiled in" in histories[0].execution

@@ -51,8 +51,15 @@ def grid(latent: int) -> tuple[Tensor, float]:
 
 
 @EVERY
-@pytest.mark.parametrize("given", [False, True], ids=["prior", "posterior"])
-@pytest.mark.parametrize("fast", ["density", "sampling"])
+@pytest.mark.parametrize(
+    ("given", "fast"),
+    [
+        pytest.param(False, "density", id="prior-density"),
+        pytest.param(True, "sampling", id="posterior-sampling"),
+        pytest.param(False, "sampling", id="prior-sampling", marks=pytest.mark.slow),
+        pytest.param(True, "density", id="posterior-density", marks=pytest.mark.slow),
+    ],
+)
 def test_the_density_integrates_to_1_and_draws_follow_it(kind: str, latent: int, given: bool, fast: str) -> None:
     p = distribution(warped(kind, latent, given, fast), 1)
     u, step = grid(latent)
