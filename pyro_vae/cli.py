@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from pyro_vae.errors import InputError, NonFiniteError
+from pyro_vae.runtime.commands import Command, Commands
 
 # What takes long to import is imported by the commands that need it, so that `--help` is there at once.
 if TYPE_CHECKING:
@@ -25,27 +25,12 @@ if TYPE_CHECKING:
     from pyro_vae.runtime.terminal import Console
 
 app = typer.Typer(
+    cls=Commands,
     help="Variational autoencoders declared in Pyro: train, compare and use them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-class _Command(TyperCommand):
-    """A command that refuses an option that is given twice, where one of the two would be ignored."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Reads the arguments; see `TyperCommand`."""
-        before = args[: args.index("--")] if "--" in args else args
-        for parameter in self.params:
-            if getattr(parameter, "multiple", False):
-                continue
-            given = [arg for arg in before for name in parameter.opts if arg == name or arg.startswith(f"{name}=")]
-            if len(given) > 1 and all(name.startswith("-") for name in parameter.opts):
-                name = parameter.opts[0]
-                raise InputError(f"{name}: given {len(given)} times; give it once.")
-        return super().parse_args(ctx, args)
 
 
 _Run = Annotated[Path, typer.Argument(help="A run folder.")]
@@ -123,7 +108,7 @@ _AllowCode = Annotated[
 ]
 
 
-@app.command("compare", cls=_Command)
+@app.command("compare", cls=Command)
 def compare_command(
     file: Annotated[Path | None, typer.Argument(help="Experiment file (YAML); flags change what it says.")] = None,
     data: Annotated[str | None, typer.Option(help="A data set's name or a file's path.")] = None,
@@ -190,7 +175,7 @@ def _compare(experiment: Experiment, out: Path | None) -> None:
     console.print(f"report: {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False, markup=False)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def schema() -> None:
     """Print the JSON schema of the experiment file."""
     from pyro_vae.experiment.experiment import Experiment
@@ -198,7 +183,7 @@ def schema() -> None:
     sys.stdout.write(json.dumps(Experiment.model_json_schema(), indent=2) + "\n")
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def families(
     name: Annotated[str | None, typer.Argument(help="A family, such as Normal; default: all of them.")] = None,
 ) -> None:
@@ -211,7 +196,7 @@ def families(
         sys.stdout.write(family_page(name) + "\n")
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def score(
     run: _Run,
     data: Annotated[Path, typer.Argument(help="Rows to score, in the training data's own units.")],
@@ -230,7 +215,7 @@ def score(
     _write(scores, out, _from(scores, "row"))
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def encode(
     run: _Run,
     data: Annotated[Path, typer.Argument(help="Rows to encode, in the training data's own units.")],
@@ -248,7 +233,7 @@ def encode(
     _write(codes, out, _from(codes, "z0"))
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def sample(
     run: _Run,
     n: Annotated[int, typer.Option("-n", help="Number of draws.", min=1)] = 100,
@@ -265,7 +250,7 @@ def sample(
     _write(trained.sample(n, context=context, seed=draw_seed), out, trained.units.cell_names)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def impute(
     run: _Run,
     data: Annotated[Path, typer.Argument(help="Rows with missing cells, in the training data's own units.")],

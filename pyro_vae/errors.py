@@ -17,6 +17,17 @@ class NonFiniteError(ArithmeticError):
     """Training met a loss or a gradient that is not finite; the last good parameters are in place."""
 
 
+def shown(value: float) -> str:
+    """Returns a number with as few digits as tell it from its neighbours, six or more: `61959.03`, not `61959`.
+
+    Example:
+        >>> shown(0.5), shown(61959.03), shown(2.0)
+        ('0.5', '61959.03', '2')
+    """
+    texts = [f"{value:.{digits}g}" for digits in range(6, 17)]
+    return next((text for text in texts if abs(float(text) - value) <= 3e-8 * abs(value)), texts[-1])
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """Returns the allowed name that is nearest to a mistyped one; None where none is near."""
     lowered = {candidate.lower(): candidate for candidate in allowed}

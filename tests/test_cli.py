@@ -137,6 +137,15 @@ def test_a_file_is_written_as_a_whole_or_not_at_all(command, run, monkeypatch):
     assert not list(run.glob(".draws*"))
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"), [("train", "`compare` does that."), ("scor", "did you mean `score`?"), ("q", "expected one of")]
+)
+def test_a_command_that_there_is_not_is_named_with_the_one_that_is_meant(command, name, hint):
+    code, _, err = command(name, "--data", "digits")
+    assert code == 2
+    assert err.startswith(f"pyro-vae has no command `{name}`; {hint}")
+
+
 def test_versions(command):
     """Also in a process of its own."""
     code, out, _ = command("--version")

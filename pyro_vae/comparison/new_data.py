@@ -8,7 +8,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.datasets.data_transform import DataTransform
 from pyro_vae.datasets.new_rows import Context, Rows, read_whole
 from pyro_vae.datasets.user_file import Source
-from pyro_vae.errors import InputError
+from pyro_vae.errors import InputError, shown
 from pyro_vae.vae.data_check import CellNames, check_values
 from pyro_vae.vae.vae import VAE
 
@@ -31,7 +31,7 @@ class _InFile(CellNames):
         if isinstance(column, tuple):  # rows of a file are flat and have no such index
             return super().cell(row, column, value)
         name = f"`{self.columns[column]}`" if self.columns else str(column + 1)
-        return f"`{self.own[row, column].item():g}` in {self.row(row)}, column {name}"
+        return f"`{shown(self.own[row, column].item())}` in {self.row(row)}, column {name}"
 
 
 def read(vae: VAE, units: DataTransform, source: Source, seed: int = 0, context: Context | None = None) -> Rows:

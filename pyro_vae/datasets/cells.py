@@ -67,7 +67,8 @@ def read_cells(
             "every cell must be a finite number: fill in or drop missing values, or hide them with `missing: mask`"
             if modelled
             else "a column of `context` or `offset` cannot have missing cells, even with `missing: mask`: fill them "
-            "in, give them a level of their own, or drop the row"
+            "in, or drop the row; for `m2`, which takes unknown labels, pass rows of nan in Python: "
+            "fit(vae, Batch(x, context=labels), M2())"
         )
         raise InputError(f"`{title}`: found an empty or missing cell in {_place(int(empty.argmax()), name)}; {remedy}")
     if levels is not None:
@@ -77,7 +78,7 @@ def read_cells(
         return Cells(values)
     if not words:
         row = int(word.argmax())
-        advice = not_a_number(str(series.iloc[row]), int((~word & ~empty).sum()), int(word.sum())) or (
+        advice = not_numbers([str(cell) for cell in series[word]], int((~word & ~empty).sum())) or (
             "encode words as numbers, or make them levels: give each column its own likelihood (`mixed: "
             f"{{{name}: Categorical}}`)"
         )
@@ -97,17 +98,33 @@ def has_decimal_comma(cell: str) -> bool:
     return re.fullmatch(r"\s*[-+]?\d+(\.\d{3})*,\d+\s*", cell) is not None
 
 
-def not_a_number(cell: str, numbers: int, words: int) -> str | None:
-    r"""Returns advice on a cell that is no number in a column of numbers; None if the column holds mostly words.
+# Numbers with commas between thousands; signs that stand beside numbers.
+THOUSANDS = r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?"
+_SIGN = r"[€$£¥%]"
+_PLAIN = r"[-+]?(\d+(\.\d*)?|\.\d+)"
+
+
+def not_numbers(words: Sequence[str], numbers: int) -> str | None:
+    r"""Returns advice on the cells that are no numbers in a column of numbers; None if the column holds mostly words.
 
     Arguments:
-        cell: The cell.
+        words: The cells that are no numbers, or the different ones of them.
         numbers: Number of the column's cells that are numbers.
-        words: Number of the column's cells that are words.
     """
-    if has_decimal_comma(cell):
+    bare = [re.sub(rf"^\s*{_SIGN}?\s*|\s*{_SIGN}?\s*$", "", word) for word in words]
+    thousands = all(re.fullmatch(rf"{THOUSANDS}|{_PLAIN}", cell) for cell in bare)
+    commas = any("," in cell for cell in bare)
+    sign = next((found.group() for word in words if (found := re.search(_SIGN, word))), None)
+    if sign is not None and (thousands or all(has_decimal_comma(cell) for cell in bare)):
+        drop = ", without the commas between thousands," if thousands and commas else ""
+        return f"leave out the sign `{sign}` and write the number alone{drop} with a decimal point"
+    if thousands and commas:
+        return (
+            "its commas separate thousands; leave them out (in pandas, read_csv(path, thousands=',') reads such cells)"
+        )
+    if words and has_decimal_comma(words[0]):
         return "this one has a decimal comma; write a point (in pandas, read_csv(path, decimal=',') reads such cells)"
-    if numbers <= words:
+    if numbers <= len(words):
         return None
     return (
         "most cells of the column are numbers; write the number alone, without a unit, or leave the cell empty "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vae.datasets.cells import Cells, Levels, with_levels
 from pyro_vae.datasets.errors import check_choice
-from pyro_vae.errors import InputError
+from pyro_vae.errors import InputError, shown
 
 Encoding = Literal["standardise", "one-hot", "none"]
 Asked = str | Sequence[str] | Mapping[str, str | None] | None
@@ -113,8 +113,8 @@ def fit_context(
     rows = cells.values[train]
     if float(np.ptp(rows)) == 0.0:
         raise InputError(
-            f"`{title}`: context column `{name}` is constant ({rows[0]:g}) on the {len(rows)} training rows, so it has "
-            "no information; leave it out of `context`"
+            f"`{title}`: context column `{name}` is constant ({shown(rows[0])}) on the {len(rows)} training rows, so "
+            "it has no information; leave it out of `context`"
         )
     return ContextColumn(name, encoding, None, float(rows.mean()), float(rows.std())), cells
 
@@ -146,7 +146,7 @@ class Offset:
             row = int(bad.to(torch.uint8).argmax())
             what = "total" if self.source == TOTAL else f"`{self.source}`"
             raise InputError(
-                f"`{title}`: data row {row + 1} (counted from 1, without the header) has {what} {float(size[row]):g}, "
-                f"but `offset: {self.source}` takes its log; drop the row, or the offset"
+                f"`{title}`: data row {row + 1} (counted from 1, without the header) has {what} "
+                f"{shown(float(size[row]))}, but `offset: {self.source}` takes its log; drop the row, or the offset"
             )
         return (size.double().log() - self.centre).float().unsqueeze(1)

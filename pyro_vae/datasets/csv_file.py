@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Collection, Mapping
 from itertools import islice
@@ -10,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from pyro_vae.datasets.cells import has_decimal_comma
+from pyro_vae.datasets.cells import THOUSANDS, has_decimal_comma
 from pyro_vae.datasets.errors import damaged, first_line
 from pyro_vae.datasets.files import READ_ERRORS
 from pyro_vae.errors import InputError
@@ -81,8 +82,9 @@ def _dialect(path: Path, encoding: str, errors: str = "strict") -> dict[str, str
     separator = next((each for each in _SEPARATORS if each in head and all(each in row for row in rows if row)), None)
     if separator is None or "," in head:
         return {}
-    comma = any(has_decimal_comma(cell) for row in rows for cell in row.split(separator))
-    return {"sep": separator, **({"decimal": ","} if comma else {})}
+    commas = [cell.strip() for row in rows for cell in row.split(separator) if has_decimal_comma(cell)]
+    name = "thousands" if all(re.fullmatch(THOUSANDS, cell) for cell in commas) else "decimal"
+    return {"sep": separator, **({name: ","} if commas else {})}
 
 
 def _encoding(path: Path) -> str:

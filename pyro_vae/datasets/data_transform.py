@@ -19,7 +19,7 @@ from pyro_vae.datasets.cells import Cells, Levels, decoded
 from pyro_vae.datasets.context import ContextColumn, Offset
 from pyro_vae.datasets.raw_data import Binarisation, Missing, RawData, Scaling
 from pyro_vae.datasets.user_file import Wanted, from_frame
-from pyro_vae.errors import InputError
+from pyro_vae.errors import InputError, shown
 
 # Entries that old records lack.
 _OPTIONAL = ("missing", "levels", "context", "offset")
@@ -188,8 +188,9 @@ class DataTransform:
         bad = ((x < 0) | (x > 1)).reshape(-1, self.dim).nonzero()
         if len(bad):
             row, column = bad[0].tolist()
+            value = shown(x.reshape(-1, self.dim)[row, column].item())
             raise InputError(
-                f"`{self.name}`: row {row + 1}, column {column + 1} is {x.reshape(-1, self.dim)[row, column].item():g} "
+                f"`{self.name}`: row {row + 1}, column {column + 1} is {value} "
                 f"after scaling, but binarisation=`{self.binarisation}` needs values in [0, 1]; give values in the "
                 "range of the training data"
             )
@@ -336,7 +337,7 @@ def _fit_columns(raw: RawData, rows: Tensor, scaling: Scaling, scaled: Tensor | 
     if len(constant):
         column = int(constant[0])
         raise InputError(
-            f"`{raw.title}`: column {_named(raw, column)} is constant ({float(low[column]):g}) on the {len(rows)} "
+            f"`{raw.title}`: column {_named(raw, column)} is constant ({shown(float(low[column]))}) on the {len(rows)} "
             f"training rows, so scaling=`{scaling}` would divide by zero; drop it, or pass scaling=`none`"
         )
     if scaling == "unit":

@@ -15,9 +15,9 @@ from torch.distributions.constraints import Constraint
 from pyro_vae.datasets.binarisation import bernoulli_draw, generator_for, threshold
 from pyro_vae.datasets.data_transform import fit_transform
 from pyro_vae.datasets.raw_data import Binarisation, RawData, Scaling
-from pyro_vae.datasets.support import Kind, Support, outside
+from pyro_vae.datasets.support import Kind, Support, outside, said
 from pyro_vae.distributions.support import is_discrete
-from pyro_vae.errors import InputError
+from pyro_vae.errors import InputError, shown
 
 
 class Preparation:
@@ -115,7 +115,7 @@ class Preparation:
         if not places:
             return None
         (_, in_file), part, row, column = min(places)
-        scaled = "" if self.units.scale is None else f", scaled to {self.x[part][row, column].item():g}"
+        scaled = "" if self.units.scale is None else f", scaled to {shown(self.x[part][row, column].item())}"
         return self.raw.cell(self.parts[part][0], in_file, column) + scaled
 
     def _first_grey(self) -> str | None:
@@ -167,9 +167,8 @@ class Preparation:
             if isinstance(support, Mapping):
                 bad = {part: flags & _only(index, flags) for part, flags in bad.items()}
             if cell := self._first(bad):
-                said = " ".join(str(of_column).split())[:100]
                 raise InputError(
-                    f"`{self.raw.title}`: found {cell}, outside the likelihood's support `{said}`; choose "
+                    f"`{self.raw.title}`: found {cell}, outside the likelihood's support, {said(of_column)}; choose "
                     "another likelihood, or another `scaling` or `binarisation`"
                 )
 

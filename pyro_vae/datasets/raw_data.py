@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_vae.datasets.cells import Cells, Levels
-from pyro_vae.errors import InputError
+from pyro_vae.errors import InputError, shown
 
 Binarisation = Literal["none", "static", "dynamic", "threshold"]
 Scaling = Literal["none", "unit", "standardise"]
@@ -69,7 +69,7 @@ class RawData:
         r"""Returns a description of the cell at 0-based (row, column): its value and its place, counted from 1."""
         value = self.arrays[part][row, column]
         levels = None if self.levels is None else self.levels[column]
-        said = f"{value:g}" if levels is None else levels[int(value)]
+        said = shown(float(value)) if levels is None else levels[int(value)]
         name = f"`{self.columns[column]}`" if self.columns else str(column + 1)
         of = "" if part == "all" else f" of `{part}`"
         return f"`{said}` in data row {row + 1}{of} (counted from 1, below the header), column {name}"

@@ -12,6 +12,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_vae.datasets.raw_data import Binarisation, RawData, Scaling
 from pyro_vae.distributions.support import base_support
+from pyro_vae.errors import shown
 
 Kind = Literal["binary", "unit", "real", "other", "columns"]
 
@@ -71,6 +72,31 @@ def choose(
         else:
             scaling = "standardise" if kind in ("real", "columns") and binarisation == "none" else "none"
     return binarisation, scaling
+
+
+_WORDS = {
+    constraints.boolean: "0 and 1",
+    constraints.real: "the finite numbers",
+    constraints.positive: "the numbers above 0",
+    constraints.nonnegative: "the numbers from 0",
+    constraints.unit_interval: "the numbers from 0 to 1",
+    constraints.nonnegative_integer: "the whole numbers from 0",
+    constraints.positive_integer: "the whole numbers from 1",
+    constraints.simplex: "vectors of shares that sum to 1",
+}
+
+
+def said(support: Constraint) -> str:
+    """Returns a support in words."""
+    base = base_support(support)
+    if base in _WORDS:
+        return _WORDS[base]
+    bounds = [getattr(base, f"{end}_bound", None) for end in ("lower", "upper")]
+    whole = isinstance(base, constraints.integer_interval)
+    if (whole or isinstance(base, constraints.interval)) and all(torch.as_tensor(b).numel() == 1 for b in bounds):
+        low, high = (shown(float(torch.as_tensor(bound))) for bound in bounds)
+        return f"the {'whole ' if whole else ''}numbers from {low} to {high}"
+    return f"`{' '.join(str(support).split())[:100]}`"
 
 
 def outside(support: Constraint, x: Tensor) -> Tensor:

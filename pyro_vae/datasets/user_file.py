@@ -334,6 +334,11 @@ def _choose_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, NDA
     if not singles and len(arrays) == 1:
         singles = list(arrays)
     if not singles:
+        if {"indices", "indptr", "shape", "format"} <= set(arrays):
+            raise InputError(
+                f"`{path}`: holds a sparse matrix of scipy; write it dense, in Python: np.save('dense.npy', "
+                "scipy.sparse.load_npz(path).toarray())"
+            )
         have = ", ".join(f"`{given}`" for given in arrays) or "none"
         raise InputError(
             f"`{path}`: its arrays are {have}; expected `train` with `valid` or `test`, or one array `x` or "

@@ -12,6 +12,16 @@ from pyro_vae.errors import near_match
 # Fields of the specifications that are no keys of a file.
 _HIDDEN = frozenset({"of", "layers", "part", "columns"})
 
+# Where that stands which is often looked for elsewhere.
+_ELSEWHERE = {
+    **dict.fromkeys(("lr", "learning_rate", "rate"), "training: {optimizer: {Adam: {lr: 0.001}}}"),
+    **dict.fromkeys(("encoder", "decoder", "hidden"), "networks: {encoder: {mlp: [200]}, decoder: {mlp: [200]}}"),
+    **dict.fromkeys(("beta", "kl_weight"), "inference: {beta-vae: {beta: 4}}"),
+    **dict.fromkeys(("latent_dim", "latents", "z_dim", "dim"), "latent: 8"),
+    **dict.fromkeys(("algorithm", "algorithms"), "inference: [aevb, iwae]"),
+    **dict.fromkeys(("seed",), "seeds: [0]"),
+}
+
 
 def line_of(source: str, model: type[BaseModel], detail: Any) -> str:
     """Returns one line for an error detail of pydantic: the path in the file, the value and what is allowed."""
@@ -21,7 +31,10 @@ def line_of(source: str, model: type[BaseModel], detail: Any) -> str:
         message = f"expected a mapping with keys among {', '.join(f'`{key}`' for key in fields)}"
     if detail["type"] == "extra_forbidden":
         _, fields = _walk(model, detail["loc"][:-1])
-        return f"{source}: `{path}` is no key here; {near_match(str(detail['loc'][-1]), fields)}"
+        hint = _ELSEWHERE.get(str(detail["loc"][-1]))
+        return f"{source}: `{path}` is no key here; " + (
+            near_match(str(detail["loc"][-1]), fields) if hint is None else f"write `{hint}`."
+        )
     if detail["type"] == "missing":
         return f"{source}: `{path}` is missing"
     given = f" (got {detail['input']!r})" if detail["type"] != "value_error" else ""

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
 
-from pyro_vae.datasets.cells import is_number, not_a_number
+from pyro_vae.datasets.cells import is_number, not_numbers
 from pyro_vae.datasets.description import Content
 from pyro_vae.distributions.registry import FAMILIES
 from pyro_vae.distributions.support import is_discrete
@@ -220,12 +220,13 @@ def chosen(content: Content) -> ColumnSpec:
     whole = content.whole and content.low >= 0
     if content.distinct > _MOST_LEVELS and content.levels is not None:
         words = [str(level) for level in content.levels if not is_number(level)]
-        advice = not_a_number(words[0], content.distinct - len(words), len(words)) if words else None
+        advice = not_numbers(words, content.distinct - len(words)) if words else None
         if advice is not None:
             raise InputError(f"mixed: column `{content.name}` holds `{words[0]}` among numbers: {advice}.")
         raise InputError(
-            f"mixed: column `{content.name}` holds {content.distinct} different words, too many for levels; "
-            f"drop it, or declare {{{content.name}: {{Categorical: {content.distinct}}}}}."
+            f"mixed: column `{content.name}` holds {content.distinct} different words, such as `{words[0]}`, too many "
+            f"for levels ({_MOST_LEVELS} at most); drop the column if it names rows, such as an identifier or a date, "
+            "or write fewer levels."
         )
     if content.levels is not None or (whole and content.high <= 1):
         levels = content.num_codes

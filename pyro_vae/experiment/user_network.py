@@ -9,6 +9,7 @@ import copy
 import functools
 import importlib
 import inspect
+import os
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -143,9 +144,9 @@ def _import(name: str) -> ModuleType:
 
 
 def _siblings(name: str) -> list[str]:
-    """Returns the modules in the same package as a missing one."""
+    """Returns the modules in the same package as a missing one; without a package, those of the working folder."""
     parent = name.rpartition(".")[0]
-    folders = getattr(importlib.import_module(parent), "__path__", []) if parent else None
+    folders = getattr(importlib.import_module(parent), "__path__", []) if parent else [os.getcwd()]
     prefix = f"{parent}." if parent else ""
     return [prefix + module.name for module in pkgutil.iter_modules(folders)]
 

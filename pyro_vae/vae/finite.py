@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.errors import InputError
+from pyro_vae.errors import InputError, shown
 
 
 class CellNames:
@@ -18,7 +18,7 @@ class CellNames:
 
     def cell(self, row: int, column: int | tuple[int, ...], value: float) -> str:
         """Returns the name of a cell with its value, in model units."""
-        return f"the value {value:g} in row {row}, column {column} (from 0)"
+        return f"the value {shown(value)} in row {row}, column {column} (from 0)"
 
 
 def check_finite(batch: Batch, name: str, names: CellNames | None = None) -> None:
