@@ -16,7 +16,7 @@ from pyro_vae.batch import Batch, DataLike
 from pyro_vae.engine.compilation.cost import Mode
 from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.evaluation.data import evaluated
+from pyro_vae.evaluation.data import evaluated, of_a_vae
 from pyro_vae.evaluation.estimate import Estimate, LogMean
 from pyro_vae.inference.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Start, Tempered, adapted, jittered
 from pyro_vae.inference.latents import Latents
@@ -37,6 +37,7 @@ _POWER = 3
 _DELTA = 4.0
 
 
+@of_a_vae
 def annealed_importance_sampling(
     vae: VAE,
     data: DataLike,

@@ -12,6 +12,7 @@ from pyro_vae.engine.compilation.cost import Mode
 from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.annealed import Annealing, Path, Schedule, Sweep, check_at_least, parts
+from pyro_vae.evaluation.data import of_a_vae
 from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.inference.hmc import Start
 from pyro_vae.inference.latents import Latents
@@ -56,6 +57,7 @@ class Sandwich:
         )
 
 
+@of_a_vae
 def bidirectional_monte_carlo(
     vae: VAE,
     n: int,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation.data import of_a_vae
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
@@ -53,6 +54,7 @@ class Calibration:
         return f"Calibration({inside}, {n} data, {self.num_draws} draws)"
 
 
+@of_a_vae
 @torch.no_grad()
 def simulation_based_calibration(
     vae: VAE,

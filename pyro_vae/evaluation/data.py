@@ -2,6 +2,10 @@ r"""The checked data of an evaluation."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import pyro
 
 from pyro_vae.batch import Batch, DataLike
@@ -9,7 +13,22 @@ from pyro_vae.errors import InputError
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.data_check import check_values
 from pyro_vae.vae.inputs import batch_for
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.vae import VAE, require_vae
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def of_a_vae(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Has a function refuse a first argument that is no VAE, with what to pass in its place."""
+
+    @functools.wraps(function)
+    def checked(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
+        if arguments or "vae" in named:
+            require_vae(function.__name__, arguments[0] if arguments else named["vae"])
+        return function(*arguments, **named)
+
+    return checked
 
 
 def evaluated(caller: str, vae: VAE, data: DataLike, *, weighted: bool = False) -> Batch:

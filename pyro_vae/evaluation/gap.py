@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.data import evaluated
+from pyro_vae.evaluation.data import evaluated, of_a_vae
 from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.inference.weights import path_log_prob
@@ -65,6 +65,7 @@ class InferenceGap:
         return f"InferenceGap({parts}, {len(self.elbo.pointwise)} data)"
 
 
+@of_a_vae
 @torch.no_grad()
 def inference_gap(
     vae: VAE,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.data import evaluated
+from pyro_vae.evaluation.data import evaluated, of_a_vae
 from pyro_vae.evaluation.intervals import Interval
 from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.modes import evaluating, switched
@@ -47,6 +47,7 @@ class GradientNoise:
         )
 
 
+@of_a_vae
 def gradient_variance(
     vae: VAE,
     data: DataLike,

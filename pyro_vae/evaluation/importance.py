@@ -15,7 +15,7 @@ from pyro_vae.batch import Batch, DataLike
 from pyro_vae.engine.compilation.cost import Mode
 from pyro_vae.engine.compilation.routine import enabled, repeated, routine
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.data import evaluated
+from pyro_vae.evaluation.data import evaluated, of_a_vae
 from pyro_vae.evaluation.estimate import Estimate, LogMean
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.runtime.modes import evaluating
@@ -34,6 +34,7 @@ _BLOCK = 100
 _LARGEST_BLOCK = 2**25 - 2**16
 
 
+@of_a_vae
 @torch.no_grad()
 def log_marginal(
     vae: VAE,
@@ -96,6 +97,7 @@ def log_marginal(
     )
 
 
+@of_a_vae
 @torch.no_grad()
 def elbo(
     vae: VAE,

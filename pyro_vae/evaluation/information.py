@@ -14,7 +14,7 @@ from pyro_vae.batch import Batch, DataLike
 from pyro_vae.distributions.kl import analytic_kl
 from pyro_vae.distributions.moments import centre, spread
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.data import evaluated
+from pyro_vae.evaluation.data import evaluated, of_a_vae
 from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
@@ -73,6 +73,7 @@ class AggregatePosterior:
         return f"AggregatePosterior({parts}, {len(self.rate.pointwise)} data)"
 
 
+@of_a_vae
 @torch.no_grad()
 def rate_distortion(
     vae: VAE, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
@@ -119,6 +120,7 @@ def rate_distortion(
     return RateDistortion(*(_estimate(column, num_samples, seed) for column in (rate, distortion)))
 
 
+@of_a_vae
 @torch.no_grad()
 def mutual_information(
     vae: VAE, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
@@ -154,6 +156,7 @@ def mutual_information(
     return _estimate(columns, num_samples, seed)
 
 
+@of_a_vae
 @torch.no_grad()
 def aggregate_posterior(
     vae: VAE, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False

@@ -14,7 +14,7 @@ from pyro_vae.batch import DataLike
 from pyro_vae.distributions.kl import analytic_kl, factors
 from pyro_vae.distributions.moments import centre
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.data import evaluated
+from pyro_vae.evaluation.data import evaluated, of_a_vae
 from pyro_vae.evaluation.intervals import finite_or_none
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
@@ -24,6 +24,7 @@ from pyro_vae.vae.vae import VAE
 _CHUNK = 10_000
 
 
+@of_a_vae
 @torch.no_grad()
 def posterior_means(vae: VAE, data: DataLike) -> Tensor:
     """Returns the mean of q(z|x) of each datum, shape ``(N, *latent_shape)``; see `centre`."""
@@ -34,6 +35,7 @@ def posterior_means(vae: VAE, data: DataLike) -> Tensor:
     return torch.cat(means)
 
 
+@of_a_vae
 def active_units(vae: VAE, data: DataLike, threshold: float = 0.01) -> Tensor:
     r"""Returns which latent dimensions are active: :math:`\mathrm{Var}_x(E_{q(z|x)}[z_j])` above a threshold.
 
@@ -53,6 +55,7 @@ def active_units(vae: VAE, data: DataLike, threshold: float = 0.01) -> Tensor:
     return means.var(0) > threshold
 
 
+@of_a_vae
 @torch.no_grad()
 def kl_per_dimension(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: int = 0) -> Tensor | None:
     r"""Returns the mean over data of :math:`\mathrm{KL}(q(z_j|x) \| p(z_j))` for each latent dimension, in nats.
@@ -122,6 +125,7 @@ class LatentKL:
         return f"LatentKL({', '.join(rows)})"
 
 
+@of_a_vae
 @torch.no_grad()
 def latent_kl(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: int = 0) -> LatentKL:
     r"""Returns the KL of each latent, computed in closed form or by Monte Carlo.

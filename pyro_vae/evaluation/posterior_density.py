@@ -16,7 +16,7 @@ from pyro_vae.engine.compilation.cost import Mode
 from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.annealed import check_among, check_at_least, parts
-from pyro_vae.evaluation.data import evaluated
+from pyro_vae.evaluation.data import evaluated, of_a_vae
 from pyro_vae.evaluation.estimate import Estimate, LogMean
 from pyro_vae.inference.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Start, Tempered, adapted, jittered
 from pyro_vae.inference.latents import Latents
@@ -36,6 +36,7 @@ _POWER = 3
 _LEAST = 0.5
 
 
+@of_a_vae
 def posterior_density_estimator(
     vae: VAE,
     data: DataLike,

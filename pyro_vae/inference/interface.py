@@ -2,6 +2,7 @@ r"""The interface of all inference algorithms: a sequence of losses, each with t
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch, DataLike
-from pyro_vae.errors import InputError
+from pyro_vae.errors import InputError, near_match
 from pyro_vae.vae.vae import VAE
 
 
@@ -81,6 +82,12 @@ class Inference(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Has the constructor name an argument that it does not have, with those that it has."""
+        super().__init_subclass__(**options)
+        if "__init__" in vars(cls):
+            cls.__init__ = _naming_arguments(cls.__init__)  # type: ignore[method-assign]
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -195,6 +202,26 @@ class Inference(nn.Module):
             for name, parameter in groups[group].items()
             if parameter.requires_grad
         }
+
+
+def _naming_arguments(construct: Callable[..., None]) -> Callable[..., None]:
+    """Returns a constructor that raises an `InputError` for an argument that it does not have."""
+    parameters = inspect.signature(construct).parameters
+    names = list(parameters)[1:]
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+    @functools.wraps(construct)
+    def checked(self: Inference, *arguments: Any, **named: Any) -> None:
+        for name in named:
+            if name not in names and not takes_all:
+                hint = near_match(name, names) if names else "it has none."
+                raise InputError(f"{type(self).__name__}: has no argument `{name}`; {hint}")
+        construct(self, *arguments, **named)
+
+    return checked
+
+
+Inference.__init__ = _naming_arguments(Inference.__init__)  # type: ignore[method-assign]
 
 
 def _described(loss: object) -> str:

@@ -24,7 +24,7 @@ from pyro_vae.training.options import OptimizerFactory, Training, said, whole
 from pyro_vae.training.stacked_minibatches import Source
 from pyro_vae.training.validation import Watch
 from pyro_vae.vae.data_check import check_values
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.vae import VAE, require_vae
 
 
 @overload
@@ -277,7 +277,9 @@ def _factories(optimizer: Any, count: int) -> list[OptimizerFactory]:
 
 def _checked_vaes(vaes: Any) -> list[VAE]:
     """The VAEs, checked: they have one structure and share no parameters."""
-    if not isinstance(vaes, Sequence) or not vaes or not all(isinstance(vae, VAE) for vae in vaes):
+    if not isinstance(vaes, Sequence):
+        require_vae("fit", vaes)
+    if not vaes or not all(isinstance(vae, VAE) for vae in vaes):
         raise InputError(f"fit: expected a list of VAEs, at least one; got `{type(vaes).__name__}` of `{vaes!r}`.")
     owner: dict[int, int] = {}
     for r, vae in enumerate(vaes):

@@ -39,6 +39,23 @@ class Programs(NamedTuple):
     guide: Callable[[DataLike], Tensor]
 
 
+def require_vae(caller: str, given: object) -> None:
+    """Raises an `InputError` that says what to pass where a function was not given a VAE."""
+    if isinstance(given, VAE):
+        return
+    if isinstance(getattr(given, "vae", None), VAE):
+        hint = "pass its attribute `vae`"
+    elif isinstance(given, type):
+        hint = f"make one, such as vae = {given.__name__}(...)"
+    else:
+        hint = (
+            "declare one with your own networks: VAE(prior=Conditional(dist.Normal, (20,), loc=Fixed(0.0), "
+            "scale=Fixed(1.0)), likelihood=Conditional(dist.Bernoulli, (784,), given=decoder), posterior=encoder)"
+        )
+    kind = f"the class `{given.__name__}`" if isinstance(given, type) else f"`{type(given).__name__}`"
+    raise InputError(f"{caller}: needs a VAE, got {kind}; {hint}.")
+
+
 class VAE(Densities, Registered):
     r"""A variational autoencoder, declared once and trained by any inference algorithm.
 
