@@ -41,6 +41,7 @@ class TrainingSpec(Strict):
     epochs: PositiveInt | None = None
     steps: PositiveInt | None = None
     batch_size: PositiveInt = 100
+    drop_last: bool = False
     optimizer: OptimizerSpec = Field(default_factory=lambda: OptimizerSpec(name="Adam", arguments={"lr": 0.001}))
     schedule: ScheduleSpec | None = None
     clip_norm: PositiveFloat | None = None
@@ -66,7 +67,8 @@ class TrainingSpec(Strict):
 
     def total_steps(self, size: int) -> int:
         """Returns the number of steps over ``size`` training data."""
-        return self.steps or (self.epochs or 0) * -(-size // min(self.batch_size, size))
+        rows = min(self.batch_size, size)
+        return self.steps or (self.epochs or 0) * (size // rows if self.drop_last else -(-size // rows))
 
     def build(self, size: int) -> Training:
         """Returns the settings of a run over ``size`` training data."""
@@ -75,6 +77,7 @@ class TrainingSpec(Strict):
             optimizer=self.optimizer.build,
             steps=total,
             batch_size=self.batch_size,
+            drop_last=self.drop_last,
             schedule=None if self.schedule is None else self.schedule.build(total),
             clip_norm=self.clip_norm,
             validation_every=self.validation_every,

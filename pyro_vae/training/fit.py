@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import torch
+from torch import nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError, NonFiniteError
@@ -171,8 +172,10 @@ def prepared(
         algorithm.to(own.device).check(own)
     unknown = algorithms[0].takes_unknown_labels
     source = Source(
-        vaes, x, training.batch_size, seeds, common_noise, transform, weights, training.check_support, unknown
+        *(vaes, x, training.batch_size, seeds, common_noise, transform, weights, training.check_support, unknown),
+        training.drop_last,
     )
+    _check_last(vaes[0], source)
     if not source.steps:
         raise InputError("fit: the loader gives no minibatch; let it keep a short last one, or give more data.")
     for own in vaes:
@@ -215,6 +218,18 @@ def _checked_seeds(count: int, seed: Any, common: bool, single: bool) -> list[in
     if common and len(set(own)) > 1:
         raise InputError(f"fit: with common_noise=True all VAEs have one seed, an integer; got `{seed!r}`.")
     return own
+
+
+def _check_last(vae: VAE, source: Source) -> None:
+    """Raises an `InputError` if batch statistics would be taken over a last minibatch of one row."""
+    names = [name for name, part in vae.named_modules() if isinstance(part, nn.BatchNorm1d)]
+    whole = source.batch_size or 0
+    if names and whole > 1 and source.steps * whole > source.size and source.size % whole == 1:
+        other = next(size for size in range(whole, 2 * whole) if source.size % size != 1)
+        raise InputError(
+            f"fit: the last minibatch of an epoch has one row ({source.size} data in batches of {whole}), over which "
+            f"`{names[0]}` cannot take batch statistics; use batch_size={other}, or drop_last=True."
+        )
 
 
 def _check_transform(transform: Any) -> None:

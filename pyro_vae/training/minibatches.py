@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -62,6 +62,7 @@ def minibatches(
     weights: Any = None,
     check_support: bool = True,
     unknown_labels: bool = False,
+    drop_last: bool = False,
 ) -> Minibatches:
     """Returns the source of minibatches for data in any of the forms that `fit` takes.
 
@@ -75,6 +76,7 @@ def minibatches(
         check_support: Whether values outside the likelihood's support are refused. With a ``transform`` only the first
             minibatch is checked, by Pyro.
         unknown_labels: Whether the context may have rows of nan.
+        drop_last: Whether a short last minibatch of an epoch is left out; a `DataLoader` has its own setting.
 
     Raises:
         InputError: For data that are empty, of no known form or outside the support, and for weights that do not fit.
@@ -96,10 +98,11 @@ def minibatches(
             )
         warnings.warn("fit: the data set does not fit the device's memory, so it is streamed.", stacklevel=3)
         order = torch.Generator().manual_seed(generator.initial_seed())
-        return Streamed(vae, DataLoader(data, batch_size, shuffle=True, generator=order), generator, transform, check)
+        loader = DataLoader(data, batch_size, shuffle=True, drop_last=drop_last, generator=order)
+        return Streamed(vae, loader, generator, transform, check)
     with isolated(seed, "data"):  # of data sets that draw
         batch = as_batch(vae, data)
-    return Resident(vae, batch, batch_size, generator, transform, weights, check)
+    return Resident(vae, batch, batch_size, generator, transform, weights, check, drop_last)
 
 
 class Resident:
@@ -114,6 +117,7 @@ class Resident:
         transform: Transform | None,
         weights: Any,
         check: ValueCheck,
+        drop_last: bool = False,
     ) -> None:
         weights = batch.weight if weights is None else weights
         if weights is not None:
@@ -127,19 +131,27 @@ class Resident:
         self.data = batch.to(self.home, vae.dtype)
         check(self.data, "training data")
         rows = min(batch_size, batch.size)
-        self.size, self.steps = batch.size, -(-batch.size // rows)
+        self.size, self.drop_last = batch.size, drop_last
+        self.steps = batch.size // rows if drop_last else -(-batch.size // rows)
         self.batch_size: int | None = rows
         self.generator, self.transform = generator, transform
 
     def epoch(self) -> Iterator[tuple[Batch, Tensor | None]]:
-        order = torch.randperm(self.size, generator=self.generator, device=self.generator.device)
-        for rows in order.split(self.batch_size or self.size):
+        for rows in self.split(self.order()):
             batch = self.data.select(rows.to(self.home))
             if self.home != self.device:
                 batch = batch.map(lambda field: field.to(self.device))
             if self.transform is not None:
                 batch = batch._replace(x=self.transform(batch.x, self.generator))
             yield batch, rows
+
+    def order(self) -> Tensor:
+        """Returns the rows of the data in a new order."""
+        return torch.randperm(self.size, generator=self.generator, device=self.generator.device)
+
+    def split(self, order: Tensor) -> Sequence[Tensor]:
+        """Returns the rows of each minibatch, along the last dimension."""
+        return order.split(self.batch_size or self.size, dim=-1)[: self.steps]
 
     def checksum(self) -> int:
         return checksum(self.data)

@@ -55,6 +55,8 @@ class Training:
             programs are kept on disk. R VAEs run as one stacked program; where they cannot, ``"auto"`` trains them
             one by one, with a warning, and True is an error. False trains them one by one, uncompiled.
         precision: Precision of the networks' products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``; see `networks_in`.
+        drop_last: Whether a short last minibatch of an epoch is left out: batch statistics of few rows are poor. A
+            `DataLoader` has its own setting.
         check_support: Whether data outside the likelihood's support are refused. Only without this check can a
             Bernoulli be trained on grey levels, and its "log-likelihood" is then no log-likelihood.
         divergence: What follows a loss or gradient that is not finite: an error (``"raise"``), or a `History` whose
@@ -86,6 +88,7 @@ class Training:
     compile: Compile = "auto"
     precision: Precision = "float32"
     check_support: bool = True
+    drop_last: bool = False
     divergence: Literal["raise", "stop"] = "raise"
     callback_steps: Collection[int] | None = None
     checkpoint_seconds: float = 30.0
@@ -136,6 +139,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "keep": ("best", "last"),
     "compile": ("auto", "full", True, False),
     "precision": get_args(Precision),
+    "drop_last": (False, True),
     "divergence": ("raise", "stop"),
 }
 

@@ -58,6 +58,7 @@ class Source:
         weights: See `pyro_vae.fit`.
         check_support: See `Training`.
         unknown_labels: Whether the context may have rows of nan.
+        drop_last: See `Training`.
 
     Attributes:
         size: N, the number of data.
@@ -82,9 +83,10 @@ class Source:
         weights: Any,
         check_support: bool,
         unknown_labels: bool,
+        drop_last: bool = False,
     ) -> None:
         self.transform = transform
-        options = (transform, weights, check_support, unknown_labels)
+        options = (transform, weights, check_support, unknown_labels, drop_last)
         first = minibatches(vaes[0], data, batch_size, seeds[0], *options)
         self.count, self.made = len(vaes), [first]
         for vae, seed in zip(vaes[1:], seeds[1:], strict=True):
@@ -134,8 +136,7 @@ class Source:
 def _resident(made: Sequence[Resident]) -> Iterator[Minibatch]:
     """All members' minibatches by one selection."""
     first = made[0]
-    orders = [torch.randperm(s.size, generator=s.generator, device=s.generator.device) for s in made]
-    for rows in torch.stack(orders).split(first.batch_size or first.size, dim=1):
+    for rows in first.split(torch.stack([source.order() for source in made])):
         batch = first.data.select(rows.to(first.home)).map(lambda tensor: tensor.to(first.device))
         if first.transform is not None:
             x = [first.transform(own, s.generator) for own, s in zip(batch.x, made, strict=True)]

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from pyro_vae import Batch, Conditional, Fixed, Learned, mlp
+from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Training, fit, mlp
 from pyro_vae.engine import interpreted
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.evaluation import elbo
@@ -756,3 +756,36 @@ def test_a_finite_loss_whose_gradient_overflows_is_not_called_not_finite():
     loss = Loss(torch.tensor(6.8e20))
     assert eager_step.not_finite(loss, {}, ()) == "the norm of the gradient, at a loss of 6.8e+20,"
     assert eager_step.not_finite(Loss(torch.tensor(math.inf)), {}, ()) == "the loss (inf)"
+
+
+# ---------------------------------------------------------------------- a short last minibatch
+
+
+def normalised():
+    encoder = nn.Sequential(nn.Linear(6, 7), nn.BatchNorm1d(7))
+    prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+    likelihood = Conditional(dist.Bernoulli, (6,), given=mlp(2, 7))
+    return VAE(prior, likelihood, Conditional(dist.Normal, (2,), given=encoder, features=7))
+
+
+@pytest.mark.parametrize("compile", ["auto", True, False])
+def test_a_last_minibatch_of_one_row_is_refused_where_it_has_no_statistics(compile):
+    x = ROWS[:11]
+    with pytest.raises(
+        InputError, match=r"has one row \(11 data in batches of 5\).*`posterior.given.1`.*batch_size=6, or drop_last"
+    ):
+        fit(normalised(), x, AEVB(), Training(steps=5, batch_size=5, compile=compile))
+    for options in ({"batch_size": 6}, {"batch_size": 5, "drop_last": True}, {"batch_size": 11}, {"batch_size": 20}):
+        with interpreted():
+            fit(normalised(), x, AEVB(), Training(steps=5, compile=compile, **options))
+
+
+@pytest.mark.parametrize("replicates", [1, 2])
+def test_a_short_last_minibatch_may_be_left_out(make_vae, replicates):
+    vaes = [make_vae() for _ in range(replicates)]
+    for history in fit(vaes, ROWS[:11], AEVB(), Training(epochs=2, batch_size=5, drop_last=True)):
+        assert history.samples.tolist() == [5, 10, 15, 20]
+    (history, *_) = fit(vaes, ROWS[:11], AEVB(), Training(epochs=2, batch_size=5))
+    assert history.samples.tolist() == [5, 10, 11, 16, 21, 22]
+    (history, *_) = fit(vaes, ROWS[:4], AEVB(), Training(epochs=2, batch_size=5, drop_last=True))
+    assert history.samples.tolist() == [4, 8]  # fewer data than a minibatch has
