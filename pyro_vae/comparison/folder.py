@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pyro
 import safetensors
+import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -34,6 +35,8 @@ _DATA, _DRAWS = 100, 100
 # What a comparison makes in the folder of an unfinished run, and there in the folder of its checkpoints.
 _CHECKPOINTS, _PARTIAL = "checkpoints", ".pyro_vae-partial."
 _OWN = {"": ("lock", f"{_PARTIAL}*"), _CHECKPOINTS: ("comparison.json", "comparison.tmp", "*-seed*.checkpoint*")}
+# Values of weights beyond this are refused.
+_LARGEST = 1e30
 # Files of a VAE's parameters and of its algorithm's state, by label and seed.
 _WEIGHTS, _STATE = "weights/{}-seed{}.safetensors", "weights/{}-seed{}.inference.safetensors"
 
@@ -276,8 +279,19 @@ def _save(module: nn.Module, path: Path) -> None:
 
 
 def _restore(module: nn.Module, path: Path) -> None:
+    """Puts a state in place, whose values must be of a size that training can reach."""
+    declared = module.state_dict()
     try:
-        module.load_state_dict(load_file(path))
+        state = load_file(path)
+        for name, value in state.items():
+            own = declared.get(name)
+            as_declared = own is not None and own.shape == value.shape and torch.equal(own, value.to(own.dtype))
+            if value.is_floating_point() and not as_declared and not bool((value.abs() < _LARGEST).all()):
+                raise InputError(
+                    f"{path}: `{name}` has a value that is not finite, or beyond {_LARGEST:g}; the file is damaged, or "
+                    "was changed; run the comparison again."
+                )
+        module.load_state_dict(state)
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: cannot be loaded ({reason}); run the comparison again.") from None

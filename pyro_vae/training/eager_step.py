@@ -70,7 +70,8 @@ def _compute(member: Member, losses: Iterator[Loss], batch: Batch, rows: Tensor 
         raise
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        if not all(finite(parameter) for parameter in member.vae.parameters()):
+        # torch and Pyro refuse to draw from a distribution whose parameters are nan, in words of their own.
+        if member.names_a_term(batch) or not all(finite(parameter) for parameter in member.vae.parameters()):
             member.fail(batch, rows, reason)
         if first or isinstance(error, ValueError):
             raise InputError(f"fit: step {member.steps + 1} fails on a batch of {batch.size}: {reason}") from error

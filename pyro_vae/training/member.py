@@ -134,6 +134,14 @@ class Member:
         """Ends its training at a value that is not finite."""
         self.stop("diverged", self.name + str(error).removeprefix("fit: "))
 
+    def names_a_term(self, batch: Batch) -> bool:
+        """Whether a log density is not finite at a minibatch."""
+        try:
+            with torch.random.fork_rng():
+                return _name_term(self.vae, batch) is not None
+        except (ValueError, RuntimeError):  # what fails for another reason fails here too
+            return False
+
     def fail(self, batch: Batch, rows: Tensor | None, otherwise: str) -> NoReturn:
         """Names what is not finite, puts the last good parameters in place, and raises.
 

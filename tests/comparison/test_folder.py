@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import tempfile
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_comparisons import checked_hardly
 
 import pyro_vae
@@ -302,3 +304,20 @@ def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="cannot be made: Permission denied"), new_folder(tmp_path / "a" / "run"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e38])
+def test_weights_that_no_training_reaches_are_refused_by_name(run, tmp_path, value):
+    folder = tmp_path / "copy"
+    shutil.copytree(run[1], folder)
+    path = folder / "weights" / "aevb-seed0.safetensors"
+    state = load_file(path)
+    name = "likelihood.head.weight"
+    state[name][1, 2] = value
+    save_file(state, path)
+    says = rf"aevb-seed0.safetensors: `{name}` has a value that is not finite, or beyond"
+    with pytest.raises(InputError, match=says):
+        InputError, match=rf"aevb-seed0.safetensors: `{name}` has a value that is not finite, or beyond"
+    ):
+        pyro_vae.load(folder)
+    assert pyro_vae.load(folder, "aevb", 5).vae is not None

@@ -22,7 +22,7 @@ from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Training, fit, mlp
 from pyro_vae.engine import interpreted
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.evaluation import elbo
-from pyro_vae.inference import AEVB, AnalyticKL, BetaVAE, Inference, Loss, Phase, WakeSleep
+from pyro_vae.inference import AEVB, ALGORITHMS, AnalyticKL, BetaVAE, Inference, Loss, Phase, WakeSleep
 from pyro_vae.training import eager_step
 from pyro_vae.training.schedules import cosine
 
@@ -789,3 +789,38 @@ def test_a_short_last_minibatch_may_be_left_out(make_vae, replicates):
     assert history.samples.tolist() == [5, 10, 11, 16, 21, 22]
     (history, *_) = fit(vaes, ROWS[:4], AEVB(), Training(epochs=2, batch_size=5, drop_last=True))
     assert history.samples.tolist() == [4, 8]  # fewer data than a minibatch has
+
+
+class Failing(nn.Module):
+    """A network whose output is nan from a call on."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.linear, self.out_features, self.calls = nn.Linear(inputs, 7), 7, 10**9
+
+    def forward(self, x):
+        self.calls -= 1
+        return self.linear(x) * (math.nan if self.calls < 0 else 1.0)
+
+
+@pytest.mark.parametrize("name", sorted(set(ALGORITHMS) - {"m2", "enumeration", "mcem"}))
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_nan_is_named_in_every_algorithm_also_where_it_is_drawn_from(name, part):
+    """torch refuses to draw from it: "normal expects all elements of std >= 0.0"."""
+    encoder, decoder = Failing(6), Failing(2)
+    prior = Conditional(dist.Normal, (2,), loc=Learned(0.0, shape=(2,)), scale=Fixed(1.0))
+    likelihood = Conditional(dist.Normal, (6,), given=decoder)
+    vae = VAE(prior, likelihood, Conditional(dist.Normal, (2,), given=encoder), size=12)
+    algorithm = ALGORITHMS[name]()
+    for steps, divergence in ((30, "stop"), (30, "raise")):
+        (encoder if part == "encoder" else decoder).calls = 25
+        training = Training(steps=steps, batch_size=5, compile=False, divergence=divergence)
+        if divergence == "stop":
+            history = fit(vae, ROWS, algorithm, training)
+            assert history.stopped == "diverged"
+            assert "is not finite at step" in history.remark
+        else:
+            says = "the posterior, is not finite" if part == "encoder" else "the likelihood, is not finite"
+            with pytest.raises(NonFiniteError, match=says):
+                fit(vae, ROWS, algorithm, training)
+    assert all(bool(parameter.isfinite().all()) for parameter in vae.parameters())

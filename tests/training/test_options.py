@@ -50,7 +50,7 @@ def test_the_length_of_a_run():
         ({"batch_size": None}, "`batch_size` is a positive integer, got `None`"),
         ({"optimizer": "Adam"}, "`optimizer` is a function that makes one from parameters.*got `'Adam'`"),
         ({"optimizer": [torch.optim.SGD, 3]}, "`optimizer` is a function that makes one from parameters.*got `int`"),
-        ({"compile": "always"}, "`compile` is \"auto\", \"full\", True or False, got `'always'`"),
+        ({"compile": "always"}, '`compile` is "auto", "full", True or False, got `\'always\'`'),
         ({"precision": "half"}, '`precision` is "float32", "tf32" or "bfloat16", got `\'half\'`'),
         ({"divergence": "ignore"}, '`divergence` is "raise" or "stop", got `\'ignore\'`'),
         ({"keep": "first"}, '`keep` is "best" or "last", got `\'first\'`'),
