@@ -317,7 +317,5 @@ def test_weights_that_no_training_reaches_are_refused_by_name(run, tmp_path, val
     save_file(state, path)
     says = rf"aevb-seed0.safetensors: `{name}` has a value that is not finite, or beyond"
     with pytest.raises(InputError, match=says):
-        InputError, match=rf"aevb-seed0.safetensors: `{name}` has a value that is not finite, or beyond"
-    ):
         pyro_vae.load(folder)
     assert pyro_vae.load(folder, "aevb", 5).vae is not None

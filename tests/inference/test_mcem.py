@@ -210,7 +210,7 @@ def test_a_visit_moves_the_chains_of_the_minibatch_alone() -> None:
     assert first is not None
     assert int((~first.isnan()).all(-1).sum()) == 3
     before = first.clone()
-    inference.visit(torch.tensor([1, 6]))
+    inference.train().visit(torch.tensor([1, 6]))
     with seeded(0):
         _, z = inference.phases[0].compute(sized(8), Batch(X[[1, 6]]), None)
     assert torch.equal(first[[1, 6]], z)

@@ -75,7 +75,7 @@ def compile_graph(graph: GraphModule, arguments: Sequence[Tensor]) -> Compiled:
     try:
         with writable_cache(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings of modules that Inductor imports
-            executable, entry = _inductor(graph, list(arguments))
+            executable, entry = _without_probes(graph, list(arguments))
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise CompilationError(
@@ -106,6 +106,25 @@ def _stamp(key: str) -> Path:
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir()) / "pyro_vae" / key
+
+
+def _without_probes(graph: GraphModule, arguments: list[Tensor]) -> tuple[Executable, str]:
+    """Compiles for the vector instructions that the processor has; if the compiler fails, for those that it knows too.
+
+    Inductor finds these by probes, which compile ten programs and take longer than the compilation of a step.
+    """
+    from torch._inductor import config
+    from torch._inductor.exc import CppCompileError
+
+    if config.cpp.vec_isa_ok is not None:
+        return _inductor(graph, arguments)
+    try:
+        with config.patch({"cpp.vec_isa_ok": True}):
+            return _inductor(graph, arguments)
+    except Exception as error:
+        if not isinstance(getattr(error, "inner_exception", error), CppCompileError):
+            raise
+    return _inductor(graph, arguments)
 
 
 def _inductor(graph: GraphModule, arguments: list[Tensor]) -> tuple[Executable, str]:

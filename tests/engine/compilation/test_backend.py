@@ -331,3 +331,26 @@ def test_only_libraries_that_are_cut_off_and_that_nobody_works_on_are_removed(tm
     assert {name for name, place in places.items() if place.exists()} == {"whole", "linked", "other"}
     remove_unfinished(tmp_path)
     assert {name for name, place in places.items() if place.exists()} == {"whole", "other"}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_vector_instructions_are_probed_only_where_the_compiler_fails_without(monkeypatch, wrapped):
+    """Each of Inductor's ten probes compiles a program."""
+    from torch._inductor import config
+    from torch._inductor.exc import CppCompileError, InductorError
+
+    seen = []
+
+    def compiled(graph, arguments):
+        seen.append(config.cpp.vec_isa_ok)
+        if config.cpp.vec_isa_ok:
+            error = CppCompileError(["c++"], "unknown option -mavx512f")
+            raise InductorError(error, None) if wrapped else error
+        return (lambda flat: flat), ""
+
+    monkeypatch.setattr(backend, "_inductor", compiled)
+    graph = graph_of(lambda x: x * 2)
+    backend._without_probes(graph, [torch.ones(3)])
+    with config.patch({"cpp.vec_isa_ok": False}):
+        backend._without_probes(graph, [torch.ones(3)])
+    assert seen == [True, None, False]
