@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pyro_vae.comparison.comparison import Comparison
-from pyro_vae.comparison.report.wording import enumerated, estimate, first_of, intervals, number, significant
+from pyro_vae.comparison.report.wording import enumerated, estimate, first_of, intervals, number
 from pyro_vae.comparison.run import Run
 from pyro_vae.evaluation.estimate import FEWEST_WEIGHTS, PARETO_LIMIT
 from pyro_vae.evaluation.intervals import Interval
@@ -15,6 +15,11 @@ from pyro_vae.runtime.terminal import Table, Text
 
 _CROSS_ENTROPY = "cross-entropy bound (not a log-likelihood)"
 _ANNEALED = "annealed importance sampling"
+_SECONDS = "Seconds: their range over seeds."
+# Up to so many seeds their values are shown, in place of an interval that a bounded number cannot have.
+_FEW_SEEDS = 3
+# Share of the test data with a Pareto k-hat above its limit, beyond which a log p(x) is marked.
+_MOST_DISTRUSTED = 0.05
 _ACTIVE = "Active: the posterior mean varies over the data (variance above 0.01)."
 
 
@@ -73,15 +78,12 @@ def summary_text(comparison: Comparison) -> TableText:
         intervals([summary["elbo"] for summary in summaries]),
         [_marked(comparison, (label,), cell) for label, cell in zip(labels, marginals, strict=True)],
         [_active(comparison, label) for label in labels],
-        [significant(summary["seconds_per_epoch"]) for summary in summaries],
+        [_seconds(comparison, label) for label in labels],
     ]
     header = ("algorithm", f"test {_bound(comparison)}", _marginal(comparison), "active units", "seconds per epoch")
-    caption = " ".join(
-        filter(
-            None,
-            (_caption(comparison), _ACTIVE, _sampling(comparison), annealing(comparison), comparison.execution.said),
-        )
-    )
+    several = len(comparison.experiment.seeds) > 1
+    parts = [_caption(comparison), _ACTIVE, _sampling(comparison), annealing(comparison), comparison.execution.said]
+    caption = " ".join(filter(None, [*parts, _SECONDS if several else ""]))
     return TableText("Test data, by algorithm", header, _rows(columns), caption, tuple(comparison.remarks))
 
 
@@ -92,16 +94,22 @@ def difference_text(comparison: Comparison) -> TableText:
     columns: list[list[str]] = [others]
     for metric in ("elbo", "log_marginal"):
         column = [difference[metric] for difference in differences]
-        cells = intervals(column, sign=True)
+        cells, doubtful = intervals(column, sign=True), [False] * len(others)
         if metric == "log_marginal":
             cells = [_marked(comparison, (label, baseline), cell) for label, cell in zip(others, cells, strict=True)]
-        columns += [cells, [_contains_zero(interval) for interval in column]]
+            doubtful = [_distrusted(comparison, label) or _distrusted(comparison, baseline) for label in others]
+        columns += [cells, [_contains_zero(*pair) for pair in zip(column, doubtful, strict=True)]]
     header = ("algorithm", _bound(comparison), "interval contains 0", "log p(x)", "interval contains 0")
     if not others:
         return TableText(f"Difference from {baseline}", header, [], "Only one algorithm: there is nothing to compare.")
     caption = f"{_caption(comparison)} Differences are between runs of the same seed; above 0 is better."
     if any(is_annealed(run) for run in comparison.runs):
         caption += " (AIS): log p(x) by annealed importance sampling for at least one algorithm; both of the same data."
+    if any(_distrusted(comparison, label) for label in comparison.labels):
+        caption += (
+            f" (k-hat): log p(x) of at least one algorithm is not to be trusted for more than {_MOST_DISTRUSTED:.0%} "
+            "of the test data, so the interval says nothing about 0; take more samples (evaluation.num_samples)."
+        )
     return TableText(f"Difference from {baseline}, paired by seed", header, _rows(columns), caption)
 
 
@@ -167,9 +175,12 @@ def annealing(comparison: Comparison) -> str:
 
 
 def _marked(comparison: Comparison, labels: Sequence[str], cell: str) -> str:
-    """A cell of log p(x), marked if its method is annealed importance sampling."""
+    """A cell of log p(x), marked if its method is annealed importance sampling, and if it is not to be trusted."""
+    if cell == "-":
+        return cell
     annealed = any(is_annealed(run) for label in labels for run in comparison.runs_of(label))
-    return f"{cell} (AIS)" if annealed and cell != "-" else cell
+    doubtful = any(_distrusted(comparison, label) for label in labels)
+    return cell + " (AIS)" * annealed + " (k-hat)" * doubtful
 
 
 def _bound(comparison: Comparison) -> str:
@@ -218,14 +229,34 @@ def _active(comparison: Comparison, label: str) -> str:
     runs = comparison.runs_of(label)
     if all(run.elbo is None for run in runs):
         return "-"
-    interval, units = comparison.summary(label)["active_units"], runs[0].active.numel()
-    return f"{interval:.0f} of {units}" if math.isnan(interval.half_width) else f"{interval:.1f} of {units}"
+    counts, units = sorted(int(run.active.sum()) for run in runs if run.elbo is not None), runs[0].active.numel()
+    if len(counts) <= _FEW_SEEDS:
+        return f"{', '.join(map(str, dict.fromkeys(counts)))} of {units}"
+    interval = comparison.summary(label)["active_units"]
+    low, high = max(0.0, interval.low), min(float(units), interval.high)
+    return f"{interval.mean:.1f} ({low:.1f} to {high:.1f}) of {units}"
 
 
-def _contains_zero(interval: Interval) -> str:
+def _seconds(comparison: Comparison, label: str) -> str:
+    """The range of the seconds per epoch over seeds: an interval around a mean may go below 0."""
+    values = [run.seconds_per_epoch for run in comparison.runs_of(label)]
+    low, high = f"{min(values):.2g}", f"{max(values):.2g}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _contains_zero(interval: Interval, distrusted: bool = False) -> str:
+    if distrusted:
+        return "unknown"
     if math.isnan(interval.half_width):
         return "-"
     return "yes" if 0.0 in interval else "no"
+
+
+def _distrusted(comparison: Comparison, label: str) -> bool:
+    """Whether the importance weights of too many test data tell nothing about log p(x), in some seed."""
+    estimates = [r.log_marginal for r in comparison.runs_of(label) if r.log_marginal is not None and not is_annealed(r)]
+    ks = [estimate.diagnostics["pareto_k"] for estimate in estimates]
+    return any(float(((k > PARETO_LIMIT) | k.isnan()).double().mean()) > _MOST_DISTRUSTED for k in ks)
 
 
 def _run(run: Run) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from pyro_vae import Conditional, Fixed
 from pyro_vae.comparison.comparison import Comparison
 from pyro_vae.comparison.report import difference_table, summary_table, write_report
 from pyro_vae.comparison.report import samples as draws
+from pyro_vae.comparison.report.tables import difference_text, summary_text
 from pyro_vae.datasets import load
 from pyro_vae.evaluation import LatentKL
 
@@ -48,12 +50,54 @@ def test_summary_table_holds_the_means_and_intervals_of_the_comparison(digits):
     assert [row[0] for row in rows] == ["aevb", "analytic-kl", "wake-sleep"]
     for label, *row in rows:
         summary = digits.summary(label)
-        for cell, metric in zip(row, ("elbo", "log_marginal", "active_units", "seconds_per_epoch"), strict=True):
-            mean, half = cell.removesuffix(" of 3").split(" ± ")
+        for cell, metric in zip(row[:2], ("elbo", "log_marginal"), strict=True):
+            mean, half = cell.removesuffix(" (k-hat)").split(" ± ")
             digit = 0.5 * 10.0 ** -len(mean.partition(".")[2]) * 1.0001
             assert float(mean) == pytest.approx(summary[metric].mean, abs=digit)
             assert float(half) == pytest.approx(summary[metric].half_width, abs=digit)
-        assert row[2].endswith(" of 3")
+        runs = digits.runs_of(label)
+        assert row[2] == ", ".join(sorted({str(int(run.active.sum())) for run in runs})) + " of 3"
+        low, high = map(float, row[3].split(" to ")) if " to " in row[3] else [float(row[3])] * 2
+        seconds = [run.seconds_per_epoch for run in runs]
+        assert (low, high) == pytest.approx((min(seconds), max(seconds)), rel=0.05)
+
+
+def with_active(run, count):
+    return replace(run, active=torch.arange(8) < count)
+
+
+def test_active_units_are_never_more_than_there_are(digits):
+    """A Student-t interval of 6, 6 and 8 of 8 is 6.7 ± 2.9."""
+    (one, *_) = digits.runs_of("aevb")
+    for counts, said in (((6, 8, 6), "6, 8 of 8"), ((8, 8, 8), "8 of 8"), ((0, 1, 0, 0), "0.2 (0.0 to 1.0) of 8")):
+        runs = [replace(with_active(one, count), seed=seed) for seed, count in enumerate(counts)]
+        experiment = digits.experiment.model_copy(
+            update={"inference": digits.experiment.inference[:1], "seeds": list(range(len(counts)))}
+        )
+        text = summary_text(replace(digits, experiment=experiment, runs=runs))
+        assert text.rows[0][3] == said
+
+
+@pytest.mark.parametrize(("share", "marked"), [(0.0, False), (0.04, False), (0.5, True)])
+def test_a_difference_of_what_is_distrusted_does_not_speak_of_zero(digits, share, marked):
+    """An interval that excludes 0 says nothing where importance sampling is off by an unknown amount."""
+    runs = []
+    for run in digits.runs:
+        n = len(run.log_marginal.pointwise)
+        k = torch.full((n,), 0.3)
+        if run.algorithm == "wake-sleep":
+            k[: round(share * n)] = 0.9
+        estimate = replace(run.log_marginal, diagnostics={**run.log_marginal.diagnostics, "pareto_k": k})
+        runs.append(replace(run, log_marginal=estimate))
+    changed = replace(digits, runs=runs)
+    rows = {row[0]: row for row in difference_text(changed).rows}
+    assert rows["wake-sleep"][3].endswith(" (k-hat)") is marked
+    assert (rows["wake-sleep"][4] == "unknown") is marked
+    assert rows["analytic-kl"][4] in ("yes", "no")
+    assert ("says nothing about 0" in difference_text(changed).caption) is marked
+    marginals = {row[0]: row[2] for row in summary_text(changed).rows}
+    assert marginals["wake-sleep"].endswith(" (k-hat)") is marked
+    assert not marginals["aevb"].endswith(" (k-hat)")
 
 
 def test_difference_table_is_paired_against_the_first(digits):
