@@ -6,7 +6,7 @@ import math
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveInt, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, NonNegativeFloat, WithJsonSchema, field_validator, model_validator
 from torch import nn
 from torch.distributions import constraints
 from torch.distributions.constraints import Constraint
@@ -17,6 +17,7 @@ from pyro_vae.distributions.registry import FAMILIES
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.distribution import DistributionSpec, parameter_names, read_source
 from pyro_vae.experiment.encoder_input import EncoderInput, bounds_of, is_count
+from pyro_vae.experiment.network import Depth, Size
 from pyro_vae.experiment.place import Place
 from pyro_vae.experiment.tagged import Tagged
 from pyro_vae.vae.flow import FLOWS, Flow
@@ -36,7 +37,7 @@ class MixtureSpec(Tagged):
     tag: ClassVar[str] = "mixture"
 
     of: DistributionSpec = DistributionSpec(family="Normal")
-    components: PositiveInt = 10
+    components: Size = 10
     weights: Any = None
 
     @classmethod
@@ -108,8 +109,8 @@ class FlowSpec(Tagged):
     tag: ClassVar[str] = "flow"
 
     kind: str = "maf"
-    transforms: PositiveInt = 3
-    hidden: list[PositiveInt] = Field(default=[64, 64], min_length=1)
+    transforms: Depth = 3
+    hidden: list[Size] = Field(default=[64, 64], min_length=1)
     fast: Literal["density", "sampling"] | None = None
 
     @model_validator(mode="after")
@@ -170,7 +171,7 @@ class VampSpec(Tagged):
 
     tag: ClassVar[str] = "vamp"
 
-    components: PositiveInt = 500
+    components: Size = 500
     mean: float | None = None
     std: NonNegativeFloat | None = None
     pseudo_inputs: Annotated[Any, WithJsonSchema(_PSEUDO_INPUTS)] = None

@@ -185,8 +185,12 @@ class ParameterPriorSpec(DistributionSpec):
         for name, value in (self.model_extra or {}).items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"`{name}`: a parameter prior has fixed numbers, got {value!r}")
-        with pyro.validation_enabled(True):
-            self.build_prior()
+        try:
+            with pyro.validation_enabled(True):
+                self.build_prior()
+        except TypeError:
+            missing = [name for name in parameters_of(self.family_class) if name not in (self.model_extra or {})]
+            raise ValueError(f"a parameter prior needs numbers for all parameters; give {', '.join(missing)}") from None
         return self
 
     def build_prior(self) -> ParameterPrior:

@@ -11,7 +11,6 @@ import torch
 from pydantic import (
     Field,
     NonNegativeInt,
-    PositiveInt,
     ValidationError,
     WithJsonSchema,
     field_validator,
@@ -30,7 +29,7 @@ from pyro_vae.experiment.distribution import DistributionSpec, ParameterPriorSpe
 from pyro_vae.experiment.encoder_input import fit_inputs
 from pyro_vae.experiment.error_lines import line_of
 from pyro_vae.experiment.mixed import MixedSpec
-from pyro_vae.experiment.network import code_allowed
+from pyro_vae.experiment.network import MOST, Size, code_allowed
 from pyro_vae.experiment.part import AnyPart, HierarchySpec
 from pyro_vae.experiment.place import Place, check_declared
 from pyro_vae.experiment.settings import Evaluation, Networks, TrainingSpec
@@ -50,6 +49,11 @@ _SHAPE = {
 _LATENT = {"anyOf": [_SIZE, _SHAPE]}
 
 
+_MOST_SEEDS = 10_000
+# Number of errors of a file that are shown.
+_SHOWN = 10
+
+
 class Experiment(Strict):
     """All settings of a comparison, with defaults; see the README for an example file.
 
@@ -60,7 +64,7 @@ class Experiment(Strict):
     """
 
     data: DataSpec = DataSpec(name="digits")
-    cells: PositiveInt | None = None
+    cells: Size | None = None
     covariates: NonNegativeInt | None = None
     latent: Annotated[Any, WithJsonSchema(_LATENT)] = 8
     prior: AnyPart = DistributionSpec.model_validate({"family": "Normal", "loc": 0, "scale": 1})
@@ -84,9 +88,11 @@ class Experiment(Strict):
             raise ValueError(
                 f"expected one number of latents (got {value!r}); for latents of that shape write {{shape: {value!r}}}"
             )
-        whole = isinstance(sizes, list) and all(type(size) is int and size > 0 for size in sizes)
+        whole = isinstance(sizes, list) and all(type(size) is int and 0 < size <= MOST for size in sizes)
         if not whole or not sizes:
-            raise ValueError(f"expected a positive integer, or a shape such as {{shape: [3, 3]}} (got {value!r})")
+            raise ValueError(
+                f"expected a positive integer up to {MOST:,}, or a shape such as {{shape: [3, 3]}} (got {value!r})"
+            )
         return value
 
     @property
@@ -105,8 +111,8 @@ class Experiment(Strict):
     @classmethod
     def _count(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
-            if value < 1:
-                raise ValueError("expected a positive number of seeds, or a list of them")
+            if not 1 <= value <= _MOST_SEEDS:
+                raise ValueError(f"expected a number of seeds from 1 to {_MOST_SEEDS:,}, or a list of them")
             return list(range(value))
         return value
 
@@ -154,7 +160,10 @@ class Experiment(Strict):
             with code_allowed(allow_code):
                 return cls.model_validate(content)
         except ValidationError as error:
-            raise InputError("\n".join(line_of(source, cls, detail) for detail in error.errors())) from None
+            details = error.errors()
+            lines = [line_of(source, cls, detail) for detail in details[:_SHOWN]]
+            lines += [f"{source}: and {len(details) - _SHOWN:,} more."] if len(details) > _SHOWN else []
+            raise InputError("\n".join(lines)) from None
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], *, allow_code: bool = False) -> Experiment:
@@ -339,3 +348,7 @@ def _explained(path: str, build: Any) -> Any:
         return build()
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        raise InputError(f"{path}: its parameters need more memory than there is; choose smaller sizes.") from None

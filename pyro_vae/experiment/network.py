@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from pyro_vae.errors import InputError, near_match
@@ -22,7 +22,11 @@ from pyro_vae.networks.specification import spec_of
 
 __all__ = ["NetworkSpec", "code_allowed"]
 
-_Sizes = Annotated[list[PositiveInt], Field(min_length=1)]
+# The largest size and number of layers or transforms that a file can name, far beyond what memory holds.
+MOST = 10_000_000
+Size = Annotated[int, Field(gt=0, le=MOST)]
+Depth = Annotated[int, Field(gt=0, le=1_000)]
+_Sizes = Annotated[list[Size], Field(min_length=1)]
 _DENSE: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "gated": gated_mlp, "residual": residual_mlp}
 _IMAGE: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
     "conv": (conv_encoder, conv_decoder),
@@ -57,15 +61,15 @@ class NetworkSpec(Strict):
         {'gated': [300, 300]}
     """
 
-    mlp: list[PositiveInt] | None = None
-    gated: list[PositiveInt] | None = None
+    mlp: list[Size] | None = None
+    gated: list[Size] | None = None
     residual: _Sizes | None = None
     conv: _Sizes | None = None
     residual_conv: _Sizes | None = None
     module: str | None = None
     arguments: dict[str, Any] | None = None
     activation: str | None = None
-    blocks: PositiveInt | None = None
+    blocks: Depth | None = None
     input: Literal["log1p", "log", "normalise", "unit", "columns", "raw"] | None = None
 
     @model_validator(mode="after")

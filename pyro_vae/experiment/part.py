@@ -9,7 +9,6 @@ from pydantic import (
     Discriminator,
     Field,
     GetJsonSchemaHandler,
-    PositiveInt,
     SerializerFunctionWrapHandler,
     Tag,
     field_validator,
@@ -25,6 +24,7 @@ from pyro_vae.experiment.choices import Strict
 from pyro_vae.experiment.composites import FlowSpec, MixtureSpec, VampSpec
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.experiment.mixed import MixedSpec
+from pyro_vae.experiment.network import Size
 from pyro_vae.experiment.place import Part, Place
 from pyro_vae.experiment.tagged import Tagged
 from pyro_vae.vae.hierarchy import CONTEXT, Hierarchy
@@ -33,7 +33,7 @@ from pyro_vae.vae.hierarchy import CONTEXT, Hierarchy
 class LayerSpec(Strict):
     """One layer of a hierarchy: a part with a size."""
 
-    size: PositiveInt
+    size: Size
     part: AnyPart
 
     @model_validator(mode="before")

@@ -9,8 +9,8 @@ import copy
 import functools
 import importlib
 import inspect
-import os
 import pkgutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -144,11 +144,12 @@ def _import(name: str) -> ModuleType:
 
 
 def _siblings(name: str) -> list[str]:
-    """Returns the modules in the same package as a missing one; without a package, those of the working folder."""
+    """Returns the modules in the same package as a missing one; without a package, all but the standard library's."""
     parent = name.rpartition(".")[0]
-    folders = getattr(importlib.import_module(parent), "__path__", []) if parent else [os.getcwd()]
+    folders = getattr(importlib.import_module(parent), "__path__", []) if parent else None
     prefix = f"{parent}." if parent else ""
-    return [prefix + module.name for module in pkgutil.iter_modules(folders)]
+    found = [prefix + module.name for module in pkgutil.iter_modules(folders)]
+    return [module for module in found if module not in sys.stdlib_module_names]
 
 
 def _signature(kind: type[nn.Module]) -> Mapping[str, inspect.Parameter]:

@@ -10,20 +10,70 @@ import yaml
 
 from pyro_vae.errors import InputError
 
+# Limits of a file, far beyond what an experiment needs: characters, depth of nesting, values with aliases spelled out.
+MOST_CHARACTERS, MOST_DEPTH, MOST_VALUES = 1_000_000, 50, 100_000
+
 
 class _Loader(yaml.SafeLoader):
-    """A loader for YAML 1.1 with the floats of YAML 1.2 and without repeated keys."""
+    """A loader for YAML 1.1 with the floats of YAML 1.2, without dates, repeated keys and files that explode."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def get_single_node(self) -> Any:
+        """Returns the root node, whose size with all aliases spelled out is within the limits."""
+        root = super().get_single_node()
+        if root is not None and _size(root, {}) > MOST_VALUES:
+            raise yaml.YAMLError(f"it has more than {MOST_VALUES:,} values, with its aliases spelled out")
+        return root
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Returns the next node; nested no deeper than the limit."""
+        self._depth += 1
+        if self._depth > MOST_DEPTH:
+            raise yaml.composer.ComposerError(
+                None, None, f"it is nested more than {MOST_DEPTH} levels deep", self.peek_event().start_mark
+            )
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        repeated = {key for key in keys if keys.count(key) > 1}
-        if repeated:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key `{sorted(map(str, repeated))[0]}` is given twice", node.start_mark
-            )
+        seen = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is a word, not a list or a mapping", key_node.start_mark
+                )
+            key = self.construct_object(key_node)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key `{key}` is given twice", node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
+def _size(node: Any, known: dict[int, int]) -> int:
+    """The number of values of a node, with aliases spelled out; a node that contains itself is infinite."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = MOST_VALUES + 1  # of a node within itself
+    if isinstance(node, yaml.MappingNode):
+        size = 1 + sum(_size(part, known) for pair in node.value for part in pair)
+    elif isinstance(node, yaml.SequenceNode):
+        size = 1 + sum(_size(part, known) for part in node.value)
+    else:
+        size = 1
+    known[id(node)] = size
+    return size
+
+
+# What looks like a date is a word.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", lambda loader, node: node.value)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
@@ -41,6 +91,8 @@ def parse_yaml(text: str, source: str) -> Any:
     Raises:
         InputError: If the text is no valid YAML; the message is one line with the place.
     """
+    if len(text) > MOST_CHARACTERS:
+        raise InputError(f"{source}: has {len(text):,} characters; an experiment has {MOST_CHARACTERS:,} at most.")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -49,7 +101,7 @@ def parse_yaml(text: str, source: str) -> Any:
         problem = error.problem or error.context or ""
         advice = "; indent with spaces, not with tabs" if "'\\t'" in problem else ""
         raise InputError(f"{source}{place}: {problem}{advice}.") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:  # the latter for a tag whose value does not fit it
         raise InputError(f"{source}: {' '.join(str(error).split())}.") from None
 
 
@@ -60,6 +112,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: If the file cannot be read or holds no mapping; the message is one line with the place.
     """
     try:
+        if path.stat().st_size > 4 * MOST_CHARACTERS:
+            raise InputError(f"{path}: is larger than an experiment file can be ({MOST_CHARACTERS:,} characters).")
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from None

@@ -88,12 +88,18 @@ def is_number(source: Fixed, declared: bool, constraint: Constraint) -> bool:
     return isinstance(source.value, int | tuple) and (not declared or is_discrete(constraint))
 
 
+def _numeric(where: str, source: Fixed | Learned, value: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """Returns the tensor of a value that is given."""
+    try:
+        return torch.as_tensor(value, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = type(source).__name__
+        raise InputError(f"Conditional: {where}: {kind}({value!r}) is not numeric: {error}.") from None
+
+
 def constant(where: str, source: Fixed, constraint: Constraint, event: torch.Size) -> Tensor:
     """Returns the tensor of a constant, checked; for a vector, one number becomes each of its entries."""
-    try:
-        tensor = torch.as_tensor(source.value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"Conditional: {where}: Fixed({source.value!r}) is not numeric: {error}.") from None
+    tensor = _numeric(where, source, source.value)
     if not tensor.dtype.is_floating_point:
         tensor = tensor.to(torch.get_default_dtype())
     vector = not constraints.is_dependent(constraint) and constraint.event_dim == 1 == len(event)
@@ -145,7 +151,7 @@ def shape_for(
     rank, d = constraint.event_dim, len(event)
     declared = None if source.shape is None else as_shape(source.shape)
     if isinstance(source, Learned) and declared is None and source.init is not None:
-        declared = torch.as_tensor(source.init).shape
+        declared = _numeric(where, source, source.init).shape
     if declared is not None and len(declared) >= rank:
         return batch + declared if isinstance(source, Network) else declared
     if default is not None:
@@ -173,7 +179,7 @@ def initial(
         raw = torch.zeros(raw_shape)
     else:
         dtype = None if isinstance(source.init, Tensor) else torch.get_default_dtype()
-        init = torch.as_tensor(source.init, dtype=dtype).expand(shape)
+        init = _numeric(where, source, source.init, dtype).expand(shape)
         _check_value(where, source, constraint, init)
         raw = transform.inv(init).detach().clone().contiguous()
         # Some inverses clamp: that of a sigmoid to 87, where the gradient is 0.

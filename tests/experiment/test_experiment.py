@@ -104,7 +104,7 @@ def test_a_transform_by_name():
         ("inference: [{aevb: {num_particles: 0}}]", "positive integer, got `0`"),
         ("inference: [aevb, aevb]", "`aevb` is listed twice"),
         ("inference: []", "inference"),
-        ("seeds: 0", "positive number of seeds"),
+        ("seeds: 0", "number of seeds from 1 to 10,000"),
         ("seeds: [1, 1]", "listed twice"),
         ("latent: two", r"`latent`: .* \(got 'two'\)"),
         ("networks: {encoder: {mlp: [200], conv: [3]}}", "exactly one of"),

@@ -349,11 +349,11 @@ def test_a_layer_is_normal_unless_it_says_otherwise_and_one_layer_is_read_by_its
             r"expected one number of latents \(got \[4, 8\]\); for latents of that shape write \{shape: \[4, 8\]\}",
         ),
         ([8], "expected one number of latents"),
-        ({"shape": []}, "expected a positive integer, or a shape such as"),
-        ({"shape": [2, 0]}, "expected a positive integer, or a shape such as"),
-        ({"shape": 4}, "expected a positive integer, or a shape such as"),
-        ({"size": 4}, "expected a positive integer, or a shape such as"),
-        (True, "expected a positive integer, or a shape such as"),
+        ({"shape": []}, "expected a positive integer up to 10,000,000, or a shape such as"),
+        ({"shape": [2, 0]}, "expected a positive integer up to 10,000,000, or a shape such as"),
+        ({"shape": 4}, "expected a positive integer up to 10,000,000, or a shape such as"),
+        ({"size": 4}, "expected a positive integer up to 10,000,000, or a shape such as"),
+        (True, "expected a positive integer up to 10,000,000, or a shape such as"),
     ],
 )
 def test_a_list_of_latents_is_not_taken_for_a_shape(latent, message):
