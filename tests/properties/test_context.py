@@ -137,7 +137,7 @@ def test_context_needs_names_labels_and_every_cell(table, tmp_path):
         path, index=False
     )
     with pytest.raises(
-        InputError, match=r"missing cell in data row 3 .*column `age`; .*fill them in, .*or drop the row$"
+        InputError, match=r"missing cell in data row 3 .*column `age`; .*fill them in, or drop the row; for `m2`"
     ):
         load(path, context="age", missing="mask")
     if os.environ.get("PYRO_VAE_DATA") and (Path(os.environ["PYRO_VAE_DATA"]) / "frey").is_dir():
