@@ -15,7 +15,7 @@ from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.experiment.experiment import Experiment
-from pyro_vae.runtime.progress import steps_bar
+from pyro_vae.runtime.progress import note
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.training.fit import prepared
 from pyro_vae.training.loop import Loop, training_mode
@@ -64,8 +64,9 @@ def decide(experiment: Experiment, data: Data, progress: bool = False) -> Execut
     if experiment.training.together and len(experiment.seeds) > 1:
         return Execution(True, "the experiment says `together: true`")
     start = time.perf_counter()
-    with steps_bar("how the runs execute" if progress else False, 1) as bar, bar.busy("timing a few steps"):
-        compiled, reason = _decided(experiment, data)
+    if progress:
+        note("timing a few steps of every algorithm, to decide whether to compile ...")
+    compiled, reason = _decided(experiment, data)
     return Execution(compiled, reason, time.perf_counter() - start)
 
 

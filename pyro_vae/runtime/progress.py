@@ -21,13 +21,14 @@ def tracked(items: Sequence[int], title: str | None) -> Iterator[int]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        _line(title)
+        note(title)
         yield from items
     else:
         yield from track(items, description=title, console=console, transient=True)
 
 
-def _line(text: str) -> None:
+def note(text: str) -> None:
+    """Writes a line."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()
 
@@ -47,7 +48,7 @@ class StepsBar:
 class _Lines(StepsBar):
     @contextmanager
     def busy(self, title: str) -> Iterator[None]:
-        _line(f"{title} ...")
+        note(f"{title} ...")
         yield
 
 
@@ -89,7 +90,7 @@ def steps_bar(shown: bool | str, total: int) -> Iterator[StepsBar]:
 
     console, title = Console(stderr=True), shown if isinstance(shown, str) else "fit"
     if not console.is_terminal:
-        _line(f"{title}: {total} steps")
+        note(f"{title}: {total} steps")
         yield _Lines()
     else:
         columns = (
