@@ -103,10 +103,10 @@ class Checkpoint:
         """Puts back the state that the file holds, if there is one.
 
         Raises:
-            InputError: Where the file is no checkpoint of `fit`, is damaged, or is one of another run. Compared are the
-                model as it prints itself and its fixed values, the algorithm, the optimizer's options, clipping, data,
-                batch size, validation and seeds, and transform and schedule by their names and parameters; what a
-                callback keeps is not. Nothing has been changed then.
+            InputError: If the file is no checkpoint of `fit`, is damaged, or is one of another run. The run's model (as
+                it prints itself), fixed values, algorithm, optimizer, clipping, data, validation and seeds must be the
+                same. Transform and schedule are compared by name and parameters. What a callback keeps is not
+                compared. Nothing has been changed then.
         """
         if not self.path.exists():
             return
