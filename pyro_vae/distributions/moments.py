@@ -40,9 +40,32 @@ def centre(distribution: TorchDistribution) -> Tensor:
         >>> centre(dist.Categorical(logits=torch.tensor([0.0, 2.0, 1.0])))
         tensor(1)
     """
+    return centre_and_error(distribution)[0]
+
+
+def centre_and_error(distribution: TorchDistribution) -> tuple[Tensor, Tensor | None]:
+    """Returns a distribution's centre and the variance of its Monte Carlo error.
+
+    The variance of centres over data contains that of their errors: subtract the mean of the latter.
+
+    Arguments:
+        distribution: Distribution of any batch shape.
+
+    Returns:
+        The centre, as `centre` returns it, and the error's variance, of the same shape; None where the centre is not
+        computed from draws.
+
+    Raises:
+        InputError: If the distribution has neither mean nor mode.
+    """
+    if _statistic(distribution, "mean") is None and _computable(distribution):
+        mean, _, error = _computed_moments(distribution)
+        return mean, error
+    return _implemented_centre(distribution), None
+
+
+def _implemented_centre(distribution: TorchDistribution) -> Tensor:
     mean = _statistic(distribution, "mean")
-    if mean is None and _computable(distribution):
-        return _computed_moments(distribution)[0]
     mode = _statistic(distribution, "mode")
     if mode is None:
         if mean is None or bool(mean.isnan().any()):
@@ -103,8 +126,8 @@ def _computable(distribution: TorchDistribution) -> bool:
     return not distribution.support.is_discrete and _statistic(distribution, "mode") is None
 
 
-def _computed_moments(distribution: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation by quadrature or from draws."""
+def _computed_moments(distribution: TorchDistribution) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Mean and standard deviation by quadrature or from draws, and the variance of the mean's error if from draws."""
     transforms = getattr(distribution, "transforms", None)
     base = None if transforms is None else cells_of(distribution.base_dist)
     if isinstance(base, Normal) and all(_elementwise(transform) for transform in transforms or ()):
@@ -114,14 +137,19 @@ def _computed_moments(distribution: TorchDistribution) -> tuple[Tensor, Tensor]:
         for transform in transforms or ():
             x = transform(x)
         weight = base.loc.new_tensor(weights / math.sqrt(2 * math.pi)).reshape(shape)
-        mean, square = (weight * x).sum(0), (weight * x.square()).sum(0)
-    else:
-        with isolated(0, "moments"), torch.no_grad():
-            mean, square = torch.zeros(()), torch.zeros(())
-            for _ in range(_CHUNKS):
-                draws = distribution.sample((_CHUNK,))
-                mean, square = mean + draws.mean(0) / _CHUNKS, square + draws.square().mean(0) / _CHUNKS
-    return mean, (square - mean.square()).clamp_min(0).sqrt()
+        mean = (weight * x).sum(0)
+        return mean, (weight * (x - mean).square()).sum(0).sqrt(), None
+    with isolated(0, "moments"), torch.no_grad():
+        # Deviations from a first mean: squares of the draws themselves would lose a small variance in float32.
+        draws = distribution.sample((_CHUNK,))
+        first = draws.mean(0)
+        total = square = torch.zeros(())
+        for chunk in range(_CHUNKS):
+            deviation = (distribution.sample((_CHUNK,)) if chunk else draws) - first
+            total, square = total + deviation.sum(0), square + deviation.square().sum(0)
+    size = _CHUNKS * _CHUNK
+    variance = (square - total.square() / size).clamp_min(0) / (size - 1)
+    return first + total / size, variance.sqrt(), variance / size
 
 
 def _elementwise(transform: object) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 
@@ -29,13 +30,14 @@ class Pushed(dist.TransformedDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Returns log q(z|x)."""
-        return self._log_prob_at(self.preimage(value))
+        return self.log_prob_at(self.preimage(value))
 
     def fixed_log_prob(self, value: Tensor) -> Tensor:
         """Returns log q(z|x) at fixed z."""
-        return self._log_prob_at(self.preimage(value).detach())
+        return self.log_prob_at(self.preimage(value).detach())
 
-    def _log_prob_at(self, u: Tensor) -> Tensor:
+    def log_prob_at(self, u: Tensor) -> Tensor:
+        """Returns log q(z|x) at z = T(u)."""
         (transform,) = self.transforms
         log_density: Tensor = self.base_dist.log_prob(u)
         log_jacobian = transform.log_abs_det_jacobian(u, transform(u))
@@ -53,6 +55,15 @@ class Pushed(dist.TransformedDistribution):
             return self._last[0]
         u_of_value: Tensor = self.transforms[0].inv(value)
         return u_of_value
+
+    def shares_bijection(self, other: TorchDistribution) -> bool:
+        """Whether another distribution is pushed by the same T, so that a draw of one has the same u in the other."""
+        if not isinstance(other, Pushed):
+            return False
+        try:
+            return bool(self.transforms == other.transforms)
+        except RuntimeError:  # bounds of other shapes, one for each datum
+            return False
 
     def renewed(self, z: Tensor) -> Tensor:
         """Returns z computed from a copy of its u, which is in no cache of the base distribution."""

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.distributions.kl import analytic_kl
-from pyro_vae.distributions.moments import centre, spread
+from pyro_vae.distributions.moments import centre_and_error, spread
+from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated, of_a_vae
 from pyro_vae.evaluation.estimate import Estimate
+from pyro_vae.evaluation.prior_at_draws import PriorAtDraws
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
@@ -102,18 +104,18 @@ def rate_distortion(
     Reference: Alemi, Poole, Fischer, Dillon, Saurous and Murphy, "Fixing a broken ELBO", 2018, equations 3 to 5.
     """
     _check("rate_distortion", num_samples)
-    rate, distortion = [], []
+    rate, distortion, prior = [], [], PriorAtDraws(vae)
     with evaluating(vae), isolated(seed, "information"):
         for part in _parts(vae, evaluated("rate_distortion", vae, data), "rate and distortion" if progress else None):
-            q, p = vae.posterior_given(part), vae.prior_given(part)
+            q = vae.posterior_given(part)
             sampled, lost = [], []
             for size in _blocks(num_samples, max(1, _ROWS // part.size)):
                 z = q.sample((size,))
-                sampled.append(q.log_prob(z) - p.log_prob(z))
+                sampled.append(q.log_prob(z) - prior.log_prob(part, q, z))
                 lost.append(-vae.log_likelihood_of(z, part))
             distortion.append(_summary(torch.cat(lost)))
             try:
-                exact = analytic_kl(q, p)
+                exact = analytic_kl(q, vae.prior_given(part))
                 rate.append((exact, torch.zeros_like(exact)))
             except InputError:
                 rate.append(_summary(torch.cat(sampled)))
@@ -226,22 +228,35 @@ def _terms(
     with evaluating(vae), isolated(seed, "information"):
         posteriors = [vae.posterior_given(part) for part in _parts(vae, batch)]
         parts = _parts(vae, batch, "aggregate posterior" if progress else None)
+        prior = PriorAtDraws(vae)
         for part, q in zip(parts, posteriors, strict=True):
-            p = vae.prior_given(part)
             columns = []
             for size in _blocks(num_samples, max(1, _ROWS // part.size)):
                 z = q.sample((size,))
-                mixture = _log_mixture(posteriors, z.flatten(0, 1)) - math.log(batch.size)
-                columns.append((q.log_prob(z).double(), mixture.reshape(size, part.size), p.log_prob(z).double()))
+                mixture = _log_mixture(posteriors, q, z) - math.log(batch.size)
+                log_p = prior.log_prob(part, q, z).double()
+                columns.append((q.log_prob(z).double(), mixture.reshape(size, part.size), log_p))
             log_q, log_mixture, log_p = (torch.cat(column) for column in zip(*columns, strict=True))
             yield log_q, log_mixture, log_p
 
 
-def _log_mixture(posteriors: list[TorchDistribution], z: Tensor) -> Tensor:
-    """Returns the log of the summed posterior densities at z, ``(R, *latent_shape)``; shape ``(R,)``, in float64."""
+def _log_mixture(posteriors: list[TorchDistribution], origin: TorchDistribution, z: Tensor) -> Tensor:
+    """Returns the log of the summed posterior densities at draws z, ``(S, B, *latent_shape)``, of the origin.
+
+    Near the boundary of a support, z is rounded and u is not. So densities are computed at the u of the draw.
+
+    Returns:
+        Shape ``(S * B,)``, in float64.
+    """
+    drawn = z.flatten(0, 1).split(max(1, _PAIRS // _DATA))
+    if isinstance(origin, Pushed) and all(origin.shares_bijection(q) for q in posteriors):
+        drawn = origin.preimage(z).flatten(0, 1).split(max(1, _PAIRS // _DATA))
+        log_densities = [q.log_prob_at for q in posteriors if isinstance(q, Pushed)]
+    else:
+        log_densities = [q.log_prob for q in posteriors]
     values = []
-    for rows in z.split(max(1, _PAIRS // _DATA)):
-        sums = [q.log_prob(rows.unsqueeze(1)).double().logsumexp(1) for q in posteriors]
+    for rows in drawn:
+        sums = [log_density(rows.unsqueeze(1)).double().logsumexp(1) for log_density in log_densities]
         values.append(torch.stack(sums).logsumexp(0))
     return torch.cat(values)
 
@@ -250,9 +265,14 @@ def _moments(vae: VAE, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | No
     """Returns mean and variance of the latents over all data, and the share of the variance between the data."""
     with evaluating(vae):
         posteriors = [vae.posterior_given(part) for part in _parts(vae, batch)]
-    means = torch.cat([centre(q) for q in posteriors]).to(vae.dtype)
+    centres, errors = zip(*(centre_and_error(q) for q in posteriors), strict=True)
     spreads = [spread(q) for q in posteriors]
+    means = torch.cat(centres).to(vae.dtype)
     mean, between = means.mean(0), means.var(0, correction=0)
+    drawn = [error for error in errors if error is not None]
+    if drawn:  # the variance of means from draws contains that of their errors
+        n = len(means)
+        between = (between - (n - 1) / n * torch.cat(drawn).mean(0)).clamp_min(0)
     known = [each for each in spreads if each is not None]
     if len(known) < len(spreads):
         return mean, None, None

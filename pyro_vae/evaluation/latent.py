@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import kl_divergence
 
-from pyro_vae.batch import DataLike
+from pyro_vae.batch import Batch, DataLike
 from pyro_vae.distributions.kl import analytic_kl, factors
-from pyro_vae.distributions.moments import centre
+from pyro_vae.distributions.moments import centre_and_error
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated, of_a_vae
 from pyro_vae.evaluation.intervals import finite_or_none
+from pyro_vae.evaluation.prior_at_draws import PriorAtDraws
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.part import blocks_of
@@ -28,16 +29,16 @@ _CHUNK = 10_000
 @torch.no_grad()
 def posterior_means(vae: VAE, data: DataLike) -> Tensor:
     """Returns the mean of q(z|x) of each datum, shape ``(N, *latent_shape)``; see `centre`."""
-    batch = evaluated("posterior_means", vae, data, weighted=True)
-    with evaluating(vae):
-        parts = [batch.select(slice(start, start + _CHUNK)) for start in range(0, batch.size, _CHUNK)]
-        means = [centre(vae.posterior_given(part.to(vae.device, vae.dtype))).to(vae.dtype) for part in parts]
-    return torch.cat(means)
+    return _means_and_error("posterior_means", vae, data)[0]
 
 
 @of_a_vae
+@torch.no_grad()
 def active_units(vae: VAE, data: DataLike, threshold: float = 0.01) -> Tensor:
     r"""Returns which latent dimensions are active: :math:`\mathrm{Var}_x(E_{q(z|x)}[z_j])` above a threshold.
+
+    Where the means are computed from draws (a flow, a hierarchy), the variance of their Monte Carlo error is
+    subtracted.
 
     Arguments:
         vae: The VAE.
@@ -49,10 +50,23 @@ def active_units(vae: VAE, data: DataLike, threshold: float = 0.01) -> Tensor:
 
     Reference: Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", 2015, section 5.2.
     """
-    means = posterior_means(vae, data)
+    means, error = _means_and_error("active_units", vae, data)
     if len(means) < 2:
         raise InputError("active_units: a variance over data needs at least two of them, got 1.")
-    return means.var(0) > threshold
+    return means.var(0) - error > threshold
+
+
+def _means_and_error(caller: str, vae: VAE, data: DataLike) -> tuple[Tensor, Tensor]:
+    """Returns the means of q(z|x), ``(N, *latent_shape)``, and the variance of their Monte Carlo error over data."""
+    batch = evaluated(caller, vae, data, weighted=True)
+    means, errors = [], []
+    with evaluating(vae):
+        for start in range(0, batch.size, _CHUNK):
+            part = batch.select(slice(start, start + _CHUNK)).to(vae.device, vae.dtype)
+            mean, error = centre_and_error(vae.posterior_given(part))
+            means.append(mean.to(vae.dtype))
+            errors.append(means[-1].new_zeros(()).expand_as(mean) if error is None else error)
+    return torch.cat(means), torch.cat(errors).mean(0)
 
 
 @of_a_vae
@@ -146,13 +160,12 @@ def latent_kl(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: int = 0
         raise InputError(f"latent_kl: `num_samples` is a whole number of at least 2, got `{num_samples!r}`.")
     batch = evaluated("latent_kl", vae, data)
     total = square = torch.zeros(())
-    exact = False
+    prior, exact = PriorAtDraws(vae), False
     names: tuple[str, ...] = ()
     with evaluating(vae), isolated(seed, "evaluation"):
         for start in range(0, batch.size, max(1, _CHUNK // num_samples)):
             part = batch.select(slice(start, start + max(1, _CHUNK // num_samples))).to(vae.device, vae.dtype)
-            q, p = vae.posterior_given(part), vae.prior_given(part)
-            names, value, error = _by_latent(q, p, num_samples)
+            names, value, error = _by_latent(prior, part, num_samples)
             exact = error is None
             total = total + value.double().sum(0)
             square = square + (0 if error is None else error.double().square().sum(0))
@@ -161,8 +174,10 @@ def latent_kl(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: int = 0
     return LatentKL(names, (total / n).cpu(), (exact,) * len(names), (spread.sqrt() / n).cpu())
 
 
-def _by_latent(q: Distribution, p: Distribution, num_samples: int) -> tuple[tuple[str, ...], Tensor, Tensor | None]:
+def _by_latent(prior: PriorAtDraws, part: Batch, num_samples: int) -> tuple[tuple[str, ...], Tensor, Tensor | None]:
     """Returns names of the latents, their KL for each datum (B, n), and its standard error (None if exact)."""
+    posterior = q = prior.vae.posterior_given(part)
+    p = prior.vae.prior_given(part)
     mine, its = factors(q), factors(p)
     if mine is not None and its is not None:
         q, p, names = mine, its, tuple(f"z{i}" for i in range(math.prod(q.event_shape)))
@@ -176,8 +191,10 @@ def _by_latent(q: Distribution, p: Distribution, num_samples: int) -> tuple[tupl
     except InputError:
         z = q.sample((num_samples,))
     if names == tuple(blocks_of(q)) and blocks_of(p):
-        above, below = q.block_log_prob(z), p.block_log_prob(z)  # type: ignore[attr-defined]
+        above, below = q.block_log_prob(z), p.block_log_prob(z)
         terms = torch.stack([above[name] - below[name] for name in names], dim=-1)
+    elif q is posterior:
+        terms = q.log_prob(z) - prior.log_prob(part, q, z)
     else:
         terms = q.log_prob(z) - p.log_prob(z)
     terms = terms.reshape(*terms.shape[:2], -1)

@@ -9,9 +9,9 @@ from linear_gaussian import Encoder, LinearGaussian
 from torch.distributions import Normal
 from z_test import assert_mean
 
-from pyro_vae import VAE, Conditional, Fixed, Mixture, Network, mlp
+from pyro_vae import VAE, Conditional, Fixed, Hierarchy, Mixture, Network, mlp
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation import active_units, kl_per_dimension, latent_kl, posterior_means
+from pyro_vae.evaluation import active_units, aggregate_posterior, kl_per_dimension, latent_kl, posterior_means
 
 MODEL = LinearGaussian.random(5, 2)
 X = MODEL.sample(25)
@@ -60,6 +60,33 @@ def test_active_units_of_categorical_latents_are_those_whose_most_probable_value
     torch.testing.assert_close(posterior_means(vae, x), modes.float())
     assert active_units(vae, x).tolist() == (modes[0] != modes[1]).tolist()
     assert active_units(vae, x).any()
+
+
+def collapsed_hierarchy(shift: float = 0.0) -> VAE:
+    """A Hierarchy of two layers with q = p = N(0, 4²), but for the shift of the first by x_0."""
+    encoder = torch.nn.Linear(5, 1)
+    with torch.no_grad():
+        encoder.weight.zero_()[0, 0] = shift
+        encoder.bias.zero_()
+    wide = {"loc": Fixed(0.0), "scale": Fixed(4.0)}
+    return VAE(
+        Hierarchy(z2=Conditional(dist.Normal, (1,), **wide), z1=Conditional(dist.Normal, (1,), **wide)),
+        Conditional(dist.Normal, (5,), given=mlp(2, 4)),
+        Hierarchy(
+            z1=Conditional(dist.Normal, (1,), given=encoder, head=None, loc=Network(), scale=Fixed(4.0)),
+            z2=Conditional(dist.Normal, (1,), **wide),
+        ),
+    )
+
+
+def test_means_from_draws_do_not_make_a_collapsed_dimension_active() -> None:
+    """1,000 draws of variance 16 give means of variance 0.016 over data, above the threshold of 0.01."""
+    x = torch.linspace(-1, 1, 200).unsqueeze(1).expand(200, 5)
+    assert (posterior_means(collapsed_hierarchy(), x).var(0) > 0.01).all()
+    assert active_units(collapsed_hierarchy(), x).tolist() == [False, False]
+    assert active_units(collapsed_hierarchy(0.3), x).tolist() == [True, False]  # variance 0.3² / 3
+    share = aggregate_posterior(collapsed_hierarchy(), x[:100], 1).active_share
+    assert float(share.max()) < 4e-4  # without the correction about 1e-3
 
 
 def test_kl_per_dimension_without_closed_form_is_unbiased() -> None:
