@@ -16,7 +16,7 @@ from pyro_vae.evaluation.calibration import Calibration, simulation_based_calibr
 from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.evaluation.gap import InferenceGap, inference_gap
 from pyro_vae.evaluation.gradients import GradientNoise, gradient_variance
-from pyro_vae.evaluation.intervals import Interval, finite_or_none
+from pyro_vae.evaluation.intervals import finite_or_none
 from pyro_vae.inference.interface import Inference
 from pyro_vae.vae.vae import VAE
 
@@ -59,8 +59,8 @@ class PosteriorChecks:
             "gradients": {
                 label: {
                     group: {
-                        "variance": _interval(noise.variance),
-                        "signal_to_noise": _interval(noise.signal_to_noise),
+                        "variance": noise.variance.record(),
+                        "signal_to_noise": noise.signal_to_noise.record(),
                         "num_parameters": noise.num_parameters,
                     }
                     for group, noise in groups.items()
@@ -120,7 +120,3 @@ def check_posteriors(
 def _estimate(estimate: Estimate) -> dict[str, float | None]:
     errors = {name: finite_or_none(getattr(estimate, name)) for name in ("standard_error", "sampling_error")}
     return {"mean": finite_or_none(estimate.value), **errors}
-
-
-def _interval(value: Interval) -> dict[str, float | None]:
-    return {"mean": finite_or_none(value.mean), "half_width": finite_or_none(value.half_width)}

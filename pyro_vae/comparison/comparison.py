@@ -3,6 +3,7 @@ r"""Trains every algorithm under every seed on the same data, and computes their
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from pyro_vae.comparison.execution import Execution, decide
 from pyro_vae.comparison.run import METRICS, Run, trained_runs
 from pyro_vae.datasets.data import Data
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.intervals import Interval, finite_or_none, interval
+from pyro_vae.evaluation.intervals import UNBOUNDED, Interval, interval
 from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.runtime.environment import environment, versions
 from pyro_vae.runtime.modes import evaluating
@@ -59,9 +60,16 @@ class Comparison:
         return [run for run in self.runs if run.algorithm == label]
 
     def summary(self, label: str) -> dict[str, Interval]:
-        """Returns each of `METRICS` as its mean over seeds with an interval."""
-        rows = [run.metrics() for run in self.runs_of(label)]
-        return {metric: interval([row[metric] for row in rows]) for metric in METRICS}
+        """Returns each of `METRICS` as its mean over seeds with an interval.
+
+        The intervals of active units and seconds end where these numbers end.
+        """
+        runs = self.runs_of(label)
+        rows, units = [run.metrics() for run in runs], float(runs[0].active.numel())
+        bounds = {"active_units": (0.0, units), "seconds_per_epoch": (0.0, math.inf)}
+        return {
+            metric: interval([row[metric] for row in rows], bounds=bounds.get(metric, UNBOUNDED)) for metric in METRICS
+        }
 
     def difference(self, label: str, baseline: str) -> dict[str, Interval]:
         """Returns ``label`` minus ``baseline`` for each metric, as the mean over common seeds with an interval.
@@ -70,7 +78,20 @@ class Comparison:
         """
         others = {run.seed: run for run in self.runs_of(baseline)}
         pairs = [(run, others[run.seed]) for run in self.runs_of(label) if run.seed in others]
-        return {metric: interval([mine.minus(its, metric) for mine, its in pairs]) for metric in METRICS}
+        units = float(max((run.active.numel() for pair in pairs for run in pair), default=0))
+        bounds = {"active_units": (-units, units)}
+        return {
+            metric: interval([mine.minus(its, metric) for mine, its in pairs], bounds=bounds.get(metric, UNBOUNDED))
+            for metric in METRICS
+        }
+
+    def trusts(self, *labels: str) -> bool:
+        """Returns whether log p(x) of these algorithms is to be trusted.
+
+        It is not if, in some seed, the Pareto k-hat of the importance weights is above 0.7 or unknown for more than
+        5 % of the test data.
+        """
+        return all(run.trusted for label in labels for run in self.runs_of(label))
 
     @property
     def remarks(self) -> list[str]:
@@ -90,6 +111,7 @@ class Comparison:
 
     def record(self) -> dict[str, Any]:
         """Returns the whole result without weights and draws, ready for JSON."""
+        first, *others = self.labels
         return {
             "quantity": self.quantity,
             "units": "nats per datum",
@@ -97,17 +119,20 @@ class Comparison:
             "data": self.data.record(),
             "environment": self.environment,
             "execution": self.execution.record(),
-            "summary": {
-                label: {name: _plain(value) for name, value in self.summary(label).items()} for label in self.labels
-            },
+            "summary": {label: self._plain(self.summary(label), label) for label in self.labels},
             "differences": [
-                {"algorithm": label, "baseline": self.labels[0]}
-                | {name: _plain(value) for name, value in self.difference(label, self.labels[0]).items()}
-                for label in self.labels[1:]
+                {"algorithm": label, "baseline": first} | self._plain(self.difference(label, first), label, first)
+                for label in others
             ],
             "runs": [run.record() for run in self.runs],
             "posterior_checks": self.checks.record(),
         }
+
+    def _plain(self, metrics: dict[str, Interval], *labels: str) -> dict[str, dict[str, float | int | bool | None]]:
+        """The metrics of these algorithms, ready for JSON; that of log p(x) says whether it is to be trusted."""
+        record: dict[str, dict[str, float | int | bool | None]] = {name: x.record() for name, x in metrics.items()}
+        record["log_marginal"]["trusted"] = self.trusts(*labels)
+        return record
 
 
 def compare(
@@ -285,7 +310,3 @@ def _replace(noted: Path, content: dict[str, Any]) -> None:
     beside = noted.with_suffix(".tmp")
     beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
     os.replace(beside, noted)
-
-
-def _plain(value: Interval) -> dict[str, float | int | None]:
-    return {"mean": finite_or_none(value.mean), "half_width": finite_or_none(value.half_width), "n": value.n}

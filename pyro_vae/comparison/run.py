@@ -15,7 +15,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.comparison.execution import Execution, built, seeds_together, training_of
 from pyro_vae.datasets.data import Data
 from pyro_vae.evaluation.annealed import annealed_importance_sampling
-from pyro_vae.evaluation.estimate import Estimate
+from pyro_vae.evaluation.estimate import PARETO_LIMIT, Estimate
 from pyro_vae.evaluation.importance import elbo, log_marginal
 from pyro_vae.evaluation.intervals import finite_or_none
 from pyro_vae.evaluation.latent import LatentKL, active_units, latent_kl
@@ -25,6 +25,10 @@ from pyro_vae.inference.interface import Inference
 from pyro_vae.training.fit import fit
 from pyro_vae.training.history import History
 from pyro_vae.vae.vae import VAE
+
+ANNEALED = "annealed importance sampling"
+# Share of the test data with a Pareto k-hat above its limit, beyond which a log p(x) is not to be trusted.
+MOST_DISTRUSTED = 0.05
 
 
 @dataclass
@@ -60,6 +64,19 @@ class Run:
     active: Tensor
     kl: LatentKL
     scores: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def annealed(self) -> bool:
+        """Whether log p(x) is by annealed importance sampling."""
+        return self.log_marginal is not None and self.log_marginal.diagnostics.get("method") == ANNEALED
+
+    @property
+    def trusted(self) -> bool:
+        """Whether log p(x) is to be trusted: k-hat is at most 0.7 for at least 95 % of the test data."""
+        if self.log_marginal is None or self.annealed:
+            return True
+        k = self.log_marginal.diagnostics["pareto_k"]
+        return float(((k > PARETO_LIMIT) | k.isnan()).double().mean()) <= MOST_DISTRUSTED
 
     def metrics(self) -> dict[str, float]:
         """Returns the numbers of the table: ``elbo``, ``log_marginal``, ``active_units``, ``seconds_per_epoch``."""

@@ -146,6 +146,7 @@ def _statistics(trace: Tensor, total: Tensor, n: int) -> tuple[Tensor, Tensor]:
 def _interval(value: Tensor, without_one: Tensor) -> Interval:
     n = len(without_one)
     if not math.isfinite(float(value)):
-        return Interval(float(value), math.nan, n)
+        return Interval(float(value), math.nan, n, bounds=(0.0, math.inf))
     error = ((n - 1) / n * (without_one - without_one.mean()).square().sum()).sqrt()
-    return Interval(float(value), 1.96 * float(error) if math.isfinite(float(error)) else math.nan, n)
+    half = 1.96 * float(error) if math.isfinite(float(error)) else math.nan
+    return Interval(float(value), half, n, bounds=(0.0, math.inf))

@@ -210,7 +210,39 @@ def test_what_is_not_finite_is_null_in_the_record(comparison):
     record = replace(comparison, runs=[changed, *comparison.runs[1:]]).record()
     json.dumps(record, allow_nan=False)
     assert record["runs"][0]["log_marginal"] is None
-    assert record["summary"]["aevb"]["log_marginal"] == {"mean": None, "half_width": None, "n": 2}
+    unknown = {"mean": None, "low": None, "high": None, "half_width": None, "n": 2, "trusted": True}
+    assert record["summary"]["aevb"]["log_marginal"] == unknown
+
+
+def test_the_record_has_no_impossible_interval_and_says_what_is_not_to_be_trusted(comparison):
+    """At active units of 0 and all, a Student-t interval over two seeds goes far beyond both."""
+    from dataclasses import replace
+
+    runs = []
+    for run in comparison.runs:
+        k = torch.full((20,), 0.9 if (run.algorithm, run.seed) == ("aevb", comparison.runs[0].seed) else 0.1)
+        about = {**run.log_marginal.diagnostics, "pareto_k": k}
+        active = torch.full_like(run.active, run.seed == comparison.runs[0].seed)
+        runs.append(
+            replace(
+                run,
+                active=active,
+                log_marginal=replace(run.log_marginal, diagnostics=about),
+                seconds_per_epoch=0.1 + run.seed,
+            )
+        )
+    changed = replace(comparison, runs=runs)
+    record, units = changed.record(), runs[0].active.numel()
+    for label, row in record["summary"].items():
+        active, seconds = row["active_units"], row["seconds_per_epoch"]
+        assert active == {"mean": units / 2, "low": 0.0, "high": units, "n": 2}
+        assert seconds["low"] == 0.0 < seconds["mean"] < seconds["high"]
+        assert row["log_marginal"]["trusted"] is (label != "aevb")
+        mean, half = row["elbo"]["mean"], row["elbo"]["half_width"]
+        assert (row["elbo"]["low"], row["elbo"]["high"]) == pytest.approx((mean - half, mean + half))
+    difference = record["differences"][0]
+    assert difference["log_marginal"]["trusted"] is False
+    assert difference["active_units"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 2}
 
 
 def test_estimates_say_which_data_they_are_of(comparison):

@@ -9,7 +9,7 @@ from pyro_vae.comparison.comparison import Comparison
 from pyro_vae.comparison.report import check_figures
 from pyro_vae.comparison.report.check_figures import K_RANGE, leaving
 from pyro_vae.comparison.report.elements import Picture, Section
-from pyro_vae.comparison.report.tables import TableText, is_annealed
+from pyro_vae.comparison.report.tables import TableText
 from pyro_vae.comparison.report.wording import NOISELESS, count, enumerated, first_of, noise, with_errors
 from pyro_vae.evaluation.estimate import PARETO_LIMIT
 
@@ -102,7 +102,7 @@ def _weights(comparison: Comparison) -> Section:
     """Pareto k-hat of the importance weights of log p(x), the seeds pooled."""
     k: dict[str, list[float]] = {}
     for run in comparison.runs:
-        if run.log_marginal is not None and not is_annealed(run):
+        if run.log_marginal is not None and not run.annealed:
             k.setdefault(run.algorithm, []).extend(run.log_marginal.diagnostics["pareto_k"].tolist())
     title = "Importance weights"
     if not k:

@@ -8,18 +8,15 @@ from dataclasses import dataclass
 
 from pyro_vae.comparison.comparison import Comparison
 from pyro_vae.comparison.report.wording import enumerated, estimate, first_of, intervals, number
-from pyro_vae.comparison.run import Run
+from pyro_vae.comparison.run import MOST_DISTRUSTED, Run
 from pyro_vae.evaluation.estimate import FEWEST_WEIGHTS, PARETO_LIMIT
 from pyro_vae.evaluation.intervals import Interval
 from pyro_vae.runtime.terminal import Table, Text
 
 _CROSS_ENTROPY = "cross-entropy bound (not a log-likelihood)"
-_ANNEALED = "annealed importance sampling"
 _SECONDS = "Seconds: their range over seeds."
 # Up to so many seeds their values are shown, in place of an interval that a bounded number cannot have.
 _FEW_SEEDS = 3
-# Share of the test data with a Pareto k-hat above its limit, beyond which a log p(x) is marked.
-_MOST_DISTRUSTED = 0.05
 _ACTIVE = "Active: the posterior mean varies over the data (variance above 0.01)."
 
 
@@ -97,17 +94,17 @@ def difference_text(comparison: Comparison) -> TableText:
         cells, doubtful = intervals(column, sign=True), [False] * len(others)
         if metric == "log_marginal":
             cells = [_marked(comparison, (label, baseline), cell) for label, cell in zip(others, cells, strict=True)]
-            doubtful = [_distrusted(comparison, label) or _distrusted(comparison, baseline) for label in others]
+            doubtful = [not comparison.trusts(label, baseline) for label in others]
         columns += [cells, [_contains_zero(*pair) for pair in zip(column, doubtful, strict=True)]]
     header = ("algorithm", _bound(comparison), "interval contains 0", "log p(x)", "interval contains 0")
     if not others:
         return TableText(f"Difference from {baseline}", header, [], "Only one algorithm: there is nothing to compare.")
     caption = f"{_caption(comparison)} Differences are between runs of the same seed; above 0 is better."
-    if any(is_annealed(run) for run in comparison.runs):
+    if any(run.annealed for run in comparison.runs):
         caption += " (AIS): log p(x) by annealed importance sampling for at least one algorithm; both of the same data."
-    if any(_distrusted(comparison, label) for label in comparison.labels):
+    if not comparison.trusts(*comparison.labels):
         caption += (
-            f" (k-hat): log p(x) of at least one algorithm is not to be trusted for more than {_MOST_DISTRUSTED:.0%} "
+            f" (k-hat): log p(x) of at least one algorithm is not to be trusted for more than {MOST_DISTRUSTED:.0%} "
             "of the test data, so the interval says nothing about 0; take more samples (evaluation.num_samples)."
         )
     return TableText(f"Difference from {baseline}, paired by seed", header, _rows(columns), caption)
@@ -143,14 +140,9 @@ def data_phrase(comparison: Comparison) -> str:
     return f"{data.name} ({said})" if said else data.name
 
 
-def is_annealed(run: Run) -> bool:
-    """Returns whether the run's log p(x) is by annealed importance sampling."""
-    return run.log_marginal is not None and run.log_marginal.diagnostics.get("method") == _ANNEALED
-
-
 def annealing(comparison: Comparison) -> str:
     """Returns how log p(x) was estimated without a trained posterior, and its reliability; empty if all are trained."""
-    runs = [run for run in comparison.runs if is_annealed(run)]
+    runs = [run for run in comparison.runs if run.annealed]
     estimates = [run.log_marginal for run in runs if run.log_marginal is not None]
     if not estimates or comparison.data.test is None:
         return ""
@@ -178,9 +170,8 @@ def _marked(comparison: Comparison, labels: Sequence[str], cell: str) -> str:
     """A cell of log p(x), marked if its method is annealed importance sampling, and if it is not to be trusted."""
     if cell == "-":
         return cell
-    annealed = any(is_annealed(run) for label in labels for run in comparison.runs_of(label))
-    doubtful = any(_distrusted(comparison, label) for label in labels)
-    return cell + " (AIS)" * annealed + " (k-hat)" * doubtful
+    annealed = any(run.annealed for label in labels for run in comparison.runs_of(label))
+    return cell + " (AIS)" * annealed + " (k-hat)" * (not comparison.trusts(*labels))
 
 
 def _bound(comparison: Comparison) -> str:
@@ -188,7 +179,7 @@ def _bound(comparison: Comparison) -> str:
 
 
 def _marginal(comparison: Comparison) -> str:
-    if comparison.data.cross_entropy or all(is_annealed(run) for run in comparison.runs):
+    if comparison.data.cross_entropy or all(run.annealed for run in comparison.runs):
         return "log p(x)"
     return f"log p(x), {comparison.experiment.evaluation.num_samples} importance samples"
 
@@ -205,7 +196,7 @@ def _sampling(comparison: Comparison) -> str:
     counts: dict[str, int] = {}
     unknown, n = 0, 0
     for run in comparison.runs:
-        if run.log_marginal is not None and not is_annealed(run):
+        if run.log_marginal is not None and not run.annealed:
             k = run.log_marginal.diagnostics["pareto_k"]
             counts[run.algorithm] = max(counts.get(run.algorithm, 0), int((k > PARETO_LIMIT).sum()))
             unknown, n = max(unknown, int(k.isnan().sum())), len(k)
@@ -232,9 +223,7 @@ def _active(comparison: Comparison, label: str) -> str:
     counts, units = sorted(int(run.active.sum()) for run in runs if run.elbo is not None), runs[0].active.numel()
     if len(counts) <= _FEW_SEEDS:
         return f"{', '.join(map(str, dict.fromkeys(counts)))} of {units}"
-    interval = comparison.summary(label)["active_units"]
-    low, high = max(0.0, interval.low), min(float(units), interval.high)
-    return f"{interval.mean:.1f} ({low:.1f} to {high:.1f}) of {units}"
+    return f"{comparison.summary(label)['active_units']:.1f} of {units}"
 
 
 def _seconds(comparison: Comparison, label: str) -> str:
@@ -252,16 +241,9 @@ def _contains_zero(interval: Interval, distrusted: bool = False) -> str:
     return "yes" if 0.0 in interval else "no"
 
 
-def _distrusted(comparison: Comparison, label: str) -> bool:
-    """Whether the importance weights of too many test data tell nothing about log p(x), in some seed."""
-    estimates = [r.log_marginal for r in comparison.runs_of(label) if r.log_marginal is not None and not is_annealed(r)]
-    ks = [estimate.diagnostics["pareto_k"] for estimate in estimates]
-    return any(float(((k > PARETO_LIMIT) | k.isnan()).double().mean()) > _MOST_DISTRUSTED for k in ks)
-
-
 def _run(run: Run) -> tuple[str, ...]:
     k_above = k_median = "-"
-    if run.log_marginal is not None and not is_annealed(run):
+    if run.log_marginal is not None and not run.annealed:
         k = run.log_marginal.diagnostics["pareto_k"]
         k_above = f"{int((k > PARETO_LIMIT).sum())} of {len(k)}"
         k_median = number(float(k.nanmedian()), ".2f")
@@ -270,7 +252,7 @@ def _run(run: Run) -> tuple[str, ...]:
         run.algorithm,
         str(run.seed),
         *estimate(run.elbo),
-        f"{marginal} (AIS)" if is_annealed(run) else marginal,
+        f"{marginal} (AIS)" if run.annealed else marginal,
         *errors,
         k_above,
         k_median,

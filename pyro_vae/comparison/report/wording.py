@@ -54,11 +54,15 @@ def _signed(interval: Interval, spec: str) -> str:
 def significant(interval: Interval) -> str:
     """Formats one interval of any magnitude: two digits of its half width, and a power of ten if needed.
 
+    An interval that ends where the quantity ends is given by its ends.
+
     Example:
         >>> significant(Interval(30.26, 5.48, 50)), significant(Interval(1234567.0, 45678.0, 50))
         ('30.3 ± 5.5', '(1.235 ± 0.046)×10⁶')
         >>> significant(Interval(0.0, 0.0, 50)), significant(Interval(float("nan"), float("nan"), 0))
         ('0', '-')
+        >>> significant(Interval(0.3, 0.5, 50, bounds=(0.0, math.inf)))
+        '0.30 (0 to 0.80)'
     """
     mean, half = interval.mean, interval.half_width
     largest = max(abs(mean), half if math.isfinite(half) else 0.0)
@@ -66,11 +70,16 @@ def significant(interval: Interval) -> str:
         return number(mean, "g")
     power = math.floor(math.log10(largest))
     power = power if not -4 <= power < 5 else 0
+    cut, low, high = interval.low > mean - half, interval.low / 10.0**power, interval.high / 10.0**power
     mean, half = mean / 10.0**power, half / 10.0**power
     known = half > 0
     size = half if known else abs(mean)
     decimals = min(max((1 if known else 2) - math.floor(math.log10(size)), 0), 6)
-    text = f"{mean:.{decimals}f}" + (f" ± {half:.{decimals}f}" if known else "")
+    text = f"{mean:.{decimals}f}"
+    if known and cut:
+        text += f" ({low:g} to {high:.{decimals}f})"
+    elif known:
+        text += f" ± {half:.{decimals}f}"
     if not power:
         return text
     return f"{f'({text})' if known else text}×10{str(power).translate(_SUPERSCRIPTS)}"
