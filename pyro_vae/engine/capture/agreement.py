@@ -2,7 +2,7 @@ r"""Check of a captured program: the second point, and the comparison of its res
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -42,8 +42,19 @@ def perturbed(tensor: Tensor) -> Tensor:
     return tensor * (1 + _RELATIVE * noise) + _ABSOLUTE * noise
 
 
-def close(a: Tensor, b: Tensor) -> bool:
-    """Returns whether two results agree: in their finite values, and in which values are finite."""
+def tolerance(tensors: Iterable[Tensor]) -> float:
+    """Returns the largest relative difference of graph and program for tensors of the coarsest type among these."""
+    return max((_TOLERANCE.get(t.dtype, _TOLERANCE_ELSE) for t in tensors if t.dtype.is_floating_point), default=0.0)
+
+
+def close(a: Tensor, b: Tensor, most: float) -> bool:
+    """Returns whether two results agree: in their finite values, and in which values are finite.
+
+    Arguments:
+        a: A result.
+        b: The other result.
+        most: Largest relative difference.
+    """
     if not a.dtype.is_floating_point:
         return bool((a == b).all())
     finite = a.isfinite()
@@ -51,4 +62,4 @@ def close(a: Tensor, b: Tensor) -> bool:
         return False
     a, b = a[finite], b[finite]
     scale = a.abs().max().clamp_min(1.0) if a.numel() else a.new_ones(())
-    return bool(((a - b).abs() <= _TOLERANCE.get(a.dtype, _TOLERANCE_ELSE) * scale).all())
+    return bool(((a - b).abs() <= most * scale).all())

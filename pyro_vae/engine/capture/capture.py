@@ -12,7 +12,7 @@ from torch.func import functional_call, functionalize
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from pyro_vae.engine.capture.agreement import at_other_inputs, close, perturbed
+from pyro_vae.engine.capture.agreement import at_other_inputs, close, perturbed, tolerance
 from pyro_vae.engine.capture.graph import lift_constants, traced
 from pyro_vae.engine.capture.noise import Draw, Lifted
 from pyro_vae.engine.capture.origins import Read
@@ -383,8 +383,9 @@ def _check(captured: Capture, run: _Pure, flat: list[Tensor], devices: list[torc
             "capture: the outputs of the program or the buffers that it changes differ from run to run; they must not "
             "depend on the number of runs."
         )
+    most = tolerance([*flat, *captured.constants, *expected])
     for name, a, b in zip(names, expected, got, strict=True):
-        if a.shape != b.shape or not close(a, b):
+        if a.shape != b.shape or not close(a, b, most):
             raise CaptureError(
                 f"capture: {name} of the captured program differs from that of the program itself at other parameters "
                 "and inputs; it depends on values that are no tensors: numbers read out of tensors, drawn by `random` "

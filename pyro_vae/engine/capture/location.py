@@ -5,7 +5,7 @@ from __future__ import annotations
 import linecache
 import sys
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 
 import pyro
 import torch
@@ -40,6 +40,11 @@ def caller_outside_engine() -> FrameType:
 def is_pyros(frame: FrameType) -> bool:
     """Returns whether a frame runs Pyro's own code."""
     return frame.f_code.co_filename.startswith(_PYRO)
+
+
+def is_librarys(code: CodeType) -> bool:
+    """Returns whether some code is torch's or Pyro's own."""
+    return code.co_filename.startswith((_TORCH, _PYRO))
 
 
 def current_location() -> str:

@@ -3,6 +3,7 @@ r"""Checks that a running program is a fixed list of tensor operations, with an 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from pyro_vae.engine.capture.location import (
     caller_outside_torch,
     current_location,
     families_here,
+    is_librarys,
     is_pyros,
 )
 from pyro_vae.engine.capture.origins import GIVEN, Origins, Read, Sources, changed_by
@@ -28,6 +30,13 @@ aten = torch.ops.aten
 
 # The file in which distributions validate, and the function that they use.
 _VALIDATING = str(torch.distributions.distribution.__file__)
+# Further checks, by file and function: they raise unless a tensor is true.
+_CHECKS = {
+    ("constraints.py", "check"),
+    ("geometric.py", "__init__"),
+    ("power.py", "__init__"),
+    ("von_mises_3d.py", "log_prob"),
+}
 _ALL_TRUE = torch._is_all_true
 
 
@@ -71,7 +80,7 @@ class _Values(TorchFunctionMode):
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
     ) -> Any:
         named = named or {}
-        if function is _ALL_TRUE and caller_outside_engine().f_code.co_filename == _VALIDATING:
+        if validates(function):
             return True
         if function in _READS:
             frame = caller_outside_torch()
@@ -93,6 +102,16 @@ class _Values(TorchFunctionMode):
         if function is one_hot and _number_of_classes(arguments, named) > 0:
             return _one_hot(arguments[0] if arguments else named["tensor"], _number_of_classes(arguments, named))
         return function(*arguments, **named)
+
+
+def validates(function: Any) -> bool:
+    """Returns whether a call of a function, made just now, is a distribution's check of a parameter or a value."""
+    if function is not _ALL_TRUE and function is not Tensor.__bool__:
+        return False
+    code = caller_outside_engine().f_code
+    if function is _ALL_TRUE:
+        return code.co_filename == _VALIDATING
+    return (Path(code.co_filename).name, code.co_name) in _CHECKS and is_librarys(code)
 
 
 _READS = {

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, cast
 
 import pyro
 import torch
@@ -18,7 +19,9 @@ from pyro_vae.engine.compilation.backend import Executable, compile_graph, known
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.step.step import Step
 from pyro_vae.engine.svi.pyro_optimizer import MergedOptimizer
+from pyro_vae.engine.svi.settings import Holder
 from pyro_vae.engine.svi.stand_ins import Observation, StandIns, contiguous, total
+from pyro_vae.errors import NonFiniteError
 from pyro_vae.runtime.interrupts import uninterrupted
 
 # The name under which stand-ins enter a capture.
@@ -28,12 +31,13 @@ _NAME = "program"
 class _Bound:
     """A captured program for certain tensors of the parameter store."""
 
-    def __init__(self, observed: Observation) -> None:
-        self.stand_ins = StandIns(observed.used | observed.sites, observed.modules)
+    def __init__(self, svi: SVI, observed: Observation) -> None:
+        self._svi, self.stand_ins = svi, StandIns(observed.used | observed.sites, observed.modules)
         self.calls, self.modules = 0, observed.modules
         own = {id(tensor) for tensor in self.stand_ins.tensors.values()}
         # Frozen parameters are constants of the program, not arguments.
-        self._held = [
+        self._settings = observed.settings
+        self._held: list[tuple[Holder, Any, Any]] = [
             (module._parameters, name, p)
             for module in self.modules
             for name, p in module._parameters.items()
@@ -42,9 +46,52 @@ class _Bound:
         self._all = [*self.stand_ins.tensors.values(), *(p for _, _, p in self._held)]
         self._kinds = [(t.dtype, t.device, t.requires_grad) for t in self._all]
 
+    def _hold(self, captured: Capture) -> None:
+        """Has the program end with the tensors that it holds, if others are put in their place."""
+        held = {tensor.untyped_storage().data_ptr() for tensor in captured.held}
+        for holder, name, value in self._settings.tensors:
+            if not isinstance(value, Tensor) or value.untyped_storage().data_ptr() in held:
+                self._held.append((holder, name, value))
+
     @property
     def _captured(self) -> Capture:
         raise NotImplementedError
+
+    def _raise_invalid(self, args: Any, kwargs: Any) -> NoReturn:
+        """Raises Pyro's error for a distribution with a parameter or a value that is not valid."""
+        self._validate(args, kwargs)
+        raise ValueError(
+            "CompiledSVI: a distribution got a parameter or a value outside its constraints, at a draw that cannot be "
+            "repeated. The parameters of the last good step are in place. Take a step with compile=False to see the "
+            "site."
+        )
+
+    def _validate(self, args: Any, kwargs: Any) -> None:
+        """Has Pyro validate all distributions, without side effects."""
+        with self._undone(), pyro.validation_enabled(self.stand_ins.validated):
+            self._svi.loss(self._svi.model, self._svi.guide, *args, **kwargs)
+
+    @contextmanager
+    def _failing(self, args: Any, kwargs: Any) -> Iterator[None]:
+        """A block in which Pyro's own error comes first, if some operation fails: an index of an invalid value."""
+        try:
+            yield
+        except (RuntimeError, IndexError):
+            self._validate(args, kwargs)
+            raise
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """A block without gradients, at whose end buffers, parameter store and random state are as before."""
+        buffers = [buffer for module in self.modules for buffer in module._buffers.values() if buffer is not None]
+        before = [buffer.clone() for buffer in buffers]
+        try:
+            with torch.random.fork_rng(), poutine.block(), torch.no_grad():
+                yield
+        finally:
+            with torch.no_grad():
+                for buffer, old in zip(buffers, before, strict=True):
+                    buffer.copy_(old)
 
     def _same_tensors(self) -> bool:
         if any(read.changed() for read in self._captured.reads):
@@ -76,7 +123,7 @@ class TrainingStep(_Bound):
     """
 
     def __init__(self, svi: SVI, observed: Observation, args: Any, kwargs: Any) -> None:
-        super().__init__(observed)
+        super().__init__(svi, observed)
         self._fuse = bool(getattr(svi, "fused", True))
         trained = {name: t for name, t in observed.sites.items() if not observed.reached or id(t) in observed.reached}
         # As in Pyro: unreached parameters keep a gradient of zero if they have one, else they have none.
@@ -86,12 +133,13 @@ class TrainingStep(_Bound):
             raise CaptureError("CompiledSVI: the loss depends on no trainable parameter, so there is nothing to step.")
         keys = self.stand_ins.keys
         once = {keys[name]: name for name in reversed(trained | idle)}
-        self._svi, self._moved = svi, {name: observed.sites[name] for name in reversed(once.values())}
+        self._moved = {name: observed.sites[name] for name in reversed(once.values())}
         still = [keys[name] for name in idle]
 
         def program(args: Any, kwargs: Any) -> Any:
-            surrogate, loss = self.stand_ins.run(svi.loss_and_grads, svi.model, svi.guide, *args, **kwargs)
-            return total(surrogate, loss, [cast(Tensor, self.stand_ins._parameters[key]) for key in still]), loss
+            surrogate, loss, valid = self.stand_ins.run(svi.loss_and_grads, svi.model, svi.guide, *args, **kwargs)
+            idle = [cast(Tensor, self.stand_ins._parameters[key]) for key in still]
+            return total(surrogate, loss, valid, idle), loss, valid
 
         self._program: Callable[..., Any] = program
         self._capture(contiguous(args, kwargs))
@@ -103,6 +151,7 @@ class TrainingStep(_Bound):
             self._step = Step(self._program, {_NAME: self.stand_ins}, inputs, wanted, self._merged.ledger)
         except CaptureError as error:
             raise self._named(error) from None
+        self._hold(self._step.captured)
         self._addresses: list[int] = []
         self._changed: set[int] = set()
 
@@ -129,20 +178,27 @@ class TrainingStep(_Bound):
             return False
         return self._merged.follow()
 
-    def __call__(self, args: Any, kwargs: Any) -> tuple[Any, bool]:
-        """Takes the step; returns the loss, and whether it and its gradients were finite."""
+    def __call__(self, args: Any, kwargs: Any) -> Any:
+        """Takes the step; returns the loss.
+
+        Raises:
+            ValueError: If a parameter or a value of a distribution is not valid, as in Pyro's step.
+            NonFiniteError: If the loss or its gradient is not finite.
+        """
         self.calls += 1
         self.stand_ins.refresh()
         inputs = contiguous(args, kwargs, self._memory())
-        with uninterrupted():
-            loss = self._step(inputs)[1]
+        with uninterrupted(), self._failing(args, kwargs):
+            _, loss, valid = self._step(inputs)
             failed = self._merged.ledger.failed
             fine = not bool(failed)
             if fine:
                 self._merged.advance()
             else:
                 failed.zero_()
-        return _numbers(loss), fine
+        if not fine:
+            self._blame(bool(valid), args, kwargs)
+        return _numbers(loss)
 
     def _memory(self) -> set[int]:
         """Returns the addresses of the storages that the step changes in place."""
@@ -153,28 +209,24 @@ class TrainingStep(_Bound):
             self._changed = {tensor.untyped_storage().data_ptr() for tensor in own} - {0}
         return self._changed
 
-    @torch.no_grad()
-    def blame(self, args: Any, kwargs: Any) -> str:
-        """Returns a description of what is not finite at some arguments; buffers and random state do not change."""
+    def _blame(self, valid: bool, args: Any, kwargs: Any) -> NoReturn:
+        """Raises the error that says what was not valid or not finite; buffers and random state do not change."""
         for name, tensor in self.stand_ins.tensors.items():
             if not bool(tensor.isfinite().all()):  # from an uncompiled step, or set by the user
-                return (
-                    f"the parameter `{name}` was not finite before the step; begin again from other values, with a new "
-                    "optimizer"
+                raise NonFiniteError(
+                    f"CompiledSVI: the parameter `{name}` was not finite before the step; begin again from other "
+                    "values, with a new optimizer."
                 )
-        buffers = [buffer for module in self.modules for buffer in module._buffers.values() if buffer is not None]
-        before = [buffer.clone() for buffer in buffers]
+        if not valid:
+            self._raise_invalid(args, kwargs)
         try:
-            with torch.random.fork_rng(), poutine.block(), pyro.validation_enabled(False):
+            with self._undone(), pyro.validation_enabled(False):
                 what = _site_not_finite(self._svi.model, self._svi.guide, args, kwargs) or _UNKNOWN
         except (ValueError, RuntimeError):  # some operations raise at values that are not finite
             what = _UNKNOWN
-        finally:
-            for buffer, old in zip(buffers, before, strict=True):
-                buffer.copy_(old)
-        return (
-            f"{what} is not finite. The parameters of the last good step are in place. Lower the learning rate, or "
-            "bound the scales by a constraint"
+        raise NonFiniteError(
+            f"CompiledSVI: {what} is not finite. The parameters of the last good step are in place. Lower the learning "
+            "rate, or bound the scales by a constraint."
         )
 
     @staticmethod
@@ -201,17 +253,18 @@ class Evaluation(_Bound):
     """
 
     def __init__(self, svi: SVI, observed: Observation, args: Any, kwargs: Any) -> None:
-        super().__init__(observed)
+        super().__init__(svi, observed)
 
         @torch.no_grad()
         def program(args: Any, kwargs: Any) -> Any:
-            return self.stand_ins.run(svi.loss, svi.model, svi.guide, *args, **kwargs)[1]
+            return self.stand_ins.run(svi.loss, svi.model, svi.guide, *args, **kwargs)[1:]
 
         inputs = contiguous(args, kwargs)
         try:
             self._own = capture(program, {_NAME: self.stand_ins}, inputs)
         except CaptureError as error:
             raise self._named(error) from None
+        self._hold(self._own)
         with torch.random.fork_rng():
             self._examples = self._arguments(inputs)
         self._run: Executable = lambda flat: self._captured.graph(*flat)
@@ -244,13 +297,21 @@ class Evaluation(_Bound):
 
     @torch.no_grad()
     def __call__(self, args: Any, kwargs: Any) -> Any:
-        """Returns the loss."""
+        """Returns the loss.
+
+        Raises:
+            ValueError: If a parameter or a value of a distribution is not valid, as in Pyro.
+        """
         self.calls += 1
         self.stand_ins.refresh()
-        outputs = self._captured.outputs(self._run(self._arguments(contiguous(args, kwargs))))
+        with self._failing(args, kwargs):
+            outputs = self._captured.outputs(self._run(self._arguments(contiguous(args, kwargs))))
+        loss, valid = outputs.result
+        if not valid:
+            self._raise_invalid(args, kwargs)
         for name, value in outputs.buffers.items():
             self.stand_ins.get_buffer(name.removeprefix(f"{_NAME}.")).copy_(value)
-        return _numbers(outputs.result)
+        return _numbers(loss)
 
 
 _UNKNOWN = "the loss or its gradient"

@@ -2,22 +2,26 @@ r"""All trainable tensors and buffers of a Pyro program as parameters and buffer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import ExitStack
+import functools
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.ops.provenance import detach_provenance
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from pyro_vae.engine.capture.location import caller_outside_torch
+from pyro_vae.engine.capture.refusals import validates
 from pyro_vae.engine.errors import CaptureError
+from pyro_vae.engine.svi.settings import Settings
 
 _LOSSES = str(Path(str(pyro.__file__)).parent / "infer")
 
@@ -30,13 +34,17 @@ class Observation:
         used: Unconstrained values of all parameters in the store that some operation reads, by name.
         reached: Ids of the tensors that got a gradient.
         modules: Modules that were called in the block, and their submodules.
+        settings: What the program reads from elsewhere than its arguments.
+
+    Arguments:
+        programs: The model, the guide and the loss.
     """
 
     def __init__(self, *programs: Any) -> None:
         self.sites: dict[str, Tensor] = {}
         self.used: dict[str, Tensor] = {}
         self.modules: list[nn.Module] = []
-        self._watch = _Watch()
+        self._watch, self._programs = _Watch(), programs
         self._called = [program for program in programs if isinstance(program, nn.Module)]
 
     @property
@@ -61,17 +69,9 @@ class Observation:
         seen = self._watch.seen
         self.used = {names[i]: tensor for i, tensor in seen.items() if i in names}
         self.sites = {name: site["value"].unconstrained() for name, site in self._trace.trace.nodes.items()}
-        self._attributes = [(vars(part), _names_of(part)) for part in self.modules]
+        self.settings = Settings(*self._programs, *self.modules)
         self._assigned = [name for name, tensor in self.sites.items() if store.get(name) is not tensor]
         self._foreign = [tensor for i, tensor in seen.items() if i not in names and isinstance(tensor, nn.Parameter)]
-
-    def attributes(self) -> list[Any]:
-        """Returns the modules' current attributes without tensors: modes, numbers, strings, functions, parts."""
-        found = []
-        for own, names in self._attributes:
-            found += [own.get(name) for name in names]
-            found += own["_modules"].values()
-        return found
 
     @property
     def stale(self) -> bool:
@@ -94,15 +94,6 @@ class Observation:
                 "so SVI never trains it. Register its module by pyro.module or make it a PyroModule, under a name "
                 "that no other module has; or freeze it with requires_grad_(False)."
             )
-
-
-# Types of attributes that determine the behaviour of a module; of the attributes of nn.Module itself, only the mode.
-_DECISIVE = (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType, MethodType)
-_INTERNAL = set(vars(nn.Module())) - {"training"}
-
-
-def _names_of(module: nn.Module) -> list[str]:
-    return [name for name, value in vars(module).items() if name not in _INTERNAL and isinstance(value, _DECISIVE)]
 
 
 def _name_in(modules: Sequence[nn.Module], tensor: Tensor) -> str:
@@ -158,6 +149,7 @@ class StandIns(nn.Module):
 
     Attributes:
         keys: Name of each tensor in this module, by its name in the store.
+        validated: Whether distributions validate within `run`, as they did when this object was made.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], modules: Sequence[nn.Module]) -> None:
@@ -170,6 +162,7 @@ class StandIns(nn.Module):
         found = {id(b): (m, name) for m in modules for name, b in m._buffers.items() if b is not None}
         self._holders = {f"b{i}": holder for i, holder in enumerate(found.values())}
         self._originals: dict[str, Tensor | None] = {}
+        self.validated = bool(Distribution._validate_args)
         self.refresh()
 
     def refresh(self) -> None:
@@ -177,19 +170,43 @@ class StandIns(nn.Module):
         for key, (module, name) in self._holders.items():
             self._originals[key] = self._buffers[key] = module._buffers[name]
 
-    def run(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> tuple[Any, Any]:
-        """Returns the sum of all scalars on which the function calls ``backward``, and the function's value."""
+    def run(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> tuple[Any, Any, Tensor]:
+        """Runs a function with the stand-ins.
+
+        Returns:
+            Sum of all scalars on which the function calls ``backward``, value of the function, and whether the
+            parameters and values of all distributions that validate are valid, a boolean scalar.
+        """
         swaps: dict[int, Tensor | None] = {id(t): self._parameters[self.keys[n]] for n, t in self.tensors.items()}
         swaps |= {id(self._originals[key]): self._buffers[key] for key in self._holders}
         mode, store = _Swap(swaps), _UnchangedStore()
         try:
-            with store, mode:
+            with store, _validation(self.validated), mode:
                 value = function(*arguments, **named)
         finally:
             for key, (module, name) in self._holders.items():
                 if module._buffers[name] is not self._originals[key]:
                     self._buffers[key], module._buffers[name] = module._buffers[name], self._originals[key]
-        return mode.surrogate, value
+        return mode.surrogate, value, _all_true(mode.checks)
+
+
+def _all_true(checks: Sequence[Tensor]) -> Tensor:
+    """Returns whether all cells of some boolean tensors are true; checks of one shape share a reduction."""
+    by_shape: dict[torch.Size, Tensor] = {}
+    for check in checks:
+        by_shape[check.shape] = by_shape[check.shape] & check if check.shape in by_shape else check
+    return functools.reduce(torch.logical_and, (check.all() for check in by_shape.values()), torch.tensor(True))
+
+
+@contextmanager
+def _validation(enabled: bool) -> Iterator[None]:
+    """A block in which distributions validate their parameters and values, or do not."""
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(enabled)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 class _UnchangedStore:
@@ -212,12 +229,16 @@ class _UnchangedStore:
 
 
 class _Swap(TorchFunctionMode):
-    """Swaps tensors for stand-ins, collects the scalars to differentiate, and keeps losses as tensors."""
+    """Swaps tensors for stand-ins, collects the scalars to differentiate and the checks of distributions.
+
+    Losses stay tensors.
+    """
 
     def __init__(self, swaps: Mapping[int, Tensor | None]) -> None:
         super().__init__()
         self.swaps = swaps
         self.surrogate: Any = None
+        self.checks: list[Tensor] = []
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
@@ -228,6 +249,9 @@ class _Swap(TorchFunctionMode):
             value = arguments[0] if gradient is None else (arguments[0] * gradient).sum()
             self.surrogate = value if self.surrogate is None else self.surrogate + value
             return None
+        if validates(function):
+            self.checks.append(detach_provenance(arguments[0]).detach().bool())
+            return True
         if function in _ADAPTED:
             frame = caller_outside_torch()
             if str(Path(frame.f_code.co_filename).parent) == _LOSSES:
@@ -252,18 +276,21 @@ def _enumerated(function: Any, tensor: Tensor, *mask: Tensor) -> Any:
     return torch.where(mask[0], tensor, torch.zeros_like(tensor))
 
 
-def total(surrogate: Any, loss: Any, idle: Sequence[Tensor]) -> Any:
-    """Returns the scalar to differentiate; it is not finite if the loss is not finite.
+def total(surrogate: Any, loss: Any, valid: Tensor, idle: Sequence[Tensor]) -> Any:
+    """Returns the scalar to differentiate; it is not finite if the loss is not finite or a distribution not valid.
 
     Arguments:
         surrogate: Sum of the scalars on which ``backward`` was called.
         loss: Return value of the program.
+        valid: Whether all distributions are valid, a boolean scalar.
         idle: Parameters that get a gradient of zero.
     """
     if not isinstance(surrogate, Tensor):
         raise CaptureError("CompiledSVI: the loss depends on no trainable parameter, so there is nothing to step.")
     values = [leaf for leaf in pytree.tree_leaves(loss) if isinstance(leaf, Tensor)]
-    return surrogate + sum((0.0 * value.detach()).sum() for value in values) + sum((0.0 * p).sum() for p in idle)
+    nothing = torch.where(valid, 0.0, torch.nan).to(surrogate)
+    values = [nothing, *(0.0 * value.detach() for value in values), *(0.0 * p for p in idle)]
+    return surrogate + sum(value.sum() for value in values)
 
 
 def contiguous(args: Sequence[Any], kwargs: Mapping[str, Any], changed: Container[int] = ()) -> list[Any]:

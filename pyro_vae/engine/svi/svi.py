@@ -11,18 +11,19 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO, SVI, EnergyDistance
-from pyro.infer.util import torch_item
+from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.optim import PyroOptim
 from pyro.poutine.runtime import _PYRO_STACK
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributions import Distribution
 
 from pyro_vae.engine.compilation.cost import CAPTURE, MOST, WARM, Mode, compile_cost
 from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.engine.svi.call_kinds import kind_of
 from pyro_vae.engine.svi.programs import Evaluation, TrainingStep
 from pyro_vae.engine.svi.stand_ins import Observation, zeros_for
-from pyro_vae.errors import InputError, NonFiniteError
+from pyro_vae.errors import InputError
 
 Program = TrainingStep | Evaluation
 _LOGGER = logging.getLogger("pyro_vae")
@@ -48,10 +49,20 @@ class SVIKind:
 
     seconds: float = 0.0
     observed: Observation | None = None
-    attributes: list[Any] = field(default_factory=list)
+    settings: list[Any] = field(default_factory=list)
     program: Program | None = None
     ready: bool = False
     refusal: Exception | None = None
+
+    @property
+    def current(self) -> bool:
+        """Whether what the program reads from elsewhere than its arguments is as it was after the last call."""
+        return self.observed is None or self.settings == self.observed.settings.now()
+
+    def remember(self) -> None:
+        """Remembers what the program reads from elsewhere than its arguments; the program itself may change it."""
+        if self.observed is not None:
+            self.settings = self.observed.settings.now()
 
 
 class CompiledSVI(SVI):
@@ -159,11 +170,8 @@ class CompiledSVI(SVI):
             return super().step(*args, **kwargs)
         if not self._prepared(kind, TrainingStep, args, kwargs):
             return self._uncompiled(kind, "step", args, kwargs)
-        assert isinstance(kind.program, TrainingStep)
-        loss, fine = kind.program(args, kwargs)
-        if not fine:
-            raise NonFiniteError(f"CompiledSVI: {kind.program.blame(args, kwargs)}.")
-        return loss
+        assert kind.program is not None
+        return kind.program(args, kwargs)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Returns an estimate of the loss, a number (or a tuple of numbers, if Pyro's loss is a tuple).
@@ -180,7 +188,7 @@ class CompiledSVI(SVI):
             return super().evaluate_loss(*args, **kwargs)
         if not self._prepared(kind, Evaluation, args, kwargs):
             return self._uncompiled(kind, "evaluate_loss", args, kwargs)
-        assert isinstance(kind.program, Evaluation)
+        assert kind.program is not None
         return kind.program(args, kwargs)
 
     @property
@@ -207,10 +215,11 @@ class CompiledSVI(SVI):
         if kind.observed is not None:
             value = getattr(super(), call)(*args, **kwargs)
         else:
-            seen = Observation(self.model, self.guide)
+            seen = Observation(self.model, self.guide, self.loss, self.loss_and_grads)
             observed = self._observed_step if call == "step" else self._observed_loss
             value = observed(seen, args, kwargs)
-            kind.observed, kind.attributes = seen, seen.attributes()
+            kind.observed = seen
+        kind.remember()
         kind.seconds += time.perf_counter() - start
         return value
 
@@ -236,6 +245,7 @@ class CompiledSVI(SVI):
         try:
             own = kind_of((self.model, self.guide, self.loss, self.loss_and_grads))
             process = *(torch.is_autocast_enabled(d) for d in ("cpu", "cuda")), torch.get_default_dtype()
+            process += is_validation_enabled(), bool(Distribution._validate_args)
             key = (call, own, kind_of(args), kind_of(kwargs), process)
         except CaptureError as error:
             if self.compile is True:
@@ -246,7 +256,7 @@ class CompiledSVI(SVI):
             self._warn(_TooMany(_MANY))
             return None
         same = self._kinds.setdefault(key, [])
-        kind = next((k for k in same if k.observed is None or k.attributes == k.observed.attributes()), None)
+        kind = next((k for k in same if k.current), None)
         if kind is None:
             same[:] = _unlike(same)
             if len(same) >= _KEPT:
@@ -275,7 +285,9 @@ class CompiledSVI(SVI):
         start = time.perf_counter()
         try:
             with torch.random.fork_rng():  # tracing draws
-                return self._made(kind, make, args, kwargs)
+                made = self._made(kind, make, args, kwargs)
+            kind.remember()
+            return made
         except (CaptureError, CompilationError) as error:
             kind.refusal, kind.program = error, None
             if self.compile is True and not isinstance(error, _TooMany):
@@ -335,5 +347,5 @@ class _TooMany(CaptureError):
 
 
 def _unlike(kinds: list[SVIKind]) -> list[SVIKind]:
-    """Returns the first kind of each set of equal attributes: an uncompiled program may set some as it runs."""
-    return [k for i, k in enumerate(kinds) if all(k.attributes != other.attributes for other in kinds[:i])]
+    """Returns the first kind of each set of equal settings: an uncompiled program may set some as it runs."""
+    return [k for i, k in enumerate(kinds) if all(k.settings != other.settings for other in kinds[:i])]
