@@ -124,6 +124,11 @@ class TrainingStep(_Bound):
 
     def __init__(self, svi: SVI, observed: Observation, args: Any, kwargs: Any) -> None:
         super().__init__(svi, observed)
+        for name in self._hooked():
+            raise CaptureError(
+                f"CompiledSVI: `{name}` has a hook on its gradient (register_hook), which compiled steps do not call; "
+                "remove it, or use compile=False."
+            )
         self._fuse = bool(getattr(svi, "fused", True))
         trained = {name: t for name, t in observed.sites.items() if not observed.reached or id(t) in observed.reached}
         # As in Pyro: unreached parameters keep a gradient of zero if they have one, else they have none.
@@ -134,6 +139,7 @@ class TrainingStep(_Bound):
         keys = self.stand_ins.keys
         once = {keys[name]: name for name in reversed(trained | idle)}
         self._moved = {name: observed.sites[name] for name in reversed(once.values())}
+        self._versions: list[Any] = []
         still = [keys[name] for name in idle]
 
         def program(args: Any, kwargs: Any) -> Any:
@@ -174,9 +180,24 @@ class TrainingStep(_Bound):
 
     def valid(self) -> bool:
         """Returns whether the program still fits the store, the optimizers and their options."""
-        if self.options_changed or self._merged.replaced or not self._same_tensors():
+        if self.options_changed or self._merged.replaced or not self._same_tensors() or self._hooked():
             return False
         return self._merged.follow()
+
+    def _hooked(self) -> list[str]:
+        tensors = self.stand_ins.tensors.items()
+        return [name for name, t in tensors if t._backward_hooks or t._post_accumulate_grad_hooks]
+
+    def given_gradients(self) -> bool:
+        """Returns whether the parameters have gradients of the user's, to which Pyro adds those of the loss."""
+        gradients = [t.grad for t in self._moved.values()]
+        versions = [None if g is None else (id(g), g._version) for g in gradients]
+        if versions == self._versions:
+            return False
+        if any(bool(g.any()) for g in gradients if g is not None):
+            return True
+        self._versions = versions
+        return False
 
     def __call__(self, args: Any, kwargs: Any) -> Any:
         """Takes the step; returns the loss.

@@ -12,6 +12,7 @@ from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodT
 from typing import Any, Protocol
 
 import numpy as np
+import pyro
 import torch
 from torch import Tensor, nn
 
@@ -63,9 +64,10 @@ class Settings:
     r"""The values that programs can read from elsewhere than their arguments.
 
     They are searched in the attributes of modules, of losses and of the objects whose methods are called, in global
-    variables, in variables of surrounding functions, in defaults, and in lists and dictionaries of at most 100
-    entries among these. Of objects of the user, only attributes count that are named in the code of the program. A
-    value that is reached by ``getattr`` with a computed name, or within an object of another library, is not found.
+    variables, in variables of surrounding functions, in defaults, in lists and dictionaries of at most 100 entries
+    among these, and in Pyro's own settings. Of objects of the user, only attributes count that are named in the code
+    of the program. A value that is reached by ``getattr`` with a computed name, or within an object of another
+    library, is not found.
 
     Arguments:
         programs: Functions, methods, modules or other callables.
@@ -82,6 +84,9 @@ class Settings:
         self._names: set[str] = set()
         self._objects: list[Any] = []
         known = -1
+        for module, path, _ in pyro.settings._REGISTRY.values():
+            *parts, name = path.split(".")
+            self._table(vars(functools.reduce(getattr, parts, sys.modules[module])), [name])
         self._visit_all(programs)
         while known != len(self._names) + len(self._seen):  # new code names attributes of known objects
             known = len(self._names) + len(self._seen)

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from pyro_vae.engine.capture.location import caller_outside_torch
+from pyro_vae.engine.capture.location import caller_outside_torch, current_location
 from pyro_vae.engine.capture.refusals import validates
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.svi.settings import Settings
@@ -187,6 +187,8 @@ class StandIns(nn.Module):
             for key, (module, name) in self._holders.items():
                 if module._buffers[name] is not self._originals[key]:
                     self._buffers[key], module._buffers[name] = module._buffers[name], self._originals[key]
+        if any(p is not None and p.grad is not None for p in self._parameters.values()):
+            raise _gradients_set("torch.autograd.backward, or an assignment to .grad")
         return mode.surrogate, value, _all_true(mode.checks)
 
 
@@ -243,6 +245,8 @@ class _Swap(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), named: dict[str, Any] | None = None
     ) -> Any:
+        if function in _GRADIENTS and id(arguments[0]) in self.swaps:
+            raise _gradients_set(f"the use of .grad at {current_location()}")
         arguments, named = pytree.tree_map_only(Tensor, self._of, (tuple(arguments), named or {}))
         if function is Tensor.backward:
             gradient = arguments[1] if len(arguments) > 1 else named.get("gradient")
@@ -264,6 +268,16 @@ class _Swap(TorchFunctionMode):
     def _of(self, tensor: Tensor) -> Tensor:
         other = self.swaps.get(id(tensor))
         return tensor if other is None else other
+
+
+_GRADIENTS = {Tensor.grad.__get__, Tensor.grad.__set__}  # type: ignore[union-attr]
+
+
+def _gradients_set(how: str) -> CaptureError:
+    return CaptureError(
+        f"CompiledSVI: the loss works on the gradients itself, by {how}; use `backward` of the tensor and change the "
+        "loss instead of its gradients, or use compile=False."
+    )
 
 
 _ADAPTED = {Tensor.item, Tensor.__bool__, Tensor.masked_select}

@@ -11,18 +11,17 @@ from typing import Any
 
 import torch
 from pyro.infer import ELBO, SVI, EnergyDistance
-from pyro.infer.util import is_validation_enabled, torch_item
+from pyro.infer.util import torch_item
 from pyro.optim import PyroOptim
-from pyro.poutine.runtime import _PYRO_STACK
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributions import Distribution
 
 from pyro_vae.engine.compilation.cost import CAPTURE, MOST, WARM, Mode, compile_cost
-from pyro_vae.engine.errors import CaptureError, CompilationError
+from pyro_vae.engine.errors import CaptureError, CompilationError, without_shapes
 from pyro_vae.engine.svi.call_kinds import kind_of
 from pyro_vae.engine.svi.programs import Evaluation, TrainingStep
 from pyro_vae.engine.svi.stand_ins import Observation, zeros_for
+from pyro_vae.engine.svi.surroundings import process, refuse_surroundings
 from pyro_vae.errors import InputError
 
 Program = TrainingStep | Evaluation
@@ -104,9 +103,12 @@ class CompiledSVI(SVI):
         loss: A `pyro.infer.ELBO`, or a function of model, guide and arguments that returns the loss. Losses whose
             names begin with ``Jit`` compile themselves, and are refused.
         loss_and_grads: See `pyro.infer.SVI`.
+        num_samples: See `pyro.infer.SVI`, which deprecates it.
+        num_steps: See `pyro.infer.SVI`, which deprecates it.
         compile: False runs everything as Pyro does. True compiles, and raises if that is not possible. ``"auto"``
             compiles once the uncompiled calls of a kind have taken as long as compiling takes, so it at most doubles
             the time; if compiling is not possible, it continues uncompiled with one warning.
+        options: Further options of `pyro.infer.SVI`.
 
     Raises:
         CaptureError: From `step` or `evaluate_loss`, if the program is no fixed list of tensor operations (a branch on
@@ -142,13 +144,17 @@ class CompiledSVI(SVI):
         optim: PyroOptim,
         loss: Any,
         loss_and_grads: Callable[..., Any] | None = None,
+        num_samples: int = 0,
+        num_steps: int = 0,
+        *,
         compile: Mode = True,
+        **options: Any,
     ) -> None:
         if compile not in (True, False, "auto"):
             raise InputError(f"CompiledSVI: `compile` is True, False or 'auto'; it is {compile!r}.")
         if compile is not False:
             _refuse_loss(loss)
-        super().__init__(model, guide, optim, loss, loss_and_grads)
+        super().__init__(model, guide, optim, loss, loss_and_grads, num_samples, num_steps, **options)
         self.compile = compile
         self._kinds: dict[Any, list[SVIKind]] = {}
         self.fused, self.compile_seconds = True, 0.0
@@ -170,7 +176,9 @@ class CompiledSVI(SVI):
             return super().step(*args, **kwargs)
         if not self._prepared(kind, TrainingStep, args, kwargs):
             return self._uncompiled(kind, "step", args, kwargs)
-        assert kind.program is not None
+        assert isinstance(kind.program, TrainingStep)
+        if kind.program.given_gradients():  # Pyro adds those of the loss to them
+            return super().step(*args, **kwargs)
         return kind.program(args, kwargs)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -207,6 +215,10 @@ class CompiledSVI(SVI):
         compiled = f"{kinds}compiled in {self.compile_seconds:.1f} s"
         return f"{compiled}; others uncompiled: {reason}" if reason else compiled
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the state for copies and pickles, which compile for themselves."""
+        return vars(self) | {"_kinds": {}}
+
     # ------------------------------------------------------------------ uncompiled calls
 
     def _uncompiled(self, kind: SVIKind, call: str, args: Any, kwargs: Any) -> Any:
@@ -240,13 +252,12 @@ class CompiledSVI(SVI):
 
     def _kind(self, call: str, args: Any, kwargs: Any) -> SVIKind | None:
         """Returns the kind of a call; None if the call must run as in Pyro."""
-        if self.compile is False or _PYRO_STACK:  # handlers around the call are not captured
+        if self.compile is False:
             return None
         try:
+            refuse_surroundings(call)
             own = kind_of((self.model, self.guide, self.loss, self.loss_and_grads))
-            process = *(torch.is_autocast_enabled(d) for d in ("cpu", "cuda")), torch.get_default_dtype()
-            process += is_validation_enabled(), bool(Distribution._validate_args)
-            key = (call, own, kind_of(args), kind_of(kwargs), process)
+            key = (call, own, kind_of(args), kind_of(kwargs), process())
         except CaptureError as error:
             if self.compile is True:
                 raise
@@ -288,11 +299,11 @@ class CompiledSVI(SVI):
                 made = self._made(kind, make, args, kwargs)
             kind.remember()
             return made
-        except (CaptureError, CompilationError) as error:
-            kind.refusal, kind.program = error, None
+        except Exception as error:
+            kind.refusal, kind.program = _as_refusal(error), None
             if self.compile is True and not isinstance(error, _TooMany):
-                raise
-            self._warn(error)
+                raise kind.refusal from (error if kind.refusal is not error else error.__cause__)
+            self._warn(kind.refusal)
             return False
         finally:
             self.compile_seconds += time.perf_counter() - start
@@ -340,6 +351,14 @@ def _refuse_loss(loss: Any) -> None:
         raise CaptureError(
             f"CompiledSVI: `{name}` compiles itself by TorchScript; pass `{name.removeprefix('Jit')}`, the same loss."
         )
+
+
+def _as_refusal(error: Exception) -> Exception:
+    """Returns an error of a capture or compilation as one that says that the program cannot be captured."""
+    if isinstance(error, CaptureError | CompilationError):
+        return error
+    reason = f"{type(error).__name__}: {without_shapes(error)}"
+    return CaptureError(f"CompiledSVI: the program cannot be captured, since a trial run of it fails: {reason}")
 
 
 class _TooMany(CaptureError):

@@ -8,7 +8,7 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
-from pyro_programs import annealed, modules, regression
+from pyro_programs import modules, regression
 from svi_runs import TOLERANCE, adam, assert_same, fresh, location, run, run_losses_of
 from torch import nn
 
@@ -80,14 +80,6 @@ def test_distributions_made_beforehand_with_validation_are_captured():
             return svi.step(torch.ones(3))
 
     assert_same(run_losses_of(program, SVI, calls), run_losses_of(program, CompiledSVI, calls))
-
-
-def test_handlers_around_a_step_are_obeyed():
-    def calls(svi, i, arguments):
-        with poutine.scale(scale=1.0 + i), Lifted():
-            return svi.step(*arguments)
-
-    assert_same(run(annealed, [SVI] * 5, adam, calls), run(annealed, [CompiledSVI] * 5, adam, calls))
 
 
 def test_capture_leaves_store_gradients_and_random_state_alone():
