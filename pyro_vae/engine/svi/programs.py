@@ -31,8 +31,9 @@ _NAME = "program"
 class _Bound:
     """A captured program for certain tensors of the parameter store."""
 
-    def __init__(self, svi: SVI, observed: Observation) -> None:
-        self._svi, self.stand_ins = svi, StandIns(observed.used | observed.sites, observed.modules)
+    def __init__(self, svi: SVI, observed: Observation, hold: bool) -> None:
+        constant = observed.constant if hold else ()
+        self._svi, self.stand_ins = svi, StandIns(observed.used | observed.sites, observed.modules, constant)
         self.calls, self.modules = 0, observed.modules
         own = {id(tensor) for tensor in self.stand_ins.tensors.values()}
         # Frozen parameters are constants of the program, not arguments.
@@ -43,6 +44,7 @@ class _Bound:
             for name, p in module._parameters.items()
             if p is not None and id(p) not in own
         ]
+        self._held += self.stand_ins.held
         self._all = [*self.stand_ins.tensors.values(), *(p for _, _, p in self._held)]
         self._kinds = [(t.dtype, t.device, t.requires_grad) for t in self._all]
 
@@ -117,13 +119,14 @@ class TrainingStep(_Bound):
         observed: Observation of an uncompiled step.
         args: Example arguments.
         kwargs: Example keyword arguments.
+        hold: Whether buffers that the program does not change are constants of it, whose values it may read.
 
     Raises:
         CaptureError: See `capture`.
     """
 
-    def __init__(self, svi: SVI, observed: Observation, args: Any, kwargs: Any) -> None:
-        super().__init__(svi, observed)
+    def __init__(self, svi: SVI, observed: Observation, args: Any, kwargs: Any, hold: bool = False) -> None:
+        super().__init__(svi, observed, hold)
         for name in self._hooked():
             raise CaptureError(
                 f"CompiledSVI: `{name}` has a hook on its gradient (register_hook), which compiled steps do not call; "
@@ -268,13 +271,14 @@ class Evaluation(_Bound):
         observed: Observation of an uncompiled evaluation.
         args: Example arguments.
         kwargs: Example keyword arguments.
+        hold: Whether buffers that the program does not change are constants of it, whose values it may read.
 
     Raises:
         CaptureError: See `capture`.
     """
 
-    def __init__(self, svi: SVI, observed: Observation, args: Any, kwargs: Any) -> None:
-        super().__init__(svi, observed)
+    def __init__(self, svi: SVI, observed: Observation, args: Any, kwargs: Any, hold: bool = False) -> None:
+        super().__init__(svi, observed, hold)
 
         @torch.no_grad()
         def program(args: Any, kwargs: Any) -> Any:

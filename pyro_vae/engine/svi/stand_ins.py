@@ -34,6 +34,7 @@ class Observation:
         used: Unconstrained values of all parameters in the store that some operation reads, by name.
         reached: Ids of the tensors that got a gradient.
         modules: Modules that were called in the block, and their submodules.
+        constant: Ids of the buffers that the block did not change.
         settings: What the program reads from elsewhere than its arguments.
 
     Arguments:
@@ -45,7 +46,8 @@ class Observation:
         self.used: dict[str, Tensor] = {}
         self.modules: list[nn.Module] = []
         self._watch, self._programs = _Watch(), programs
-        self._called = [program for program in programs if isinstance(program, nn.Module)]
+        self._called: list[nn.Module] = []
+        self._buffers: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
     def reached(self) -> set[int]:
@@ -53,11 +55,21 @@ class Observation:
 
     def __enter__(self) -> Observation:
         self._stack = ExitStack()
-        hook = register_module_forward_pre_hook(lambda module, _: self._called.append(module))
+        for program in self._programs:
+            self._meet(program)
+        hook = register_module_forward_pre_hook(lambda module, _: self._meet(module))
         self._stack.callback(hook.remove)
         self._trace = self._stack.enter_context(poutine.trace(param_only=True))
         self._stack.enter_context(self._watch)
         return self
+
+    def _meet(self, module: Any) -> None:
+        """Remembers a module that is called, and the values of its buffers."""
+        if isinstance(module, nn.Module):
+            self._called.append(module)
+            for buffer in module.buffers():
+                if id(buffer) not in self._buffers:
+                    self._buffers[id(buffer)] = buffer, buffer.detach().clone()
 
     def __exit__(self, *exception: Any) -> None:
         self._stack.close()
@@ -65,6 +77,8 @@ class Observation:
             return
         store = pyro.get_param_store()._params
         self.modules = list({id(part): part for module in self._called for part in module.modules()}.values())
+        before = self._buffers.items()
+        self.constant = {i for i, (buffer, value) in before if _equal(buffer, value)}
         names = {id(tensor): name for name, tensor in store.items()}
         seen = self._watch.seen
         self.used = {names[i]: tensor for i, tensor in seen.items() if i in names}
@@ -94,6 +108,10 @@ class Observation:
                 "so SVI never trains it. Register its module by pyro.module or make it a PyroModule, under a name "
                 "that no other module has; or freeze it with requires_grad_(False)."
             )
+
+
+def _equal(tensor: Tensor, value: Tensor) -> bool:
+    return tensor.layout is torch.strided and torch.equal(tensor, value)
 
 
 def _name_in(modules: Sequence[nn.Module], tensor: Tensor) -> str:
@@ -146,13 +164,17 @@ class StandIns(nn.Module):
     Arguments:
         tensors: Unconstrained values in the parameter store, by name.
         modules: Modules whose buffers the program uses.
+        constant: Ids of buffers that get no stand-in, since the program does not change them.
 
     Attributes:
         keys: Name of each tensor in this module, by its name in the store.
+        held: Holder, name and value of each buffer without stand-in.
         validated: Whether distributions validate within `run`, as they did when this object was made.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], modules: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], modules: Sequence[nn.Module], constant: Container[int] = ()
+    ) -> None:
         super().__init__()
         self.tensors = dict(tensors)
         keys: dict[int, str] = {}  # the store may have one tensor under several names
@@ -160,7 +182,9 @@ class StandIns(nn.Module):
         for name, tensor in tensors.items():
             self._parameters[self.keys[name]] = tensor  # type: ignore[assignment]  # a leaf that is no nn.Parameter
         found = {id(b): (m, name) for m in modules for name, b in m._buffers.items() if b is not None}
-        self._holders = {f"b{i}": holder for i, holder in enumerate(found.values())}
+        own = [holder for i, holder in found.items() if i not in constant]
+        self._holders = {f"b{i}": holder for i, holder in enumerate(own)}
+        self.held = [(m._buffers, name, m._buffers[name]) for i, (m, name) in found.items() if i in constant]
         self._originals: dict[str, Tensor | None] = {}
         self.validated = bool(Distribution._validate_args)
         self.refresh()
@@ -187,6 +211,11 @@ class StandIns(nn.Module):
             for key, (module, name) in self._holders.items():
                 if module._buffers[name] is not self._originals[key]:
                     self._buffers[key], module._buffers[name] = module._buffers[name], self._originals[key]
+            assigned = [name for holder, name, buffer in self.held if holder[name] is not buffer]
+            for holder, name, buffer in self.held:
+                holder[name] = buffer
+        if assigned:
+            raise CaptureError(f"CompiledSVI: the buffers {assigned} are assigned anew now and then.")
         if any(p is not None and p.grad is not None for p in self._parameters.values()):
             raise _gradients_set("torch.autograd.backward, or an assignment to .grad")
         return mode.surrogate, value, _all_true(mode.checks)

@@ -322,7 +322,7 @@ class CompiledSVI(SVI):
             kind.observed.require_registered()
             # One fake-tensor mode for the whole capture is faster than one for each operation.
             with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-                kind.program = make(self, kind.observed, args, kwargs)
+                kind.program = self._captured(make, kind.observed, args, kwargs)
         seconds = compile_cost(kind.program.known())
         if self.compile == "auto" and kind.seconds < seconds:
             return False
@@ -331,6 +331,18 @@ class CompiledSVI(SVI):
         kind.program.compile()
         kind.ready = True
         return True
+
+    def _captured(self, make: type[Program], observed: Observation, args: Any, kwargs: Any) -> Program:
+        try:
+            return make(self, observed, args, kwargs)
+        except CaptureError:
+            if not observed.constant:
+                raise
+            try:  # buffers as constants, for the program may read their values
+                return make(self, observed, args, kwargs, hold=True)
+            except CaptureError:
+                pass
+            raise  # in terms of the arguments
 
     def _warn(self, error: Exception) -> None:
         self._reason = str(error).removeprefix("CompiledSVI: ")
