@@ -2,19 +2,20 @@ r"""The console command `pyro-vae`."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyro_vae.errors import InputError, NonFiniteError
+from pyro_vae.errors import InputError, NonFiniteError, WriteError
 from pyro_vae.runtime.commands import Command, Commands
+from pyro_vae.runtime.whole_file import explained, write_whole
 
 # What takes long to import is imported by the commands that need it, so that `--help` is there at once.
 if TYPE_CHECKING:
@@ -276,14 +277,32 @@ def _trained(run: Path, algorithm: str | None, seed: int | None, allow_code: boo
 def main() -> None:
     """Runs the command; an input that cannot be used is one line on standard error and exit code 2."""
     try:
-        app()
-    except (InputError, NonFiniteError) as error:
+        try:
+            app()
+        finally:
+            _flush()
+    except (InputError, NonFiniteError, WriteError) as error:
         sys.stderr.write(f"{error}\n")
         sys.exit(2)
     except OSError as error:
         where = f"`{error.filename}`: " if error.filename else ""
-        sys.stderr.write(f"{where}{error.strerror or error}\n")
+        sys.stderr.write(f"{where}{explained(error)}\n")
         sys.exit(2)
+
+
+def _flush() -> None:
+    """Writes what standard output holds back; where it cannot, nothing is tried again at the end of the process."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        _drop_output()
+    except OSError as error:
+        _drop_output()
+        raise WriteError(f"standard output is not written: {explained(error)}") from None
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _experiment(file: Path | None, flags: dict[str, Any], settings: list[str]) -> Experiment:
@@ -364,20 +383,8 @@ def _write(table: pd.DataFrame, out: Path | None, cells: Sequence[str]) -> None:
         words = [str(name) for name in table.columns if not pd.api.types.is_numeric_dtype(table[name])]
         if words:
             raise InputError(f"--out: column `{words[0]}` holds words, which a .npy file cannot; write a .csv file.")
-        with _replacing(out) as file:
-            np.save(file, table.to_numpy(dtype=np.float64))
+        content = io.BytesIO()
+        np.save(content, table.to_numpy(dtype=np.float64))
+        write_whole(out, content.getbuffer())
     else:
-        with _replacing(out) as file:
-            file.write(table.to_csv(index=False).encode())
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of another at the block's end, and is removed where the block fails."""
-    beside = path.with_name(f".{path.name}.unfinished")
-    try:
-        with beside.open("wb") as file:
-            yield file
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        write_whole(out, table.to_csv(index=False).encode())

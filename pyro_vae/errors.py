@@ -13,6 +13,10 @@ class InputError(ValueError):
     """An input that cannot be used: the message says what was given, what is expected and what to do."""
 
 
+class WriteError(OSError):
+    """A file cannot be written: the message says which, why and what to do; what stood there stands as it was."""
+
+
 class NonFiniteError(ArithmeticError):
     """Training met a loss or a gradient that is not finite; the last good parameters are in place."""
 

@@ -128,12 +128,14 @@ def test_the_rows_that_are_read_are_not_written_over(command, run, name):
 def test_a_file_is_written_as_a_whole_or_not_at_all(command, run, monkeypatch):
     (run / "draws.csv").write_text("mine")
 
-    def full(self, *arguments, **options):
+    def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pandas.DataFrame.to_csv", full)
-    code, _, err = command("sample", run / "run", "-n", "5", "--out", run / "draws.csv")
-    assert (code, err) == (2, "No space left on device\n")
+    monkeypatch.setattr("os.fsync", full)
+    for place in (run / "draws.csv", run / "draws.npy"):
+        code, _, err = command("sample", run / "run", "-n", "5", "--out", place)
+        says = "No space left on device; free some space there, or choose another place."
+        assert (code, err) == (2, f"`{place}` is not written: {says}\n")
     assert (run / "draws.csv").read_text() == "mine"
     assert not list(run.glob(".draws*"))
 
@@ -283,3 +285,14 @@ def test_impossible_grey_levels_are_refused(command, tmp_path):
 def test_a_resolved_experiment_runs_from_another_folder(command, run, tmp_path):
     code, _, err = command("compare", run / "run" / "experiment.yaml", "--out", tmp_path / "again")
     assert code == 0, err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_standard_output_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pyro_vae", "schema"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[1:] == []
+    assert done.stderr.endswith("No space left on device; free some space there, or choose another place.\n")

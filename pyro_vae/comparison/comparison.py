@@ -23,11 +23,12 @@ from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.runtime.environment import environment, versions
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.runtime.whole_file import write_whole
 from pyro_vae.vae.data_check import check_values
 from pyro_vae.vae.part import takes_offset
 
 # What a folder of checkpoints says about its comparison.
-_NOTED = "comparison.json"
+NOTED = "comparison.json"
 
 
 @dataclass
@@ -273,7 +274,7 @@ def _checkpoint_folder(folder: Path, experiment: Experiment, data: Data) -> Path
     where = {"device": str(device), "threads": torch.get_num_threads(), "versions": versions()}
     about = {"data": data.record(), **others, **where}
     about = json.loads(json.dumps(about))  # lists and strings, as in the file
-    noted = folder / _NOTED
+    noted = folder / NOTED
     if noted.exists():
         its = json.loads(noted.read_text(encoding="utf-8"))
         its.pop(_EXECUTION, None)
@@ -295,18 +296,16 @@ _EXECUTION = "execution"
 
 def _noted_execution(folder: Path | None) -> Execution | None:
     """How the runs of an interrupted comparison execute, so that the others run alike."""
-    noted = None if folder is None else json.loads((folder / _NOTED).read_text(encoding="utf-8")).get(_EXECUTION)
+    noted = None if folder is None else json.loads((folder / NOTED).read_text(encoding="utf-8")).get(_EXECUTION)
     return None if noted is None else Execution(**noted)
 
 
 def _note(folder: Path | None, execution: Execution) -> None:
     """Notes how the runs execute beside their checkpoints."""
     if folder is not None:
-        noted = json.loads((folder / _NOTED).read_text(encoding="utf-8"))
-        _replace(folder / _NOTED, {**noted, _EXECUTION: execution.record()})
+        noted = json.loads((folder / NOTED).read_text(encoding="utf-8"))
+        _replace(folder / NOTED, {**noted, _EXECUTION: execution.record()})
 
 
 def _replace(noted: Path, content: dict[str, Any]) -> None:
-    beside = noted.with_suffix(".tmp")
-    beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    os.replace(beside, noted)
+    write_whole(noted, f"{json.dumps(content)}\n".encode())

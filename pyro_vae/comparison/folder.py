@@ -13,13 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 import pyro
-import safetensors
+import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pyro_vae.comparison.comparison import Comparison
+from pyro_vae.comparison.comparison import NOTED, Comparison
 from pyro_vae.comparison.curves import curves
 from pyro_vae.comparison.trained_vae import TrainedVAE
 from pyro_vae.datasets.data_transform import DataTransform
@@ -29,12 +28,13 @@ from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.runtime.whole_file import beside, write_whole
 
 # Largest number of data in a netCDF file, and number of draws for each datum.
 _DATA, _DRAWS = 100, 100
 # What a comparison makes in the folder of an unfinished run, and there in the folder of its checkpoints.
 _CHECKPOINTS, _PARTIAL = "checkpoints", ".pyro_vae-partial."
-_OWN = {"": ("lock", f"{_PARTIAL}*"), _CHECKPOINTS: ("comparison.json", "comparison.tmp", "*-seed*.checkpoint*")}
+_OWN = {"": ("lock", f"{_PARTIAL}*"), _CHECKPOINTS: (NOTED, beside(Path(NOTED)).name, "*-seed*.checkpoint*")}
 # Values of weights beyond this are refused.
 _LARGEST = 1e30
 # Files of a VAE's parameters and of its algorithm's state, by label and seed.
@@ -63,16 +63,16 @@ def new_folder(path: Path) -> Iterator[Path]:
             is writing it.
     """
     _check_free(path)
-    with _locked(unfinished(path), path) as beside:
+    with _locked(unfinished(path), path) as kept:
         try:
-            partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=beside))
+            partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=kept))
         except OSError as error:
             raise _cannot_be_made(path, error) from None
         try:
             yield partial
             partial.chmod(0o755)
             os.rename(partial, path)
-            _remove_own(beside)
+            _remove_own(kept)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -85,12 +85,12 @@ def _check_free(path: Path) -> None:
         raise InputError(f"run folder `{path}`{what} exists already; choose another with --out, or remove it.")
     if path.name in ("", "..") or (".." in path.parts and not path.parent.is_dir()):
         raise InputError(f"run folder `{path}` names no folder in one that exists; choose another with --out.")
-    beside = unfinished(path)
-    if beside.is_symlink() or (beside.exists() and not beside.is_dir()):
-        raise InputError(f"`{beside}` is no folder of an unfinished run; remove it, or choose another with --out.")
-    for foreign in (file for file, own in _unfinished_files(beside) if not own):
+    kept = unfinished(path)
+    if kept.is_symlink() or (kept.exists() and not kept.is_dir()):
+        raise InputError(f"`{kept}` is no folder of an unfinished run; remove it, or choose another with --out.")
+    for foreign in (file for file, own in _unfinished_files(kept) if not own):
         raise InputError(
-            f"`{beside}` is kept for the files of the unfinished run, and `{foreign}` is none of them; move it "
+            f"`{kept}` is kept for the files of the unfinished run, and `{foreign}` is none of them; move it "
             "elsewhere, or choose another folder with --out."
         )
 
@@ -158,13 +158,13 @@ def write_run(comparison: Comparison, folder: Path) -> None:
         folder: An existing folder.
     """
     comparison.experiment.to_yaml(folder / "experiment.yaml")
-    (folder / "result.json").write_text(json.dumps(comparison.record(), indent=1, allow_nan=False), encoding="utf-8")
+    write_whole(folder / "result.json", json.dumps(comparison.record(), indent=1, allow_nan=False).encode())
     rows = [
         {"algorithm": run.algorithm, "seed": run.seed, **run.metrics(), **run.errors(), **run.scores}
         for run in comparison.runs
     ]
-    pd.DataFrame(rows).to_csv(folder / "metrics.csv", index=False)
-    curves(comparison).to_csv(folder / "curves.csv", index=False)
+    for name, table in (("metrics", pd.DataFrame(rows)), ("curves", curves(comparison))):
+        write_whole(folder / f"{name}.csv", table.to_csv(index=False).encode())
     (folder / "weights").mkdir()
     for run in comparison.runs:
         _save(run.vae, folder / _WEIGHTS.format(run.algorithm, run.seed))
@@ -275,14 +275,15 @@ def _select_run(
 
 
 def _save(module: nn.Module, path: Path) -> None:
-    save_file({name: t.detach().cpu().clone().contiguous() for name, t in module.state_dict().items()}, path)
+    state = {name: t.detach().cpu().clone().contiguous() for name, t in module.state_dict().items()}
+    write_whole(path, safetensors.torch.save(state))
 
 
 def _restore(module: nn.Module, path: Path) -> None:
     """Puts a state in place, whose values must be of a size that training can reach."""
     declared = module.state_dict()
     try:
-        state = load_file(path)
+        state = safetensors.torch.load_file(path)
         for name, value in state.items():
             own = declared.get(name)
             as_declared = own is not None and own.shape == value.shape and torch.equal(own, value.to(own.dtype))

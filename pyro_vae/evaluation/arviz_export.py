@@ -17,6 +17,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.runtime.whole_file import write_whole
 from pyro_vae.vae.vae import VAE
 
 if TYPE_CHECKING:
@@ -236,15 +237,17 @@ def write_netcdf(groups: Any, path: Path) -> None:
     Arguments:
         groups: An `InferenceData` or a `DataTree`.
         path: File to write; it is compressed.
+
+    Raises:
+        WriteError: If the file cannot be written.
     """
     import xarray
 
-    options: dict[str, Any] = {}
-    if isinstance(groups, xarray.DataTree):  # `InferenceData` compresses automatically
-        numbers = {
-            node.path: [name for name in node if node[name].dtype.kind in "if"] for node in groups.children.values()
-        }
-        options["encoding"] = {
-            path: {name: {"zlib": True, "complevel": 1} for name in names} for path, names in numbers.items()
-        }
-    groups.to_netcdf(str(path), engine="h5netcdf", **options)
+    if isinstance(groups, xarray.DataTree):
+        tree = groups
+    else:
+        tree = xarray.DataTree.from_dict({name: groups[name] for name in groups.groups()})
+    numbers = {node.path: [name for name in node if node[name].dtype.kind in "if"] for node in tree.children.values()}
+    compressed = {group: {name: {"zlib": True, "complevel": 1} for name in names} for group, names in numbers.items()}
+    # In memory first: HDF5 crashes the process where a disk is full.
+    write_whole(path, tree.to_netcdf(engine="h5netcdf", encoding=compressed))

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from pyro_vae.errors import InputError
+from pyro_vae.runtime.whole_file import write_whole
 
 # Limits of a file, far beyond what an experiment needs: characters, depth of nesting, values with aliases spelled out.
 MOST_CHARACTERS, MOST_DEPTH, MOST_VALUES = 1_000_000, 50, 100_000
@@ -129,4 +130,4 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def write_yaml(path: Path, content: dict[str, Any]) -> None:
     """Writes a mapping as YAML, in the order of its keys."""
-    path.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100), encoding="utf-8")
+    write_whole(path, yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100).encode())

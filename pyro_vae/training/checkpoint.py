@@ -6,22 +6,21 @@ import copy
 import functools
 import hashlib
 import io
-import os
 import random
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from pyro_vae.errors import InputError
+from pyro_vae.errors import InputError, WriteError
 from pyro_vae.runtime.random_streams import plain_states, states_of
+from pyro_vae.runtime.whole_file import ELSEWHERE, check_writable, explained, write_whole
 from pyro_vae.training.member import Member
 from pyro_vae.training.minibatches import checksum
 from pyro_vae.training.options import Training
@@ -86,13 +85,9 @@ class Checkpoint:
         if not self.path.parent.is_dir():
             raise InputError(f"fit: the folder `{self.path.parent}` of the checkpoint does not exist; make it first.")
         try:
-            if self.path.is_dir():
-                raise IsADirectoryError("it is a folder")
-            with self._beside():
-                pass
+            check_writable(self.path)
         except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"fit: the checkpoint `{path}` cannot be written: {reason}; choose another.") from None
+            raise InputError(f"fit: the checkpoint `{path}` cannot be written: {explained(error, ELSEWHERE)}") from None
         self.about = _about(run, seeds)
         self.loaded, self.between = False, 0
         self._begun, self._epoch = 0, run.source.get_state()
@@ -152,9 +147,9 @@ class Checkpoint:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: Exception) -> InputError:
-        reason = " ".join(str(error).split())[:200]
+        said = " ".join(str(error).split())[:200]
         return InputError(
-            f"fit: `{self.path}` cannot be read as a checkpoint ({type(error).__name__}: {reason}); remove it, or name "
+            f"fit: `{self.path}` cannot be read as a checkpoint ({type(error).__name__}: {said}); remove it, or name "
             "another file."
         )
 
@@ -200,29 +195,12 @@ class Checkpoint:
         content = io.BytesIO()
         torch.save(state, content)
         try:
-            with self._beside() as file:
-                file.write(_HEAD + hashlib.sha256(content.getbuffer()).digest())
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, self.path)
-        except OSError as error:
-            warnings.warn(f"fit: the checkpoint `{self.path}` is not written: {error}", stacklevel=2)
+            digest = hashlib.sha256(content.getbuffer()).digest()
+            write_whole(self.path, _HEAD + digest, content.getbuffer())
+        except WriteError as error:
+            warnings.warn(f"fit: the checkpoint {error}", stacklevel=2)
         self._written = time.monotonic()
         self._took = self._written - start
-
-    @contextmanager
-    def _beside(self) -> Iterator[IO[bytes]]:
-        """A file beside the checkpoint, which is gone at the block's end unless it was moved.
-
-        It has one name, so that the next run removes what a killed one has left.
-        """
-        path = self.path.with_name(f".{self.path.name}.unfinished")
-        try:
-            with path.open("wb") as file:
-                yield file
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _about(run: Run, seeds: Sequence[int]) -> dict[str, Any]:

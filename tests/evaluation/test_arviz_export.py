@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -363,3 +365,30 @@ def test_bad_input_is_an_error(make_vae, x):
         to_arviz([make_vae(), VAE(_normal(3), Conditional(dist.Bernoulli, (6,), given=mlp(3, 7)))], x)
     with pytest.raises(InputError, match="expected data of shape"):
         to_arviz(make_vae(), x[:, :5])
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+import numpy as np, xarray
+from pyro_vae.errors import WriteError
+from pyro_vae.evaluation.arviz_export import write_netcdf
+z = np.random.default_rng(0).normal(size=9999)
+tree = xarray.DataTree.from_dict({"posterior": xarray.Dataset({"z": ("draw", z)})})
+for limit in (0, 3000, 40_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        write_netcdf(tree, Path(sys.argv[1]))
+    except WriteError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_an_error_and_no_crash_of_the_process(tmp_path):
+    """HDF5 crashes where it writes to a full disk itself."""
+    path = tmp_path / "draws.nc"
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    (said,) = set(done.stdout.splitlines())
+    assert said.startswith(f"`{path}` is not written: File too large; raise the limit of a file's size")
+    assert list(tmp_path.iterdir()) == []

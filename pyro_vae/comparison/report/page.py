@@ -16,6 +16,7 @@ from pyro_vae.comparison.report.model_sections import model_sections
 from pyro_vae.comparison.report.tables import data_phrase, difference_text, seeds_text, summary_text
 from pyro_vae.comparison.report.wording import count, enumerated
 from pyro_vae.datasets.data import Data
+from pyro_vae.runtime.whole_file import write_whole
 
 # Largest number of algorithms that the heading names.
 _FEW = 4
@@ -43,7 +44,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         environment=_environment(comparison.environment),
         data=_data_record(comparison.data),
     )
-    Path(path).write_text(page, encoding="utf-8")
+    write_whole(path, page.encode())
 
 
 def _title(comparison: Comparison) -> str:
