@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 # Names up to which an error lists all of them.
 _LISTED = 25
+# Characters of a name that are compared: the time is quadratic in their number.
+_COMPARED = 100
 
 
 class InputError(ValueError):
@@ -35,7 +37,7 @@ def shown(value: float) -> str:
 def nearest(name: str, allowed: Iterable[str]) -> str | None:
     """Returns the allowed name that is nearest to a mistyped one; None where none is near."""
     lowered = {candidate.lower(): candidate for candidate in allowed}
-    near = difflib.get_close_matches(name.lower(), list(lowered), n=1)
+    near = difflib.get_close_matches(name[:_COMPARED].lower(), list(lowered), n=1)
     return lowered[near[0]] if near else None
 
 
@@ -53,6 +55,6 @@ def near_match(name: str, allowed: Iterable[str]) -> str:
     if near is not None:
         return f"did you mean `{near}`?"
     if len(names) > _LISTED:
-        likely = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+        likely = difflib.get_close_matches(name[:_COMPARED], names, n=3, cutoff=0.0)
         return f"expected one of {len(names)} names, such as {', '.join(f'`{candidate}`' for candidate in likely)}."
     return "expected one of " + ", ".join(f"`{candidate}`" for candidate in names) + "."

@@ -22,6 +22,7 @@ from pyro_vae.evaluation.intervals import UNBOUNDED, Interval, interval
 from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.runtime.environment import environment, versions
 from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.outside_file import OutsideFile
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.runtime.whole_file import write_whole
 from pyro_vae.vae.data_check import check_values
@@ -276,7 +277,7 @@ def _checkpoint_folder(folder: Path, experiment: Experiment, data: Data) -> Path
     about = json.loads(json.dumps(about))  # lists and strings, as in the file
     noted = folder / NOTED
     if noted.exists():
-        its = json.loads(noted.read_text(encoding="utf-8"))
+        its = _notes(folder).json()
         its.pop(_EXECUTION, None)
         other = sorted(key for key in about | its if about.get(key) != its.get(key))
         if other:
@@ -296,15 +297,24 @@ _EXECUTION = "execution"
 
 def _noted_execution(folder: Path | None) -> Execution | None:
     """How the runs of an interrupted comparison execute, so that the others run alike."""
-    noted = None if folder is None else json.loads((folder / NOTED).read_text(encoding="utf-8")).get(_EXECUTION)
-    return None if noted is None else Execution(**noted)
+    if folder is None:
+        return None
+    source = _notes(folder)
+    noted = source.json().get(_EXECUTION)
+    with source.reading():
+        return None if noted is None else Execution.of(noted)
 
 
 def _note(folder: Path | None, execution: Execution) -> None:
     """Notes how the runs execute beside their checkpoints."""
     if folder is not None:
-        noted = json.loads((folder / NOTED).read_text(encoding="utf-8"))
-        _replace(folder / NOTED, {**noted, _EXECUTION: execution.record()})
+        _replace(folder / NOTED, {**_notes(folder).json(), _EXECUTION: execution.record()})
+
+
+def _notes(folder: Path) -> OutsideFile:
+    """The file in which a folder of checkpoints says what its comparison is."""
+    remedy = f"remove `{folder}` to start again, or choose another folder"
+    return OutsideFile(folder / NOTED, "the notes of a comparison", remedy)
 
 
 def _replace(noted: Path, content: dict[str, Any]) -> None:

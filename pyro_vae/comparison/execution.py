@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -35,6 +35,14 @@ class Execution:
     compiled: bool
     reason: str
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Execution:
+        """Returns what `record` returned; raises an error of any class for another record."""
+        execution = cls(record["compiled"], record["reason"], record["seconds"])
+        if type(execution.compiled) is not bool or type(execution.reason) is not str or not execution.seconds >= 0:
+            raise ValueError("its `execution` is no record of one")
+        return execution
 
     @property
     def said(self) -> str:

@@ -6,18 +6,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyro
 import safetensors.torch
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
+from torch import Tensor, nn
 
+from pyro_vae.comparison.checksums import Checksums, write_checksums
 from pyro_vae.comparison.comparison import NOTED, Comparison
 from pyro_vae.comparison.curves import curves
 from pyro_vae.comparison.trained_vae import TrainedVAE
@@ -27,6 +29,7 @@ from pyro_vae.evaluation.arviz_export import to_arviz, write_netcdf
 from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.inference.interface import Inference
+from pyro_vae.runtime.outside_file import OutsideFile
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.runtime.whole_file import beside, write_whole
 
@@ -35,6 +38,7 @@ _DATA, _DRAWS = 100, 100
 # What a comparison makes in the folder of an unfinished run, and there in the folder of its checkpoints.
 _CHECKPOINTS, _PARTIAL = "checkpoints", ".pyro_vae-partial."
 _OWN = {"": ("lock", f"{_PARTIAL}*"), _CHECKPOINTS: (NOTED, beside(Path(NOTED)).name, "*-seed*.checkpoint*")}
+_EXPERIMENT, _RESULT, _AGAIN = "experiment.yaml", "result.json", "run the comparison again"
 # Values of weights beyond this are refused.
 _LARGEST = 1e30
 # Files of a VAE's parameters and of its algorithm's state, by label and seed.
@@ -153,12 +157,17 @@ def _remove_empty(folders: Sequence[Path]) -> None:
 def write_run(comparison: Comparison, folder: Path) -> None:
     """Writes a comparison without its report: ``experiment.yaml``, ``result.json``, tables, draws and weights.
 
+    ``SHA256SUMS`` comes last; `load` compares what it reads with it.
+
     Arguments:
         comparison: The comparison to write.
         folder: An existing folder.
+
+    Raises:
+        WriteError: If a file cannot be written.
     """
-    comparison.experiment.to_yaml(folder / "experiment.yaml")
-    write_whole(folder / "result.json", json.dumps(comparison.record(), indent=1, allow_nan=False).encode())
+    comparison.experiment.to_yaml(folder / _EXPERIMENT)
+    write_whole(folder / _RESULT, json.dumps(comparison.record(), indent=1, allow_nan=False).encode())
     rows = [
         {"algorithm": run.algorithm, "seed": run.seed, **run.metrics(), **run.errors(), **run.scores}
         for run in comparison.runs
@@ -185,6 +194,7 @@ def write_run(comparison: Comparison, folder: Path) -> None:
                     attributes=attributes,
                 )
             write_netcdf(draws, folder / "results" / f"{label}.nc")
+    write_checksums(folder)
 
 
 def load(
@@ -211,16 +221,26 @@ def load(
     Raises:
         InputError: If the folder, the algorithm or the seed does not exist, or a file in the folder is damaged.
     """
-    folder, experiment, spec, seed = _select_run(run_folder, algorithm, seed, allow_code)
-    try:
-        record = json.loads((folder / "result.json").read_text(encoding="utf-8"))["data"]
-        units, size = DataTransform.from_record(record), int(record["n"]["train"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / 'result.json'}: damaged ({error}); run the comparison again.") from None
+    folder, experiment, spec, seed, sums = _select_run(run_folder, algorithm, seed, allow_code)
+    result = OutsideFile(folder / _RESULT, "the result of a comparison", _AGAIN)
+    record: Any = result.json().get("data")
+    with result.reading():
+        try:
+            units, size = DataTransform.from_record(record), _size(record)
+        except InputError as error:
+            raise result.error(f"is damaged: {error}") from None
     with isolated(0):  # the drawn initial parameters are overwritten
         vae = experiment.assemble(units.dim, units.image_shape, size, units.context_features)
-    _restore(vae, folder / _WEIGHTS.format(spec.label, seed))
-    return TrainedVAE(vae.eval(), units, _load_algorithm(folder, spec, seed))
+    _restore(vae, sums, _WEIGHTS.format(spec.label, seed))
+    return TrainedVAE(vae.eval(), units, _load_algorithm(sums, spec, seed))
+
+
+def _size(record: dict[str, Any]) -> int:
+    """The number of training data in a record."""
+    size = record["n"]["train"]
+    if type(size) is not int or not 0 < size < 2**53:
+        raise InputError(f"`n.train` is {size!r}, not a number of data")
+    return size
 
 
 def load_inference(
@@ -243,27 +263,30 @@ def load_inference(
     Raises:
         InputError: As `load`.
     """
-    folder, _, spec, seed = _select_run(run_folder, algorithm, seed, allow_code)
-    return _load_algorithm(folder, spec, seed)
+    _, _, spec, seed, sums = _select_run(run_folder, algorithm, seed, allow_code)
+    return _load_algorithm(sums, spec, seed)
 
 
-def _load_algorithm(folder: Path, spec: InferenceSpec, seed: int) -> Inference:
+def _load_algorithm(sums: Checksums, spec: InferenceSpec, seed: int) -> Inference:
     """The algorithm of a run, with its state after training, in evaluation mode."""
     inference = spec.build()
-    path = folder / _STATE.format(spec.label, seed)
-    if path.exists():
-        _restore(inference, path)
+    name = _STATE.format(spec.label, seed)
+    if sums.lists(name):
+        _restore(inference, sums, name)
     return inference.eval()
 
 
 def _select_run(
     run_folder: str | os.PathLike[str], algorithm: str | None, seed: int | None, allow_code: bool
-) -> tuple[Path, Experiment, InferenceSpec, int]:
-    """The folder, its experiment, and the algorithm and seed of the requested run."""
+) -> tuple[Path, Experiment, InferenceSpec, int, Checksums]:
+    """The folder, its experiment, the algorithm and seed of the requested run, and the checksums."""
     folder = Path(run_folder)
-    if not (folder / "experiment.yaml").is_file() or not (folder / "result.json").is_file():
-        raise InputError(f"`{folder}` is not a run folder (it has no experiment.yaml and result.json).")
-    experiment = Experiment.from_yaml(folder / "experiment.yaml", allow_code=allow_code)
+    if not (folder / _EXPERIMENT).is_file() or not (folder / _RESULT).is_file():
+        raise InputError(f"`{folder}` is not a run folder (it has no {_EXPERIMENT} and {_RESULT}).")
+    sums = Checksums(folder)
+    for name in (_EXPERIMENT, _RESULT):
+        sums.check(name)
+    experiment = Experiment.from_yaml(folder / _EXPERIMENT, allow_code=allow_code)
     specs = {spec.label: spec for spec in experiment.inference}
     algorithm = next(iter(specs)) if algorithm is None else algorithm
     seed = experiment.seeds[0] if seed is None else seed
@@ -271,7 +294,7 @@ def _select_run(
         raise InputError(f"`{folder}` has no algorithm `{algorithm}`; {near_match(algorithm, specs)}")
     if seed not in experiment.seeds:
         raise InputError(f"`{folder}` has no seed {seed}; it has {experiment.seeds}.")
-    return folder, experiment, specs[algorithm], seed
+    return folder, experiment, specs[algorithm], seed, sums
 
 
 def _save(module: nn.Module, path: Path) -> None:
@@ -279,20 +302,23 @@ def _save(module: nn.Module, path: Path) -> None:
     write_whole(path, safetensors.torch.save(state))
 
 
-def _restore(module: nn.Module, path: Path) -> None:
+def _restore(module: nn.Module, sums: Checksums, name: str) -> None:
     """Puts a state in place, whose values must be of a size that training can reach."""
-    declared = module.state_dict()
-    try:
+    path = sums.folder / name
+    sums.check(name)
+    source = OutsideFile(path, "weights", _AGAIN)
+    with source.reading():
         state = safetensors.torch.load_file(path)
-        for name, value in state.items():
-            own = declared.get(name)
-            as_declared = own is not None and own.shape == value.shape and torch.equal(own, value.to(own.dtype))
-            if value.is_floating_point() and not as_declared and not bool((value.abs() < _LARGEST).all()):
-                raise InputError(
-                    f"{path}: `{name}` has a value that is not finite, or beyond {_LARGEST:g}; the file is damaged, or "
-                    "was changed; run the comparison again."
-                )
+        _check_state(source, module.state_dict(), state)
         module.load_state_dict(state)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be loaded ({reason}); run the comparison again.") from None
+
+
+def _check_state(source: OutsideFile, declared: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Checks the values of a state before they are put in place."""
+    for name, value in state.items():
+        own = declared.get(name)
+        if own is not None and own.is_floating_point() != value.is_floating_point():
+            raise source.error(f"has `{name}` of type {value.dtype}, and the model has {own.dtype}")
+        as_declared = own is not None and own.shape == value.shape and torch.equal(own, value.to(own.dtype))
+        if value.is_floating_point() and not as_declared and not bool((value.abs() < _LARGEST).all()):
+            raise source.error(f"is damaged: `{name}` has a value that is not finite, or beyond {_LARGEST:g}")

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyro_vae.datasets.errors import suggestion
+from pyro_vae.datasets.errors import quoted, suggestion
 from pyro_vae.errors import InputError
 
 Level = str | float
@@ -82,7 +82,7 @@ def read_cells(
             "encode words as numbers, or make them levels: give each column its own likelihood (`mixed: "
             f"{{{name}: Categorical}}`)"
         )
-        given = f"found `{series.iloc[row]}` in {_place(row, name)}"
+        given = f"found `{quoted(series.iloc[row])}` in {_place(row, name)}"
         raise InputError(f"`{title}`: {given}; every cell must be a finite number: {advice}")
     found: Levels = tuple(sorted({str(cell) for cell in series[~empty]}))
     return Cells(_codes(title, name, series, values, empty, found), found)
@@ -101,6 +101,8 @@ def has_decimal_comma(cell: str) -> bool:
 # Numbers with commas between thousands; signs that stand beside numbers.
 THOUSANDS = r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?"
 _SIGN = r"[€$£¥%]"
+# Longest cell that may be meant as a number.
+_LONGEST = 100
 _PLAIN = r"[-+]?(\d+(\.\d*)?|\.\d+)"
 
 
@@ -111,6 +113,7 @@ def not_numbers(words: Sequence[str], numbers: int) -> str | None:
         words: The cells that are no numbers, or the different ones of them.
         numbers: Number of the column's cells that are numbers.
     """
+    words = [word[:_LONGEST] for word in words]  # the time of the patterns below is quadratic in the length
     bare = [re.sub(rf"^\s*{_SIGN}?\s*|\s*{_SIGN}?\s*$", "", word) for word in words]
     thousands = all(re.fullmatch(rf"{THOUSANDS}|{_PLAIN}", cell) for cell in bare)
     commas = any("," in cell for cell in bare)
@@ -173,7 +176,7 @@ def _codes(
         said = [f"{level:g}" if isinstance(level, float) else level for level in levels]
         given = str(series.iloc[row])
         raise InputError(
-            f"`{title}`: found `{given}` in {_place(row, name)}, which is no level of the training data"
+            f"`{title}`: found `{quoted(given)}` in {_place(row, name)}, which is no level of the training data"
             f"{suggestion(given, said)}; the levels are {', '.join(f'`{level}`' for level in said)[:300]}"
         )
     return codes

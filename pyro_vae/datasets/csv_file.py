@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping
 from itertools import islice
 from pathlib import Path
@@ -12,12 +13,18 @@ from typing import Any
 import pandas as pd
 
 from pyro_vae.datasets.cells import THOUSANDS, has_decimal_comma
-from pyro_vae.datasets.errors import damaged, first_line
-from pyro_vae.datasets.files import READ_ERRORS
+from pyro_vae.datasets.errors import first_line
 from pyro_vae.errors import InputError
+from pyro_vae.runtime.outside_file import OutsideFile
 
 # Wrong separators that are recognised, for the error message.
 _SEPARATORS = (";", "\t", "|")
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+# Longest line in bytes, largest number of columns, and bytes that are looked at in one go.
+_MOST_LINE, _MOST_COLUMNS, _CHUNK = 2**24, 100_000, 2**20
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+# Longest line in bytes, longest name, largest number of columns, and bytes that are looked at in one go.
+_MOST_LINE, _MOST_NAME, _MOST_COLUMNS, _CHUNK = 2**24, 1_000, 100_000, 2**20
 
 
 def read_csv(path: Path, known: Collection[str] | None = None) -> pd.DataFrame:
@@ -30,6 +37,14 @@ def read_csv(path: Path, known: Collection[str] | None = None) -> pd.DataFrame:
     Raises:
         InputError: If the file is damaged, empty or in another dialect, or a column name is missing or repeated.
     """
+    source = OutsideFile(path, "`.csv`", "it may be truncated or damaged; write or copy it again")
+    with source.reading():
+        _check_lines(source)
+        _check_width(path)
+        return _parsed(path, known)
+
+
+def _parsed(path: Path, known: Collection[str] | None) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             # pandas drops surplus cells and only warns.
@@ -50,8 +65,6 @@ def read_csv(path: Path, known: Collection[str] | None = None) -> pd.DataFrame:
         raise InputError(
             f"`{path}`: holds zero rows; write a first line of column names and at least one row"
         ) from error
-    except InputError:
-        raise
     except UnicodeDecodeError as error:
         encoding = _encoding(path)
         raise InputError(
@@ -63,8 +76,35 @@ def read_csv(path: Path, known: Collection[str] | None = None) -> pd.DataFrame:
             f"`{path}` cannot be read: each row needs as many cells as the first line has names ({first_line(error)}); "
             "write decimal points, not commas, and quotes around a cell that has a comma; copy a damaged file again"
         ) from error
-    except READ_ERRORS as error:
-        raise damaged(path, error) from error
+
+
+def _check_lines(source: OutsideFile) -> None:
+    """Refuses a file with a NUL byte, at which pandas would cut a cell, or with an endless line."""
+    length, place = 0, 0
+    with source.path.open("rb") as stream:
+        if stream.read(2) in _UTF_16:  # another error says how to write it again
+            return
+        stream.seek(0)
+        while chunk := stream.read(_CHUNK):
+            if (found := chunk.find(b"\0")) >= 0:
+                raise source.error(f"is no text in UTF-8: byte {place + found + 1:,} is NUL")
+            ends = [end for end in (chunk.find(b"\n"), chunk.find(b"\r")) if end >= 0]
+            length += min(ends, default=len(chunk))
+            if length > _MOST_LINE:
+                raise source.error(f"has a line of more than {_MOST_LINE:,} bytes")
+            if ends:
+                length = len(chunk) - max(chunk.rfind(b"\n"), chunk.rfind(b"\r")) - 1
+            place += len(chunk)
+
+
+def _check_width(path: Path) -> None:
+    with path.open("rb") as stream:
+        columns = stream.readline(_MOST_LINE).count(b",") + 1
+    if columns > _MOST_COLUMNS:
+        raise InputError(
+            f"`{path}`: has {columns:,} columns, and at most {_MOST_COLUMNS:,} are read; save the rows with "
+            "`numpy.save`"
+        )
 
 
 def _check_separator(path: Path) -> None:
@@ -90,7 +130,7 @@ def _dialect(path: Path, encoding: str, errors: str = "strict") -> dict[str, str
 def _encoding(path: Path) -> str:
     """Returns the likely encoding of a file that is not in UTF-8."""
     with path.open("rb") as stream:
-        return "utf-16" if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
+        return "utf-16" if stream.read(2) in _UTF_16 else "latin-1"
 
 
 def _advice(dialect: Mapping[str, str]) -> str:
@@ -108,7 +148,13 @@ def _check_header(path: Path, names: list[str]) -> None:
             f"`{path}`: column {names.index('') + 1} has no name in the first line; name it, or write the file "
             "without an index (`index=False` in pandas)"
         )
-    repeated = next((name for name in names if names.count(name) > 1), None)
+    longest = max(names, key=len)
+    if len(longest) > _MOST_NAME:
+        raise InputError(
+            f"`{path}`: column {names.index(longest) + 1} has a name of {len(longest):,} characters; name it by "
+            f"{_MOST_NAME:,} at most"
+        )
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
     numbers = pd.to_numeric(pd.Series(names), errors="coerce").notna().all()
     if numbers and names != [str(index) for index in range(len(names))]:
         raise InputError(

@@ -225,8 +225,10 @@ class DataTransform:
         The entries `missing`, `levels`, `context` and `offset` may be absent, as in old records.
 
         Raises:
-            InputError: If other entries are missing; the message names them.
+            InputError: If an entry is missing or cannot be used; the message names it.
         """
+        from pyro_vae.datasets.transform_record import check_record  # pydantic takes long to import
+
         fields = [name for name in cls.__dataclass_fields__ if name not in _OPTIONAL]
         missing = [name for name in fields if name not in record]
         if missing:
@@ -234,6 +236,7 @@ class DataTransform:
                 "`DataTransform.from_record`: the record lacks "
                 f"{', '.join(f'`{name}`' for name in missing)}; pass what `record()` returned"
             )
+        check_record(record)
         values = {name: record[name] for name in fields}
         for name in ("image_shape", "columns"):
             values[name] = None if values[name] is None else tuple(values[name])

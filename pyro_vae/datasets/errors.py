@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pyro_vae.errors import InputError, nearest
 
@@ -28,12 +27,11 @@ def check_choice(argument: str, given: object, allowed: Sequence[str]) -> None:
         )
 
 
-def damaged(path: Path, error: BaseException) -> InputError:
-    r"""Returns the error for a file that cannot be read in the format of its suffix."""
-    return InputError(
-        f"`{path}` cannot be read as `{path.suffix.lower()}` ({first_line(error)}): it may be truncated or "
-        "damaged; write or copy it again"
-    )
+def quoted(cell: object) -> str:
+    r"""Returns a cell as an error shows it: on one line, and at most 80 characters of it."""
+    text = str(cell)[:1000]
+    line = " ".join(text.split())
+    return line if len(line) <= 80 else f"{line[:80]}…"
 
 
 def first_line(error: BaseException) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyro_vae.datasets.errors import first_line
+from pyro_vae.datasets.numpy_file import read_numpy
 from pyro_vae.errors import InputError
+from pyro_vae.runtime.whole_file import write_whole
 
 TIMEOUT = 30.0  # seconds without a byte until a mirror counts as dead
-
-# Errors that numpy and gzip are known to raise for a broken archive.
-READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -142,10 +140,10 @@ def _genuine(file: CatalogueFile, path: Path, found: str) -> bool:
     if file.digest is None:
         return False
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return content_digest(archive) == file.digest
-    except READ_ERRORS:
+        arrays = read_numpy(path, lambda names: {name: name for name in names}, kinds="biufSU")
+    except InputError:
         return False
+    return content_digest(arrays) == file.digest
 
 
 def _download(file: CatalogueFile, way: tuple[Download, ...], target: Path, progress: bool, reasons: list[str]) -> bool:
@@ -164,10 +162,9 @@ def _download(file: CatalogueFile, way: tuple[Download, ...], target: Path, prog
         if content_digest(arrays) != file.digest:
             reasons.append(f"{way[0].urls[0]}: not the expected arrays")
             return False
-        part = Path(scratch) / target.name
-        with part.open("wb") as stream:
-            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-        os.replace(part, target)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    write_whole(target, content.getbuffer())
     return True
 
 

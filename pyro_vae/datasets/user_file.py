@@ -16,10 +16,12 @@ from torch import Tensor
 
 from pyro_vae.datasets.cells import Levels, read_cells
 from pyro_vae.datasets.csv_file import read_csv
-from pyro_vae.datasets.errors import damaged, suggestion
-from pyro_vae.datasets.files import READ_ERRORS, checksum
+from pyro_vae.datasets.errors import suggestion
+from pyro_vae.datasets.files import checksum
+from pyro_vae.datasets.numpy_file import read_numpy
 from pyro_vae.datasets.raw_data import RawData, check_finite
 from pyro_vae.errors import InputError
+from pyro_vae.runtime.outside_file import MOST_EXPANDED, OutsideFile
 
 FORMATS = (".csv", ".parquet", ".npy", ".npz")
 # Rows in own units: the path of a file, or an object in memory.
@@ -197,23 +199,35 @@ def _checked(path: str | os.PathLike[str], formats: Sequence[str]) -> tuple[Path
             f"`{path}`: got a file of type `{suffix or 'none'}`; expected one of "
             f"{', '.join(f'`{form}`' for form in formats)}: save the data in one of these"
         )
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"`{path}`: there is no such file; check the path (current folder: `{Path.cwd()}`)")
+    _outside(path).check()
     return path, suffix
+
+
+def _outside(path: Path) -> OutsideFile:
+    return OutsideFile(path, f"`{path.suffix.lower()}`", "it may be truncated or damaged; write or copy it again")
 
 
 def _parquet(path: Path) -> pd.DataFrame:
     try:
-        import pyarrow  # noqa: F401
+        import pyarrow.parquet as pq
     except ImportError as error:
         raise InputError(
             f"`{path}`: reading `.parquet` needs pyarrow; install it by `pip install pyro-vae[parquet]`, or "
             "save the table as `.csv`"
         ) from error
-    try:
+    source = _outside(path)
+    with source.reading():
+        about = pq.read_metadata(path)
+        expanded = 8 * about.num_rows * about.num_columns
+        if expanded > MOST_EXPANDED:
+            raise InputError(
+                f"`{path}`: its {about.num_rows:,} rows of {about.num_columns:,} columns take {expanded:,} bytes, and "
+                f"at most {MOST_EXPANDED:,} are read from a compressed file; save the rows with `numpy.save`."
+            )
+        source.check_memory(expanded)
         return pd.read_parquet(path, engine="pyarrow")
-    except READ_ERRORS as error:
-        raise damaged(path, error) from error
 
 
 def _select(title: str, frame: pd.DataFrame, columns: Sequence[str], why: str = "") -> pd.DataFrame:
@@ -288,25 +302,10 @@ def _check_exhaustive(title: str, frame: pd.DataFrame, wanted: Wanted) -> None:
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with path.open("rb") as stream:  # numpy itself would leave a broken archive open
-            loaded = np.load(stream, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                arrays = {path.stem: loaded}
-            else:
-                with loaded:
-                    arrays = {name: loaded[name] for name in loaded.files}
-    except READ_ERRORS as error:
-        if "allow_pickle" in str(error):
-            raise InputError(
-                f"`{path}`: holds Python objects or is no numpy file, and unpickling may run any code; save "
-                "a plain array of numbers with `numpy.save`"
-            ) from error
-        raise damaged(path, error) from error
-    chosen = _choose_arrays(path, arrays) if path.suffix.lower() == ".npz" else {"all": next(iter(arrays.values()))}
-    for name, array in chosen.items():
+    arrays = read_numpy(path, lambda names: _choose_arrays(path, names))
+    for name, array in arrays.items():
         _check_array(str(path), name, array)
-    return {name: _plain(array) for name, array in chosen.items()}
+    return {name: _plain(array) for name, array in arrays.items()}
 
 
 def _check_array(title: str, name: str, array: NDArray[Any]) -> None:
@@ -326,22 +325,25 @@ def _plain(array: NDArray[Any]) -> NDArray[Any]:
     return array if array.dtype in (np.uint8, np.float32, np.float64) else array.astype(np.float64)
 
 
-def _choose_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    parts = {part: arrays[part] for part in _PARTS if part in arrays}
+def _choose_arrays(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Returns the names of the arrays to read, by the name of their set, or by `all`."""
+    if path.suffix.lower() == ".npy" and names:
+        return {"all": names[0]}
+    parts = {part: part for part in _PARTS if part in names}
     if len(parts) > 1 and "train" in parts:
         return parts
-    singles: list[str] = [name for name in ("x", "images", "train") if name in arrays]
-    if not singles and len(arrays) == 1:
-        singles = list(arrays)
+    singles: list[str] = [name for name in ("x", "images", "train") if name in names]
+    if not singles and len(names) == 1:
+        singles = list(names)
     if not singles:
-        if {"indices", "indptr", "shape", "format"} <= set(arrays):
+        if {"indices", "indptr", "shape", "format"} <= set(names):
             raise InputError(
                 f"`{path}`: holds a sparse matrix of scipy; write it dense, in Python: np.save('dense.npy', "
                 "scipy.sparse.load_npz(path).toarray())"
             )
-        have = ", ".join(f"`{given}`" for given in arrays) or "none"
+        have = ", ".join(f"`{given}`" for given in names)[:300] or "none"
         raise InputError(
             f"`{path}`: its arrays are {have}; expected `train` with `valid` or `test`, or one array `x` or "
             "`images`: save it under one of these names"
         )
-    return {"all": arrays[singles[0]]}
+    return {"all": singles[0]}

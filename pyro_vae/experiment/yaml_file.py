@@ -113,19 +113,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
         InputError: If the file cannot be read or holds no mapping; the message is one line with the place.
     """
     try:
-        if path.stat().st_size > 4 * MOST_CHARACTERS:
+        with path.open("rb") as file:
+            content = file.read(4 * MOST_CHARACTERS + 1)  # a device never ends
+        if len(content) > 4 * MOST_CHARACTERS:
             raise InputError(f"{path}: is larger than an experiment file can be ({MOST_CHARACTERS:,} characters).")
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: is not a text file in UTF-8; save it as one.") from None
-    content = parse_yaml(text, str(path))
-    if content is None or content == {}:
+    found = parse_yaml(text, str(path))
+    if found is None or found == {}:
         raise InputError(f"{path}: is empty; name at least the data: `data: digits`, or `data: my_table.csv`.")
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a mapping such as `data: digits`, got {type(content).__name__}.")
-    return content
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a mapping such as `data: digits`, got {type(found).__name__}.")
+    return found
 
 
 def write_yaml(path: Path, content: dict[str, Any]) -> None:

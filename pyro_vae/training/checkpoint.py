@@ -10,6 +10,7 @@ import random
 import re
 import time
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from pyro_vae.errors import InputError, WriteError
+from pyro_vae.runtime.outside_file import OutsideFile
 from pyro_vae.runtime.random_streams import plain_states, states_of
 from pyro_vae.runtime.whole_file import ELSEWHERE, check_writable, explained, write_whole
 from pyro_vae.training.member import Member
@@ -82,6 +84,7 @@ class Checkpoint:
 
     def __init__(self, path: str | Path, run: Run, seeds: Sequence[int]) -> None:
         self.path, self.run = Path(path), run
+        self._file = OutsideFile(self.path, "a checkpoint", "remove it, or name another file", "fit: the checkpoint ")
         if not self.path.parent.is_dir():
             raise InputError(f"fit: the folder `{self.path.parent}` of the checkpoint does not exist; make it first.")
         try:
@@ -106,10 +109,8 @@ class Checkpoint:
         if not self.path.exists():
             return
         state = self._read()
-        try:
+        with self._file.reading():
             about, steps = state["about"], state["run"]["step"] if state["about"].get("format") == _FORMAT else 0
-        except (AttributeError, KeyError, TypeError) as error:
-            raise self._unreadable(error) from error
         other = [_said(key, about.get(key), mine) for key, mine in self.about.items() if about.get(key) != mine]
         if other:
             raise InputError(
@@ -122,36 +123,32 @@ class Checkpoint:
             )
         before = [copy.deepcopy(member.both.state_dict()) for member in self.run.members]
         try:
-            self.run.put_back(state["run"])
-            self.run.source.set_state(state["epoch"])
-            self._begun, self._epoch, self._random = state["begun"], state["epoch"], state["random"]
-            self.between, self.loaded = state["between"], True
-        except Exception as error:  # a wrong structure fails in any way
+            with self._file.reading():
+                self.run.put_back(state["run"])
+                self.run.source.set_state(state["epoch"])
+                self._begun, self._epoch, self._random = state["begun"], state["epoch"], state["random"]
+                self.between, self.loaded = state["between"], True
+        except InputError:
             for member, own in zip(self.run.members, before, strict=True):
                 member.both.load_state_dict(own)
-            raise self._unreadable(error) from error
+            raise
 
     def _read(self) -> Any:
         """The state in the file, whose checksum is right."""
-        content = self.path.read_bytes()
-        start = len(_HEAD) + _DIGEST
-        if not content.startswith(_HEAD):
-            raise InputError(f"fit: `{self.path}` is no checkpoint of this version; remove it, or name another file.")
-        if hashlib.sha256(content[start:]).digest() != content[len(_HEAD) : start]:
-            raise InputError(
-                f"fit: the checkpoint `{self.path}` is damaged: its checksum is wrong; remove it, or name another file."
-            )
-        try:
-            return torch.load(io.BytesIO(content[start:]), map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise self._unreadable(error) from error
-
-    def _unreadable(self, error: Exception) -> InputError:
-        said = " ".join(str(error).split())[:200]
-        return InputError(
-            f"fit: `{self.path}` cannot be read as a checkpoint ({type(error).__name__}: {said}); remove it, or name "
-            "another file."
-        )
+        size, start = self._file.check(), len(_HEAD) + _DIGEST
+        with self._file.reading(), self.path.open("rb") as stream:
+            if stream.read(len(_HEAD)) != _HEAD:
+                raise self._file.error("is no checkpoint of this version")
+            digest = stream.read(_DIGEST)
+            if hashlib.file_digest(stream, "sha256").digest() != digest:
+                raise self._file.error("is damaged: its checksum is wrong")
+            stream.seek(start)
+            content = io.BytesIO(stream.read())
+            with zipfile.ZipFile(content) as archive:
+                if sum(info.file_size for info in archive.infolist()) > size:
+                    raise self._file.error("is compressed, which no checkpoint of `fit` is")
+            content.seek(0)
+            return torch.load(content, map_location="cpu", weights_only=True)
 
     @property
     def position(self) -> int:

@@ -269,3 +269,30 @@ def test_seeds_in_one_program_give_what_they_give_one_by_one():
 
 def test_remarks_say_how_steps_ran_where_they_were_compiled(comparison):
     assert not any("compil" in text for text in comparison.remarks)
+
+
+NOTES = {
+    "no json": ("{", "cannot be read as the notes of a comparison"),
+    "a list": ("[]", "holds a list, not a mapping"),
+    "nothing": ("", "it is empty"),
+    "another": ("{}", "holds checkpoints of another comparison"),
+}
+
+
+@pytest.mark.parametrize(("content", "says"), NOTES.values(), ids=NOTES)
+def test_damaged_notes_beside_the_checkpoints_are_named(tmp_path, content, says):
+    (tmp_path / "comparison.json").write_text(content)
+    with pytest.raises(InputError, match=says):
+        quick(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "execution",
+    [1, [], {}, {"compiled": 1, "reason": "", "seconds": 0}, {"compiled": True, "reason": "", "seconds": "1"}],
+)
+def test_a_damaged_note_of_the_execution_is_named(tmp_path, execution):
+    quick(tmp_path)
+    noted = tmp_path / "comparison.json"
+    noted.write_text(json.dumps({**json.loads(noted.read_text()), "execution": execution}))
+    with pytest.raises(InputError, match=r"comparison.json` cannot be read as the notes of a comparison"):
+        quick(tmp_path)

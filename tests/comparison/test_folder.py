@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -62,6 +65,7 @@ def test_files(run):
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     labels, seeds = ("aevb", "wake-sleep"), (0, 5)
     assert files == {
+        "SHA256SUMS",
         "experiment.yaml",
         "result.json",
         "metrics.csv",
@@ -124,19 +128,24 @@ def test_load_refuses(run, arguments, message):
         pyro_vae.load(run[1], *arguments)
 
 
-def test_load_names_what_is_damaged(run, tmp_path):
-    import shutil
-
-    with pytest.raises(InputError, match="is not a run folder"):
-        pyro_vae.load(tmp_path)
+def unlisted(run, tmp_path):
+    """A copy of the run folder without checksums, as one of an earlier version, or as a hostile hand makes it."""
     copy = tmp_path / "copy"
     shutil.copytree(run[1], copy)
+    (copy / "SHA256SUMS").unlink()
+    return copy
+
+
+def test_load_names_what_is_damaged(run, tmp_path):
+    with pytest.raises(InputError, match="is not a run folder"):
+        pyro_vae.load(tmp_path)
+    copy = unlisted(run, tmp_path)
     weights = copy / "weights" / "aevb-seed0.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"aevb-seed0\.safetensors: cannot be loaded"):
+    with pytest.raises(InputError, match=r"aevb-seed0\.safetensors` cannot be read as weights.*; run the comparison"):
         pyro_vae.load(copy)
     (copy / "result.json").write_text("{")
-    with pytest.raises(InputError, match=r"result\.json: damaged"):
+    with pytest.raises(InputError, match=r"result\.json` cannot be read as the result.*; run the comparison again"):
         pyro_vae.load(copy)
 
 
@@ -308,14 +317,145 @@ def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e38])
 def test_weights_that_no_training_reaches_are_refused_by_name(run, tmp_path, value):
-    folder = tmp_path / "copy"
-    shutil.copytree(run[1], folder)
+    folder = unlisted(run, tmp_path)
     path = folder / "weights" / "aevb-seed0.safetensors"
     state = load_file(path)
     name = "likelihood.head.weight"
     state[name][1, 2] = value
     save_file(state, path)
-    says = rf"aevb-seed0.safetensors: `{name}` has a value that is not finite, or beyond"
+    says = rf"aevb-seed0.safetensors` is damaged: `{name}` has a value that is not finite, or beyond"
     with pytest.raises(InputError, match=says):
         pyro_vae.load(folder)
     assert pyro_vae.load(folder, "aevb", 5).vae is not None
+
+
+READ = ["experiment.yaml", "result.json", "weights/aevb-seed0.safetensors", "SHA256SUMS"]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_one_changed_byte_is_refused_by_the_name_of_its_file(run, tmp_path, name):
+    """As in a result, whose scale would change all scores, and in a weight, whose lowest bits nothing else shows."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run[1], copy)
+    content = bytearray((copy / name).read_bytes())
+    line = content.index(b"experiment.yaml") if name == "SHA256SUMS" else 0
+    for position in (line - 5, line + 5) if line else (0, 40, len(content) // 2, len(content) - 2):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        (copy / name).write_bytes(damaged)
+        with pytest.raises(InputError, match="SHA256SUMS") as error:
+            pyro_vae.load(copy)
+        assert len(str(error.value).splitlines()) == 1
+    (copy / name).write_bytes(content)
+    assert pyro_vae.load(copy).algorithm.name == "aevb"
+
+
+def test_the_checksums_are_those_of_sha256sum(run):
+    listed = dict(reversed(line.split("  ")) for line in (run[1] / "SHA256SUMS").read_text().splitlines())
+    files = {path.relative_to(run[1]).as_posix(): path for path in run[1].rglob("*") if path.is_file()}
+    assert listed == {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items() if name != "SHA256SUMS"
+    }
+
+
+def test_weights_and_states_that_are_gone_are_missed(run, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run[1], copy)
+    (copy / "weights" / "aevb-seed0.safetensors").unlink()
+    with pytest.raises(InputError, match=r"aevb-seed0.safetensors` cannot be read: No such file"):
+        pyro_vae.load(copy)
+    copy_of_state = copy / "weights" / "aevb-seed5.inference.safetensors"
+    assert not copy_of_state.exists()
+    with (copy / "SHA256SUMS").open("a") as file:
+        file.write(f"{'0' * 64}  weights/{copy_of_state.name}\n")
+    with pytest.raises(InputError, match=r"aevb-seed5.inference.safetensors` cannot be read: No such file"):
+        pyro_vae.load(copy, seed=5)
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe", "device", "nothing"])
+@pytest.mark.parametrize("name", ["weights/aevb-seed0.safetensors", "SHA256SUMS"])
+def test_what_is_no_file_is_refused_at_once(run, tmp_path, name, what):
+    copy = unlisted(run, tmp_path)
+    path = copy / name
+    path.unlink(missing_ok=True)
+    match what:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "nothing":
+            path.touch()
+    says = "it is empty" if what == "nothing" else f"is a {what}, not a file"
+    with pytest.raises(InputError, match=f"{name}` .*{says}; run the comparison again"):
+        pyro_vae.load(copy)
+
+
+def places(value, path=()):
+    """The places of all values in a record."""
+    yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield from places(each, (*path, key))
+
+
+def changed(record, path, value):
+    """The record with another value at a place, or without the place."""
+    copy = json.loads(json.dumps(record))
+    *way, last = path
+    at = functools.reduce(lambda inner, key: inner[key], way, copy)
+    if value is GONE:
+        del at[last]
+    else:
+        at[last] = value
+    return copy
+
+
+GONE = object()
+VALUES = [GONE, None, True, -1, 0, 10**400, 1e308, "", "x", [], [[]], {}, ["a", 1], [1e308] * 3]
+
+
+def test_a_result_that_is_edited_is_used_or_refused_by_the_name_of_the_file(run, tmp_path):
+    copy = unlisted(run, tmp_path)
+    path = copy / "result.json"
+    record, said = json.loads(path.read_text()), []
+    data = [place for place in places(record["data"]) if place and place[0] not in ("source", "split")]
+    edits = [(("data", *place), value) for place in data for value in VALUES] + [(("data",), value) for value in VALUES]
+    assert len(edits) > 400
+    for place, value in edits[::2]:
+        path.write_text(json.dumps(changed(record, place, value)))
+        try:
+            assert pyro_vae.load(copy).sample(2).shape == (2, 3)
+        except InputError as error:
+            said.append(str(error))
+    assert all(len(text.splitlines()) == 1 and len(text) < 2000 for text in said)
+    assert len([text for text in said if "result.json` " in text]) > 150
+
+
+RAW = {
+    "nested": ("[" * 100_000 + "]" * 100_000, "cannot be read as the result of a comparison .RecursionError"),
+    "a list": ("[]", "holds a list, not a mapping"),
+    "a number": ("1", "holds a int, not a mapping"),
+    "nan": ('{"data": NaN}', "it holds NaN"),
+    "a long number": ('{"data": ' + "9" * 10_000 + "}", "cannot be read as the result"),
+    "no text": (b"\xff\xfe\x00", "cannot be read as the result"),
+    "no data": ("{}", "is damaged|cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("content", "says"), RAW.values(), ids=RAW)
+def test_a_result_that_is_none_is_refused(run, tmp_path, content, says):
+    copy = unlisted(run, tmp_path)
+    (copy / "result.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=f"result.json` .*{says}.*; run the comparison again") as error:
+        pyro_vae.load(copy)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_result_too_large_to_be_one_is_not_read(run, tmp_path):
+    copy = unlisted(run, tmp_path)
+    with (copy / "result.json").open("r+b") as file:
+        file.truncate(2**33)  # zeros that take no space
+    with pytest.raises(InputError, match="has 8,589,934,592 bytes, and at most 104,857,600 are read"):
+        pyro_vae.load(copy)

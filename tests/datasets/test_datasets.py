@@ -361,7 +361,8 @@ def test_bad_cells_are_named_by_row_and_column(tmp_path: Path, text: str, place:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "zero rows"),
+        ("", "it is empty"),
+        ("\n", "zero rows"),
         ("a,b\n", "0 rows of 2 columns"),
         ("1.5,2\n3,4\n", "first line holds numbers"),
         ("a,a\n1,2\n", "`a` occurs twice"),
@@ -536,7 +537,7 @@ def test_bad_arrays_are_refused(tmp_path: Path) -> None:
         read_table(path)
     np.save(path, np.zeros((50, 3)))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"bad\.npy` cannot be read .*truncated or damaged; write or copy"):
+    with pytest.raises(InputError, match=r"bad\.npy` cannot be read: .*truncated or damaged; write or copy"):
         load(path)
     np.savez(tmp_path / "bad.npz", x=np.zeros((50, 3)))
     whole = bytearray((tmp_path / "bad.npz").read_bytes())

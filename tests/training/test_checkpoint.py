@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from pyro_vae.training.fit import prepared
 from pyro_vae.training.schedules import cosine
 from pyro_vae.training.validation import Watch
 
-DAMAGED = r"is no checkpoint of this version|is damaged: its checksum is wrong"
+DAMAGED = r"it is empty|is no checkpoint of this version|is damaged: its checksum is wrong"
 
 
 def noisy(x, generator, share=0.1):
@@ -332,3 +333,25 @@ def test_a_process_that_is_killed_goes_on(tmp_path):
     resumed = train(place, steps=60)
     assert resumed[3][0][0] > 8  # it does not begin anew
     assert_same(resumed, train(steps=60))
+
+
+@pytest.mark.parametrize("what", ["pipe", "device"])
+def test_what_is_no_file_is_refused_at_once(tmp_path, what):
+    place = tmp_path / "run.checkpoint"
+    if what == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=rf"run.checkpoint` is a {what}, not a file; remove it, or name another file"):
+        train(place)
+    assert [file.name for file in tmp_path.iterdir()] == ["run.checkpoint"]
+
+
+def test_a_checkpoint_that_expands_is_refused_before_it_does(tmp_path):
+    place, content = tmp_path / "run.checkpoint", io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10**7))
+    digest = hashlib.sha256(content.getvalue()).digest()
+    place.write_bytes(b"pyro_vae checkpoint\n" + digest + content.getvalue())
+    with pytest.raises(InputError, match="is compressed, which no checkpoint of `fit` is"):
+        train(place)
