@@ -2,6 +2,7 @@ r"""What travels through every call: data and what is known about them."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, Union
 
@@ -12,6 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from pyro_vae.errors import InputError
+
+# Columns, and rows of these, of a data frame that are converted at once.
+_COLUMNS, _ROWS = 16, 2**14
 
 _FORMS = "a Tensor, an ndarray, a DataFrame, a Batch or a torch Dataset (for training, a DataLoader too)"
 
@@ -57,7 +61,14 @@ class Batch(NamedTuple):
     weight: Tensor | None = None
 
     @classmethod
-    def of(cls, data: DataLike, caller: str = "Batch", name: str = "x", columns: Sequence[str] | None = None) -> Batch:
+    def of(
+        cls,
+        data: DataLike,
+        caller: str = "Batch",
+        name: str = "x",
+        columns: Sequence[str] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Batch:
         """Returns ``data`` as a `Batch` of tensors; one that is that already is returned unchanged.
 
         Arguments:
@@ -66,6 +77,7 @@ class Batch(NamedTuple):
             caller: Who asks; begins the message of an error.
             name: What the data are called there.
             columns: Names of the cells of a datum, in whose order the columns of a data frame are put.
+            dtype: Type for the floating-point numbers of a data frame, which are copied anyway; None for their own.
 
         Raises:
             InputError: For anything else, for cells that are not numbers, and for a data frame with other columns.
@@ -76,10 +88,10 @@ class Batch(NamedTuple):
             if all(field is None or isinstance(field, Tensor) for field in data):
                 return data
             rest = (_field(caller, *pair) for pair in zip(cls._fields[1:], data[1:], strict=True))
-            return cls(cls.of(data.x, caller, name, columns).x, *rest)
+            return cls(cls.of(data.x, caller, name, columns, dtype).x, *rest)
         if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-            return cls.of(_collated(data, caller), caller, name, columns)
-        return cls(as_tensor(data, f"{caller}: `{name}`", _FORMS, columns))
+            return cls.of(_collated(data, caller), caller, name, columns, dtype)
+        return cls(as_tensor(data, f"{caller}: `{name}`", _FORMS, columns, dtype))
 
     @property
     def size(self) -> int:
@@ -144,32 +156,72 @@ def as_tensor(
     name: str,
     forms: str = "a Tensor, an ndarray or a DataFrame",
     columns: Sequence[str] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Returns values as a tensor of their own type; a tensor as it is.
+
+    The tensor shares the memory of an array, also of one that is read-only, such as a file's `numpy.memmap`.
 
     Arguments:
         values: A tensor, an array or a data frame.
         name: What they are called in errors.
         forms: What the caller takes.
         columns: Names of the columns, in whose order those of a data frame are put.
+        dtype: Type for the floating-point numbers of a data frame; None for their own.
 
     Raises:
         InputError: For anything else, for cells that are not numbers, and for a data frame with other columns.
     """
     if isinstance(values, Tensor):
         return values
-    array = values.to_numpy() if hasattr(values, "to_numpy") else values
-    if columns is not None and is_frame(values):
-        array = array[:, _order(values, columns, name)]
+    if is_frame(values):
+        order = None if columns is None else _order(values, columns, name)
+        if _is_floating(values):
+            return _by_blocks(values, order, dtype)
+        array = values.to_numpy()
+        array = array if order is None else array[:, order]
+    else:
+        array = values.to_numpy() if hasattr(values, "to_numpy") else values
     if not isinstance(array, np.ndarray):
         raise InputError(f"{name} is {forms}; got `{type(values).__name__}`.")
     if array.dtype.kind not in "fiub":
         raise InputError(
             f"{name}: data must be numeric, got an array of dtype `{array.dtype}`; encode its cells as numbers."
         )
-    if not array.flags.writeable or not array.dtype.isnative:
+    if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return _shared(np.ascontiguousarray(array))
+
+
+def _shared(array: NDArray[Any]) -> Tensor:
+    """Returns a tensor in the memory of an array; data are never written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def _is_floating(frame: Any) -> bool:
+    """Whether all columns of a pandas data frame have one of numpy's floating-point types that torch has too."""
+    kinds = set(frame.dtypes) if hasattr(frame, "iloc") else set()
+    return len(kinds) == 1 and kinds <= {np.dtype(np.float32), np.dtype(np.float64)}
+
+
+def _by_blocks(frame: Any, order: Sequence[int] | None, dtype: torch.dtype | None) -> Tensor:
+    """Returns the numbers of a data frame, converted some columns at a time, so that nothing is copied twice."""
+    (own,) = set(frame.dtypes)
+    if order is None and frame.shape[1] and frame.iloc[:, 0].to_numpy().strides[0] > own.itemsize:
+        whole = frame.to_numpy()  # it lies row by row in memory, and is shared
+        if whole.flags.c_contiguous:
+            return _shared(whole) if dtype is None else _shared(whole).to(dtype)
+    of_frame = torch.float32 if own == np.float32 else torch.float64
+    positions = list(range(frame.shape[1])) if order is None else list(order)
+    values = torch.empty(frame.shape, dtype=of_frame if dtype is None else dtype)
+    for start in range(0, len(positions), _COLUMNS):
+        block = frame.iloc[:, positions[start : start + _COLUMNS]].to_numpy()
+        for rows in range(0, len(block), _ROWS):
+            part = np.ascontiguousarray(block[rows : rows + _ROWS])
+            values[rows : rows + _ROWS, start : start + _COLUMNS] = torch.from_numpy(part)
+    return values
 
 
 def is_frame(values: Any) -> bool:

@@ -57,6 +57,22 @@ class Comparison:
         """Labels of the algorithms, in the order of the experiment."""
         return [spec.label for spec in self.experiment.inference]
 
+    @property
+    def num_test(self) -> int:
+        """Number of test data."""
+        return 0 if self.data.test is None else len(self.data.test)
+
+    @property
+    def num_evaluated(self) -> int:
+        """Number of test data that the runs are evaluated on: at most ``evaluation.num_data``."""
+        return min(self.num_test, self.experiment.evaluation.num_data)
+
+    @property
+    def evaluated(self) -> str:
+        """The test data that the runs are evaluated on, in words; with their number if they are not all."""
+        n, total = self.num_evaluated, self.num_test
+        return "the test data" if n == total else f"{n:,} of {total:,} test data"
+
     def runs_of(self, label: str) -> list[Run]:
         """Returns one algorithm's runs, in the order of the seeds."""
         return [run for run in self.runs if run.algorithm == label]
@@ -103,7 +119,7 @@ class Comparison:
             if run.history.remark:
                 texts.setdefault(f"{run.algorithm}: {run.history.remark}", []).append(run.seed)
             for name, score in run.scores.items():
-                texts.setdefault(f"{run.algorithm}: {name} {score:.3f} on the test data", []).append(run.seed)
+                texts.setdefault(f"{run.algorithm}: {name} {score:.3f} on {self.evaluated}", []).append(run.seed)
         return [f"{text} (seed {', '.join(map(str, seeds))})" for text, seeds in texts.items()]
 
     @property
@@ -119,6 +135,7 @@ class Comparison:
             "units": "nats per datum",
             "experiment": self.experiment.model_dump(mode="json", exclude_none=True),
             "data": self.data.record(),
+            "evaluated": {"part": "test", "num_data": self.num_evaluated, "of": self.num_test},
             "environment": self.environment,
             "execution": self.execution.record(),
             "summary": {label: self._plain(self.summary(label), label) for label in self.labels},
@@ -209,7 +226,7 @@ class Prepared:
         checks = check_posteriors(
             first,
             {run.algorithm: run.inference for run in runs if run.seed == experiment.seeds[0]},
-            data.batch("test").to(experiment.torch_device, runs[0].vae.dtype),
+            data.batch("test", experiment.evaluation.num_data).to(experiment.torch_device, runs[0].vae.dtype),
             experiment.evaluation.posterior_checks,
             is_likelihood=not data.cross_entropy,
             seed=experiment.seeds[0],

@@ -51,6 +51,8 @@ class Run:
         active: Whether each latent dimension is active on the test data.
         kl: KL of each latent (dimension, layer of a hierarchy, or all of z if it does not factorise) on the test
             data, and whether it was computed in closed form.
+
+    The test data are those of ``Data.batch("test", evaluation.num_data)``: the same for all numbers of all runs.
     """
 
     algorithm: str
@@ -112,6 +114,7 @@ class Run:
         record: dict[str, Any] = {"algorithm": self.algorithm, "seed": self.seed}
         record |= {name: finite_or_none(x) for name, x in {**self.metrics(), **self.errors()}.items()}
         if self.elbo is not None:
+            record["elbo_num_data"] = len(self.elbo.pointwise)
             record["elbo_num_samples"] = self.elbo.diagnostics["num_samples"]
         if self.log_marginal is not None:
             about = self.log_marginal.diagnostics
@@ -202,7 +205,7 @@ def _evaluated(
     progress: bool,
 ) -> Run:
     """Evaluates a trained VAE on the test data."""
-    test = data.batch("test").to(vae.device, vae.dtype)
+    test = data.batch("test", experiment.evaluation.num_data).to(vae.device, vae.dtype)
     with pyro.validation_enabled(False):  # the data were checked before the first run
         draws = experiment.evaluation.elbo_samples
         bound = elbo(vae, test, draws, seed=seed) if algorithm.trains_posterior else None

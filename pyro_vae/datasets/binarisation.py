@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_PURPOSES = ("split", "train", "valid", "test", "labelled")
+_PURPOSES = ("split", "train", "valid", "test", "labelled", "evaluated")
 
 
 def generator_for(seed: int, purpose: str) -> torch.Generator:
@@ -16,7 +16,8 @@ def generator_for(seed: int, purpose: str) -> torch.Generator:
 
     Arguments:
         seed: Seed of the data set.
-        purpose: `split`, `labelled`, or the part to be binarised: `train`, `valid` or `test`.
+        purpose: `split`, `labelled`, `evaluated` (which rows are evaluated), or the part to be binarised: `train`,
+            `valid` or `test`.
     """
     state = np.random.SeedSequence((seed, _PURPOSES.index(purpose))).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))

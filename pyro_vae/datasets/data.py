@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_vae.batch import Batch
-from pyro_vae.datasets.binarisation import bernoulli_draw
+from pyro_vae.datasets.binarisation import bernoulli_draw, generator_for
 from pyro_vae.datasets.data_transform import DataTransform
+from pyro_vae.datasets.large_arrays import row_blocks
 from pyro_vae.datasets.raw_data import Binarisation, Scaling
 from pyro_vae.errors import InputError
 
@@ -47,13 +48,15 @@ class Data:
     context: Mapping[str, Tensor] = field(default_factory=dict)
     offset: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def batch(self, part: str = "train") -> Batch:
+    def batch(self, part: str = "train", most: int | None = None) -> Batch:
         r"""Returns the rows of a part with their context, mask and offset, where the data have them.
 
         Missing cells are 0 in the batch (NaN in `train`, `valid` and `test`).
 
         Arguments:
             part: `train`, `valid` or `test`.
+            most: Largest number of rows; None for all. If the part has more, so many are drawn at random, in random
+                order. The draw depends on `seed` alone, and a smaller number is the beginning of a greater one.
 
         Raises:
             InputError: If there is no such part, or it has no rows.
@@ -65,8 +68,11 @@ class Data:
             raise InputError(
                 f"`{self.name}`: there is no part `{part}`; choose one of {', '.join(f'`{name}`' for name in have)}"
             )
-        x, mask = observed(x) if self.units.missing == "mask" else (x, None)
-        return Batch(x, self.context.get(part), mask, self.offset.get(part))
+        whole = Batch(x, self.context.get(part), None, self.offset.get(part))
+        if most is not None and len(x) > most:
+            whole = whole.select(torch.randperm(len(x), generator=generator_for(self.seed, "evaluated"))[:most])
+        x, mask = observed(whole.x) if self.units.missing == "mask" else (whole.x, None)
+        return whole._replace(x=x, mask=mask)
 
     @property
     def context_features(self) -> int:
@@ -173,9 +179,14 @@ class Data:
             "seed": self.seed,
             "split": None if self.split is None else list(self.split),
             "source": dict(self.source),
-            "observed": {part: float((~x.isnan()).double().mean()) for part, x in sizes.items() if x is not None},
+            "observed": {part: observed_share(x) for part, x in sizes.items() if x is not None},
             **({} if self.labelled is None else {"labelled": self.labelled}),
         }
+
+
+def observed_share(x: Tensor) -> float:
+    r"""Returns the share of the cells that are observed."""
+    return sum(int((~x[rows].isnan()).sum()) for rows in row_blocks(x)) / x.numel()
 
 
 def observed(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,15 @@ from pyro_vae.batch import Batch
 from pyro_vae.datasets.binarisation import bernoulli_draw, threshold
 from pyro_vae.datasets.cells import Cells, Levels, decoded
 from pyro_vae.datasets.context import ContextColumn, Offset
+from pyro_vae.datasets.large_arrays import row_blocks
 from pyro_vae.datasets.raw_data import Binarisation, Missing, RawData, Scaling
 from pyro_vae.datasets.user_file import Wanted, from_frame
 from pyro_vae.errors import InputError, shown
 
 # Entries that old records lack.
 _OPTIONAL = ("missing", "levels", "context", "offset")
+# Number of cells whose columns are fitted at once, and the least number of columns.
+_CELLS, _COLUMNS = 2**20, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +91,7 @@ class DataTransform:
         r"""Names of the D cells: of a table's columns, else `x0`, `x1`, ..."""
         return self.columns or tuple(f"x{index}" for index in range(self.dim))
 
-    def to_model_units(self, x: Tensor | ArrayLike | pd.DataFrame) -> Tensor:
+    def to_model_units(self, x: Tensor | ArrayLike | pd.DataFrame, *, in_place: bool = False) -> Tensor:
         r"""Centres and scales data, without binarisation (see `binarise`).
 
         For data with missing cells, or with columns that condition the model, use `read_rows`, which returns a batch.
@@ -96,6 +99,7 @@ class DataTransform:
         Arguments:
             x: (..., D), own units, any dtype: a tensor, an array or a data frame (columns are found by name; columns
                 with levels hold words). Missing cells (NaN) stay NaN. The computation is in float64.
+            in_place: Whether a float32 tensor may be overwritten by the result.
 
         Returns:
             float32 of the same shape, model units.
@@ -110,8 +114,12 @@ class DataTransform:
         if x.dtype == torch.uint8 and self.scale.ndim == 0:
             # Exact for grey levels, and half the memory of float64 on a whole image set.
             return x.to(torch.float32).div_(self.scale.item())
-        own = x.to(torch.float64)
-        return ((own - self.centre.to(x.device)) / self.scale.to(x.device)).to(torch.float32)
+        centre, scale = self.centre.to(x.device), self.scale.to(x.device)
+        scaled = x if in_place and x.dtype == torch.float32 else torch.empty_like(x, dtype=torch.float32)
+        own, out = x.reshape(-1, self.dim), scaled.view(-1, self.dim)
+        for rows in row_blocks(own):
+            out[rows] = (own[rows].to(torch.float64) - centre).div_(scale)
+        return scaled
 
     def to_own_units(self, x: Tensor | ArrayLike) -> Tensor:
         r"""Undoes `to_model_units`; for binarised data, maps a grey value (a Bernoulli mean) to a grey level.
@@ -312,7 +320,7 @@ def fit_transform(
         centre = torch.zeros((), dtype=torch.float64)
         scale = torch.tensor(raw.level, dtype=torch.float64)
     elif scaling != "none":
-        centre, scale = _fit_columns(raw, train.to(torch.float64), scaling, scaled)
+        centre, scale = _fit_columns(raw, train, scaling, scaled)
     jacobian = 0.0
     if scale is not None and binarisation == "none":
         jacobian = -float(scale.log().sum() if scale.ndim else raw.dim * math.log(float(scale)))
@@ -333,8 +341,8 @@ def fit_transform(
 
 def _fit_columns(raw: RawData, rows: Tensor, scaling: Scaling, scaled: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns the centre and the scale of each column; 0 and 1 for columns that are not scaled."""
-    missing = rows.isnan()
-    low, high = rows.masked_fill(missing, math.inf).amin(0), rows.masked_fill(missing, -math.inf).amax(0)
+    numbers = [_numbers(rows[:, columns].to(torch.float64), scaling) for columns in _column_blocks(rows)]
+    low, high, centre, scale = (torch.cat(of_columns) for of_columns in zip(*numbers, strict=True))
     chosen = torch.ones_like(low, dtype=torch.bool) if scaled is None else scaled
     constant = ((low == high) & chosen).nonzero()
     if len(constant):
@@ -343,12 +351,24 @@ def _fit_columns(raw: RawData, rows: Tensor, scaling: Scaling, scaled: Tensor | 
             f"`{raw.title}`: column {_named(raw, column)} is constant ({shown(float(low[column]))}) on the {len(rows)} "
             f"training rows, so scaling=`{scaling}` would divide by zero; drop it, or pass scaling=`none`"
         )
-    if scaling == "unit":
-        centre, scale = low, high - low
-    else:
-        centre = rows.nanmean(0)
-        scale = (rows - centre).square().nanmean(0).sqrt()
     return torch.where(chosen, centre, 0.0), torch.where(chosen, scale, 1.0)
+
+
+def _column_blocks(rows: Tensor) -> Iterator[slice]:
+    """Yields slices that cover the columns; the rows of each are few enough to be held in float64."""
+    step = max(_COLUMNS, _CELLS // max(1, len(rows)) // _COLUMNS * _COLUMNS)
+    for start in range(0, rows.shape[1], step):
+        yield slice(start, start + step)
+
+
+def _numbers(rows: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the least and the greatest value, the centre and the scale of each column."""
+    missing = rows.isnan()
+    low, high = rows.masked_fill(missing, math.inf).amin(0), rows.masked_fill(missing, -math.inf).amax(0)
+    if scaling == "unit":
+        return low, high, low, high - low
+    centre = rows.nanmean(0)
+    return low, high, centre, (rows - centre).square().nanmean(0).sqrt()
 
 
 def _named(raw: RawData, column: int) -> str:

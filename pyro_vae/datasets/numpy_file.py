@@ -21,12 +21,17 @@ _MOST_MEMBERS = 10_000
 _MAGIC = np.lib.format.MAGIC_PREFIX
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
+# Types that torch takes as they are.
+KEPT = (np.uint8, np.float32, np.float64)
+
 # From the names of the arrays of a file to those that are read, by the name that they get.
 Choice = Callable[[Sequence[str]], Mapping[str, str]]
 
 
 def read_numpy(path: Path, choose: Choice, kinds: str = "biuf") -> dict[str, NDArray[Any]]:
     r"""Reads arrays of a `.npy` or `.npz` file; which of the two it is, its first bytes tell.
+
+    A matrix or larger array of a `.npy` file stays in the file until its rows are used, if its dtype is one of `KEPT`.
 
     Arguments:
         path: Path of the file.
@@ -39,12 +44,12 @@ def read_numpy(path: Path, choose: Choice, kinds: str = "biuf") -> dict[str, NDA
     """
     kind = f"`{path.suffix.lower()}`"
     source = OutsideFile(path, kind, "it may be truncated or damaged; write or copy it again")
-    size = source.check()
+    size = source.check(memory=False)
     with source.reading(), path.open("rb") as stream, ExitStack() as stack:
         if stream.read(2) != b"PK":
             chosen = choose([path.stem])
             stream.seek(0)
-            return {name: _array(source, its, stream, size, kinds) for name, its in chosen.items()}
+            return {name: _array(source, its, stream, size, kinds, mapped=True) for name, its in chosen.items()}
         archive = stack.enter_context(zipfile.ZipFile(stream))
         members = _members(source, archive)
         chosen = choose(list(members))
@@ -87,7 +92,9 @@ def _check_size(source: OutsideFile, infos: Sequence[zipfile.ZipInfo], size: int
     source.check_memory(expanded)
 
 
-def _array(source: OutsideFile, name: str, stream: IO[bytes], size: int, kinds: str) -> NDArray[Any]:
+def _array(
+    source: OutsideFile, name: str, stream: IO[bytes], size: int, kinds: str, mapped: bool = False
+) -> NDArray[Any]:
     """Reads an array from a stream of so many bytes, after a check of what its header declares."""
     if stream.read(len(_MAGIC)) != _MAGIC:
         raise _no_numbers(source)
@@ -104,6 +111,9 @@ def _array(source: OutsideFile, name: str, stream: IO[bytes], size: int, kinds: 
     declared, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
     if min(shape, default=0) < 0 or declared != there:
         raise source.error(f"cannot be read: its array `{name}` declares {declared:,} bytes, and {there:,} follow")
+    if mapped and dtype in KEPT and len(shape) > 1 and declared:
+        in_file: NDArray[Any] = np.load(source.path, mmap_mode="r", allow_pickle=False)
+        return in_file
     source.check_memory(declared)
     stream.seek(0)
     found: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributions.constraints import Constraint
 
 from pyro_vae.datasets.binarisation import bernoulli_draw, generator_for, threshold
 from pyro_vae.datasets.data_transform import fit_transform
+from pyro_vae.datasets.large_arrays import row_blocks, taken
 from pyro_vae.datasets.raw_data import Binarisation, RawData, Scaling
 from pyro_vae.datasets.support import Kind, Support, outside, said
 from pyro_vae.distributions.support import is_discrete
@@ -44,9 +44,13 @@ class Preparation:
     ) -> None:
         self.raw, self.parts = raw, parts
         self._check_observed()
-        own = {part: self._rows(raw.arrays[array], rows) for part, (array, rows) in parts.items()}
+        own = {part: taken(raw.arrays[array], rows) for part, (array, rows) in parts.items()}
         self.units = fit_transform(raw, own["train"], binarisation, scaling, scaled)
-        self.x = {part: self.units.to_model_units(x) for part, x in own.items()}
+        # A part that is a copy takes its own place, and no part is held twice.
+        self.x = {
+            part: self.units.to_model_units(own.pop(part), in_place=rows is not None)
+            for part, (_, rows) in parts.items()
+        }
         self._check_float32()
 
     def finish(self, kind: Kind, support: Support | None, *, asked: bool, seed: int) -> None:
@@ -80,7 +84,7 @@ class Preparation:
     def labels(self) -> dict[str, Tensor]:
         r"""Returns the labels of the rows of each part; parts without labels are left out."""
         return {
-            part: self._rows(self.raw.labels[array], rows).to(torch.int64)
+            part: taken(self.raw.labels[array], rows).to(torch.int64)
             for part, (array, rows) in self.parts.items()
             if array in self.raw.labels
         }
@@ -95,22 +99,24 @@ class Preparation:
             if self.raw.missing:
                 self.x[part] = torch.where(x.isnan(), x, self.x[part])
 
-    @staticmethod
-    def _rows(array: NDArray[Any], rows: Tensor | None) -> Tensor:
-        x = torch.from_numpy(array)
-        return x if rows is None else x[rows]
+    def _first(self, bad: Callable[[Tensor], Tensor], leave_out: str | None = None) -> str | None:
+        r"""Returns a description of the first flagged cell in the order of the file; None where none is flagged.
 
-    def _first(self, bad: dict[str, Tensor]) -> str | None:
-        r"""Returns a description of the first flagged cell in the order of the file; None where none is flagged."""
+        Arguments:
+            bad: Function from rows to flags, true for the cells of interest.
+            leave_out: A part that is not looked at.
+        """
         places = []
-        for part, flags in bad.items():
-            hits = flags.any(1).nonzero().flatten()
+        for part, x in self.x.items():
+            if part == leave_out:
+                continue
+            hits = torch.cat([bad(x[rows]).any(1).nonzero().flatten() + rows.start for rows in row_blocks(x)])
             if len(hits):
                 array, rows = self.parts[part]
                 first = int((hits if rows is None else rows[hits]).argmin())
                 row = int(hits[first])
                 in_file = row if rows is None else int(rows[row])
-                column = int(flags[row].to(torch.uint8).argmax())
+                column = int(bad(x[row : row + 1])[0].to(torch.uint8).argmax())
                 places.append(((list(self.raw.arrays).index(array), in_file), part, row, column))
         if not places:
             return None
@@ -119,11 +125,11 @@ class Preparation:
         return self.raw.cell(self.parts[part][0], in_file, column) + scaled
 
     def _first_grey(self) -> str | None:
-        return self._first({part: (x != 0) & (x != 1) & ~x.isnan() for part, x in self.x.items()})
+        return self._first(lambda x: (x != 0) & (x != 1) & ~x.isnan())
 
     def _check_observed(self) -> None:
         for name, array in self.raw.arrays.items() if self.raw.missing else ():
-            hidden = np.isnan(array).all(1)
+            hidden = np.concatenate([np.isnan(array[rows]).all(1) for rows in row_blocks(array)])
             if hidden.any():
                 of = "" if name == "all" else f" of `{name}`"
                 raise InputError(
@@ -132,14 +138,14 @@ class Preparation:
                 )
 
     def _check_float32(self) -> None:
-        cell = self._first({part: x.isinf() if self.raw.missing else ~x.isfinite() for part, x in self.x.items()})
+        cell = self._first(lambda x: x.isinf() if self.raw.missing else ~x.isfinite())
         if cell:
             raise InputError(
                 f"`{self.raw.title}`: found {cell}, beyond float32; rescale the column, or pass scaling=`standardise`"
             )
 
     def _check_unit(self, what: str) -> None:
-        cell = self._first({part: (x < 0) | (x > 1) for part, x in self.x.items()})
+        cell = self._first(lambda x: (x < 0) | (x > 1))
         if cell:
             raise InputError(
                 f"`{self.raw.title}`: found {cell}; {what} needs values in [0, 1]: pass scaling=`unit`, "
@@ -163,16 +169,15 @@ class Preparation:
     def _check_support(self, support: Support, leave_out: str | None) -> None:
         each = list(support.values()) if isinstance(support, Mapping) else [support]
         for index, of_column in enumerate(each):
-            bad = {part: outside(of_column, x) for part, x in self.x.items() if part != leave_out}
-            if isinstance(support, Mapping):
-                bad = {part: flags & _only(index, flags) for part, flags in bad.items()}
-            if cell := self._first(bad):
+            column = index if isinstance(support, Mapping) else None
+            if cell := self._first(partial(_outside, of_column, column), leave_out):
                 raise InputError(
                     f"`{self.raw.title}`: found {cell}, outside the likelihood's support, {said(of_column)}; choose "
                     "another likelihood, or another `scaling` or `binarisation`"
                 )
 
 
-def _only(column: int, flags: Tensor) -> Tensor:
-    """Returns flags of the same shape that are true in one column alone."""
-    return torch.arange(flags.shape[1]) == column
+def _outside(support: Constraint, column: int | None, x: Tensor) -> Tensor:
+    """Returns flags, true for cells outside the support; of one column alone if there is one."""
+    flags = outside(support, x)
+    return flags if column is None else flags & (torch.arange(flags.shape[1]) == column)

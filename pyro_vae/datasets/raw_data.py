@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_vae.datasets.cells import Cells, Levels
+from pyro_vae.datasets.large_arrays import row_blocks
 from pyro_vae.errors import InputError, shown
 
 Binarisation = Literal["none", "static", "dynamic", "threshold"]
@@ -89,11 +90,12 @@ def check_finite(raw: RawData) -> RawData:
                 "one row and one column are needed"
             )
         if array.dtype.kind == "f":
-            bad = np.isinf(array) if raw.missing else ~np.isfinite(array)
-            if bad.any():
-                row, column = divmod(int(bad.argmax()), array.shape[1])
-                raise InputError(
-                    f"`{raw.title}`: found {raw.cell(part, row, column)}; every cell must be a finite "
-                    "number: fill in or drop missing values first, or hide them with `missing: mask`"
-                )
+            for rows in row_blocks(array):
+                bad = np.isinf(array[rows]) if raw.missing else ~np.isfinite(array[rows])
+                if bad.any():
+                    row, column = divmod(int(bad.argmax()), array.shape[1])
+                    raise InputError(
+                        f"`{raw.title}`: found {raw.cell(part, rows.start + row, column)}; every cell must be a finite "
+                        "number: fill in or drop missing values first, or hide them with `missing: mask`"
+                    )
     return raw

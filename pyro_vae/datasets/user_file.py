@@ -18,7 +18,7 @@ from pyro_vae.datasets.cells import Levels, read_cells
 from pyro_vae.datasets.csv_file import read_csv
 from pyro_vae.datasets.errors import suggestion
 from pyro_vae.datasets.files import checksum
-from pyro_vae.datasets.numpy_file import read_numpy
+from pyro_vae.datasets.numpy_file import KEPT, read_numpy
 from pyro_vae.datasets.raw_data import RawData, check_finite
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.outside_file import MOST_EXPANDED, OutsideFile
@@ -322,7 +322,7 @@ def _plain(array: NDArray[Any]) -> NDArray[Any]:
     # Torch lacks kernels for other integers, half and long precision, and other byte orders.
     if array.dtype == np.bool_:
         return array.astype(np.uint8)
-    return array if array.dtype in (np.uint8, np.float32, np.float64) else array.astype(np.float64)
+    return array if array.dtype in KEPT else array.astype(np.float64)
 
 
 def _choose_arrays(path: Path, names: Sequence[str]) -> dict[str, str]:

@@ -92,15 +92,18 @@ class Evaluation(Strict):
     """How the trained models are judged.
 
     Attributes:
+        num_data: Most test data that the models are judged on. If there are more, so many are drawn at random, with
+            the seed of the data: the same for every run, so that differences stay paired.
         num_samples: Importance samples for each test datum.
         elbo_samples: Draws for each test datum.
-        ais_data: Test data, the first, for annealed importance sampling, which takes the place of importance
+        ais_data: Test data, the first of these, for annealed importance sampling, which takes the place of importance
             sampling where no posterior is trained.
         temperatures: Of annealed importance sampling.
         chains: Of annealed importance sampling, for each datum.
-        posterior_checks: Test data, the first, for the inference gap and the gradients' noise; 0 for no checks.
+        posterior_checks: Test data, the first of these, for the inference gap and the gradients' noise; 0 for none.
     """
 
+    num_data: Annotated[int, Field(ge=2)] = 10_000
     num_samples: Annotated[int, Field(ge=2)] = 1000
     elbo_samples: Annotated[int, Field(ge=2)] = 10
     ais_data: PositiveInt = 500

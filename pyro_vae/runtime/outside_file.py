@@ -37,15 +37,16 @@ class OutsideFile:
     remedy: str
     caller: str = ""
 
-    def check(self, most: int | None = None) -> int:
+    def check(self, most: int | None = None, memory: bool = True) -> int:
         """Returns the size of the file in bytes.
 
         Arguments:
             most: Largest size, in bytes.
+            memory: Whether the whole file must fit into the memory there is.
 
         Raises:
             InputError: If it is absent, a folder, pipe or device, empty, cannot be opened, or is larger than ``most``
-                or than the memory there is.
+                or, if asked, than the memory there is.
         """
         try:
             found = self.path.stat()
@@ -59,7 +60,8 @@ class OutsideFile:
             raise self.error("cannot be read: it is empty")
         if most is not None and found.st_size > most:
             raise self.error(f"has {found.st_size:,} bytes, and at most {most:,} are read")
-        self.check_memory(found.st_size)
+        if memory:
+            self.check_memory(found.st_size)
         return found.st_size
 
     def check_memory(self, needed: int) -> None:

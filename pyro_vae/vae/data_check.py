@@ -12,7 +12,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.finite import CellNames as CellNames
-from pyro_vae.vae.finite import check_finite, refuse
+from pyro_vae.vae.finite import blocks_of_rows, check_finite, refuse
 from pyro_vae.vae.vae import VAE
 
 
@@ -52,32 +52,37 @@ class ValueCheck:
         return ready
 
     def _check_cells(self, batch: Batch, name: str) -> None:
-        x = batch.x
-        observed = torch.ones_like(x, dtype=torch.bool) if batch.mask is None else batch.mask
         check_finite(batch, name, self.names)
-        if not self.supports:
-            return
-        inside = torch.zeros_like(observed)
+        for rows in blocks_of_rows(batch.x) if self.supports else ():
+            self._check_inside(batch.x[rows], None if batch.mask is None else batch.mask[rows], name, rows.start)
+
+    def _check_inside(self, x: Tensor, observed: Tensor | None, name: str, first_row: int) -> None:
+        """Checks some rows of the data, from ``first_row`` on, against the support."""
+        inside = torch.zeros_like(x, dtype=torch.bool)
         for support in self.supports:
             # Parts of the data are moved to the VAE's device, which has the support's bounds.
             own = cell_support(support)
             check = support.check if own is None else own.check_cells
-            within = torch.cat([check(part.to(self.vae.device)).to(x.device) for part in x.split(10_000)])
+            within = check(x.to(self.vae.device)).to(x.device)
             inside |= within.reshape(within.shape + (1,) * (x.dim() - within.dim()))
-        bad = observed & ~inside
+            if bool(inside.all()):
+                return
+        bad = ~inside if observed is None else observed & ~inside
+        if not bool(bad.any()):
+            return
         support, family = self.supports[0], f"likelihood `{self.family}`"
         complaint, own = complaint_of(support), cell_support(support)
-        if complaint is not None and bool(bad.any()):
+        if complaint is not None:
             row = int(bad.nonzero()[0, 0])
-            raise InputError(f"{name}: {self.names.row(row)} {complaint(x[row])}, for the {family}.")
-        if own is not None and bool(bad.any()):
+            raise InputError(f"{name}: {self.names.row(first_row + row)} {complaint(x[row])}, for the {family}.")
+        if own is not None:
             column = int(bad.nonzero()[0, -1])
             support, family = own.supports[column], f"likelihood of column `{own.names[column]}`"
         reason = (
             f"lies outside the support {support} of the {family}; choose a likelihood for such values, or bring them "
             "into its support (grey levels: binarise them)"
         )
-        refuse(name, x, bad, reason, self.names)
+        refuse(name, x, bad, reason, self.names, first_row)
 
     def _check_context(self, batch: Batch, name: str) -> None:
         if batch.context is None:

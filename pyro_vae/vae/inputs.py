@@ -52,7 +52,7 @@ def batch_for(vae: TakesData, data: DataLike, caller: str = "VAE", name: str = "
             "other units than the model's; pass read_rows(frame) of what `pyro_vae.load` returns, or "
             "units.to_model_units(frame) of the data's transform."
         )
-    return Batch.of(data, caller, name, column_names(vae.likelihood))
+    return Batch.of(data, caller, name, column_names(vae.likelihood), vae.dtype)
 
 
 def ready(vae: TakesData, data: DataLike) -> Batch:

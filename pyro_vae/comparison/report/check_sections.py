@@ -10,7 +10,7 @@ from pyro_vae.comparison.report import check_figures
 from pyro_vae.comparison.report.check_figures import K_RANGE, leaving
 from pyro_vae.comparison.report.elements import Picture, Section
 from pyro_vae.comparison.report.tables import TableText
-from pyro_vae.comparison.report.wording import NOISELESS, count, enumerated, first_of, noise, with_errors
+from pyro_vae.comparison.report.wording import NOISELESS, count, enumerated, noise, some_of, with_errors
 from pyro_vae.evaluation.estimate import PARETO_LIMIT
 
 _GROUPS = ("theta", "phi")
@@ -25,7 +25,7 @@ def check_sections(comparison: Comparison) -> list[Section]:
             "the calibration of the posteriors, and the noise of the gradients."
         )
         return [weights, Section("checks", "Posterior checks", text)]
-    of = first_of(checks.num_data, 0 if comparison.data.test is None else len(comparison.data.test), "test data")
+    of = some_of(checks.num_data, comparison.num_test, comparison.num_evaluated < comparison.num_test)
     return [_gap(comparison, of), _calibration(comparison), weights, _gradients(checks, of)]
 
 

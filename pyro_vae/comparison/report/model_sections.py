@@ -135,7 +135,7 @@ def _latent(comparison: Comparison) -> Section:
     layers = () if first.names[0] == "z0" else first.names
     ranked = {label: (values if layers else -np.sort(-values, axis=1)).mean(0)[:8] for label, values in kl.items()}
     numbers = [f"{label} {', '.join(f'{x:.2f}' for x in values)}" for label, values in ranked.items()]
-    text = f"{_kl_text(first)} {_left_out(untrained)}".strip()
+    text = f"{_kl_text(first, comparison.evaluated)} {_left_out(untrained)}".strip()
     if len(first.names) == 1:
         return Section("latent", "Latent dimensions", f"{text} {'; '.join(numbers)} nats.")
     order = f"of the layers {enumerated(layers)}" if layers else "of each latent, greatest first,"
@@ -144,21 +144,21 @@ def _latent(comparison: Comparison) -> Section:
     return Section("latent", title, text, [Picture(figures.kl_bars(kl, layers), alt)])
 
 
-def _kl_text(kl: LatentKL) -> str:
-    """The description of the KL that is shown, and how it was computed."""
+def _kl_text(kl: LatentKL, over: str) -> str:
+    """The description of the KL that is shown, how it was computed, and over which data."""
     how = (
         "in closed form" if all(kl.analytic) else f"by Monte Carlo (standard error up to {kl.standard_error.max():.2g})"
     )
     if len(kl.names) == 1:
         why = "prior or posterior does not factorise over dimensions"
-        return f"KL(q(z|x) ‖ p(z)), mean over the test data, {how}; {why}."
+        return f"KL(q(z|x) ‖ p(z)), mean over {over}, {how}; {why}."
     if kl.names[0] != "z0":
         return (
-            f"KL of each layer ({', '.join(kl.names)}) given those that it depends on, mean over the test data, {how}; "
+            f"KL of each layer ({', '.join(kl.names)}) given those that it depends on, mean over {over}, {how}; "
             "bars are means over seeds, and the sum is KL(q(z|x) ‖ p(z)). A layer with a KL of 0 is not used."
         )
     return (
-        f"KL(q(z|x) ‖ p(z)) of each latent dimension, mean over the test data, {how}, from the greatest to the least; "
+        f"KL(q(z|x) ‖ p(z)) of each latent dimension, mean over {over}, {how}, from the greatest to the least; "
         "each seed is sorted by itself, and bars are means over seeds. A dimension with a KL of 0 is not used."
     )
 

@@ -14,7 +14,7 @@ from pyro_vae.comparison.comparison import Comparison
 from pyro_vae.comparison.report.check_sections import check_sections
 from pyro_vae.comparison.report.model_sections import model_sections
 from pyro_vae.comparison.report.tables import data_phrase, difference_text, seeds_text, summary_text
-from pyro_vae.comparison.report.wording import count, enumerated
+from pyro_vae.comparison.report.wording import count, enumerated, some_of
 from pyro_vae.datasets.data import Data
 from pyro_vae.runtime.whole_file import write_whole
 
@@ -67,7 +67,7 @@ def _sentence(comparison: Comparison) -> str:
         f"{enumerated(comparison.labels)} {verb} a variational autoencoder with "
         f"{latents} ({', '.join(families)}): trained for {length} on the "
         f"{len(data.train)} training data of {data_phrase(comparison)}, under {count(len(experiment.seeds), 'seed')}, "
-        f"and evaluated on {0 if data.test is None else len(data.test)} test data."
+        f"and evaluated on {some_of(comparison.num_evaluated, comparison.num_test, drawn=True).removeprefix('all ')}."
     )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pyro_vae.comparison.comparison import Comparison
-from pyro_vae.comparison.report.wording import enumerated, estimate, first_of, intervals, number
+from pyro_vae.comparison.report.wording import enumerated, estimate, intervals, number, some_of
 from pyro_vae.comparison.run import MOST_DISTRUSTED, Run
+from pyro_vae.datasets.data import observed_share
 from pyro_vae.evaluation.estimate import FEWEST_WEIGHTS, PARETO_LIMIT
 from pyro_vae.evaluation.intervals import Interval
 from pyro_vae.runtime.terminal import Table, Text
@@ -116,9 +117,9 @@ def seeds_text(comparison: Comparison) -> TableText:
     header = ("algorithm", "seed", _bound(comparison), *errors, "log p(x)", *errors)
     others = ("k-hat > 0.7", "median k-hat", "active units", "s / epoch", "steps", "stopped")
     caption = (
-        "Nats per datum. ± Monte Carlo: standard error given these test data; ± data: standard error as an estimate "
-        "of the mean over the data's population. k-hat: Pareto k-hat of the importance weights, counted over the "
-        "test data."
+        f"Nats per datum{evaluated_phrase(comparison)}. ± Monte Carlo: standard error given these test data; ± data: "
+        "standard error as an estimate of the mean over the data's population. k-hat: Pareto k-hat of the importance "
+        "weights, counted over the test data."
     )
     caption = f"{caption} {annealing(comparison)}".strip()
     return TableText("Every run", header + others, [_run(run) for run in comparison.runs], caption)
@@ -132,12 +133,19 @@ def data_phrase(comparison: Comparison) -> str:
         done = [f"{data.binarisation} binarisation"]
     elif data.image_shape is not None:
         done = ["not binarised", *done]
-    observed = float((~data.train.isnan()).double().mean())
+    observed = observed_share(data.train)
     done += [f"{1 - observed:.0%} of the cells missing"] if observed < 1 else []
     done += [f"given {column.name}" for column in data.units.context]
     done += [] if data.labelled is None else [f"{data.labelled:,} of {len(data.train):,} training labels known"]
     said = ", ".join(filter(None, done))
     return f"{data.name} ({said})" if said else data.name
+
+
+def evaluated_phrase(comparison: Comparison) -> str:
+    """Returns on how many of the test data the models were judged, with a semicolon before; empty if on all."""
+    if comparison.num_evaluated == comparison.num_test:
+        return ""
+    return f"; on {comparison.evaluated}, drawn once for all runs (evaluation.num_data)"
 
 
 def annealing(comparison: Comparison) -> str:
@@ -152,7 +160,7 @@ def annealing(comparison: Comparison) -> str:
     text = (
         f"(AIS): {enumerated(labels)} {trains} no posterior; log p(x) by annealed importance sampling "
         f"({about['temperatures']} temperatures, {about['chains']} chains) of "
-        f"{first_of(n, len(comparison.data.test), 'test data')}"
+        f"{some_of(n, comparison.num_test, comparison.num_evaluated < comparison.num_test)}"
     )
     bias = max(float(estimate.diagnostics["bias"].mean()) for estimate in estimates)
     text += f", too low by an estimated {bias:.2g} nats." if math.isfinite(bias) else "."
@@ -188,7 +196,7 @@ def _caption(comparison: Comparison) -> str:
     n = len(comparison.experiment.seeds)
     over = f"mean ± 95 % Student-t interval over {n} seeds" if n > 1 else "one seed, so without intervals"
     units = " in the data's own units" if comparison.data.log_jacobian else ""
-    return f"Nats per datum{units}; {over}; {data_phrase(comparison)}."
+    return f"Nats per datum{units}; {over}; {data_phrase(comparison)}{evaluated_phrase(comparison)}."
 
 
 def _sampling(comparison: Comparison) -> str:

@@ -24,9 +24,11 @@ def enumerated(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def first_of(n: int, total: int, noun: str) -> str:
-    """Returns ``all 20 test data`` or ``the first 5 of 20 test data``."""
-    return f"all {total} {noun}" if n >= total else f"the first {n} of {total} {noun}"
+def some_of(n: int, total: int, drawn: bool) -> str:
+    """Returns ``all 20 test data``, ``the first 5 of 20 test data`` or ``5 of 20 test data, drawn at random``."""
+    if n >= total:
+        return f"all {total} test data"
+    return f"{n} of {total} test data, drawn at random" if drawn else f"the first {n} of {total} test data"
 
 
 def number(value: float, spec: str) -> str:
