@@ -207,6 +207,8 @@ class _Shapes(TorchDispatchMode):
         self._refuse_change_of_held(changed)
         result = self._run(function, arguments, named, sources)
         self.origins.record((*_tensors(result), *changed), given, sources)
+        if function is aten._pack_padded_sequence.default:  # the sizes depend on the lengths alone
+            self.origins.record([result[1]], [], self.origins.of([arguments[1]]))
         return result
 
     def _run(self, function: Any, arguments: Sequence[Any], named: dict[str, Any], sources: Sources) -> Any:

@@ -18,9 +18,10 @@ from pyro_vae.engine.capture.capture import Capture, capture
 from pyro_vae.engine.compilation.backend import Executable, compile_graph, known
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.step.step import Step
+from pyro_vae.engine.svi.call_kinds import as_examples, as_given, contiguous, fixed_at
 from pyro_vae.engine.svi.pyro_optimizer import MergedOptimizer
 from pyro_vae.engine.svi.settings import Holder
-from pyro_vae.engine.svi.stand_ins import Observation, StandIns, contiguous, total
+from pyro_vae.engine.svi.stand_ins import Observation, StandIns, total
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.runtime.interrupts import uninterrupted
 
@@ -31,13 +32,13 @@ _NAME = "program"
 class _Bound:
     """A captured program for certain tensors of the parameter store."""
 
-    def __init__(self, svi: SVI, observed: Observation, hold: bool) -> None:
+    def __init__(self, svi: SVI, observed: Observation, hold: bool, fixed: Sequence[int]) -> None:
         constant = observed.constant if hold else ()
         self._svi, self.stand_ins = svi, StandIns(observed.used | observed.sites, observed.modules, constant)
         self.calls, self.modules = 0, observed.modules
         own = {id(tensor) for tensor in self.stand_ins.tensors.values()}
         # Frozen parameters are constants of the program, not arguments.
-        self._settings = observed.settings
+        self._settings, self._current, self._owners = observed.settings, observed.current, observed.owners
         self._held: list[tuple[Holder, Any, Any]] = [
             (module._parameters, name, p)
             for module in self.modules
@@ -45,6 +46,7 @@ class _Bound:
             if p is not None and id(p) not in own
         ]
         self._held += self.stand_ins.held
+        self._fixed = fixed
         self._all = [*self.stand_ins.tensors.values(), *(p for _, _, p in self._held)]
         self._kinds = [(t.dtype, t.device, t.requires_grad) for t in self._all]
 
@@ -98,8 +100,8 @@ class _Bound:
     def _same_tensors(self) -> bool:
         if any(read.changed() for read in self._captured.reads):
             return False
-        store, tensors = pyro.get_param_store()._params, self.stand_ins.tensors
-        if any(store.get(name) is not tensor for name, tensor in tensors.items()):
+        store, own = pyro.get_param_store()._params, self.stand_ins.tensors.items()
+        if any((store.get(n) if n not in self._owners else self._current(n)) is not t for n, t in own):
             return False
         if any(holder.get(name) is not tensor for holder, name, tensor in self._held):
             return False
@@ -120,13 +122,22 @@ class TrainingStep(_Bound):
         args: Example arguments.
         kwargs: Example keyword arguments.
         hold: Whether buffers that the program does not change are constants of it, whose values it may read.
+        fixed: Places of the arguments that are constants of it, whose values belong to the kind of the call.
 
     Raises:
         CaptureError: See `capture`.
     """
 
-    def __init__(self, svi: SVI, observed: Observation, args: Any, kwargs: Any, hold: bool = False) -> None:
-        super().__init__(svi, observed, hold)
+    def __init__(
+        self,
+        svi: SVI,
+        observed: Observation,
+        args: Any,
+        kwargs: Any,
+        hold: bool = False,
+        fixed: Sequence[int] = (),
+    ) -> None:
+        super().__init__(svi, observed, hold, fixed)
         for name in self._hooked():
             raise CaptureError(
                 f"CompiledSVI: `{name}` has a hook on its gradient (register_hook), which compiled steps do not call; "
@@ -145,13 +156,14 @@ class TrainingStep(_Bound):
         self._versions: list[Any] = []
         still = [keys[name] for name in idle]
 
-        def program(args: Any, kwargs: Any) -> Any:
+        def program(*inputs: Any) -> Any:
+            args, kwargs = as_given(inputs)
             surrogate, loss, valid = self.stand_ins.run(svi.loss_and_grads, svi.model, svi.guide, *args, **kwargs)
             idle = [cast(Tensor, self.stand_ins._parameters[key]) for key in still]
             return total(surrogate, loss, valid, idle), loss, valid
 
         self._program: Callable[..., Any] = program
-        self._capture(contiguous(args, kwargs))
+        self._capture(as_examples(fixed_at(contiguous(args, kwargs), self._fixed)))
 
     def _capture(self, inputs: Sequence[Any]) -> None:
         self._merged = MergedOptimizer(self._svi.optim, list(self._moved.values()), self._fuse)
@@ -211,7 +223,7 @@ class TrainingStep(_Bound):
         """
         self.calls += 1
         self.stand_ins.refresh()
-        inputs = contiguous(args, kwargs, self._memory())
+        inputs = fixed_at(contiguous(args, kwargs, self._memory()), self._fixed)
         with uninterrupted(), self._failing(args, kwargs):
             _, loss, valid = self._step(inputs)
             failed = self._merged.ledger.failed
@@ -272,19 +284,29 @@ class Evaluation(_Bound):
         args: Example arguments.
         kwargs: Example keyword arguments.
         hold: Whether buffers that the program does not change are constants of it, whose values it may read.
+        fixed: Places of the arguments that are constants of it, whose values belong to the kind of the call.
 
     Raises:
         CaptureError: See `capture`.
     """
 
-    def __init__(self, svi: SVI, observed: Observation, args: Any, kwargs: Any, hold: bool = False) -> None:
-        super().__init__(svi, observed, hold)
+    def __init__(
+        self,
+        svi: SVI,
+        observed: Observation,
+        args: Any,
+        kwargs: Any,
+        hold: bool = False,
+        fixed: Sequence[int] = (),
+    ) -> None:
+        super().__init__(svi, observed, hold, fixed)
 
         @torch.no_grad()
-        def program(args: Any, kwargs: Any) -> Any:
+        def program(*inputs: Any) -> Any:
+            args, kwargs = as_given(inputs)
             return self.stand_ins.run(svi.loss, svi.model, svi.guide, *args, **kwargs)[1:]
 
-        inputs = contiguous(args, kwargs)
+        inputs = as_examples(fixed_at(contiguous(args, kwargs), self._fixed))
         try:
             self._own = capture(program, {_NAME: self.stand_ins}, inputs)
         except CaptureError as error:
@@ -330,7 +352,9 @@ class Evaluation(_Bound):
         self.calls += 1
         self.stand_ins.refresh()
         with self._failing(args, kwargs):
-            outputs = self._captured.outputs(self._run(self._arguments(contiguous(args, kwargs))))
+            outputs = self._captured.outputs(
+                self._run(self._arguments(fixed_at(contiguous(args, kwargs), self._fixed)))
+            )
         loss, valid = outputs.result
         if not valid:
             self._raise_invalid(args, kwargs)

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from pyro_vae.engine.capture.location import caller_outside_torch, current_location
+from pyro_vae.engine.capture.location import caller_outside_torch, current_location, is_pyros
 from pyro_vae.engine.capture.refusals import validates
 from pyro_vae.engine.errors import CaptureError
 from pyro_vae.engine.svi.settings import Settings
@@ -34,6 +34,7 @@ class Observation:
         used: Unconstrained values of all parameters in the store that some operation reads, by name.
         reached: Ids of the tensors that got a gradient.
         modules: Modules that were called in the block, and their submodules.
+        owners: Holder and key of each parameter that its module keeps out of the store (``module_local_params``).
         constant: Ids of the buffers that the block did not change.
         settings: What the program reads from elsewhere than its arguments.
 
@@ -84,15 +85,25 @@ class Observation:
         self.used = {names[i]: tensor for i, tensor in seen.items() if i in names}
         self.sites = {name: site["value"].unconstrained() for name, site in self._trace.trace.nodes.items()}
         self.settings = Settings(*self._programs, *self.modules)
-        self._assigned = [name for name, tensor in self.sites.items() if store.get(name) is not tensor]
-        self._foreign = [tensor for i, tensor in seen.items() if i not in names and isinstance(tensor, nn.Parameter)]
+        holders = {id(p): (m._parameters, name) for m in self.modules for name, p in m._parameters.items()}
+        local = pyro.settings.get("module_local_params")
+        self.owners = {name: holders[id(t)] for name, t in self.sites.items() if local and id(t) in holders}
+        self._assigned = [name for name, tensor in self.sites.items() if self.current(name) is not tensor]
+        known = names.keys() | {id(tensor) for tensor in self.sites.values()}
+        self._foreign = [tensor for i, tensor in seen.items() if i not in known and isinstance(tensor, nn.Parameter)]
+
+    def current(self, name: str) -> Tensor | None:
+        """Returns the unconstrained value of a parameter: in the store, or in a module with parameters of its own."""
+        if name in self.owners:
+            holder, key = self.owners[name]
+            return holder.get(key)
+        return pyro.get_param_store()._params.get(name)
 
     @property
     def stale(self) -> bool:
         """Whether tensors in the store were replaced since the observation."""
-        store = pyro.get_param_store()._params
         seen = {name: t for name, t in (self.used | self.sites).items() if name not in self._assigned}
-        return any(store.get(name) is not tensor for name, tensor in seen.items())
+        return any(self.current(name) is not tensor for name, tensor in seen.items())
 
     def require_registered(self) -> None:
         """Raises a `CaptureError` for a trainable parameter that the program uses but Pyro does not train."""
@@ -287,6 +298,8 @@ class _Swap(TorchFunctionMode):
             return True
         if function in _ADAPTED:
             frame = caller_outside_torch()
+            if frame.f_code.co_name == "_standard_stable" and is_pyros(frame):
+                return True  # the formula for a stability near 1 holds for all others too
             if str(Path(frame.f_code.co_filename).parent) == _LOSSES:
                 if function is Tensor.item:
                     return arguments[0].detach()  # a loss returns a number, but a tensor serves as well
@@ -334,23 +347,6 @@ def total(surrogate: Any, loss: Any, valid: Tensor, idle: Sequence[Tensor]) -> A
     nothing = torch.where(valid, 0.0, torch.nan).to(surrogate)
     values = [nothing, *(0.0 * value.detach() for value in values), *(0.0 * p for p in idle)]
     return surrogate + sum(value.sum() for value in values)
-
-
-def contiguous(args: Sequence[Any], kwargs: Mapping[str, Any], changed: Container[int] = ()) -> list[Any]:
-    """Returns a call's arguments with contiguous tensors, as compiled code needs them.
-
-    Arguments:
-        args: Positional arguments, whose tensors may have any strides.
-        kwargs: Keyword arguments, whose tensors may have any strides.
-        changed: Addresses of the storages that the code changes in place; tensors in these storages are copied.
-    """
-
-    def given(tensor: Tensor) -> Tensor:
-        return tensor.clone() if tensor.untyped_storage().data_ptr() in changed else tensor
-
-    if not kwargs and all(isinstance(a, Tensor) and a.is_contiguous() and given(a) is a for a in args):
-        return [args, kwargs]
-    return pytree.tree_map_only(Tensor, lambda tensor: given(tensor.contiguous()), [args, kwargs])
 
 
 def zeros_for(tensors: Sequence[Tensor]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro.infer import ELBO, SVI, EnergyDistance
+from pyro.infer import SVI
 from pyro.infer.util import torch_item
 from pyro.optim import PyroOptim
 from torch._guards import TracingContext, tracing
@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pyro_vae.engine.compilation.cost import CAPTURE, MOST, WARM, Mode, compile_cost
 from pyro_vae.engine.errors import CaptureError, CompilationError, without_shapes
-from pyro_vae.engine.svi.call_kinds import kind_of
+from pyro_vae.engine.svi.call_kinds import kind_of, values_at, whole_numbers
+from pyro_vae.engine.svi.losses import refuse_loss
 from pyro_vae.engine.svi.programs import Evaluation, TrainingStep
 from pyro_vae.engine.svi.stand_ins import Observation, zeros_for
 from pyro_vae.engine.svi.surroundings import process, refuse_surroundings
@@ -27,14 +28,13 @@ from pyro_vae.errors import InputError
 Program = TrainingStep | Evaluation
 _LOGGER = logging.getLogger("pyro_vae")
 
-# Losses of Pyro that can be captured.
-_CAPTURED = (
-    *("Trace_ELBO", "TraceMeanField_ELBO", "TraceGraph_ELBO", "TraceEnum_ELBO", "TraceTMC_ELBO", "RenyiELBO"),
-    *("ReweightedWakeSleep", "TraceTailAdaptive_ELBO", "Trace_MMD"),
-)
 _MANY = (
     f"CompiledSVI: arguments of more than {MOST} kinds; the rest runs uncompiled. Pass a number that changes from step "
     "to step as a tensor."
+)
+_MANY_VALUES = (
+    "CompiledSVI: the program reads the values of an argument (such as lengths), with more than "
+    f"{MOST} different ones; the rest runs uncompiled."
 )
 # Largest number of kinds of calls that are remembered.
 _KEPT = 8 * MOST
@@ -42,7 +42,7 @@ _KEPT = 8 * MOST
 _WORTH = 10
 
 
-@dataclass
+@dataclass(eq=False)
 class SVIKind:
     """Calls of one kind: their time while uncompiled, an observation of the program, and its compiled form."""
 
@@ -52,6 +52,7 @@ class SVIKind:
     program: Program | None = None
     ready: bool = False
     refusal: Exception | None = None
+    fixed: tuple[int, ...] = ()
 
     @property
     def current(self) -> bool:
@@ -153,10 +154,11 @@ class CompiledSVI(SVI):
         if compile not in (True, False, "auto"):
             raise InputError(f"CompiledSVI: `compile` is True, False or 'auto'; it is {compile!r}.")
         if compile is not False:
-            _refuse_loss(loss)
+            refuse_loss(loss)
         super().__init__(model, guide, optim, loss, loss_and_grads, num_samples, num_steps, **options)
         self.compile = compile
         self._kinds: dict[Any, list[SVIKind]] = {}
+        self._fixed: dict[Any, tuple[int, ...]] = {}
         self.fused, self.compile_seconds = True, 0.0
         self._short_lived, self._warned, self._reason = 0, False, ""
 
@@ -217,7 +219,7 @@ class CompiledSVI(SVI):
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state for copies and pickles, which compile for themselves."""
-        return vars(self) | {"_kinds": {}}
+        return vars(self) | {"_kinds": {}, "_fixed": {}}
 
     # ------------------------------------------------------------------ uncompiled calls
 
@@ -257,12 +259,14 @@ class CompiledSVI(SVI):
         try:
             refuse_surroundings(call)
             own = kind_of((self.model, self.guide, self.loss, self.loss_and_grads))
-            key = (call, own, kind_of(args), kind_of(kwargs), process())
+            key: Any = (call, own, kind_of(args), kind_of(kwargs), process())
         except CaptureError as error:
             if self.compile is True:
                 raise
             self._warn(error)
             return None
+        fixed = self._fixed.get(key, ())
+        key = (key, values_at(args, kwargs, fixed)) if fixed else key
         if key not in self._kinds and len(self._kinds) >= _KEPT:
             self._warn(_TooMany(_MANY))
             return None
@@ -273,7 +277,7 @@ class CompiledSVI(SVI):
             if len(same) >= _KEPT:
                 self._warn(_TooMany(_MANY))
                 return None
-            kind = SVIKind()
+            kind = SVIKind(fixed=fixed)
             same.append(kind)
         if kind.refusal is not None:
             if self.compile is True and not isinstance(kind.refusal, _TooMany):
@@ -312,7 +316,7 @@ class CompiledSVI(SVI):
         if kind.program is None:
             kinds = [k for same in self._kinds.values() for k in same]
             if sum(k.program is not None for k in kinds) >= MOST:
-                raise _TooMany(_MANY)
+                raise _TooMany(_MANY_VALUES if kind.fixed else _MANY)
             if self._short_lived >= MOST:
                 raise _TooMany(
                     "CompiledSVI: parameters, modules or optimizers are replaced, or tensors that are read as numbers "
@@ -322,7 +326,7 @@ class CompiledSVI(SVI):
             kind.observed.require_registered()
             # One fake-tensor mode for the whole capture is faster than one for each operation.
             with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
-                kind.program = self._captured(make, kind.observed, args, kwargs)
+                kind.program = self._captured(kind, make, args, kwargs)
         seconds = compile_cost(kind.program.known())
         if self.compile == "auto" and kind.seconds < seconds:
             return False
@@ -332,37 +336,37 @@ class CompiledSVI(SVI):
         kind.ready = True
         return True
 
-    def _captured(self, make: type[Program], observed: Observation, args: Any, kwargs: Any) -> Program:
-        try:
-            return make(self, observed, args, kwargs)
-        except CaptureError:
-            if not observed.constant:
-                raise
-            try:  # buffers as constants, for the program may read their values
-                return make(self, observed, args, kwargs, hold=True)
-            except CaptureError:
-                pass
-            raise  # in terms of the arguments
+    def _captured(self, kind: SVIKind, make: type[Program], args: Any, kwargs: Any) -> Program:
+        """Returns the program of a kind; if it reads values, those of buffers and whole numbers become constants."""
+        assert kind.observed is not None
+        numbers = () if kind.fixed else whole_numbers(args, kwargs)
+        attempts = [(False, kind.fixed), (True, kind.fixed), *((True, (i,)) for i in numbers), (True, numbers)]
+        refusals = []
+        for hold, fixed in attempts[: None if len(numbers) > 1 else -1]:
+            if (hold, fixed) == (True, kind.fixed) and not kind.observed.constant:
+                continue
+            try:
+                program = make(self, kind.observed, args, kwargs, hold, fixed)
+            except Exception as error:  # the first says most
+                refusals.append(error)
+                continue
+            if fixed != kind.fixed:
+                self._fix(kind, fixed, args, kwargs)
+            return program
+        raise refusals[0]
+
+    def _fix(self, kind: SVIKind, fixed: tuple[int, ...], args: Any, kwargs: Any) -> None:
+        """Has the values of some arguments belong to a kind."""
+        key = next(key for key, same in self._kinds.items() if kind in same)
+        self._kinds[key].remove(kind)
+        kind.fixed, self._fixed[key] = fixed, fixed
+        self._kinds.setdefault((key, values_at(args, kwargs, fixed)), []).append(kind)
 
     def _warn(self, error: Exception) -> None:
         self._reason = str(error).removeprefix("CompiledSVI: ")
         if not self._warned:
             self._warned = True
             warnings.warn(f"{error} (CompiledSVI continues uncompiled)", stacklevel=4)
-
-
-def _refuse_loss(loss: Any) -> None:
-    """Raises a `CaptureError` for losses of Pyro that cannot be captured."""
-    name = type(loss).__name__
-    if isinstance(loss, EnergyDistance):
-        raise CaptureError(
-            f"CompiledSVI: `{name}` chooses pairs of particles, with a shape that depends on values, so it cannot be "
-            f"captured; use one of {', '.join(_CAPTURED)}, or compile=False."
-        )
-    if name.startswith("Jit") and isinstance(loss, ELBO):
-        raise CaptureError(
-            f"CompiledSVI: `{name}` compiles itself by TorchScript; pass `{name.removeprefix('Jit')}`, the same loss."
-        )
 
 
 def _as_refusal(error: Exception) -> Exception:

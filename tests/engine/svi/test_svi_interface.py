@@ -4,11 +4,14 @@ import copy
 import inspect
 
 import pyro
+import pyro.distributions as dist
 import pyro.optim
 import pytest
 import torch
+from pyro.distributions import constraints
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
+from pyro.nn import PyroModule, PyroParam
 from svi_runs import TOLERANCE, adam, free, fresh, location
 
 from pyro_vae import CompiledSVI
@@ -168,6 +171,36 @@ def test_a_hook_on_a_gradient_is_refused_and_runs_as_in_pyro(monkeypatch):
     torch.testing.assert_close(found, list(expected), rtol=TOLERANCE, atol=TOLERANCE)
     with pytest.raises(CaptureError, match="`loc` has a hook on its gradient"):
         steps(CompiledSVI, None, between)
+
+
+class Local(PyroModule):
+    def __init__(self):
+        super().__init__()
+        self.loc, self.scale = PyroParam(torch.tensor(0.3)), PyroParam(torch.tensor(1.0), constraints.positive)
+
+    def forward(self, x):
+        z = pyro.sample("z", dist.Normal(self.loc, self.scale))
+        pyro.sample("x", dist.Normal(z, 1.0).expand([3]).to_event(1), obs=x)
+
+
+def test_parameters_that_modules_keep_out_of_the_store_are_trained():
+    runs = []
+    for kind in (SVI, CompiledSVI):
+        torch.manual_seed(3)
+        with pyro.settings.context(module_local_params=True):
+            model = Local()
+            guide = AutoNormal(model)
+            svi = kind(model, guide, adam(), Trace_ELBO())
+            losses = []
+            for i in range(9):
+                if i == 6:
+                    model.loc_unconstrained = torch.nn.Parameter(torch.tensor(2.0))
+                with Lifted():
+                    losses.append(svi.step(X))
+        assert not pyro.get_param_store().keys()
+        runs.append((torch.tensor(losses), *(p.detach() for p in (*model.parameters(), *guide.parameters()))))
+    torch.testing.assert_close(runs[1], runs[0], rtol=TOLERANCE, atol=TOLERANCE)
+    assert svi.compiled == 1
 
 
 def test_a_copy_compiles_for_itself():

@@ -58,7 +58,8 @@ def test_unknown_modes_are_refused():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        (np.ones(3), "`ndarray`.*torch.as_tensor"),
+        (np.ones(2**18), "`ndarray` of 2097152 bytes.*torch.as_tensor"),
+        (object(), "`object`, whose contents may change"),
         (torch.ones(3, requires_grad=True), "requires a gradient.*detached"),
         (torch.eye(3).to_sparse(), "dense"),
     ],
