@@ -11,7 +11,7 @@ endif
 BASE := $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: demo test lint types pytest coverage slow bench startup figures gpu-test gpu-bench gpu-figures on-gpu-bench on-gpu-figures clean
+.PHONY: demo test lint types pytest coverage slow bench startup faults figures gpu-test gpu-bench gpu-figures on-gpu-bench on-gpu-figures clean
 
 demo: $(READY)  ## Train and compare three algorithms on the embedded data set, to convergence.
 	$(RUN) -m pyro_vae compare --data digits --inference aevb,analytic-kl,wake-sleep --seeds 3 \
@@ -47,6 +47,9 @@ bench: $(READY)  ## The benchmarks behind the README's figures; pythae and NumPy
 
 startup: $(READY)  ## CPU seconds of `import pyro_vae` and of `pyro-vae --help`.
 	$(RUN) -m benchmarks.startup
+
+faults: $(READY)  ## Kills, flipped bits, full disks, damaged and hostile files: half an hour; PYRO_VAE_FAULTS=0.1 for a tenth.
+	OMP_NUM_THREADS=1 $(RUN) -m tests.faults
 
 figures: $(READY)  ## The papers' figures and tables: hours. Stopped, it goes on; started twice, it uses two cores.
 	$(RUN) -m benchmarks.aevb_figure2_study

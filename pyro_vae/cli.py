@@ -163,8 +163,8 @@ def _compare(experiment: Experiment, out: Path | None) -> None:
         with new_folder(folder) as partial:
             checkpoints = unfinished(folder) / "checkpoints"
             result = prepared.run(command=command, progress=True, checkpoints=checkpoints)
-            write_run(result, partial)
             write_report(result, partial / "report.html")
+            write_run(result, partial)  # last, for it writes the checksums of all files
     except KeyboardInterrupt:
         again = command if out is not None else f"{command} --out {shlex.quote(str(folder))}"
         typer.echo(f"stopped; it goes on with: {again}", err=True)

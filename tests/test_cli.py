@@ -61,6 +61,9 @@ def test_compare_writes_its_run_folder(command, tmp_path):
     assert code == 0
     assert folder.name.startswith("digits-")
     assert out.strip().endswith(str(folder / "report.html"))
+    sums = {line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()}
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert sums == files - {"SHA256SUMS"} > {"report.html", "result.json"}
     record = json.loads((folder / "result.json").read_text())
     assert record["environment"]["command"].startswith("pyro-vae compare --inference aevb,wake-sleep")
     for label in ("aevb", "wake-sleep"):

@@ -45,8 +45,9 @@ class MixtureSpec(Tagged):
         """Returns the fields; the file has the family and its parameters on the same level as ``components``."""
         own: dict[str, Any] = {name: content[name] for name in ("components", "weights") if name in content}
         of = {"family": "Normal", **{name: value for name, value in content.items() if name not in own}}
-        known = ["family", "components", "weights", *parameter_names(of["family"])]
-        for name in of if of["family"] in FAMILIES else ():
+        names = parameter_names(of["family"])
+        known = ["family", "components", "weights", *names]
+        for name in of if names else ():
             if name not in known:
                 raise ValueError(f"`{name}` is no key here; {near_match(str(name), known)}")
         return {**own, "of": of}

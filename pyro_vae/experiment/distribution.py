@@ -138,9 +138,10 @@ class DistributionSpec(Part):
         return Conditional(self.family_class, event_shape, given=given, head=head, **self._keywords())
 
 
-def parameter_names(family: str) -> list[str]:
-    """Returns the names of a family's parameters; an empty list for an unknown family."""
-    return list(parameters_of(FAMILIES[family])) if family in FAMILIES else []
+def parameter_names(family: Any) -> list[str]:
+    """Returns the names of a family's parameters; an empty list for what is no known family."""
+    known = isinstance(family, str) and family in FAMILIES
+    return list(parameters_of(FAMILIES[family])) if known else []
 
 
 def read_source(name: str, value: Any) -> Source:
@@ -169,9 +170,12 @@ def read_source(name: str, value: Any) -> Source:
             raise ValueError(f"`{name}`: `{kind}` has no `{field}`; {near_match(field, allowed)}")
     if "transform" in fields:
         given = fields["transform"]
-        if given not in TRANSFORMS:
+        if not isinstance(given, str) or given not in TRANSFORMS:
             raise ValueError(f"`{name}`: unknown transform `{given}`; {near_match(str(given), TRANSFORMS)}")
         fields = {**fields, "transform": TRANSFORMS[given]()}
+    noise = fields.get("noise", 0.0)
+    if isinstance(noise, bool) or not isinstance(noise, int | float):
+        raise ValueError(f"`{name}`: expected a number as noise, got {noise!r}")
     return Learned(**fields) if kind == "learned" else Network(**fields)
 
 

@@ -18,6 +18,7 @@ from pyro_vae.distributions.support import is_discrete
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.distribution import DistributionSpec
 from pyro_vae.experiment.encoder_input import EncoderInput
+from pyro_vae.experiment.network import MOST
 from pyro_vae.experiment.place import Part, Place
 from pyro_vae.experiment.tagged import Tagged
 from pyro_vae.vae.mixed import Column, Mixed
@@ -42,11 +43,11 @@ class ColumnSpec(DistributionSpec):
     def _shorthand(cls, value: Any) -> Any:
         if isinstance(value, dict) and "family" not in value and len(value) == 1:
             ((family, number),) = value.items()
-            if family in _OF_LEVELS and isinstance(number, int) and not isinstance(number, bool) and number > 1:
+            if family in _OF_LEVELS and type(number) is int and 1 < number <= MOST:
                 return {"family": family, "logits": {"network": [number]}}
             raise ValueError(
-                f"expected a family such as Normal, {{family: Normal, scale: learned}} or {{Categorical: 4}} with at "
-                f"least two levels, got {value!r}"
+                f"expected a family such as Normal, {{family: Normal, scale: learned}} or {{Categorical: 4}} with "
+                f"two to {MOST:,} levels, got {value!r}"
             )
         return {"family": value} if isinstance(value, str) else value
 

@@ -78,7 +78,7 @@ def _shadowed(family: type[TorchDistribution], signature: dict[str, Any], source
 
 def as_shape(shape: Sequence[int]) -> torch.Size:
     """Returns the shape as `torch.Size`; checks that its entries are positive integers."""
-    if isinstance(shape, int) or not all(isinstance(size, int) and size > 0 for size in shape):
+    if not isinstance(shape, Sequence) or not all(isinstance(size, int) and size > 0 for size in shape):
         raise InputError(f"Conditional: a shape is a tuple of positive integers, such as (20,); got `{shape!r}`.")
     return torch.Size(shape)
 

@@ -10,6 +10,7 @@ import pytest
 from pyro_vae.errors import InputError
 from pyro_vae.experiment import Experiment
 from pyro_vae.experiment.yaml_file import MOST_VALUES, parse_yaml, read_yaml
+from tests.faults.mutate import text_of
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -74,22 +75,34 @@ seeds: [0, 1]
 """
     generator, said = random.Random(0), []
     for _ in range(1000):
-        characters = list(text)
-        for _ in range(generator.randint(1, 4)):
-            at = generator.randrange(len(characters))
-            match generator.randrange(3):
-                case 0:
-                    characters[at] = generator.choice("{}[]:,- \n'\"&*!|>%@`#?0123456789abcxyz.~")
-                case 1:
-                    del characters[at]
-                case 2:
-                    characters.insert(at, characters[at])
         try:
-            Experiment.parse(parse_yaml("".join(characters), "file") or {}, "file")
+            Experiment.parse(parse_yaml(text_of(text, generator), "file") or {}, "file")
         except InputError as error:
             said.append(str(error))
     assert all(line.startswith("file") for text in said for line in text.splitlines())
     assert 300 < len(said) < 1000
+
+
+WRONG = [
+    ("prior: {mixture: {family: []}}", "family"),
+    ("prior: {mixture: {family: {a: 1}}}", "family"),
+    ("prior: {family: Normal, loc: {network: 2.5}}", "a shape is a tuple of positive integers"),
+    ("prior: {family: Normal, loc: {learned: {noise: a}}}", "expected a number as noise, got 'a'"),
+    ("prior: {family: Normal, loc: {network: {transform: []}}}", "unknown transform"),
+    ("likelihood: {mixed: {kind: {Categorical: 1000000000000}}}", "two to 10,000,000 levels"),
+    (f"parameter_prior: {{family: Normal, loc: {10**400}, scale: 1}}", "a whole number is below 2.63"),
+    ("latent: 9223372036854775808", "a whole number is below 2.63; write a larger one as 1e20"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG)
+def test_a_value_of_another_type_or_size_is_refused_by_its_key(text, message):
+    with pytest.raises(InputError, match=message):
+        Experiment.parse(parse_yaml(text, "file"), "file").assemble(6, None, 10)
+
+
+def test_the_largest_whole_number_is_read():
+    assert parse_yaml("[9223372036854775807, -9223372036854775807, 0x10]", "file") == [2**63 - 1, 1 - 2**63, 16]
 
 
 SMALL = {"networks": {"encoder": {"mlp": [3]}, "decoder": {"mlp": [3]}}}
