@@ -178,6 +178,7 @@ def training(data: Data, setting: Setting, stepsize: float, steps: int, compile:
         schedule=waiting(setting.warmup) if setting.warmup else None,
         steps=steps,
         batch_size=batch_size(data),
+        start_at_data=False,  # the initial values are those of the paper
         check_support=not data.cross_entropy,
         divergence="stop",
         compile=compile,

@@ -174,6 +174,7 @@ def run(prior: str, seed: int, documents: Documents, settings: dict[str, Any], d
             optimizer=lambda p: torch.optim.Adam(p, lr=RATE),
             epochs=settings["epochs"],
             batch_size=BATCH,
+            start_at_data=False,  # the initial values are those that the module states
             clip_norm=CLIP,
         ),
         seed=seed,

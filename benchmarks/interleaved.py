@@ -81,6 +81,7 @@ class Contender:
             steps=_ALWAYS,
             batch_size=experiment.training.batch_size,
             clip_norm=experiment.training.clip_norm,
+            start_at_data=False,  # all contenders start as their networks are drawn
             compile="auto" if self.compile else False,
             check_support=not data.cross_entropy,
         )

@@ -184,6 +184,7 @@ def run(key: str, data: Data, place: Path, settings: dict[str, Any], device: str
             optimizer=lambda p: torch.optim.Adam(p, lr=RATE, betas=BETAS, eps=EPSILON),
             steps=steps,
             batch_size=BATCH,
+            start_at_data=False,  # the initial values are those of the paper
             schedule=factor(ends),
             compile=settings["compile"],
             checkpoint_seconds=CHECKPOINT_SECONDS,

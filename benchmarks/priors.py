@@ -138,6 +138,7 @@ def run(name: str, seed: int, data: Data, settings: dict[str, Any], device: str)
             optimizer=lambda p: torch.optim.Adam(p, lr=RATE),
             epochs=settings["epochs"],
             batch_size=BATCH,
+            start_at_data=False,  # the initial values are those that the module states
             early_stopping=settings["early_stopping_epochs"],
             keep="best",
         ),

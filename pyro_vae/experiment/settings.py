@@ -50,6 +50,7 @@ class TrainingSpec(Strict):
     keep: Literal["best", "last"] = "last"
     compile: Annotated[Literal["auto"] | bool, BeforeValidator(_auto_or_bool)] = "auto"
     precision: Precision = "float32"
+    start_at_data: bool = True
     together: bool | None = None
 
     @model_validator(mode="before")
@@ -85,6 +86,7 @@ class TrainingSpec(Strict):
             keep=self.keep,
             compile=self.compile,
             precision=self.precision,
+            start_at_data=self.start_at_data,
         )
 
 

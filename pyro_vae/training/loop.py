@@ -25,6 +25,7 @@ from pyro_vae.training.program import Program
 from pyro_vae.training.schedules import Schedule, factor_of
 from pyro_vae.training.stacked_minibatches import Minibatch, Source
 from pyro_vae.training.stacked_step import StackedStep, kinds_of
+from pyro_vae.training.start import start_likelihoods
 from pyro_vae.training.stepper import Clock, Stepper
 from pyro_vae.training.when_to_compile import Programs
 
@@ -76,6 +77,8 @@ class Loop:
 
     def open(self) -> None:
         """Makes ready for the first step: from the state of the members as they are now."""
+        if self.training.start_at_data and not self.step:
+            start_likelihoods(self.members, self.source)
         for member in self.members:
             member.open_ledger()
             if member.stopped:

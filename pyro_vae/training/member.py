@@ -111,6 +111,10 @@ class Member:
         torch._foreach_copy_([self.kept[id(parameter)] for parameter in parameters], parameters)
         self.keep_buffers()
 
+    def keep_all(self) -> None:
+        """Keeps all parameters and buffers as they are now."""
+        self.keep(dict(self.both.named_parameters()))
+
     def keep_buffers(self) -> None:
         """Keeps all buffers as they are now."""
         self.buffers = {name: buffer.clone() for name, buffer in self.both.named_buffers()}

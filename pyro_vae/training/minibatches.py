@@ -22,6 +22,9 @@ from pyro_vae.vae.vae import VAE
 
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
+# Most data that a sample has.
+_SAMPLE = 5000
+
 
 class Minibatches(Protocol):
     """A source of minibatches, epoch after epoch.
@@ -152,6 +155,11 @@ class Resident:
     def split(self, order: Tensor) -> Sequence[Tensor]:
         """Returns the rows of each minibatch, along the last dimension."""
         return order.split(self.batch_size or self.size, dim=-1)[: self.steps]
+
+    def sample(self) -> Batch:
+        """Returns up to 5,000 of the data at equal distances, untransformed."""
+        rows = torch.linspace(0, self.size - 1, min(self.size, _SAMPLE), dtype=torch.float64).long()
+        return self.data.select(rows.to(self.home)).map(lambda field: field.to(self.device))
 
     def checksum(self) -> int:
         return checksum(self.data)

@@ -57,6 +57,10 @@ class Training:
         precision: Precision of the networks' products: ``"float32"``, ``"tf32"`` or ``"bfloat16"``; see `networks_in`.
         drop_last: Whether a short last minibatch of an epoch is left out: batch statistics of few rows are poor. A
             `DataLoader` has its own setting.
+        start_at_data: Whether the likelihood starts at the location and scale of the training data: the bias of its
+            head and learned parameters become those of a model without latents, see `pyro_vae.distributions.start`.
+            Only what is as it was drawn at construction is set. Networks and initial values of your own, and a VAE
+            that was trained or restored, stay as they are; so do families without a rule.
         check_support: Whether data outside the likelihood's support are refused. Only without this check can a
             Bernoulli be trained on grey levels, and its "log-likelihood" is then no log-likelihood.
         divergence: What follows a loss or gradient that is not finite: an error (``"raise"``), or a `History` whose
@@ -87,6 +91,7 @@ class Training:
     keep: Literal["best", "last"] = "last"
     compile: Compile = "auto"
     precision: Precision = "float32"
+    start_at_data: bool = True
     check_support: bool = True
     drop_last: bool = False
     divergence: Literal["raise", "stop"] = "raise"
@@ -140,6 +145,7 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "compile": ("auto", "full", True, False),
     "precision": get_args(Precision),
     "drop_last": (False, True),
+    "start_at_data": (False, True),
     "divergence": ("raise", "stop"),
 }
 

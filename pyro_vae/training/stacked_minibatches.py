@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -100,11 +101,15 @@ class Source:
                 self.made.append(minibatches(vae, data, batch_size, seed, *options))
         self.size, self.steps, self.batch_size = first.size, first.steps, first.batch_size
         self.common = common and len(vaes) > 1
+        self._begun: Iterator[Minibatch] | None = None  # an epoch whose first minibatch was seen
         self.fresh = isinstance(first, Resident) and transform is None
 
     def epoch(self) -> Iterator[Minibatch]:
         """Yields the minibatches of one epoch."""
-        if len(self.made) == 1:
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            yield from begun
+        elif len(self.made) == 1:
             for batch, rows in self.made[0].epoch():
                 yield Minibatch(batch, [rows] * self.count, True)
         elif all(isinstance(source, Resident) for source in self.made):
@@ -119,6 +124,20 @@ class Source:
                     )
                 yield Minibatch(_stacked(batches), [rows for _, rows in items], False)
 
+    def sample(self) -> Minibatch | None:
+        """Returns some data of each member, as minibatches show them, before the first epoch; None without any.
+
+        Of data in memory without a transform these are up to 5,000 rows, else the first minibatch, which is still to
+        come.
+        """
+        first = self.made[0]
+        if isinstance(first, Resident) and self.transform is None:
+            return Minibatch(first.sample(), [None] * self.count, True)
+        epoch = self.epoch()
+        minibatch = next(epoch, None)
+        self._begun = epoch if minibatch is None else chain([minibatch], epoch)
+        return minibatch
+
     def checksum(self) -> int:
         """Returns a number that tells data from others; 0 where they are not at hand."""
         return self.made[0].checksum()
@@ -129,6 +148,7 @@ class Source:
 
     def set_state(self, state: Sequence[Mapping[str, Tensor]]) -> None:
         """Puts such states back."""
+        self._begun = None
         for source, own in zip(self.made, state, strict=True):
             source.set_state(own)
 

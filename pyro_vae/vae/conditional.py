@@ -15,11 +15,13 @@ from torch.distributions.transforms import Transform
 from pyro_vae.distributions.family import constraints_of, event_dim_of
 from pyro_vae.distributions.protocol import declared_sizes, implied_constants
 from pyro_vae.distributions.registry import family_in_place_of
+from pyro_vae.distributions.statistics import Statistics
 from pyro_vae.errors import InputError
 from pyro_vae.networks.sizes import out_features
 from pyro_vae.runtime.precision import network_output
 from pyro_vae.vae.parameters import as_shape, constant, initial, is_number, resolve, shape_for, transform_for
 from pyro_vae.vae.sources import Fixed, Learned, Network, Source
+from pyro_vae.vae.start import start
 
 
 class Conditional(nn.Module):
@@ -93,6 +95,10 @@ class Conditional(nn.Module):
             like = next(given.parameters(), torch.empty(()))
             width = out_features(given) if features is None else features
             self.head = nn.Linear(width, sum(self._sizes), device=like.device, dtype=like.dtype)
+        # Tells a head as it was drawn from one that was set or trained.
+        drawn = None if self.head is None else self.head.bias.detach().clone()
+        self.drawn_bias: Tensor | None
+        self.register_buffer("drawn_bias", drawn, persistent=False)
 
     def forward(self, context: Tensor | None = None, offset: Tensor | None = None) -> TorchDistribution:
         """Returns the distribution given ``context``.
@@ -149,6 +155,30 @@ class Conditional(nn.Module):
     def network_sizes(self) -> dict[str, int]:
         """Number of network outputs of each `Network` parameter, in the order of the parameters."""
         return {name: math.prod(shape) for name, shape in self._raw_shapes.items()}
+
+    @property
+    def raw_shapes(self) -> dict[str, torch.Size]:
+        """Shape of the unconstrained value of each `Network` parameter, in the order of the parameters."""
+        return dict(self._raw_shapes)
+
+    @property
+    def transforms(self) -> dict[str, Transform]:
+        """Transform from the unconstrained value to each parameter that is not fixed."""
+        return dict(self._transforms)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Value of each fixed parameter: a Python number or a tensor."""
+        buffers = {name: value for name, value in self.named_buffers(recurse=False) if name.startswith("fixed_")}
+        return {**self._numbers, **{name.removeprefix("fixed_"): value for name, value in buffers.items()}}
+
+    def start_at(self, data: Statistics) -> None:
+        """Puts a head and learned parameters that are as drawn at the location and scale of data; see `start`.
+
+        Arguments:
+            data: Statistics of training data, with cells of ``event_shape``.
+        """
+        start(self, data)
 
     def to_spec(self) -> dict[str, Any]:
         """Returns the entry of this declaration in an experiment file, without the network and learned values.
@@ -245,6 +275,20 @@ class Conditional(nn.Module):
             return value.reshape(value.shape[:-1] + shape)
         maps = value.reshape(value.shape[:-1] + shape[cells:] + shape[:cells])
         return maps.movedim(tuple(range(-extra - cells, -cells)), tuple(range(-extra, 0)))
+
+    def as_emitted(self, name: str, value: Tensor) -> Tensor:
+        """Returns unconstrained values of a parameter as the head emits them, shape ``(n,)``.
+
+        Arguments:
+            name: Name of the parameter.
+            value: Unconstrained values; they broadcast to the parameter's.
+        """
+        shape, cells = self._raw_shapes[name], len(self.event_shape)
+        value = value.expand(shape)
+        extra = len(shape) - cells if self.family_event_dim == 0 else 0
+        if extra > 0 and cells > 0:
+            value = value.movedim(tuple(range(-extra, 0)), tuple(range(extra)))
+        return value.reshape(-1)
 
     def _build(self, parameters: dict[str, Any], batch_shape: Sequence[int]) -> TorchDistribution:
         built = self.family(**parameters)

@@ -10,11 +10,12 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
+from pyro_vae.distributions.statistics import Statistics
 from pyro_vae.distributions.support import base_support
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.runtime.modes import evaluating, switched
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.part import blocks_of, column_names, event_shape_of, network_of, takes_offset
+from pyro_vae.vae.part import blocks_of, column_names, event_shape_of, network_of, start_at, takes_offset
 
 CONTEXT = "context"
 
@@ -271,6 +272,10 @@ class Reads(nn.Module):
     def forward(self, context: Tensor, offset: Tensor | None = None) -> TorchDistribution:
         """Returns p(x|z) given the layers that it reads (and the covariates), as `VAE.decode` selects them."""
         return self.likelihood(context) if offset is None else self.likelihood(context, offset)
+
+    def start_at(self, data: Statistics) -> None:
+        """Puts the likelihood at the location and scale of data, if it can be; see `pyro_vae.vae.part.start_at`."""
+        start_at(self.likelihood, data)
 
     def select(self, z: Tensor, prior: object) -> Tensor:
         """Returns the layers of z that are read, shape ``(..., sum of L_l)``.

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from pyro_vae.distributions.columns import Columns
 from pyro_vae.distributions.family import event_dim_of
+from pyro_vae.distributions.statistics import Statistics
 from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.parameters import resolve
+from pyro_vae.vae.part import start_at
 from pyro_vae.vae.sources import Learned, Network, Source
 from pyro_vae.vae.trunk import Trunk
 
@@ -143,6 +145,15 @@ class Mixed(Trunk):
                 own = own[..., index]
             parts[index] = cells_of(group(features, own))
         return Columns(parts, tuple(self.columns))
+
+    def start_at(self, data: Statistics) -> None:
+        """Puts every column at the location and scale of its data; see `Conditional.start_at`.
+
+        Arguments:
+            data: Statistics of training data, with events of shape ``(D,)``.
+        """
+        for i, group in enumerate(self.groups):
+            start_at(group, data.select(getattr(self, f"index_{i}")))
 
     def to_spec(self) -> dict[str, Any]:
         """Returns its entry in an experiment file, without the network.

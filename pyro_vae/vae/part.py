@@ -25,11 +25,13 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+
+from pyro_vae.distributions.statistics import Statistics
 
 
 class Part(Protocol):
@@ -82,10 +84,16 @@ class Likelihood(Part, Protocol):
             with an offset are refused. Default: False.
         column_names: Names of the cells of a datum; the columns of a data frame are put in this order. Default: none;
             the columns keep their order.
+        start_at: Method that takes the `Statistics` of training data before the first step, and puts parameters that
+            were neither set nor trained at their location and scale. Default: all parameters stay as they are.
     """
 
     takes_offset: bool
     column_names: Sequence[str] | None
+
+    def start_at(self, data: Statistics) -> None:
+        """Puts parameters at the location and scale of data, in place."""
+        ...
 
     def forward(self, context: Tensor, offset: Tensor | None = None) -> TorchDistribution:
         """Returns p(x|z) with ``batch_shape == context.shape[:-1]``."""
@@ -113,6 +121,18 @@ def takes_offset(likelihood: nn.Module) -> bool:
 def column_names(likelihood: nn.Module) -> Sequence[str] | None:
     """Returns the names of the cells of a datum; None where the likelihood has none."""
     return getattr(likelihood, "column_names", None)
+
+
+def starts_at_data(likelihood: nn.Module) -> bool:
+    """Whether a likelihood has a method ``start_at``; see `Likelihood`."""
+    return getattr(likelihood, "start_at", None) is not None
+
+
+def start_at(likelihood: nn.Module, data: Statistics) -> None:
+    """Puts a likelihood at the location and scale of data, where it has a method for it; see `Likelihood`."""
+    method: Callable[[Statistics], None] | None = getattr(likelihood, "start_at", None)
+    if method is not None:
+        method(data)
 
 
 def event_shape_of(part: nn.Module) -> Sequence[int] | None:
