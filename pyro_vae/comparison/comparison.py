@@ -23,6 +23,7 @@ from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.runtime.environment import environment, versions
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.outside_file import OutsideFile
+from pyro_vae.runtime.progress import runs_line
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.runtime.whole_file import write_whole
 from pyro_vae.vae.data_check import check_values
@@ -221,21 +222,29 @@ class Prepared:
         resumed = kept is not None and any(kept.glob("*.checkpoint"))
         execution = _noted_execution(kept) or decide(experiment, data, progress)
         _note(kept, execution)
-        runs = trained_runs(experiment, data, execution, progress, kept)
-        first = {run.algorithm: run.vae for run in runs if run.seed == experiment.seeds[0]}
-        checks = check_posteriors(
-            first,
-            {run.algorithm: run.inference for run in runs if run.seed == experiment.seeds[0]},
+        with runs_line(len(experiment.inference) * len(experiment.seeds), progress) as line:
+            runs = trained_runs(experiment, data, execution, line, kept)
+            if line is not None:
+                line.finish()
+            checks = self._checks(runs, progress)
+        where = {**environment(experiment.torch_device, command), "wall_seconds": round(time.perf_counter() - start, 1)}
+        if resumed:
+            where["resumed"] = "wall time covers only the last part, and the runs were made at different times"
+        return Comparison(experiment, data, runs, where, execution, checks)
+
+    def _checks(self, runs: list[Run], progress: bool) -> PosteriorChecks:
+        """Checks the posteriors and gradients of the first seed."""
+        experiment, data = self.experiment, self.data
+        first = [run for run in runs if run.seed == experiment.seeds[0]]
+        return check_posteriors(
+            {run.algorithm: run.vae for run in first},
+            {run.algorithm: run.inference for run in first},
             data.batch("test", experiment.evaluation.num_data).to(experiment.torch_device, runs[0].vae.dtype),
             experiment.evaluation.posterior_checks,
             is_likelihood=not data.cross_entropy,
             seed=experiment.seeds[0],
             progress=progress,
         )
-        where = {**environment(experiment.torch_device, command), "wall_seconds": round(time.perf_counter() - start, 1)}
-        if resumed:
-            where["resumed"] = "wall time covers only the last part, and the runs were made at different times"
-        return Comparison(experiment, data, runs, where, execution, checks)
 
 
 def prepare(experiment: Experiment, data: Data | None = None, progress: bool = False) -> Prepared:

@@ -22,6 +22,7 @@ from pyro_vae.evaluation.latent import LatentKL, active_units, latent_kl
 from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.inference.interface import Inference
+from pyro_vae.runtime.progress import Line
 from pyro_vae.training.fit import fit
 from pyro_vae.training.history import History
 from pyro_vae.vae.vae import VAE
@@ -136,7 +137,7 @@ METRICS = ("elbo", "log_marginal", "active_units", "seconds_per_epoch")
 
 
 def trained_runs(
-    experiment: Experiment, data: Data, execution: Execution, progress: bool, checkpoints: Path | None
+    experiment: Experiment, data: Data, execution: Execution, line: Line | None, checkpoints: Path | None
 ) -> list[Run]:
     """Trains and evaluates every algorithm under every seed; the seeds run one by one, or all in one program.
 
@@ -144,15 +145,15 @@ def trained_runs(
         experiment: The experiment to run, as `Experiment.completed` returns it.
         data: The data that its `load_data` returns.
         execution: How all runs execute.
-        progress: Whether to show progress bars.
+        line: Shows the progress over all runs; None for none.
         checkpoints: Folder of the checkpoints: one for each run, or one for each algorithm if its seeds are trained
             together; see `pyro_vae.compare`.
     """
     seeds, algorithms = experiment.seeds, experiment.inference
     if not seeds_together(experiment) or not (experiment.training.together or execution.compiled):
         pairs = [(seed, spec) for seed in seeds for spec in algorithms]
-        return [_trained(experiment, spec, [seed], data, execution, progress, checkpoints)[0] for seed, spec in pairs]
-    of_algorithms = [_trained(experiment, spec, seeds, data, execution, progress, checkpoints) for spec in algorithms]
+        return [_trained(experiment, spec, [seed], data, execution, line, checkpoints)[0] for seed, spec in pairs]
+    of_algorithms = [_trained(experiment, spec, seeds, data, execution, line, checkpoints) for spec in algorithms]
     return [run for of_seed in zip(*of_algorithms, strict=True) for run in of_seed]
 
 
@@ -162,10 +163,13 @@ def _trained(
     seeds: Sequence[int],
     data: Data,
     execution: Execution,
-    progress: bool,
+    line: Line | None,
     checkpoints: Path | None,
 ) -> list[Run]:
     """Trains and evaluates one algorithm under the seeds, in one program if there are several."""
+    if line is not None:
+        several = "s" if len(seeds) > 1 else ""
+        line.begin(f"{spec.label}, seed{several} {', '.join(map(str, seeds))}", len(seeds))
     vaes, algorithms = built(experiment, spec, data, seeds)
     training = training_of(experiment, data)
     if training.compile == "auto":
@@ -179,12 +183,12 @@ def _trained(
         transform=data.transform if data.binarisation == "dynamic" else None,
         validation=None if data.valid is None else data.batch("valid"),
         checkpoint=None if checkpoints is None else checkpoints / _checkpoint_name(spec.label, seeds),
-        progress=f"{spec.label}, seed {', '.join(map(str, seeds))}" if progress else False,
+        progress="training" if line is not None else False,
     )
     if any(history.stopped == "interrupted" for history in histories):
         raise KeyboardInterrupt
     runs = [
-        _evaluated(experiment, spec.label, seed, vae, algorithm, history, data, progress)
+        _evaluated(experiment, spec.label, seed, vae, algorithm, history, data, line is not None)
         for seed, vae, algorithm, history in zip(seeds, vaes, algorithms, histories, strict=True)
     ]
     return [replace(run, seconds_per_epoch=run.seconds_per_epoch / len(seeds)) for run in runs]

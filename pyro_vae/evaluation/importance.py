@@ -23,10 +23,14 @@ from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.vae import VAE
 
-# Number of rows of x (samples x data) that are decoded at once. On a CPU few, so that the decoder's activations fit the
-# cache (1,000 to 2,500 rows of 784 cells are best); elsewhere many, so that the kernels' launch times do not matter.
+# Number of rows of x (samples x data) whose z are drawn at once: on a CPU few, elsewhere many, so that the kernels'
+# launch times do not matter. The draws of a seed depend on it.
 _ROWS = {"cpu": 2000}
 _ROWS_ELSEWHERE = 20_000
+# Number of bytes of the x of the rows that are decoded at once; no draw depends on it. On a CPU few, so that the
+# decoder's activations fit the cache; elsewhere as many as leave room in the device's memory.
+_BYTES = {"cpu": 2**23}
+_BYTES_ELSEWHERE = 2**30
 # Least number of samples of a datum that are drawn at once, if that many are wanted.
 _BLOCK = 100
 
@@ -141,7 +145,8 @@ def _log_weights(
     rows = _ROWS.get(vae.device.type, _ROWS_ELSEWHERE)
     size = max(1, min(batch.size, rows // min(num_samples, _BLOCK)))
     at_once = min(num_samples, max(1, rows // size))
-    whole = batch.size // size * (num_samples // at_once)  # number of blocks of full size
+    decoded = _samples_decoded(vae, batch.x[:size])
+    whole = batch.size // size * (num_samples // at_once) * -(-at_once // decoded)  # number of blocks of full size
     _keep_released_memory()
     with evaluating(vae), isolated(seed, "evaluation"), enabled(compile), repeated(whole):
         for start in tracked(range(0, batch.size, size), progress):
@@ -152,12 +157,13 @@ def _log_weights(
 
 def _blocks(vae: VAE, batch: Batch, num_samples: int, at_once: int, compiled: bool) -> Iterator[Tensor]:
     """Yields log weights in blocks of samples, as `VAE.log_weights_of`, with one pass through the encoder for all."""
+    decoded = _samples_decoded(vae, batch.x)
     q, p, validation = vae.posterior_given(batch), vae.prior_given(batch), pyro.distributions.is_validation_enabled()
     for done in range(0, num_samples, at_once):
         n = min(at_once, num_samples - done)
         with pyro.validation_enabled(validation and done == 0):  # one check is enough: the data do not change
-            uncompiled = partial(_weighed, vae, batch, q, p, n)
-            whole = compiled and n == at_once
+            uncompiled = partial(_weighed, vae, batch, q, p, n, decoded)
+            whole = compiled and n == at_once <= decoded
             log_w = (
                 routine(_log_weights_of_block, vae)(tuple(batch), n, otherwise=uncompiled) if whole else uncompiled()
             )
@@ -170,10 +176,29 @@ def _log_weights_of_block(vae: VAE, fields: tuple[Tensor, ...], n: int) -> Tenso
     return _weighed(vae, batch, vae.posterior_given(batch), vae.prior_given(batch), n)
 
 
-def _weighed(vae: VAE, batch: Batch, q: TorchDistribution, p: TorchDistribution, n: int) -> Tensor:
+def _weighed(
+    vae: VAE, batch: Batch, q: TorchDistribution, p: TorchDistribution, n: int, decoded: int | None = None
+) -> Tensor:
+    """Returns the log weights of n samples of each datum, of which ``decoded`` pass the decoder at once (None: all)."""
     z = q.rsample((n,)) if q.has_rsample else q.sample((n,))
-    log_w: Tensor = p.log_prob(z) + vae.log_likelihood_of(z, batch) - q.log_prob(z)
+    if decoded is None or n <= decoded:
+        likelihood = vae.log_likelihood_of(z, batch)
+    else:
+        piece = routine(_log_likelihood_of_piece, vae)
+        likelihood = torch.cat([piece(tuple(batch), each) for each in z.split(decoded)])
+    log_w: Tensor = p.log_prob(z) + likelihood - q.log_prob(z)
     return log_w
+
+
+def _log_likelihood_of_piece(vae: VAE, fields: tuple[Tensor, ...], z: Tensor) -> Tensor:
+    """Returns log p(x|z) of some samples of each datum, as a function of tensors and the VAE only."""
+    return vae.log_likelihood_of(z, Batch(*fields))
+
+
+def _samples_decoded(vae: VAE, x: Tensor) -> int:
+    """Returns how many samples of each datum of x pass the decoder at once."""
+    size_of_all = max(1, x.numel() * vae.dtype.itemsize)
+    return max(1, _BYTES.get(vae.device.type, _BYTES_ELSEWHERE) // size_of_all)
 
 
 def _keep_released_memory() -> None:

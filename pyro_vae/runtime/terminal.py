@@ -17,7 +17,6 @@ try:
         Progress,
         TextColumn,
         TimeRemainingColumn,
-        track,
     )
     from rich.table import Table
     from rich.text import Text
@@ -36,5 +35,4 @@ __all__ = [
     "Text",
     "TextColumn",
     "TimeRemainingColumn",
-    "track",
 ]

@@ -6,6 +6,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,7 +189,7 @@ class Programs:
                 self._does_not_repay("compilation" if alone else "capture")
                 return
         try:
-            program = self._timed("compiling" if alone else "capturing", lambda: self.make(minibatch))
+            program = self._timed("" if alone else "capturing", lambda: self.make(minibatch))
             kind.program, kind.seconds = program, []
             if alone:
                 self._compile_if_it_saves(kind, program, left, saved)
@@ -210,13 +211,14 @@ class Programs:
         kind.decided = True
         if saved is None:
             saved = float("inf") if self._must(kind) else CAPTURED.of(statistics.median(kind.seconds), left)
-        if program.cost + (CAPTURE if not program.runs_uncompiled else 0.0) > saved:
+        cost = program.cost
+        if cost + (CAPTURE if not program.runs_uncompiled else 0.0) > saved:
             if not program.runs_uncompiled:
                 kind.program = None
                 self._does_not_repay("compilation")
             return
         try:
-            self._timed("compiling", program.compile)
+            self._timed("compiling" if cost else "", program.compile)
         except CompilationError as error:
             if self._must(kind) or not program.runs_uncompiled:
                 raise
@@ -227,7 +229,7 @@ class Programs:
     def _timed(self, title: str, action: Callable[[], Any]) -> Any:
         start = time.perf_counter()
         try:
-            with self.busy(title):
+            with self.busy(title) if title else nullcontext():
                 return action()
         finally:
             self.seconds += time.perf_counter() - start

@@ -308,3 +308,38 @@ def test_peak_memory_is_bounded(data: int, num_samples: int, limit: float) -> No
     command = [sys.executable, "-c", _MEMORY, str(data), str(num_samples)]
     run = subprocess.run(command, check=True, capture_output=True, text=True)
     assert 0 < float(run.stdout) < limit
+
+
+def wide(cells: int) -> VAE:
+    torch.manual_seed(0)
+    prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
+    return VAE(prior, Conditional(dist.Bernoulli, (cells,), given=mlp(2, 5)))
+
+
+def test_few_rows_of_wide_data_are_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 8 MiB of x, or one sample of each datum; every sample of every datum is decoded once."""
+    vae, decoded = wide(5000), list[int]()
+    likelihood = vae.log_likelihood_of
+
+    def counted(z: Tensor, batch: Batch) -> Tensor:
+        decoded.append(z.shape[:2].numel())
+        return likelihood(z, batch)
+
+    monkeypatch.setattr(vae, "log_likelihood_of", counted)
+    log_marginal(vae, torch.zeros(20, 5000), 100, compile=False)
+    assert max(decoded) * 5000 * 4 <= 2**23
+    assert sum(decoded) == 20 * 100
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_estimates_do_not_depend_on_how_many_rows_are_decoded_at_once(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, x = wide(30), (torch.rand(45, 30, generator=torch.Generator().manual_seed(1)) < 0.4).float()
+    found = []
+    for budget in (2**30, 30 * 4 * 20 * 7, 1):
+        monkeypatch.setitem(importance._BYTES, "cpu", budget)
+        with interpreted():
+            found.append(log_marginal(vae, x, 230, seed=3, compile=compiled).pointwise)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-6, atol=1e-5)

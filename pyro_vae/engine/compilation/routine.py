@@ -294,8 +294,8 @@ class Routine:
                 return
         start = time.perf_counter()
         try:
-            with terms.busy("compiling"), enabled(False):
-                self._compile(kind, inputs, saved)
+            with enabled(False):
+                self._compile(kind, inputs, saved, terms.busy)
         except (CaptureError, CompilationError) as error:
             kind.refused = error
             if terms.mode is True:
@@ -311,7 +311,7 @@ class Routine:
             name = getattr(self.function, "__name__", "a function").strip("_")
             warnings.warn(f"`{name}` runs uncompiled: {error}", stacklevel=6)
 
-    def _compile(self, kind: CallKind, inputs: Sequence[Any], saved: float) -> None:
+    def _compile(self, kind: CallKind, inputs: Sequence[Any], saved: float, busy: Busy) -> None:
         """Captures and compiles a kind, unless compiling costs more than it saves."""
         if sum(other.program is not None for other in self.kinds.values()) >= MOST:
             raise CaptureError(f"called with inputs of more than {MOST} kinds; use fewer shapes.")
@@ -327,7 +327,8 @@ class Routine:
         kind.cost = compile_cost(known(captured.graph, examples))
         if saved < kind.cost:
             return
-        run = compile_graph(captured.graph, examples).run
+        with busy("compiling") if kind.cost else nullcontext():  # a program of this process is only looked up
+            run = compile_graph(captured.graph, examples).run
         template = captured.template
         simple = template.size == len(template.leaves) and template.spec.type is tuple and not captured.changed
         simple = simple and template.spec.num_children == template.size
