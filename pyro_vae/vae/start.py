@@ -2,22 +2,47 @@ r"""Starts a likelihood at the location and scale of training data, before its f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
 from torch.distributions.transforms import Transform
 
 from pyro_vae.distributions.start import Known, rule_of
 from pyro_vae.distributions.statistics import Statistics
-from pyro_vae.vae.sources import Learned, Network
+from pyro_vae.vae.sources import Learned, Network, Source
 
-if TYPE_CHECKING:
-    from pyro_vae.vae.conditional import Conditional
+
+class Declared(Protocol):
+    """What a start needs of a `Conditional`, whose attributes these are."""
+
+    family: type[TorchDistribution]
+    event_shape: torch.Size
+    sources: dict[str, Source]
+    head: nn.Linear | None
+    drawn_bias: Tensor | None
+
+    @property
+    def network_sizes(self) -> Mapping[str, int]: ...
+
+    @property
+    def raw_shapes(self) -> Mapping[str, torch.Size]: ...
+
+    @property
+    def transforms(self) -> Mapping[str, Transform]: ...
+
+    @property
+    def constants(self) -> Mapping[str, Any]: ...
+
+    def as_emitted(self, name: str, value: Tensor) -> Tensor: ...
+
+    def named_parameters(self, *, recurse: bool) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
 @torch.no_grad()
-def start(part: Conditional, data: Statistics) -> None:
+def start(part: Declared, data: Statistics) -> None:
     """Sets the bias of the head and the learned parameters to where a model without latents would have them.
 
     A location whose transform is the default one varies in units of the data's scale: its rows of the head's weights
@@ -48,7 +73,7 @@ def start(part: Conditional, data: Statistics) -> None:
             _start_learned(getattr(part, f"learned_{name}"), part.transforms[name], found.parameters[name])
 
 
-def _fresh(part: Conditional) -> bool:
+def _fresh(part: Declared) -> bool:
     """Whether the head is as it was drawn, and is trained."""
     head = part.head
     drawn = None if head is None else part.drawn_bias
@@ -57,14 +82,14 @@ def _fresh(part: Conditional) -> bool:
     return bool(torch.equal(head.bias, drawn.to(head.bias)))
 
 
-def _unset(part: Conditional, name: str) -> bool:
+def _unset(part: Declared, name: str) -> bool:
     """Whether a learned parameter has no initial value of its own, and has not been trained."""
     source: Any = part.sources[name]
     parameter: Tensor = getattr(part, f"learned_{name}")
     return source.init is None and not source.noise and parameter.requires_grad and not bool(parameter.any())
 
 
-def _declared(part: Conditional, free: list[str]) -> dict[str, Any]:
+def _declared(part: Declared, free: list[str]) -> dict[str, Any]:
     """The values of the parameters that are fixed or have initial values, on the data's device, float64."""
     values: dict[str, Any] = {}
     for name, value in part.constants.items():
@@ -75,16 +100,14 @@ def _declared(part: Conditional, free: list[str]) -> dict[str, Any]:
     return values
 
 
-def _sizes(part: Conditional) -> dict[str, int]:
+def _sizes(part: Declared) -> dict[str, int]:
     """The last dimension of each parameter that is not fixed."""
     shapes = {name: parameter.shape for name, parameter in part.named_parameters(recurse=False)}
     learned = {name.removeprefix("learned_"): shape for name, shape in shapes.items()}
     return {name: shape[-1] for name, shape in {**part.raw_shapes, **learned}.items() if shape}
 
 
-def _start_rows(
-    part: Conditional, name: str, rows: slice, data: Statistics, value: Tensor, unit: Tensor | None
-) -> None:
+def _start_rows(part: Declared, name: str, rows: slice, data: Statistics, value: Tensor, unit: Tensor | None) -> None:
     """Sets the rows of the head that output one parameter."""
     head, source, transform = part.head, part.sources[name], part.transforms[name]
     raw = _unconstrained(transform, value)
