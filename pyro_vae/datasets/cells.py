@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_vae.datasets.errors import quoted, suggestion
+from pyro_vae.datasets.number_format import NumberFormat, advice, is_plain
 from pyro_vae.errors import InputError
 
 Level = str | float
@@ -39,6 +40,7 @@ def read_cells(
     words: bool = False,
     levels: Levels | None = None,
     modelled: bool = True,
+    numbers: NumberFormat | None = None,
 ) -> Cells:
     r"""Returns the cells of a column.
 
@@ -50,6 +52,7 @@ def read_cells(
         words: Whether cells may be words, which become codes.
         levels: Levels of the training data, the only cells that are allowed; None to take those of the column.
         modelled: Whether the column is modelled. If not, it conditions the model, and no cell may be missing.
+        numbers: How numbers are written in cells of text; None for decimal points alone.
 
     Raises:
         InputError: If a cell is missing, a word or an unknown level where that is not allowed; the message names the
@@ -61,7 +64,10 @@ def read_cells(
         empty = np.isnan(values)
     else:
         series = series.map(lambda cell: float(cell) if isinstance(cell, bool | np.bool_) else cell)
-        values = pd.to_numeric(series.map(str), errors="coerce").to_numpy(dtype=np.float64, copy=True)
+        if numbers is None:
+            values = pd.to_numeric(series.map(str), errors="coerce").to_numpy(dtype=np.float64, copy=True)
+        else:
+            values = _written(title, name, series, empty, numbers)
     if empty.any() and not missing:
         remedy = (
             "every cell must be a finite number: fill in or drop missing values, or hide them with `missing: mask`"
@@ -98,12 +104,10 @@ def has_decimal_comma(cell: str) -> bool:
     return re.fullmatch(r"\s*[-+]?\d+(\.\d{3})*,\d+\s*", cell) is not None
 
 
-# Numbers with commas between thousands; signs that stand beside numbers.
+# Numbers with commas between thousands.
 THOUSANDS = r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?"
-_SIGN = r"[€$£¥%]"
 # Longest cell that may be meant as a number.
 _LONGEST = 100
-_PLAIN = r"[-+]?(\d+(\.\d*)?|\.\d+)"
 
 
 def not_numbers(words: Sequence[str], numbers: int) -> str | None:
@@ -113,22 +117,10 @@ def not_numbers(words: Sequence[str], numbers: int) -> str | None:
         words: The cells that are no numbers, or the different ones of them.
         numbers: Number of the column's cells that are numbers.
     """
-    words = [word[:_LONGEST] for word in words]  # the time of the patterns below is quadratic in the length
-    bare = [re.sub(rf"^\s*{_SIGN}?\s*|\s*{_SIGN}?\s*$", "", word) for word in words]
-    thousands = all(re.fullmatch(rf"{THOUSANDS}|{_PLAIN}", cell) for cell in bare)
-    commas = any("," in cell for cell in bare)
-    sign = next((found.group() for word in words if (found := re.search(_SIGN, word))), None)
-    if sign is not None and (thousands or all(has_decimal_comma(cell) for cell in bare)):
-        drop = ", without the commas between thousands," if thousands and commas else ""
-        return f"leave out the sign `{sign}` and write the number alone{drop} with a decimal point"
-    if thousands and commas:
-        return (
-            "its commas separate thousands; leave them out (in pandas, read_csv(path, thousands=',') reads such cells)"
-        )
-    if words and has_decimal_comma(words[0]):
-        return "this one has a decimal comma; write a point (in pandas, read_csv(path, decimal=',') reads such cells)"
-    if numbers <= len(words):
-        return None
+    # The time of the patterns is quadratic in the length of a cell.
+    found = advice([word[:_LONGEST] for word in words], numbers)
+    if found is not None or numbers <= len(words):
+        return found
     return (
         "most cells of the column are numbers; write the number alone, without a unit, or leave the cell empty "
         "(`missing: mask`)"
@@ -153,6 +145,21 @@ def decoded(values: NDArray[np.float64], levels: Levels | None) -> pd.Series:
     codes = np.where(np.isnan(values), -1, np.clip(np.rint(np.nan_to_num(values)), 0, len(levels) - 1)).astype(int)
     cells = np.array([*levels, None], dtype=object)[codes]
     return pd.Series(cells) if isinstance(levels[0], str) else pd.Series(cells.astype(np.float64))
+
+
+def _written(
+    title: str, name: str, series: pd.Series, empty: NDArray[np.bool_], numbers: NumberFormat
+) -> NDArray[np.float64]:
+    """Returns the numbers of cells of text; refuses a number that is written in another way than is declared."""
+    values = numbers.numbers(series.tolist())
+    other = np.isnan(values) & ~empty & np.array([is_plain(cell) for cell in series], dtype=bool)
+    if other.any():
+        row = int(other.argmax())
+        raise InputError(
+            f"`{title}`: found `{series.iloc[row]}` in {_place(row, name)}, which is no number with "
+            f"`{numbers.keys()}`; between two thousands signs there are three digits: write all numbers in one way"
+        )
+    return values
 
 
 def _codes(

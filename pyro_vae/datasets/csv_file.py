@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pyro_vae.datasets.cells import THOUSANDS, has_decimal_comma
@@ -27,12 +28,13 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _MOST_LINE, _MOST_NAME, _MOST_COLUMNS, _CHUNK = 2**24, 1_000, 100_000, 2**20
 
 
-def read_csv(path: Path, known: Collection[str] | None = None) -> pd.DataFrame:
+def read_csv(path: Path, known: Collection[str] | None = None, as_text: bool = False) -> pd.DataFrame:
     r"""Reads a comma-separated file with names in its first line.
 
     Arguments:
         path: Path of the file.
         known: Names of the columns to parse; the cells of others, such as identifiers, stay text. None: all.
+        as_text: Whether the cells of parsed columns stay text too, for numbers in another format; empty cells are NaN.
 
     Raises:
         InputError: If the file is damaged, empty or in another dialect, or a column name is missing or repeated.
@@ -41,10 +43,10 @@ def read_csv(path: Path, known: Collection[str] | None = None) -> pd.DataFrame:
     with source.reading():
         _check_lines(source)
         _check_width(path)
-        return _parsed(path, known)
+        return _parsed(path, known, as_text)
 
 
-def _parsed(path: Path, known: Collection[str] | None) -> pd.DataFrame:
+def _parsed(path: Path, known: Collection[str] | None, as_text: bool) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             # pandas drops surplus cells and only warns.
@@ -60,6 +62,10 @@ def _parsed(path: Path, known: Collection[str] | None) -> pd.DataFrame:
             if rest:
                 text = pd.read_csv(path, dtype=str, keep_default_na=False, **options)
                 frame = frame.assign(**{name: text[name] for name in rest})
+            if as_text:
+                text = pd.read_csv(path, dtype=str, **options)
+                kept = [name for name in frame.columns if name not in rest and frame[name].dtype != np.bool_]
+                frame = frame.assign(**{name: text[name] for name in kept})
             return frame
     except pd.errors.EmptyDataError as error:
         raise InputError(

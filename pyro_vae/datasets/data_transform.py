@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,13 @@ from pyro_vae.datasets.binarisation import bernoulli_draw, threshold
 from pyro_vae.datasets.cells import Cells, Levels, decoded
 from pyro_vae.datasets.context import ContextColumn, Offset
 from pyro_vae.datasets.large_arrays import row_blocks
+from pyro_vae.datasets.number_format import NumberFormat
 from pyro_vae.datasets.raw_data import Binarisation, Missing, RawData, Scaling
 from pyro_vae.datasets.user_file import Wanted, from_frame
 from pyro_vae.errors import InputError, shown
 
 # Entries that old records lack.
-_OPTIONAL = ("missing", "levels", "context", "offset")
+_OPTIONAL = ("missing", "levels", "context", "offset", "numbers")
 # Number of cells whose columns are fitted at once, and the least number of columns.
 _CELLS, _COLUMNS = 2**20, 16
 
@@ -55,6 +56,7 @@ class DataTransform:
             column has levels.
         context: The columns, or labels, that condition the model, in the order of their covariates.
         offset: Rule of the offset; None where the model has none.
+        numbers: How numbers are written in `.csv` files, where this was declared.
 
     Example:
         >>> import torch
@@ -80,6 +82,7 @@ class DataTransform:
     levels: tuple[Levels | None, ...] | None = None
     context: tuple[ContextColumn, ...] = ()
     offset: Offset | None = None
+    numbers: NumberFormat | None = None
 
     @property
     def context_features(self) -> int:
@@ -224,13 +227,14 @@ class DataTransform:
             else [None if levels is None else list(levels) for levels in self.levels],
             "context": [column.record() for column in self.context],
             "offset": None if self.offset is None else {"source": self.offset.source, "centre": self.offset.centre},
+            "numbers": None if self.numbers is None else asdict(self.numbers),
         }
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> DataTransform:
         r"""Returns the transform of a record; other entries, such as those of `Data.record`, are ignored.
 
-        The entries `missing`, `levels`, `context` and `offset` may be absent, as in old records.
+        The entries `missing`, `levels`, `context`, `offset` and `numbers` may be absent, as in old records.
 
         Raises:
             InputError: If an entry is missing or cannot be used; the message names it.
@@ -250,13 +254,14 @@ class DataTransform:
             values[name] = None if values[name] is None else tuple(values[name])
         for name in ("centre", "scale"):
             values[name] = None if values[name] is None else torch.tensor(values[name], dtype=torch.float64)
-        levels, offset = record.get("levels"), record.get("offset")
+        levels, offset, numbers = record.get("levels"), record.get("offset"), record.get("numbers")
         return cls(
             **values,
             missing=record.get("missing", "error"),
             levels=None if levels is None else tuple(None if each is None else tuple(each) for each in levels),
             context=tuple(ContextColumn.from_record(column) for column in record.get("context", [])),
             offset=None if offset is None else Offset(**offset),
+            numbers=None if numbers is None else NumberFormat(**numbers),
         )
 
     @property
@@ -336,6 +341,7 @@ def fit_transform(
         jacobian,
         missing="mask" if raw.missing else "error",
         levels=raw.levels,
+        numbers=raw.numbers,
     )
 
 

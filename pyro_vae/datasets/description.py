@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pyro_vae.datasets.cells import Levels
 from pyro_vae.datasets.context import TOTAL, Asked, asked_for
+from pyro_vae.datasets.number_format import NumberFormat
 from pyro_vae.datasets.user_file import Wanted, read_file
 
 
@@ -53,7 +54,13 @@ class Content:
 
 
 def describe(
-    path: str | os.PathLike[str], *, missing: str | None = None, context: Asked = None, offset: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    missing: str | None = None,
+    context: Asked = None,
+    offset: str | None = None,
+    decimal: str | None = None,
+    thousands: str | None = None,
 ) -> tuple[Content, ...]:
     r"""Returns a description of each modelled column of a table, in the file's order.
 
@@ -62,6 +69,8 @@ def describe(
         missing: As for `load`.
         context: As for `load`; these columns are not described.
         offset: As for `load`; this column is not described.
+        decimal: As for `load`.
+        thousands: As for `load`.
 
     Raises:
         InputError: As `load`.
@@ -76,7 +85,9 @@ def describe(
         [('smoker', ('no', 'yes'), 1.0), ('visits', None, 8.0)]
     """
     others = [*asked_for(context), *([] if offset in (None, TOTAL) else [str(offset)])]
-    raw = read_file(path, Wanted(None, tuple(dict.fromkeys(others)), missing == "mask", all_words=True))
+    numbers = NumberFormat.of(decimal, thousands)
+    wanted = Wanted(None, tuple(dict.fromkeys(others)), missing == "mask", all_words=True, numbers=numbers)
+    raw = read_file(path, wanted)
     names = raw.columns or tuple(str(index) for index in range(raw.dim))
     array, levels = next(iter(raw.arrays.values())).astype(np.float64), raw.levels or (None,) * raw.dim
     return tuple(Content.of(name, array[:, index], levels[index]) for index, name in enumerate(names))

@@ -20,6 +20,7 @@ from pyro_vae.datasets.conditioning import condition, hide_labels
 from pyro_vae.datasets.context import TOTAL, Asked, asked_for
 from pyro_vae.datasets.data import Data
 from pyro_vae.datasets.errors import check_choice, suggestion
+from pyro_vae.datasets.number_format import NumberFormat
 from pyro_vae.datasets.preparation import Preparation
 from pyro_vae.datasets.raw_data import Binarisation, Missing, RawData, Scaling
 from pyro_vae.datasets.split import partition
@@ -45,6 +46,8 @@ def load(
     offset: str | None = None,
     labelled: int | None = None,
     split: Sequence[float] | None = None,
+    decimal: str | None = None,
+    thousands: str | None = None,
     seed: int = 0,
     folder: Path | None = None,
     progress: bool = False,
@@ -100,6 +103,10 @@ def load(
         split: Fractions of train, valid and test, which sum to 1; 0 for no such part; (0.8, 0.1, 0.1) by default.
             Where only `train` and `test` are official (`mnist`, `fashion_mnist`): two fractions, to split a
             validation set off `train`; by default there is none. Not allowed where a validation set is official.
+        decimal: Decimal sign of a `.csv` file, such as ``","``; a point by default.
+        thousands: Sign between thousands in a `.csv` file, such as ``","``, ``"."``, ``" "`` or ``"'"``; none by
+            default. Both hold for all columns, also for new rows of a trained model. Numbers in another format are
+            refused.
         seed: Seed of the split, of the binarisation and of the choice of labelled rows; at least 0.
         folder: Data folder, where the files of named sets are searched first, such as
             `mnist/train-images-idx3-ubyte.gz`, `static_mnist/binarized_mnist.npz`, `frey/frey_faces.npz`. Next are
@@ -125,7 +132,12 @@ def load(
     _check_arguments(binarisation, scaling, missing, seed)
     asked = asked_for(context)
     beside = [*asked, *([] if offset in (None, TOTAL) else [str(offset)])]
-    raw = _read(name, folder, progress, _wanted(support, missing, beside))
+    numbers = NumberFormat.of(decimal, thousands)
+    if numbers is not None and Path(name).suffix.lower() != ".csv":
+        raise InputError(
+            f"`{name}`: got `{numbers.keys()}`, which says how numbers are written in a `.csv` file; leave it out"
+        )
+    raw = _read(name, folder, progress, replace(_wanted(support, missing, beside), numbers=numbers))
     if isinstance(support, Mapping):
         raw = _with_codes(raw, support)
     if raw.bernoulli == "static" and binarisation not in (None, "static"):

@@ -105,7 +105,9 @@ def read_whole(
     if units.offset is not None and units.offset.source != TOTAL:
         others.append(units.offset.source)
     levels = {name: each for name, each in by_name.items() if each is not None}
-    wanted = Wanted(units.columns, tuple(dict.fromkeys(others)), units.missing == "mask", levels=levels)
+    wanted = Wanted(
+        units.columns, tuple(dict.fromkeys(others)), units.missing == "mask", levels=levels, numbers=units.numbers
+    )
     raw = read_rows_of(source, wanted)
     if "all" not in raw.arrays:
         raise InputError(f"`{raw.title}`: holds several sets; expected one array: save the rows as the array `x`")
@@ -159,17 +161,20 @@ def read_given(context: Context, units: DataTransform) -> Given:
     title, names = title_of(context), [column.name for column in units.context]
     if not names:
         raise InputError(f"`{title}`: got a context, but the model of `{units.name}` has none; leave the context out")
+    numbers = units.numbers
     if isinstance(context, pd.DataFrame):
         frame = context.rename(columns=str)
     elif "=" in title and not Path(context).is_file():
-        frame = _pairs(title, names)
+        frame, numbers = _pairs(title, names), None  # commas separate the columns of a row that is typed
     else:
-        frame = read_frame(context)
+        frame = read_frame(context, as_text=numbers is not None)
     for name in names:
         if name not in frame.columns:
             raise InputError(f"`{title}`: lacks the context `{name}`; the model needs {_listed(names)}")
     cells = {
-        column.name: read_cells(title, column.name, frame[column.name], levels=column.levels, modelled=False)
+        column.name: read_cells(
+            title, column.name, frame[column.name], levels=column.levels, modelled=False, numbers=numbers
+        )
         for column in units.context
     }
     encoded = units.encode_context(cells)

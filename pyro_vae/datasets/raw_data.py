@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pyro_vae.datasets.cells import Cells, Levels
 from pyro_vae.datasets.large_arrays import row_blocks
+from pyro_vae.datasets.number_format import NumberFormat
 from pyro_vae.errors import InputError, shown
 
 Binarisation = Literal["none", "static", "dynamic", "threshold"]
@@ -39,6 +40,7 @@ class RawData:
         others: A table's columns that condition the model, by name.
         order: Names of all columns of a table, in the file's order.
         rest: Unchanged columns that are neither modelled nor in `others`; N rows.
+        numbers: How numbers were written in the file, where this was declared.
     """
 
     name: str
@@ -55,6 +57,7 @@ class RawData:
     others: Mapping[str, Cells] = field(default_factory=dict)
     order: tuple[str, ...] = ()
     rest: pd.DataFrame = field(default_factory=pd.DataFrame)
+    numbers: NumberFormat | None = None
 
     @property
     def title(self) -> str:

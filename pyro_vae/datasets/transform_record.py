@@ -42,6 +42,11 @@ class _Offset(_Strict):
     centre: float
 
 
+class _Numbers(_Strict):
+    decimal: str
+    thousands: str | None
+
+
 class _Record(_Strict):
     name: str
     dim: _Size
@@ -57,6 +62,7 @@ class _Record(_Strict):
     levels: list[_Levels | None] | None = None
     context: list[_Context] = Field(default_factory=list)
     offset: _Offset | None = None
+    numbers: _Numbers | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> _Record:

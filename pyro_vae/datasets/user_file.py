@@ -18,6 +18,7 @@ from pyro_vae.datasets.cells import Levels, read_cells
 from pyro_vae.datasets.csv_file import read_csv
 from pyro_vae.datasets.errors import suggestion
 from pyro_vae.datasets.files import checksum
+from pyro_vae.datasets.number_format import NumberFormat
 from pyro_vae.datasets.numpy_file import KEPT, read_numpy
 from pyro_vae.datasets.raw_data import RawData, check_finite
 from pyro_vae.errors import InputError
@@ -30,7 +31,11 @@ _PARTS = ("train", "valid", "test")
 
 
 def read_table(
-    path: str | os.PathLike[str], columns: Sequence[str] | None = None
+    path: str | os.PathLike[str],
+    columns: Sequence[str] | None = None,
+    *,
+    decimal: str | None = None,
+    thousands: str | None = None,
 ) -> tuple[Tensor, tuple[str, ...] | None]:
     r"""Reads a file as `load` does, but without split and scaling.
 
@@ -39,6 +44,8 @@ def read_table(
             an `.npz` file, the array `x` or `images` is read, or the only array.
         columns: Names of the columns to read, in the wanted order; other columns are left out. If the file has no
             names, only their number is checked.
+        decimal: As for `load`.
+        thousands: As for `load`.
 
     Returns:
         The rows, N x D float64 in own units (images are flattened), and the columns' names, if any.
@@ -57,7 +64,7 @@ def read_table(
         (tensor([[75.],
                 [68.]], dtype=torch.float64), ('weight',))
     """
-    raw = read_file(path, Wanted(columns))
+    raw = read_file(path, Wanted(columns, numbers=NumberFormat.of(decimal, thousands)))
     if "all" not in raw.arrays:
         sets = ", ".join(f"`{part}`" for part in raw.arrays)
         raise InputError(f"`{path}`: holds the sets {sets}; expected one array: save the rows as the array `x`")
@@ -87,6 +94,7 @@ class Wanted:
         all_words: Whether all modelled columns may hold words.
         exhaustive: Whether `columns` and `others` must be all of the table's columns.
         levels: Known levels of columns, by name.
+        numbers: How numbers are written in a `.csv` file; None for decimal points alone.
     """
 
     columns: Sequence[str] | None = None
@@ -96,6 +104,7 @@ class Wanted:
     all_words: bool = False
     exhaustive: bool = False
     levels: Mapping[str, Levels] = field(default_factory=dict)
+    numbers: NumberFormat | None = None
 
     @property
     def known(self) -> frozenset[str] | None:
@@ -109,7 +118,8 @@ def read_file(path: str | os.PathLike[str], wanted: Wanted = Wanted()) -> RawDat
     path, suffix = _checked(path, FORMATS)
     files = {path.name: checksum(path)}
     if suffix in (".csv", ".parquet"):
-        frame = read_csv(path, wanted.known) if suffix == ".csv" else _parquet(path)
+        text = wanted.numbers is not None
+        frame = read_csv(path, wanted.known, text) if suffix == ".csv" else _parquet(path)
         raw = replace(_table(str(path), frame, wanted), name=path.stem, files=files)
     else:
         if by_name := [*wanted.others, *(columns or () if wanted.exhaustive else ())]:
@@ -184,10 +194,10 @@ def title_of(source: Source) -> str:
     return "DataFrame" if isinstance(source, pd.DataFrame) else "array"
 
 
-def read_frame(path: str | os.PathLike[str]) -> pd.DataFrame:
-    r"""Reads a `.csv` or `.parquet` file as a data frame, without a check of its cells."""
+def read_frame(path: str | os.PathLike[str], as_text: bool = False) -> pd.DataFrame:
+    r"""Reads a `.csv` or `.parquet` file as a data frame, without a check of its cells; see `read_csv`."""
     path, suffix = _checked(path, (".csv", ".parquet"))
-    return (read_csv(path) if suffix == ".csv" else _parquet(path)).rename(columns=str)
+    return (read_csv(path, as_text=as_text) if suffix == ".csv" else _parquet(path)).rename(columns=str)
 
 
 def _checked(path: str | os.PathLike[str], formats: Sequence[str]) -> tuple[Path, str]:
@@ -264,11 +274,20 @@ def _table(title: str, frame: pd.DataFrame, wanted: Wanted) -> RawData:
             missing=wanted.missing,
             words=name in wanted.words or wanted.all_words,
             levels=wanted.levels.get(name),
+            numbers=wanted.numbers,
         )
         for name in names
     }
     beside = {
-        name: read_cells(title, name, others[name], words=True, levels=wanted.levels.get(name), modelled=False)
+        name: read_cells(
+            title,
+            name,
+            others[name],
+            words=True,
+            levels=wanted.levels.get(name),
+            modelled=False,
+            numbers=wanted.numbers,
+        )
         for name in wanted.others
     }
     levels = tuple(column.levels for column in cells.values())
@@ -283,6 +302,7 @@ def _table(title: str, frame: pd.DataFrame, wanted: Wanted) -> RawData:
         others=beside,
         order=tuple(frame.columns),
         rest=frame.drop(columns=[*names, *wanted.others]).reset_index(drop=True),
+        numbers=wanted.numbers,
     )
 
 

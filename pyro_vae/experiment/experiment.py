@@ -221,7 +221,14 @@ class Experiment(Strict):
                 f"likelihood: `mixed` is for tables with named columns, but `{spec.name}` is a named set; choose one "
                 "likelihood for all cells."
             )
-        contents = describe(spec.name, missing=spec.missing, context=spec.context, offset=spec.offset)
+        contents = describe(
+            spec.name,
+            missing=spec.missing,
+            context=spec.context,
+            offset=spec.offset,
+            decimal=spec.decimal,
+            thousands=spec.thousands,
+        )
         chosen = _explained("likelihood", lambda: likelihood.resolved(contents))
         return self.model_copy(update={"likelihood": chosen})
 
@@ -257,6 +264,8 @@ class Experiment(Strict):
             offset=spec.offset,
             labelled=spec.labelled,
             split=spec.split,
+            decimal=spec.decimal,
+            thousands=spec.thousands,
             seed=spec.seed,
             progress=progress,
         )

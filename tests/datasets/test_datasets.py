@@ -402,7 +402,7 @@ def test_csv_as_pandas_and_spreadsheets_write_it(tmp_path: Path) -> None:
         (b"\xe2ge;b\n1,5;2\n", r"encoding='latin-1', sep=';', decimal=','\)"),
         ("a,b\n1,2\n".encode("utf-16"), r"encoding='utf-16'\)"),
         (b"a,b\n1,5,2,5\n", "as many cells as the first line has names .*decimal points, not commas"),
-        (b'a,b\n"1,5",2\n', "`1,5` in data row 1 .*column `a`; .*has a decimal comma"),
+        (b'a,b\n"1,5",2\n', '`1,5` in data row 1 .*column `a`; .*`decimal: ","` .* reads `1,5` as 1.5'),
         (
             b"a,b\n1,2\n3,4\n-,6\n",
             "`-` in data row 3 .*column `a`; .*most cells of the column are numbers; ",

@@ -452,7 +452,7 @@ def test_auto_chooses_by_content(tmp_path):
     ("odd", "message"),
     [
         ("23.4 kg", "`23.4 kg` .*most cells of the column are numbers; "),
-        ("23,4", "`23,4` .*decimal comma"),
+        ("23,4", '`23,4` .*`decimal: ","` .* reads `23,4` as 23.4'),
     ],
 )
 def test_a_word_in_a_column_of_numbers_makes_it_no_column_of_levels(tmp_path, odd, message):
