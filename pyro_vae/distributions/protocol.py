@@ -17,6 +17,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
 
+from pyro_vae.distributions.start_rule import Known, Rule, Start
+from pyro_vae.distributions.statistics import Statistics
+
 Observing = Callable[[Tensor, Tensor], tuple[TorchDistribution, Tensor]]
 
 
@@ -44,6 +47,18 @@ class Family(Protocol):
     @staticmethod
     def constants_for(event_shape: Sequence[int]) -> Mapping[str, Any]:
         """Returns the arguments that follow from the shape of an event, by name. Default: none."""
+        ...
+
+    @staticmethod
+    def start(data: Statistics, known: Known) -> Start:
+        """Returns initial parameters at the location and scale of data.
+
+        Default: the rule in `pyro_vae.distributions.start` of the nearest class that has one, else none.
+
+        Arguments:
+            data: Statistics of the data, whose cells are those of an event.
+            known: Parameters that are declared, and sizes of the others.
+        """
         ...
 
     def observing(self, x: Tensor, mask: Tensor) -> tuple[TorchDistribution, Tensor]:
@@ -125,6 +140,11 @@ def implied_constants(family: type[TorchDistribution], event_shape: Sequence[int
     """
     method: Callable[[torch.Size], Mapping[str, Any]] | None = getattr(family, "constants_for", None)
     return {} if method is None else dict(method(torch.Size(event_shape)))
+
+
+def start_of(family: type[Distribution]) -> Rule | None:
+    """Returns the method `Family.start` of a family; None if it has none."""
+    return getattr(family, "start", None)
 
 
 def observing_of(cells: Distribution) -> Observing | None:

@@ -15,6 +15,7 @@ from pyro.distributions import TorchDistribution
 from pyro_vae.distributions import start_continuous as continuous
 from pyro_vae.distributions import start_discrete as discrete
 from pyro_vae.distributions.discretized_logistic import DiscretizedLogisticMixture
+from pyro_vae.distributions.protocol import start_of
 from pyro_vae.distributions.start_rule import Known as Known
 from pyro_vae.distributions.start_rule import Rule
 
@@ -76,5 +77,4 @@ def rule_of(family: type[TorchDistribution]) -> Rule | None:
         >>> rule_of(dist.Poisson)(data, Known({}, {})).parameters["rate"].item()
         2.8333333333333335
     """
-    own: Rule | None = getattr(family, "start", None)
-    return own or next((RULES[kind] for kind in family.__mro__ if kind in RULES), None)
+    return start_of(family) or next((RULES[kind] for kind in family.__mro__ if kind in RULES), None)
