@@ -347,8 +347,11 @@ def fit_transform(
 
 def _fit_columns(raw: RawData, rows: Tensor, scaling: Scaling, scaled: Tensor | None) -> tuple[Tensor, Tensor]:
     """Returns the centre and the scale of each column; 0 and 1 for columns that are not scaled."""
-    numbers = [_numbers(rows[:, columns].to(torch.float64), scaling) for columns in _column_blocks(rows)]
-    low, high, centre, scale = (torch.cat(of_columns) for of_columns in zip(*numbers, strict=True))
+    # Kept in one place: small results between large temporaries would keep the allocator from using these again.
+    numbers = torch.empty(4, rows.shape[1], dtype=torch.float64)
+    for columns in _column_blocks(rows):
+        _fit_block(numbers[:, columns], rows[:, columns].to(torch.float64), scaling)
+    low, high, centre, scale = numbers
     chosen = torch.ones_like(low, dtype=torch.bool) if scaled is None else scaled
     constant = ((low == high) & chosen).nonzero()
     if len(constant):
@@ -367,14 +370,15 @@ def _column_blocks(rows: Tensor) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def _numbers(rows: Tensor, scaling: Scaling) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns the least and the greatest value, the centre and the scale of each column."""
+def _fit_block(numbers: Tensor, rows: Tensor, scaling: Scaling) -> None:
+    """Writes the least and the greatest value, the centre and the scale of each column, (4, D)."""
     missing = rows.isnan()
-    low, high = rows.masked_fill(missing, math.inf).amin(0), rows.masked_fill(missing, -math.inf).amax(0)
+    numbers[0], numbers[1] = rows.masked_fill(missing, math.inf).amin(0), rows.masked_fill(missing, -math.inf).amax(0)
     if scaling == "unit":
-        return low, high, low, high - low
-    centre = rows.nanmean(0)
-    return low, high, centre, (rows - centre).square().nanmean(0).sqrt()
+        numbers[2], numbers[3] = numbers[0], numbers[1] - numbers[0]
+    else:
+        numbers[2] = rows.nanmean(0)
+        numbers[3] = (rows - numbers[2]).square().nanmean(0).sqrt()
 
 
 def _named(raw: RawData, column: int) -> str:

@@ -11,6 +11,7 @@ from counted_checks import counted
 from small_comparisons import SMALL, few_digits, small
 
 from pyro_vae.comparison.comparison import check, compare
+from pyro_vae.comparison.report.tables import difference_text, seeds_text, summary_text
 from pyro_vae.comparison.run import METRICS
 from pyro_vae.engine import Lifted, interpreted
 from pyro_vae.errors import InputError
@@ -296,3 +297,37 @@ def test_a_damaged_note_of_the_execution_is_named(tmp_path, execution):
     noted.write_text(json.dumps({**json.loads(noted.read_text()), "execution": execution}))
     with pytest.raises(InputError, match=r"comparison.json` cannot be read as the notes of a comparison"):
         quick(tmp_path)
+
+
+# ------------------------------------------------------------------ on at most so many test data
+
+
+def test_models_are_judged_on_one_sample_of_many_test_data():
+    """The same data for all numbers of all runs, and the result says how many of how many they are."""
+    data = few_digits()
+    evaluation = {**SMALL["evaluation"], "num_data": 7, "ais_data": 5}
+    result = small(data, latent=3, seeds=[4, 5], inference=["aevb", "stl", "mcem"], evaluation=evaluation)
+    seven = data.batch("test", 7)
+    for run in result.runs_of("aevb") + result.runs_of("stl"):
+        again = log_marginal(run.vae, seven, 50, seed=run.seed)
+        assert torch.equal(run.log_marginal.pointwise - again.pointwise, torch.zeros(7).double())
+        assert run.log_marginal.sampling_error == pytest.approx(again.sampling_error)
+        assert len(run.elbo.pointwise) == 7
+        assert run.record()["elbo_num_data"] == run.record()["log_marginal_num_data"] == 7
+    assert [len(run.log_marginal.pointwise) for run in result.runs_of("mcem")] == [5, 5]
+    assert result.record()["evaluated"] == {"part": "test", "num_data": 7, "of": 20}
+    for text in (summary_text(result).caption, difference_text(result).caption, seeds_text(result).caption):
+        assert "on 7 of 20 test data, drawn once for all runs (evaluation.num_data)" in text
+    assert "of 5 of 20 test data, drawn at random" in summary_text(result).caption
+
+
+def test_few_test_data_are_all_used(comparison):
+    assert comparison.num_evaluated == comparison.num_test == 20
+    assert "evaluation.num_data" not in summary_text(comparison).caption
+    assert comparison.record()["evaluated"] == {"part": "test", "num_data": 20, "of": 20}
+
+
+def test_ten_thousand_test_data_by_default():
+    assert Experiment().evaluation.num_data == 10_000
+    with pytest.raises(InputError, match=r"evaluation\.num_data"):
+        Experiment.parse({"evaluation": {"num_data": 1}})

@@ -21,7 +21,17 @@ import pytest
 import torch
 from torch.distributions import Normal, constraints
 
-from pyro_vae.datasets import Data, DataTransform, catalogue, files, load, names, read_table
+from pyro_vae.datasets import (
+    Data,
+    DataTransform,
+    catalogue,
+    data_transform,
+    files,
+    large_arrays,
+    load,
+    names,
+    read_table,
+)
 from pyro_vae.datasets.files import CatalogueFile, Download, fetch
 from pyro_vae.errors import InputError
 
@@ -927,3 +937,33 @@ def test_own_units_may_be_arrays_and_frames() -> None:
     assert torch.equal(data.to_model_units(rows), expected)
     assert torch.equal(data.to_model_units(pd.DataFrame(rows)), expected)
     assert repr(data).startswith("Data(digits: train (1437, 64)")
+
+
+def test_a_batch_of_some_rows_is_a_random_sample_with_their_context() -> None:
+    data = load("digits", support=BINARY, context="labels", seed=3)
+    ten, twenty, everything = data.batch("test", 10), data.batch("test", 20), data.batch("test")
+    assert torch.equal(ten.x, twenty.x[:10])
+    assert ten.context is not None
+    assert everything.context is not None
+    rows = [int((everything.x == x).all(1).nonzero()[0]) for x in twenty.x]
+    assert rows != sorted(rows)  # not the first ones
+    assert torch.equal(ten.context, everything.context[rows[:10]])
+    assert torch.equal(data.batch("test", 10).x, ten.x)
+    assert torch.equal(data.batch("test", len(everything.x)).x, everything.x)
+    assert not torch.equal(load("digits", support=BINARY, seed=4).batch("test", 10).x, ten.x)
+
+
+@pytest.mark.parametrize("scaling", ["standardise", "unit"])
+def test_blocks_change_no_number(scaling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, np.float64):
+        np.save(tmp_path / "x.npy", (rng.normal(size=(173, 41)) * 7 + 3).astype(dtype))
+        whole = load(tmp_path / "x.npy", scaling=scaling)
+        with monkeypatch.context() as patch:
+            patch.setattr(data_transform, "_CELLS", 1)
+            patch.setattr(large_arrays, "_CELLS", 100)
+            blocks = load(tmp_path / "x.npy", scaling=scaling)
+        assert torch.equal(whole.train, blocks.train)
+        assert torch.equal(whole.test, blocks.test)
+        assert torch.equal(whole.centre, blocks.centre)
+        assert torch.equal(whole.scale, blocks.scale)

@@ -71,7 +71,7 @@ def test_the_time_left_is_that_of_the_runs_that_are_done(
     ]
 
 
-@pytest.mark.parametrize("seconds, words", [(0.2, "1 s"), (89, "89 s"), (200, "3 min"), (9000, "2.5 h")])
+@pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (89, "89 s"), (200, "3 min"), (9000, "2.5 h")])
 def test_durations_in_words(seconds: float, words: str) -> None:
     assert progress.said(seconds) == words
 
