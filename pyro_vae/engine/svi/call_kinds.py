@@ -7,7 +7,7 @@ import copy
 import dataclasses
 import enum
 from collections.abc import Container, Hashable, Mapping, Sequence
-from types import MethodType, SimpleNamespace
+from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -49,14 +49,16 @@ def kind_of(value: Any) -> Hashable:
         return type(value), *((name, kind_of(entry)) for name, entry in value.items())
     if isinstance(value, _PLAIN + _TORCHS):
         return type(value), value
-    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
-        return _of_array(value)
     if isinstance(value, MethodType):  # each access makes a new object
         return _Same(value.__self__), value.__func__
-    if isinstance(value, nn.Module) or callable(value):
+    if isinstance(value, (nn.Module, FunctionType)):
         return _Same(value)
+    if isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject:
+        return _of_array(value)
     if _is_record(value):
         return type(value), *((name, kind_of(entry)) for name, entry in vars(value).items())
+    if callable(value):
+        return _Same(value)
     leaves, spec = pytree.tree_flatten(value)
     if len(leaves) == 1 and leaves[0] is value:
         raise CaptureError(

@@ -71,18 +71,9 @@ class _Bound:
         )
 
     def _validate(self, args: Any, kwargs: Any) -> None:
-        """Has Pyro validate all distributions, without side effects."""
+        """Has Pyro validate all distributions, without side effects: its error says more than that of an operation."""
         with self._undone(), pyro.validation_enabled(self.stand_ins.validated):
             self._svi.loss(self._svi.model, self._svi.guide, *args, **kwargs)
-
-    @contextmanager
-    def _failing(self, args: Any, kwargs: Any) -> Iterator[None]:
-        """A block in which Pyro's own error comes first, if some operation fails: an index of an invalid value."""
-        try:
-            yield
-        except (RuntimeError, IndexError):
-            self._validate(args, kwargs)
-            raise
 
     @contextmanager
     def _undone(self) -> Iterator[None]:
@@ -224,8 +215,12 @@ class TrainingStep(_Bound):
         self.calls += 1
         self.stand_ins.refresh()
         inputs = fixed_at(contiguous(args, kwargs, self._memory()), self._fixed)
-        with uninterrupted(), self._failing(args, kwargs):
-            _, loss, valid = self._step(inputs)
+        with uninterrupted():
+            try:
+                _, loss, valid = self._step(inputs)
+            except (RuntimeError, IndexError):
+                self._validate(args, kwargs)
+                raise
             failed = self._merged.ledger.failed
             fine = not bool(failed)
             if fine:
@@ -351,10 +346,12 @@ class Evaluation(_Bound):
         """
         self.calls += 1
         self.stand_ins.refresh()
-        with self._failing(args, kwargs):
-            outputs = self._captured.outputs(
-                self._run(self._arguments(fixed_at(contiguous(args, kwargs), self._fixed)))
-            )
+        inputs = fixed_at(contiguous(args, kwargs), self._fixed)
+        try:
+            outputs = self._captured.outputs(self._run(self._arguments(inputs)))
+        except (RuntimeError, IndexError):
+            self._validate(args, kwargs)
+            raise
         loss, valid = outputs.result
         if not valid:
             self._raise_invalid(args, kwargs)

@@ -6,7 +6,7 @@ import dis
 import enum
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Protocol
@@ -78,7 +78,7 @@ class Settings:
 
     def __init__(self, *programs: Any) -> None:
         self.tensors: list[tuple[Holder, Any, Any]] = []
-        self._tables: list[tuple[Holder, list[Any]]] = []
+        self._reads: list[tuple[Callable[[Any], Any], Any]] = []
         self._parts: list[dict[str, Any]] = []
         self._seen: dict[int, Any] = {}
         self._names: set[str] = set()
@@ -97,9 +97,7 @@ class Settings:
 
     def now(self) -> list[Any]:
         """Returns the current values without tensors."""
-        found: list[Any] = []
-        for holder, names in self._tables:
-            found += [holder.get(name) for name in names]
+        found = [get(name) for get, name in self._reads]
         for parts in self._parts:
             found += parts.values()
         return found
@@ -174,9 +172,7 @@ class Settings:
     def _table(self, holder: Any, names: list[Any]) -> None:
         values = [(name, holder.get(name)) for name in names]
         self.tensors += [(holder, name, value) for name, value in values if isinstance(value, Tensor | np.ndarray)]
-        decisive = [name for name, value in values if isinstance(value, _DECISIVE)]
-        if decisive:
-            self._tables.append((holder, decisive))
+        self._reads += [(holder.get, name) for name, value in values if isinstance(value, _DECISIVE)]
 
 
 def _read_by(code: CodeType, operations: set[str]) -> set[str]:

@@ -10,6 +10,7 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine.block_messenger import BlockMessenger, _block_fn
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
+from torch._C import _len_torch_function_stack
 from torch.distributions import Distribution
 
 from pyro_vae.engine.errors import CaptureError
@@ -20,7 +21,7 @@ def process() -> Hashable:
     return (
         *(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")),
         torch.get_default_dtype(),
-        torch.get_default_device(),
+        torch.get_default_device() if _len_torch_function_stack() else None,  # it is slow
         is_validation_enabled(),
         bool(Distribution._validate_args),
     )

@@ -65,22 +65,31 @@ class SVIKind:
             self.settings = self.observed.settings.now()
 
 
+class _Kinds(list[SVIKind]):
+    """Kinds of calls with arguments of one kind, and the places of the arguments whose values belong to the kind."""
+
+    fixed: tuple[int, ...] = ()
+
+
 class CompiledSVI(SVI):
     r"""`pyro.infer.SVI` with compiled steps: loss, gradients and the optimizer's update in one program.
 
     It replaces `SVI` for any Pyro model and guide whose structure does not depend on the values of data or draws. It
     uses the same parameter store and the states of the same `PyroOptim`, so `SVI` and `CompiledSVI` may alternate.
 
-    The first call with arguments of a kind is Pyro's own: it validates, and creates parameters and optimizers. The
-    second call captures and compiles the program. Calls are of one kind if their arguments have the same structure,
-    shapes, dtypes and device, and the called modules have the same parts, modes and plain attributes (numbers,
-    strings, functions).
+    The first call with arguments of a kind is Pyro's own: it checks shapes, and creates parameters and optimizers.
+    The second call captures and compiles the program. Calls are of one kind if their arguments have the same
+    structure, shapes, dtypes and device, and if what the program reads from elsewhere is the same: parts, modes and
+    attributes of modules, options of the loss, global variables; see `Settings`.
 
     Tensor arguments may have other values at each call. So may other tensors that the model uses, if they are changed
-    in place; if the program reads their values as numbers (``.item()``, a boolean mask that selects), a change leads
-    to a new capture. Numbers, strings and flags among the arguments are part of the kind: another value leads to a
-    new capture, so pass an annealed scale as a tensor. Numbers that the model reads from elsewhere keep the values
-    that they had at the capture.
+    in place; another tensor in the place of one leads to a new capture. So does a change of values that the program
+    reads as numbers (``.item()``, lengths, a boolean mask that selects), and another value of a number, string, flag
+    or array among the arguments; so pass an annealed scale as a tensor.
+
+    Where validation is enabled in Pyro, each call validates as Pyro's does: it raises Pyro's ``ValueError`` for an
+    invalid value or parameter of a distribution, and changes nothing. Within a handler of Pyro, which is not
+    captured, a call is refused or runs uncompiled; put the handler around model and guide.
 
     The updates of Adam, AdamW, Adagrad and SGD are part of the program, also with Pyro's learning rate schedulers.
     `ClippedAdam`, `DCTAdam`, gradient clipping and others take their own step with the gradients of the program; so
@@ -157,8 +166,7 @@ class CompiledSVI(SVI):
             refuse_loss(loss)
         super().__init__(model, guide, optim, loss, loss_and_grads, num_samples, num_steps, **options)
         self.compile = compile
-        self._kinds: dict[Any, list[SVIKind]] = {}
-        self._fixed: dict[Any, tuple[int, ...]] = {}
+        self._kinds: dict[Any, _Kinds] = {}
         self.fused, self.compile_seconds = True, 0.0
         self._short_lived, self._warned, self._reason = 0, False, ""
 
@@ -219,7 +227,7 @@ class CompiledSVI(SVI):
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state for copies and pickles, which compile for themselves."""
-        return vars(self) | {"_kinds": {}, "_fixed": {}}
+        return vars(self) | {"_kinds": {}}
 
     # ------------------------------------------------------------------ uncompiled calls
 
@@ -265,12 +273,16 @@ class CompiledSVI(SVI):
                 raise
             self._warn(error)
             return None
-        fixed = self._fixed.get(key, ())
-        key = (key, values_at(args, kwargs, fixed)) if fixed else key
-        if key not in self._kinds and len(self._kinds) >= _KEPT:
-            self._warn(_TooMany(_MANY))
-            return None
-        same = self._kinds.setdefault(key, [])
+        same = self._kinds.get(key)  # hashing is slow, so once
+        fixed = () if same is None else same.fixed
+        if fixed:
+            key = (key, values_at(args, kwargs, fixed))
+            same = self._kinds.get(key)
+        if same is None:
+            if len(self._kinds) >= _KEPT:
+                self._warn(_TooMany(_MANY))
+                return None
+            same = self._kinds[key] = _Kinds()
         kind = next((k for k in same if k.current), None)
         if kind is None:
             same[:] = _unlike(same)
@@ -359,8 +371,8 @@ class CompiledSVI(SVI):
         """Has the values of some arguments belong to a kind."""
         key = next(key for key, same in self._kinds.items() if kind in same)
         self._kinds[key].remove(kind)
-        kind.fixed, self._fixed[key] = fixed, fixed
-        self._kinds.setdefault((key, values_at(args, kwargs, fixed)), []).append(kind)
+        kind.fixed = self._kinds[key].fixed = fixed
+        self._kinds.setdefault((key, values_at(args, kwargs, fixed)), _Kinds()).append(kind)
 
     def _warn(self, error: Exception) -> None:
         self._reason = str(error).removeprefix("CompiledSVI: ")
