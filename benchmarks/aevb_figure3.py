@@ -65,6 +65,7 @@ from benchmarks.runs import Runs, add_arguments, at_least, positive, short
 from pyro_vae import VAE
 from pyro_vae.datasets import Data
 from pyro_vae.inference import MCEM, Inference
+from pyro_vae.runtime.whole_file import write_whole
 
 LATENTS, HIDDEN = 3, 100  # appendix D: more latents make the estimates unreliable
 TRAINING = (1_000, 50_000)  # N_train
@@ -207,9 +208,7 @@ def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Returns the content of a JSON file; makes the file if it does not exist."""
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_name(f"{file.name}.tmp")
-        beside.write_text(json.dumps(make()), encoding="utf-8")
-        beside.replace(file)
+        write_whole(file, json.dumps(make()).encode())
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pyro_vae.runtime.environment import environment
+from pyro_vae.runtime.whole_file import write_whole
 
 RESULTS = Path(__file__).parent / "results"
 _BEGAN = time.perf_counter()
@@ -63,7 +64,7 @@ def write(name: str, result: dict[str, Any], device: str = "cpu") -> Path:
     content = {"environment": circumstances(device, command), "wall_seconds": seconds, **_plain(result)}
     suffix = "" if device == "cpu" else f"_{torch.device(device).type}"
     path = RESULTS / f"{name}{suffix}.json"
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(path, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
     return path
 
 

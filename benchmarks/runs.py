@@ -24,6 +24,7 @@ import torch
 from benchmarks.curves import forget
 from benchmarks.record import RESULTS, circumstances
 from pyro_vae.evaluation.intervals import Interval, interval
+from pyro_vae.runtime.whole_file import write_whole
 
 Run = Callable[[str], dict[str, Any]]
 About = Callable[[dict[str, Any]], dict[str, Any]]
@@ -176,7 +177,7 @@ class Runs:
         with self._alone():
             self.unfinished.mkdir(parents=True, exist_ok=True)
             self._check_unfinished()
-            _replace(self.unfinished / _SETTINGS, json.dumps(self.settings))
+            write_whole(self.unfinished / _SETTINGS, f"{json.dumps(self.settings)}\n".encode())
             file = place.open("a")
         with file:
             try:
@@ -211,14 +212,7 @@ class Runs:
             "runs": self.by_key,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(self.path, json.dumps(content, indent=1, allow_nan=False))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes a file in one step: a reader gets the old content or the new one."""
-    beside = path.with_suffix(".tmp")
-    beside.write_text(text + "\n", encoding="utf-8")
-    os.replace(beside, path)
+        write_whole(self.path, f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
 
 
 def device(name: str) -> str:
