@@ -21,9 +21,6 @@ from pyro_vae.runtime.outside_file import OutsideFile
 # Wrong separators that are recognised, for the error message.
 _SEPARATORS = (";", "\t", "|")
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
-# Longest line in bytes, largest number of columns, and bytes that are looked at in one go.
-_MOST_LINE, _MOST_COLUMNS, _CHUNK = 2**24, 100_000, 2**20
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 # Longest line in bytes, longest name, largest number of columns, and bytes that are looked at in one go.
 _MOST_LINE, _MOST_NAME, _MOST_COLUMNS, _CHUNK = 2**24, 1_000, 100_000, 2**20
 
