@@ -25,10 +25,10 @@ from tests.faults.work import PLACE, warm
 
 # Number of trials of each part.
 TRIALS: dict[str, tuple[int, Callable[[int, Path, random.Random], Part]]] = {
-    "fit": (35, partial(kills.kill_fit, compile=False)),
+    "fit": (40, partial(kills.kill_fit, compile=False)),
     "fit-compiled": (25, partial(kills.kill_fit, compile=True)),
     "compare": (25, partial(kills.kill_compare, compile=False)),
-    "compare-compiled": (15, partial(kills.kill_compare, compile=True)),
+    "compare-compiled": (10, partial(kills.kill_compare, compile=True)),
     "checkpoint-flips": (100, mutants.flips_of_checkpoints),
     "weight-flips": (100, mutants.flips_of_weights),
     "file-size": (40, full_disk.file_size),

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from tests.faults import kills, mutants
+from tests.faults.__main__ import TRIALS
 from tests.faults.trial import COLUMNS, Ended, Part, table
+from tests.faults.work import warm
 
 ROOT = Path(__file__).parents[2]
 LINE = "`file` is damaged; write it again."
@@ -37,6 +42,8 @@ def test_a_trial_is_counted_as_what_it_is(ended, right, left, verdict):
 ENDINGS = """
 import os, signal, sys, time
 from pathlib import Path
+from tests.faults import kills, mutants
+from tests.faults.__main__ import TRIALS
 from tests.faults.trial import attempt
 def write(size):
     Path("file").write_bytes(bytes(size))
@@ -74,18 +81,25 @@ def test_a_process_ends_as_its_call_does(tmp_path):
     ], done.stderr
 
 
-def trials(share, *parts):
-    """Runs trials; returns the rows of the table, of which each has no fault."""
-    done = run("-m", "tests.faults", "--share", str(share), *parts)
-    assert done.returncode == 0, done.stderr
-    return [row.split(" | ") for row in done.stdout.splitlines()[2:]]
+@pytest.fixture(scope="module")
+def _warm():
+    warm()
 
 
-def test_a_few_trials_have_no_fault():
-    rows = trials(0.005, "fit", "checkpoint-flips", "weight-flips", "experiments")
-    assert [row[1] for row in rows] == ["1", "1", "1", "5", "8"]
+@pytest.mark.usefixtures("_warm")
+@pytest.mark.filterwarnings("ignore:.*fork")
+@pytest.mark.parametrize(
+    ("part_of", "count"),
+    [(partial(kills.kill_fit, compile=False), 2), (mutants.flips_of_checkpoints, 3), (mutants.experiments, 20)],
+)
+def test_a_few_trials_have_no_fault(tmp_path, part_of, count):
+    part = part_of(count, tmp_path, random.Random(0))
+    assert part.trials == count
+    assert part.faults == []
 
 
 @pytest.mark.slow
 def test_some_trials_of_every_part_have_no_fault():
-    assert len(trials(0.04)) == 15
+    done = run("-m", "tests.faults", "--share", "0.04")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(TRIALS) + 3

@@ -62,6 +62,7 @@ def attempt(
         os.setsid()
         for (_, writer), standard in zip(pipes, (1, 2), strict=True):
             os.dup2(writer, standard)
+        sys.stdout, sys.stderr = (os.fdopen(standard, "w", closefd=False) for standard in (1, 2))  # not pytest's
         os.chdir(folder)
         _limit(memory, file_size)
         os._exit(_code_of(call))

@@ -10,9 +10,10 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -59,18 +60,17 @@ def warm() -> None:
                 call()
 
 
-def _write_often() -> None:
-    """A checkpoint is due after every seventh step."""
-    checkpoint.Checkpoint.due = property(lambda self: self.run.step % 7 == 0)  # type: ignore[assignment]
+def _written_often() -> AbstractContextManager[Any]:
+    """A block in which a checkpoint is due after every seventh step."""
+    return patch.object(checkpoint.Checkpoint, "due", property(lambda self: self.run.step % 7 == 0))
 
 
 def command(*arguments: object) -> Callable[[], None]:
     """Returns a call of the command, which writes a checkpoint after every step."""
 
     def call() -> None:
-        _write_often()
-        sys.argv = ["pyro-vae", *map(str, arguments)]
-        cli.main()
+        with patch.object(sys, "argv", ["pyro-vae", *map(str, arguments)]), _written_often():
+            cli.main()
 
     return call
 
@@ -82,8 +82,8 @@ def read_only(*arguments: object) -> Callable[[], None]:
         raise SystemExit(0)
 
     def call() -> None:
-        Prepared.run = stop  # type: ignore[method-assign]
-        command("compare", *arguments)()
+        with patch.object(Prepared, "run", stop):
+            command("compare", *arguments)()
 
     return call
 
@@ -92,13 +92,13 @@ def fit_job(place: Path, compile: Any = False) -> Callable[[], None]:
     """Returns a call of `fit` with a checkpoint after every step; it prints the sha256 of what it has learnt."""
 
     def call() -> None:
-        _write_often()
         torch.manual_seed(0)
         x = (torch.rand(70, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
         prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
         vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 5)), mlp(6, 5))
         training = Training(steps=80, batch_size=10, compile=compile)
-        fit(vae, x, AEVB(), training, seed=0, checkpoint=place)
+        with _written_often():
+            fit(vae, x, AEVB(), training, seed=0, checkpoint=place)
         sys.stdout.write(digest_of({name: value.numpy().tobytes() for name, value in vae.state_dict().items()}))
 
     return call
