@@ -223,7 +223,9 @@ def load(
     """
     folder, experiment, spec, seed, sums = _select_run(run_folder, algorithm, seed, allow_code)
     result = OutsideFile(folder / _RESULT, "the result of a comparison", _AGAIN)
-    record: Any = result.json().get("data")
+    record = result.json().get("data")
+    if not isinstance(record, dict):
+        raise result.error("is damaged: it has no `data`")
     with result.reading():
         try:
             units, size = DataTransform.from_record(record), _size(record)
