@@ -1,6 +1,6 @@
 """Tries faults on the library: kills, flipped bits, full disks, damaged and hostile files; prints one table.
 
-``python -m tests.faults`` takes about twenty minutes on one core. ``--share 0.1`` or ``PYRO_VAE_FAULTS=0.1`` takes a
+``python -m tests.faults`` takes about half an hour. ``--share 0.1`` or ``PYRO_VAE_FAULTS=0.1`` takes a
 tenth of the trials. It ends with exit code 1 where a trial is silent, has a traceback, hangs or leaves files behind.
 """
 
