@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from pyro_vae.errors import InputError
@@ -38,7 +39,8 @@ class Batch(NamedTuple):
     fields may be given as arrays; see `Batch.of`. Being a named tuple, it is a pytree.
 
     Attributes:
-        x: Data, shape ``(B, *event_shape)`` of the likelihood.
+        x: Data, shape ``(B, *event_shape)`` of the likelihood. For a `Program` also a mapping or tuple of tensors
+            with B rows.
         context: Labels or covariates, shape ``(B, C)``; concatenated to what the prior, the likelihood and
             the posterior receive.
         mask: Which cells of ``x`` are observed, boolean, shape of ``x``. It multiplies the per-cell
@@ -96,12 +98,13 @@ class Batch(NamedTuple):
     @property
     def size(self) -> int:
         """The number of data B."""
-        return self.x.shape[0]
+        return _first(self.x).shape[0]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """Returns the batch with ``function`` applied to every field that is present."""
+        """Returns the batch with ``function`` applied to every tensor."""
         rest = (None if field is None else function(field) for field in self[1:])
-        return Batch(function(self.x), *rest)
+        x = function(self.x) if isinstance(self.x, Tensor) else pytree.tree_map(function, self.x)
+        return Batch(x, *rest)
 
     def select(self, index: Tensor | slice) -> Batch:
         """Returns the data at ``index`` (positions or a slice along the first dimension)."""
@@ -116,6 +119,12 @@ class Batch(NamedTuple):
     def mean(self, values: Tensor) -> Tensor:
         """Returns the mean of per-datum ``values`` of shape ``(..., B)`` over the batch, weighted by ``weight``."""
         return (values if self.weight is None else values * self.weight).mean()
+
+
+def _first(x: Any) -> Tensor:
+    """The data themselves, or the first tensor of a mapping or tuple."""
+    first: Tensor = x if isinstance(x, Tensor) else pytree.tree_leaves(x)[0]
+    return first
 
 
 DataLike = Union[TensorLike, Batch, "Dataset[Any]"]

@@ -16,6 +16,7 @@ FLOORS = (
     {"batch", "runtime", "networks"},
     {"distributions"},
     {"vae", "engine", "datasets"},
+    {"program"},
     {"inference"},
     {"evaluation"},
     {"training"},

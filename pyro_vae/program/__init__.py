@@ -1,0 +1,5 @@
+r"""Any Pyro model and guide, under the protocol that a VAE has."""
+
+from pyro_vae.program.program import Program
+
+__all__ = ["Program"]

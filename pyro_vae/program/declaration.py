@@ -1,0 +1,212 @@
+r"""The first run of a model and a guide: what they declare, and whether they fit each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_vae.batch import Batch
+from pyro_vae.distributions.support import is_discrete
+from pyro_vae.errors import InputError, near_match
+from pyro_vae.program import running
+from pyro_vae.program.form import Form
+from pyro_vae.program.parts import Found, observing
+from pyro_vae.program.sites import Layout, Site
+from pyro_vae.runtime.random_streams import isolated
+
+
+@dataclass
+class Declared:
+    """What the first run of a program says.
+
+    Attributes:
+        layout: The plates.
+        sites: The local latents, in the order of the model.
+        form: The form of the data.
+        example: The example as a batch.
+        model: Modules and parameters of the model.
+        guide: Modules and parameters of the guide.
+        reparameterized: Whether gradients pass through the draws of the guide, and through those of the model.
+        observed: Where the value of each observed site lies among the data's tensors; None where it is none of them.
+    """
+
+    layout: Layout
+    sites: tuple[Site, ...]
+    form: Form
+    example: Batch
+    model: Found
+    guide: Found
+    reparameterized: tuple[bool, bool]
+    observed: dict[str, int | None]
+
+
+def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
+    """Runs guide and model on an example.
+
+    Raises:
+        InputError: For a program that does not fit; the message names the site and what to do.
+    """
+    for name, function in (("model", model), ("guide", guide)):
+        if not callable(function) or isinstance(function, type):
+            raise InputError(
+                f"Program: `{name}` is a function or a module of one argument, the batch; got `{function!r}`."
+            )
+    form = Form(example)
+    batch = form.batch(example, "Program", "example")
+    data, of_model, of_guide = form.given(batch), Found(), Found()
+    with torch.no_grad(), isolated(0):
+        guided = _first("guide", guide, data, of_guide)
+        drawn = {name: node["value"] for name, node in running.latent(guided).items()}
+        modelled = _first("model", model, data, of_model, drawn)
+    of_model.parameters = {k: v for k, v in of_model.parameters.items() if k not in of_guide.parameters}
+    traces = {"model": modelled, "guide": guided}
+    dims = {name: _plate_dim(name, trace, plate, batch.size) for name, trace in traces.items()}
+    if dims["model"] != dims["guide"]:
+        raise InputError(
+            f"Program: the plate `{plate}` is at dim {dims['model']} in the model and at {dims['guide']} in the guide; "
+            "give both the same dim=."
+        )
+    frames = [
+        f for t in traces.values() for n in t.nodes.values() for f in n.get("cond_indep_stack", ()) if f.vectorized
+    ]
+    layout = Layout(max(-frame.dim for frame in frames), dims["model"])
+    _check_sites(traces, plate)
+    sites, start = [], 0
+    for name, node in running.latent(modelled).items():
+        sites.append(_site(name, node, guided.nodes[name], layout, start))
+        start += sites[-1].size
+    nodes = [running.latent(trace).values() for trace in (guided, modelled)]
+    leaves = {id(leaf): i for i, leaf in enumerate(torch.utils._pytree.tree_leaves(data))}
+    return Declared(
+        layout,
+        tuple(sites),
+        form,
+        batch,
+        of_model,
+        of_guide,
+        (all(node["fn"].has_rsample for node in nodes[0]), all(node["fn"].has_rsample for node in nodes[1])),
+        {name: leaves.get(id(node["value"])) for name, node in running.observed(modelled).items()},
+    )
+
+
+def _first(half: str, function: Any, data: Any, found: Found, given: Mapping[str, Tensor] | None = None) -> Trace:
+    """Runs a half of a program for the first time."""
+    try:
+        with observing(function, found):
+            return running.run(function, data, given=given)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"Program: the {half} fails on the example: {type(error).__name__}: {reason}. It is called with one "
+            "argument, the batch."
+        ) from error
+
+
+def _plate_dim(half: str, trace: Trace, plate: str, size: int) -> int:
+    """The dimension of the plate over data."""
+    frames = {f.name: f for node in trace.nodes.values() for f in node.get("cond_indep_stack", ())}
+    if plate not in frames:
+        names = [f"`{name}`" for name in frames]
+        found = (
+            f"its plates are {', '.join(names)}; pass plate=, the name of the one over data"
+            if names
+            else (f'it has none; put its sites into `with pyro.plate("{plate}", B):`, B the number of rows')
+        )
+        raise InputError(f"Program: the {half} has no plate `{plate}` with a site in it; {found}.")
+    frame = frames[plate]
+    if not frame.vectorized:
+        raise InputError(
+            f"Program: the {half} loops over the plate `{plate}`, one datum at a time; use `with pyro.plate(...)`."
+        )
+    if frame.size != size:
+        raise InputError(
+            f"Program: the plate `{plate}` of the {half} has {frame.size} rows, and the example {size}; make it of the "
+            "number of rows of the batch, such as len(x)."
+        )
+    return int(frame.dim)
+
+
+def _check_sites(traces: Mapping[str, Trace], plate: str) -> None:
+    model, guide = (running.latent(traces[half]) for half in ("model", "guide"))
+    for half, trace in traces.items():
+        for name, node in {**running.latent(trace), **running.observed(trace)}.items():
+            _check_site(half, name, node, plate)
+    for name, node in guide.items():
+        if node["infer"].get("is_auxiliary", False):
+            raise InputError(
+                f"Program: the guide's site `{name}` is auxiliary; a guide draws the model's sites themselves."
+            )
+        if name not in model:
+            where = "is observed in the model" if name in traces["model"].nodes else "is no site of the model"
+            hint = f" {near_match(name, list(model))}" if model else ""
+            raise InputError(f"Program: the guide draws `{name}`, which {where}; leave it out.{hint}")
+    for name in model:
+        if name not in guide:
+            raise InputError(
+                f"Program: the model draws `{name}`, and the guide does not; draw it in the guide from q(`{name}`|x)."
+            )
+    if not model:
+        raise InputError("Program: the model has no latent site; draw at least one by pyro.sample without obs=.")
+    if not running.observed(traces["model"]):
+        raise InputError("Program: the model observes nothing; pass obs= to a pyro.sample of the model.")
+    for name in running.observed(traces["guide"]):
+        raise InputError(f"Program: the guide observes `{name}`; observe it in the model alone.")
+
+
+def _check_site(half: str, name: str, node: Any, plate: str) -> None:
+    """Raises an `InputError` for a site that is in no plate over data, or has a batch dimension without a plate."""
+    frames = {frame.dim: frame for frame in node["cond_indep_stack"] if frame.vectorized}
+    if plate not in [frame.name for frame in frames.values()]:
+        kind = "observed" if node["is_observed"] else "latent"
+        advice = (
+            "observe each datum inside it" if node["is_observed"] else "a global variable is a parameter (pyro.param)"
+        )
+        raise InputError(
+            f"Program: the {kind} site `{name}` of the {half} lies outside the plate `{plate}`; move it: {advice}."
+        )
+    if node["infer"].get("enumerate"):
+        raise InputError(
+            f"Program: the site `{name}` of the {half} is marked infer={{'enumerate': ...}}, and a program does not "
+            "sum over it; leave the mark out and use score-function, rws or wake-sleep."
+        )
+    for i, size in enumerate(reversed(node["fn"].batch_shape)):
+        if size > 1 and -i - 1 not in frames:
+            raise InputError(
+                f"Program: the site `{name}` of the {half} has a batch dimension of size {size} at {-i - 1}, which no "
+                f"plate declares; make it a part of the event by .to_event({i + 1}), or put the site into a plate."
+            )
+
+
+def _site(name: str, model: Any, guide: Any, layout: Layout, start: int) -> Site:
+    """A latent site, from its nodes in model and guide, which must fit each other."""
+    shapes = [_plates(node, layout) for node in (model, guide)]
+    events = [node["fn"].event_shape for node in (model, guide)]
+    if shapes[0] != shapes[1] or events[0] != events[1]:
+        said = [f"plates {shape or '()'} and event {tuple(event)}" for shape, event in zip(shapes, events, strict=True)]
+        raise InputError(
+            f"Program: the site `{name}` has {said[0]} in the model, and {said[1]} in the guide; draw the same shape."
+        )
+    support, value = model["fn"].support, model["value"]
+    if is_discrete(support) != is_discrete(guide["fn"].support) or not bool(support.check(value).all()):
+        raise InputError(
+            f"Program: the guide draws `{name}` from {guide['fn'].support}, and the model's support is {support}; use "
+            "a distribution with this support, such as a Normal pushed onto it."
+        )
+    depth = value.dim() - len(events[0])
+    return Site(name, shapes[0], depth, events[0], support, value.dtype, layout, start)
+
+
+def _plates(node: Any, layout: Layout) -> tuple[int, ...]:
+    sizes = [1] * layout.nesting
+    for frame in node["cond_indep_stack"]:
+        if frame.vectorized:
+            sizes[frame.dim] = frame.size
+    del sizes[layout.data]
+    return tuple(sizes)

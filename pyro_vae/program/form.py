@@ -1,0 +1,106 @@
+r"""The form of a program's data: a tensor, a batch, or a mapping or tuple of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from pyro_vae.batch import Batch, as_tensor
+from pyro_vae.errors import InputError
+
+Kind = Literal["tensor", "batch", "mapping", "tuple"]
+_FORMS = "a tensor, a Batch, or a mapping or tuple of tensors with one first dimension"
+
+
+class Form:
+    """What a program's model and guide are given.
+
+    Arguments:
+        example: Data of this form.
+
+    Raises:
+        InputError: For an example of no known form, or of fewer than two rows.
+    """
+
+    def __init__(self, example: Any) -> None:
+        self.kind: Kind = _kind(example)
+        batch = self._batch(example, "Program", "example")
+        leaves, self.structure = _flat(batch._replace(weight=None))
+        self.leaves = [(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+        if batch.size < 2:
+            raise InputError("Program: `example` is a batch of at least two data, got one.")
+
+    def given(self, batch: Batch) -> Any:
+        """Returns a batch as model and guide take it."""
+        if self.kind == "batch":
+            return batch if batch.weight is None else batch._replace(weight=None)
+        return batch.x
+
+    def batch(self, data: Any, caller: str, name: str = "x") -> Batch:
+        """Returns data of this form as a `Batch`, after a check of their structure and shapes."""
+        if self.kind != "batch" and isinstance(data, Batch):
+            batch = data
+        elif _kind(data) == self.kind or self.kind == "tensor":
+            batch = self._batch(data, caller, name)
+        else:
+            raise InputError(
+                f"{caller}: `{name}` has the form of the example, a {self.kind}; got `{type(data).__name__}`."
+            )
+        leaves, structure = _flat(batch._replace(weight=None))
+        if structure != self.structure:
+            raise InputError(f"{caller}: `{name}` has the structure {_said(batch)}, and the example another one.")
+        for leaf, (shape, _) in zip(leaves, self.leaves, strict=True):
+            if leaf.shape[1:] != shape or not len(leaf):
+                raise InputError(
+                    f"{caller}: a tensor of `{name}` has shape {tuple(leaf.shape)}; expected (B, "
+                    f"{', '.join(map(str, shape))}) with B >= 1, as in the example."
+                )
+        return batch
+
+    def ready(self, data: Any, device: torch.device, dtype: torch.dtype) -> Batch:
+        """Returns data as a ready batch: floating-point tensors in ``dtype``, others in the example's type."""
+        batch = self.batch(data, "Program")
+        types = iter([dtype if own.is_floating_point else own for _, own in self.leaves])
+        changed = batch.map(lambda leaf: leaf.to(next(types, dtype)))  # those behind the example's are weights
+        pairs = zip(_flat(changed)[0], _flat(batch)[0], strict=True)
+        return batch if all(new is old for new, old in pairs) else changed
+
+    def _batch(self, data: Any, caller: str, name: str) -> Batch:
+        if isinstance(data, Mapping):
+            batch = Batch(cast(Tensor, {key: as_tensor(value, f"{caller}: `{key}`") for key, value in data.items()}))
+        elif type(data) in (tuple, list):
+            batch = Batch(
+                cast(Tensor, tuple(as_tensor(each, f"{caller}: `{name}[{i}]`") for i, each in enumerate(data)))
+            )
+        else:
+            batch = Batch.of(data, caller, name)
+        leaves = _flat(batch)[0]
+        sizes = {leaf.shape[0] if leaf.dim() else None for leaf in leaves}
+        if not leaves or len(sizes) != 1 or None in sizes:
+            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
+            raise InputError(f"{caller}: `{name}` is {_FORMS}; got tensors of shapes {shapes or 'none'}.")
+        return batch
+
+
+def _flat(batch: Batch) -> tuple[list[Tensor], Any]:
+    """The tensors of a batch, in order, and its structure."""
+    leaves, spec = pytree.tree_flatten(batch)
+    return [leaf for leaf in leaves if leaf is not None], (spec, [leaf is None for leaf in leaves])
+
+
+def _kind(data: Any) -> Kind:
+    if isinstance(data, Batch):
+        return "batch"
+    if isinstance(data, Mapping):
+        return "mapping"
+    return "tuple" if type(data) in (tuple, list) else "tensor"
+
+
+def _said(batch: Batch) -> str:
+    if isinstance(batch.x, Mapping):
+        return f"{{{', '.join(map(repr, batch.x))}}}"
+    return ", ".join(name for name, field in zip(batch._fields, batch, strict=True) if field is not None)

@@ -1,0 +1,115 @@
+r"""Runs of a program's model and guide, and the log densities of their sites."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_vae.program.sites import Layout
+
+PARTICLES = "_particles"
+
+
+class Given(Messenger):
+    """Gives latent sites their values.
+
+    Arguments:
+        values: Value of each site, by name.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def run(
+    function: Any,
+    data: Any,
+    layout: Layout | None = None,
+    particles: int | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    dreaming: bool = False,
+) -> Trace:
+    """Runs a model or a guide once, and returns its trace.
+
+    Arguments:
+        function: The model or the guide.
+        data: Its argument.
+        layout: The plates of the program; needed for particles.
+        particles: K, draws for each datum, along a dimension of their own before all others; None for one draw
+            without this dimension.
+        given: Values of latent sites, by name.
+        dreaming: Whether observed sites are drawn too.
+    """
+    with ExitStack() as stack:
+        if particles is not None and layout is not None:
+            stack.enter_context(pyro.plate(PARTICLES, particles, dim=-layout.nesting - 1))
+        if given is not None:
+            stack.enter_context(Given(given))
+        called = poutine.uncondition(function) if dreaming else function
+        return poutine.trace(called).get_trace(data)
+
+
+def latent(trace: Trace) -> dict[str, Any]:
+    """Returns the latent sites of a trace, by name, in order."""
+    return {
+        name: node
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample" and not node["is_observed"] and not site_is_subsample(node)
+    }
+
+
+def observed(trace: Trace) -> dict[str, Any]:
+    """Returns the observed sites of a trace and its factors, by name; deterministic sites are none."""
+    return {
+        name: node
+        for name, node in trace.nodes.items()
+        if node["type"] == "sample"
+        and node["is_observed"]
+        and not site_is_subsample(node)
+        and not node["infer"].get("_deterministic", False)
+    }
+
+
+def log_density(nodes: Mapping[str, Any], layout: Layout, particles: int | None, size: int, like: Tensor) -> Tensor:
+    """Returns the sum of the sites' log densities for each datum, shape ``(K, B)`` or ``(B,)``.
+
+    Masks and the program's own scales apply. The scale of a subsampled plate does not: each datum counts once.
+
+    Arguments:
+        nodes: Sites of a trace.
+        layout: The plates of the program.
+        particles: K, or None.
+        size: B.
+        like: Tensor of the result's type and device.
+    """
+    leading = () if particles is None else (particles,)
+    total = like.new_zeros((*leading, size))
+    for node in nodes.values():
+        log_prob = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
+        scale, mask = node["scale"], node["mask"]
+        for frame in node["cond_indep_stack"]:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                scale = scale * frame.size / frame.full_size
+        if mask is False:
+            continue
+        if isinstance(mask, Tensor):
+            mask, log_prob = torch.broadcast_tensors(mask, log_prob)
+            log_prob = torch.where(mask, log_prob, torch.zeros_like(log_prob))
+        if isinstance(scale, Tensor) or scale != 1.0:
+            log_prob = log_prob * scale
+        total = total + layout.sums(log_prob, particles, size)
+    return total
