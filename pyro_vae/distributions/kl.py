@@ -3,6 +3,7 @@ r"""The KL divergence of the posterior from the prior: in closed form, by latent
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -24,6 +25,14 @@ from torch.distributions import (
 from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
+
+
+@runtime_checkable
+class SiteBySite(Protocol):
+    """A joint distribution of several sites, whose KL is a sum over sites given the sites before."""
+
+    def kl(self, p: Any, z: Tensor) -> Tensor:
+        """Returns the KL to p at draws z, shape ``(..., B)``."""
 
 
 def analytic_kl(q: Distribution, p: Distribution) -> Tensor:
@@ -73,6 +82,8 @@ def kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
     Returns:
         KL of each datum, shape ``(B,)``, in nats.
     """
+    if isinstance(q, SiteBySite):
+        return q.kl(p, z).mean(0)
     value = _closed_form(q, p)
     return (q.log_prob(z) - p.log_prob(z)).mean(0) if value is None else value
 

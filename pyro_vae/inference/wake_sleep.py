@@ -11,6 +11,7 @@ from torch.func import functional_call
 from pyro_vae.batch import Batch
 from pyro_vae.inference.interface import Inference, Loss, Phase
 from pyro_vae.inference.requirements import unshared
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 from pyro_vae.vae.vae import VAE
 
 
@@ -59,25 +60,21 @@ def sleep_loss(vae: VAE, batch: Batch) -> Tensor:
         vae: The VAE.
         batch: Whose size, context, mask and offset the dreams take.
     """
-    with torch.no_grad():
-        p = vae.prior_given(batch)
-        z = p.sample() if p.batch_shape else p.sample((batch.size,))
-        dreams = batch._replace(x=vae.likelihood_given(z, batch).sample().to(vae.dtype))
-    density = _Density(vae.posterior)
+    z, dreams = vae.dreams(batch)
+    density = _Density(vae)
     # Copies of the buffers, since running statistics are those of data, not of dreams.
     buffers = {name: buffer.clone() for name, buffer in density.named_buffers()}
-    given = vae.posterior_input(dreams)
-    log_q: Tensor = functional_call(density, buffers, (given, z), tie_weights=False)
+    log_q: Tensor = functional_call(density, buffers, (dreams, z), tie_weights=False)
     return -batch.mean(log_q)
 
 
 class _Density(nn.Module):
-    """The density of a posterior as a module, because its networks may run only when the density is computed."""
+    """The density of the posterior as a module, because networks may run only when the density is computed."""
 
-    def __init__(self, posterior: nn.Module) -> None:
+    def __init__(self, vae: LatentVariableModel) -> None:
         super().__init__()
-        self.posterior = posterior
+        self.vae = vae
 
-    def forward(self, given: Tensor, z: Tensor) -> Tensor:
-        log_q: Tensor = self.posterior(given).log_prob(z)
+    def forward(self, dreams: Batch, z: Tensor) -> Tensor:
+        log_q: Tensor = self.vae.posterior_given(dreams).log_prob(z)
         return log_q

@@ -81,7 +81,7 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
         sites.append(_site(name, node, guided.nodes[name], layout, start))
         start += sites[-1].size
     nodes = [running.latent(trace).values() for trace in (guided, modelled)]
-    leaves = {id(leaf): i for i, leaf in enumerate(torch.utils._pytree.tree_leaves(data))}
+    leaves = {id(leaf): i for i, leaf in enumerate(form.tensors(batch))}
     return Declared(
         layout,
         tuple(sites),

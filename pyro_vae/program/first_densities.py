@@ -89,7 +89,7 @@ def vectorizes(program: nn.Module) -> bool:
             reason = " ".join(str(error).split())
     warnings.warn(
         f"Program: several particles do not run at once ({reason}); they run one after the other, which is slower. "
-        "Write model and guide for tensors with more batch dimensions on the left, as Pyro's vectorized plates need it.",
+        "Write model and guide for tensors with more batch dimensions on the left, as Pyro's vectorized plates need.",
         stacklevel=4,
     )
     return False

@@ -22,15 +22,21 @@ class Form:
     Arguments:
         example: Data of this form.
 
+    Attributes:
+        like: Tensor of the example's floating-point type.
+
     Raises:
         InputError: For an example of no known form, or of fewer than two rows.
     """
 
     def __init__(self, example: Any) -> None:
         self.kind: Kind = _kind(example)
+        self.keys = list(example) if isinstance(example, Mapping) else None
         batch = self._batch(example, "Program", "example")
         leaves, self.structure = _flat(batch._replace(weight=None))
         self.leaves = [(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+        floating = (leaf.dtype for leaf in leaves if leaf.is_floating_point())
+        self.like = torch.empty((), dtype=next(floating, torch.get_default_dtype()))
         if batch.size < 2:
             raise InputError("Program: `example` is a batch of at least two data, got one.")
 
@@ -69,9 +75,29 @@ class Form:
         pairs = zip(_flat(changed)[0], _flat(batch)[0], strict=True)
         return batch if all(new is old for new, old in pairs) else changed
 
+    def tensors(self, batch: Batch) -> list[Tensor]:
+        """Returns the tensors of a batch, in order."""
+        return _flat(batch)[0]
+
+    def replaced(self, batch: Batch, values: Mapping[int, Tensor]) -> Batch:
+        """Returns a batch with other values of some of its tensors, which are numbered in their order."""
+        places = iter(range(len(self.leaves)))
+
+        def other(leaf: Tensor) -> Tensor:
+            value = values.get(next(places, -1))
+            return leaf if value is None else value.reshape(leaf.shape).to(leaf.dtype)
+
+        return batch.map(other)
+
     def _batch(self, data: Any, caller: str, name: str) -> Batch:
         if isinstance(data, Mapping):
-            batch = Batch(cast(Tensor, {key: as_tensor(value, f"{caller}: `{key}`") for key, value in data.items()}))
+            if set(data) != set(self.keys or data):
+                raise InputError(
+                    f"{caller}: `{name}` has the keys {', '.join(map(repr, data))}; expected those of the example, "
+                    f"{', '.join(map(repr, self.keys or ()))}."
+                )
+            tensors = {key: as_tensor(data[key], f"{caller}: `{key}`") for key in self.keys or data}
+            batch = Batch(cast(Tensor, tensors))
         elif type(data) in (tuple, list):
             batch = Batch(
                 cast(Tensor, tuple(as_tensor(each, f"{caller}: `{name}[{i}]`") for i, each in enumerate(data)))
@@ -89,7 +115,7 @@ class Form:
 def _flat(batch: Batch) -> tuple[list[Tensor], Any]:
     """The tensors of a batch, in order, and its structure."""
     leaves, spec = pytree.tree_flatten(batch)
-    return [leaf for leaf in leaves if leaf is not None], (spec, [leaf is None for leaf in leaves])
+    return [leaf for leaf in leaves if leaf is not None], (str(spec), [leaf is None for leaf in leaves])
 
 
 def _kind(data: Any) -> Kind:

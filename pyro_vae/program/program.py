@@ -20,9 +20,10 @@ from pyro_vae.program.first_densities import check_parameters, vectorizes
 from pyro_vae.program.joint import LatentDistribution, over_particles
 from pyro_vae.program.parts import Originals, Parameters, Supplied
 from pyro_vae.program.sites import flat_of, values_of
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
-class Program(nn.Module):
+class Program(LatentVariableModel):
     r"""A Pyro model and an amortized guide, trained and evaluated as a `VAE` is.
 
     .. math:: p(x, z) = \prod_s p(z_s | z_{\mathrm{pa}(s)}) \prod_o p(x_o | z), \qquad q(z|x) = \prod_s q(z_s | \ldots)
@@ -66,9 +67,6 @@ class Program(nn.Module):
         torch.Size([3, 5])
     """
 
-    context_features = 0
-    parameter_prior = None
-
     def __init__(self, model: Any, guide: Any, example: Any, *, plate: str = "data", size: int | None = None) -> None:
         super().__init__()
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
@@ -82,6 +80,7 @@ class Program(nn.Module):
 
     def _declare(self, found: Declared) -> None:
         self.layout, self.sites, self.form = found.layout, found.sites, found.form
+        self.max_plate_nesting = found.layout.nesting
         self.latent_shape = torch.Size([sum(site.size for site in self.sites)])
         self.model_modules, self.guide_modules = (nn.ModuleDict(half.modules) for half in (found.model, found.guide))
         self.model_parameters, self.guide_parameters = (
@@ -90,7 +89,7 @@ class Program(nn.Module):
         self._originals = Originals([*self.model_modules.values(), *self.guide_modules.values()])
         self._statements = found.model.statements | found.guide.statements
         self._reparameterized, self._prior_reparameterized = found.reparameterized
-        self._example, self.vectorized = found.example, True
+        self._example, self._observed, self.vectorized = found.example, found.observed, True
 
     # ------------------------------------------------------------------ parameters
 
@@ -107,19 +106,9 @@ class Program(nn.Module):
     def _of_guide(self) -> set[int]:
         return {id(p) for part in (self.guide_modules, self.guide_parameters) for p in part.parameters()}
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating-point type of the parameters."""
-        return self._like().dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters lie."""
-        return self._like().device
-
     def _like(self) -> Tensor:
-        tensors = (t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
-        return next(tensors, torch.empty(()))
+        own = (t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
+        return next(own, self.form.like)
 
     # ------------------------------------------------------------------ runs
 
@@ -187,34 +176,27 @@ class Program(nn.Module):
         prior, likelihood = (running.log_density(half, self.layout, particles, batch.size, like) for half in halves)
         return prior, likelihood
 
-    def log_weights_of(self, batch: Batch, num_particles: int = 1) -> Tensor:
-        """Returns log p(x, z_k) - log q(z_k|x) for K draws z_k from q(z|x), in nats, shape ``(K, B)``."""
-        q = self.posterior_given(batch)
-        z = q.rsample((num_particles,)) if q.has_rsample else q.sample((num_particles,))
-        return self.log_joint_of(z, batch) - q.log_prob(z)
+    @torch.no_grad()
+    def dreams(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """Returns draws (z, x) from the model; see `LatentVariableModel.dreams`.
 
-    def log_weights(self, data: Any, num_particles: int = 1) -> Tensor:
-        r"""Returns :math:`\log w_k = \log p(x, z_k) - \log q(z_k|x)` for :math:`z_k \sim q(z|x)`.
-
-        Arguments:
-            data: Data of the example's form, B of them.
-            num_particles: K.
-
-        Returns:
-            Shape ``(K, B)``, in nats.
+        Raises:
+            InputError: If the value of an observed site is none of the batch's tensors.
         """
-        return self.log_weights_of(self.check(data), num_particles)
-
-    def log_parameter_prior_per_datum(self) -> Tensor:
-        """Returns 0: a program has no prior over parameters."""
-        return torch.zeros((), device=self.device, dtype=self.dtype)
+        trace = self._run(self._model, batch, dreaming=True)
+        values = {}
+        for name, place in self._observed.items():
+            if place is None:
+                raise InputError(
+                    f"Program: the value of the site `{name}` is none of the batch's tensors, so that a draw cannot "
+                    "take its place; pass a tensor of the batch as obs=, as it is, or train by an algorithm without a sleep "
+                    "phase."
+                )
+            values[place] = trace.nodes[name]["value"]
+        z = flat_of(self.sites, {site.name: trace.nodes[site.name]["value"] for site in self.sites}, None)
+        return z, self.form.replaced(batch, values)
 
     # ------------------------------------------------------------------ the Pyro programs
-
-    @property
-    def max_plate_nesting(self) -> int:
-        """Number of batch dimensions that plates take."""
-        return self.layout.nesting
 
     def model_of(self, batch: Batch) -> Any:
         """The model of a ready batch, with this program's parameters, scaled by N/M and by the data's weights."""
@@ -275,19 +257,34 @@ class _Half:
             pairs = [self.draw(None) for _ in range(particles)]
             return torch.stack([z for z, _ in pairs]), torch.stack([value for _, value in pairs])
         trace = self.program._run(self.function, self.batch, particles)
-        nodes = running.latent(trace)
-        z = flat_of(self.program.sites, {name: node["value"] for name, node in nodes.items()}, particles)
+        z = flat_of(self.program.sites, {name: node["value"] for name, node in self._nodes(trace).items()}, particles)
         return z, self._sum(trace, z, particles)
 
     def log_density(self, z: Tensor) -> Tensor:
         """Returns the log density of all latents."""
         if z.dim() == 3 and not self.program.vectorized:
             return torch.stack([self.log_density(each) for each in z])
+        trace, particles = self._at(z)
+        return self._sum(trace, z, particles)
+
+    def kl_from(self, other: _Half, z: Tensor) -> Tensor:
+        """Returns the sum over sites of the KL from this half's distribution to another's, given the sites before.
+
+        It is in closed form where there is one, else the log ratio at z.
+        """
+        if z.dim() == 3 and not self.program.vectorized:
+            return torch.stack([self.kl_from(other, each) for each in z])
+        (mine, particles), (its, _) = self._at(z), other._at(z)
+        pairs = zip(self._nodes(mine).values(), self._nodes(its).values(), strict=True)
+        return running.divergence(pairs, self.program.layout, particles, self.batch.size, z)
+
+    def _at(self, z: Tensor) -> tuple[Trace, int | None]:
         particles = z.shape[0] if z.dim() == 3 else None
-        given = values_of(self.program.sites, z)
-        return self._sum(self.program._run(self.function, self.batch, particles, given), z, particles)
+        return self.program._run(self.function, self.batch, particles, values_of(self.program.sites, z)), particles
+
+    def _nodes(self, trace: Trace) -> dict[str, Any]:
+        return {site.name: trace.nodes[site.name] for site in self.program.sites}
 
     def _sum(self, trace: Trace, z: Tensor, particles: int | None) -> Tensor:
-        nodes: dict[str, Any] = {site.name: trace.nodes[site.name] for site in self.program.sites}
         like = z if z.is_floating_point() else self.program._like()
-        return running.log_density(nodes, self.program.layout, particles, self.batch.size, like)
+        return running.log_density(self._nodes(trace), self.program.layout, particles, self.batch.size, like)

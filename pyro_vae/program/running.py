@@ -2,7 +2,7 @@ r"""Runs of a program's model and guide, and the log densities of their sites.""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,6 +14,8 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vae.distributions.kl import analytic_kl
+from pyro_vae.errors import InputError
 from pyro_vae.program.sites import Layout
 
 PARTICLES = "_particles"
@@ -84,6 +86,29 @@ def observed(trace: Trace) -> dict[str, Any]:
     }
 
 
+def divergence(
+    pairs: Iterable[tuple[Any, Any]], layout: Layout, particles: int | None, size: int, like: Tensor
+) -> Tensor:
+    """Returns the sum over sites of KL(q || p) given earlier sites, shape ``(K, B)`` or ``(B,)``.
+
+    Arguments:
+        pairs: Each site in the guide's trace and in the model's, at the same values.
+        layout: The plates of the program.
+        particles: K, or None.
+        size: B.
+        like: Tensor of the result's type and device.
+    """
+    leading = () if particles is None else (particles,)
+    total = like.new_zeros((*leading, size))
+    for mine, its in pairs:
+        try:
+            value = analytic_kl(mine["fn"], its["fn"])
+        except InputError:
+            value = mine["fn"].log_prob(mine["value"]) - its["fn"].log_prob(its["value"])
+        total = total + layout.sums(_weighed(value, mine), particles, size)
+    return total
+
+
 def log_density(nodes: Mapping[str, Any], layout: Layout, particles: int | None, size: int, like: Tensor) -> Tensor:
     """Returns the sum of the sites' log densities for each datum, shape ``(K, B)`` or ``(B,)``.
 
@@ -100,16 +125,19 @@ def log_density(nodes: Mapping[str, Any], layout: Layout, particles: int | None,
     total = like.new_zeros((*leading, size))
     for node in nodes.values():
         log_prob = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
-        scale, mask = node["scale"], node["mask"]
-        for frame in node["cond_indep_stack"]:
-            if frame.full_size is not None and frame.full_size != frame.size:
-                scale = scale * frame.size / frame.full_size
-        if mask is False:
-            continue
-        if isinstance(mask, Tensor):
-            mask, log_prob = torch.broadcast_tensors(mask, log_prob)
-            log_prob = torch.where(mask, log_prob, torch.zeros_like(log_prob))
-        if isinstance(scale, Tensor) or scale != 1.0:
-            log_prob = log_prob * scale
-        total = total + layout.sums(log_prob, particles, size)
+        total = total + layout.sums(_weighed(log_prob, node), particles, size)
     return total
+
+
+def _weighed(value: Tensor, node: Any) -> Tensor:
+    """Applies the mask and the scale of a site, but for the scale of subsampled plates."""
+    scale, mask = node["scale"], node["mask"]
+    for frame in node["cond_indep_stack"]:
+        if frame.full_size is not None and frame.full_size != frame.size:
+            scale = scale * frame.size / frame.full_size
+    if mask is False:
+        return torch.zeros_like(value)
+    if isinstance(mask, Tensor):
+        mask, value = torch.broadcast_tensors(mask, value)
+        value = torch.where(mask, value, torch.zeros_like(value))
+    return value * scale if isinstance(scale, Tensor) or scale != 1.0 else value

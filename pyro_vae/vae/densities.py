@@ -2,7 +2,6 @@ r"""The densities of a VAE: p(z), p(x|z) and q(z|x) of a batch that is ready."""
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
@@ -14,35 +13,17 @@ from pyro_vae.distributions.masking import masked
 from pyro_vae.errors import InputError
 from pyro_vae.vae.finite import check_finite
 from pyro_vae.vae.hierarchy import Reads
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 from pyro_vae.vae.part import needs_posterior
 
 
-class Densities(nn.Module):
-    """What an algorithm asks of a VAE.
-
-    A ``batch`` is ready: it is what `VAE.check` returned, or was made of that. It is not checked again. Modules run in
-    their present mode: `pyro_vae.fit` sets training mode, the functions of `pyro_vae.evaluation` evaluation mode.
-    """
+class Densities(LatentVariableModel):
+    """The densities of a `VAE`, from its three parts."""
 
     prior: nn.Module
     likelihood: nn.Module
     posterior: nn.Module
-    latent_shape: torch.Size
     event_shape: torch.Size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating-point type of the parameters."""
-        return self._like().dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters lie."""
-        return self._like().device
-
-    def _like(self) -> Tensor:
-        tensors = itertools.chain(self.parameters(), self.buffers())
-        return next((t for t in tensors if t.dtype.is_floating_point), torch.empty(()))
 
     def prior_given(self, data: Batch | Tensor | None) -> TorchDistribution:
         """Returns p(z), or p(z|context) with ``batch_shape == (B,)``.
@@ -103,15 +84,12 @@ class Densities(nn.Module):
         x_given_z, x = self.observed(z, batch)
         return x_given_z.log_prob(x)
 
-    def log_joint_of(self, z: Tensor, batch: Batch) -> Tensor:
-        """Returns log p(x, z) over the observed cells, in nats; shapes as for `log_likelihood_of`."""
-        return self.prior_given(batch).log_prob(z) + self.log_likelihood_of(z, batch)
-
-    def log_weights_of(self, batch: Batch, num_particles: int = 1) -> Tensor:
-        """Returns log p(x, z_k) - log q(z_k|x) for K draws z_k from q(z|x), in nats, shape ``(K, B)``."""
-        q = self.posterior_given(batch)
-        z = q.rsample((num_particles,)) if q.has_rsample else q.sample((num_particles,))
-        return self.log_joint_of(z, batch) - q.log_prob(z)
+    @torch.no_grad()
+    def dreams(self, batch: Batch) -> tuple[Tensor, Batch]:
+        """Returns draws (z, x) from the model; see `LatentVariableModel.dreams`."""
+        p = self.prior_given(batch)
+        z = p.sample() if p.batch_shape else p.sample((batch.size,))
+        return z, batch._replace(x=self.likelihood_given(z, batch).sample().to(self.dtype))
 
 
 def _flatten(x: Tensor, event_dim: int) -> Tensor:

@@ -241,21 +241,6 @@ class VAE(Densities, Registered):
         """Returns log p(x, z) over the observed cells, in nats; arguments and shape as for `log_likelihood`."""
         return self.log_joint_of(z, self.check(data))
 
-    def log_weights(self, data: DataLike, num_particles: int = 1) -> Tensor:
-        r"""Returns :math:`\log w_k = \log p(x, z_k) - \log q(z_k|x)` for :math:`z_k \sim q(z|x)`.
-
-        Never scaled by N/M or by weights: its mean over k is the ELBO of each datum, the log of the mean of w an
-        importance estimate of log p(x). Gradients pass through z where q is reparameterizable.
-
-        Arguments:
-            data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes.
-            num_particles: K.
-
-        Returns:
-            Shape ``(K, B)``, in nats.
-        """
-        return self.log_weights_of(self.check(data), num_particles)
-
     # ------------------------------------------------------------------ what a trained model is used for
 
     @torch.no_grad()
