@@ -100,6 +100,16 @@ class Batch(NamedTuple):
         """The number of data B."""
         return _first(self.x).shape[0]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the data lie."""
+        return _first(self.x).device
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch, in order."""
+        return [leaf for leaf in pytree.tree_leaves(self) if leaf is not None]
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         """Returns the batch with ``function`` applied to every tensor."""
         rest = (None if field is None else function(field) for field in self[1:])

@@ -31,8 +31,8 @@ from pyro_vae.errors import InputError
 class SiteBySite(Protocol):
     """A joint distribution of several sites, whose KL is a sum over sites given the sites before."""
 
-    def kl(self, p: Any, z: Tensor) -> Tensor:
-        """Returns the KL to p at draws z, shape ``(..., B)``."""
+    def kl(self, p: Any, z: Tensor, *, sampled: bool = True) -> Tensor:
+        """Returns the KL to p at draws z, shape ``(..., B)``; an error if it may not be sampled, and must be."""
 
 
 def analytic_kl(q: Distribution, p: Distribution) -> Tensor:
@@ -86,6 +86,20 @@ def kl(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
         return q.kl(p, z).mean(0)
     value = _closed_form(q, p)
     return (q.log_prob(z) - p.log_prob(z)).mean(0) if value is None else value
+
+
+def require_closed_form(q: Distribution, p: Distribution, z: Tensor) -> None:
+    """Raises an `InputError` if `kl` of such arguments samples.
+
+    Arguments:
+        q: Posterior, batch shape ``(B,)``.
+        p: Prior, batch shape ``(B,)`` or ``()``.
+        z: Draws from q, shape ``(K, B, *latent_shape)``.
+    """
+    if isinstance(q, SiteBySite):
+        q.kl(p, z, sampled=False)
+    else:
+        analytic_kl(q, p)
 
 
 def kl_of_dimensions(q: Distribution, p: Distribution, z: Tensor) -> Tensor:

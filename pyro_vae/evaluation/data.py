@@ -12,8 +12,8 @@ from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.data_check import check_values
-from pyro_vae.vae.inputs import batch_for
-from pyro_vae.vae.vae import VAE, require_vae
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
+from pyro_vae.vae.vae import require_model
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -25,13 +25,13 @@ def of_a_vae(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
     @functools.wraps(function)
     def checked(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
         if arguments or "vae" in named:
-            require_vae(function.__name__, arguments[0] if arguments else named["vae"])
+            require_model(function.__name__, arguments[0] if arguments else named["vae"])
         return function(*arguments, **named)
 
     return checked
 
 
-def evaluated(caller: str, vae: VAE, data: DataLike, *, weighted: bool = False) -> Batch:
+def evaluated(caller: str, vae: LatentVariableModel, data: DataLike, *, weighted: bool = False) -> Batch:
     """Returns the data as a ready `Batch`, after a check of every value.
 
     Arguments:
@@ -45,7 +45,7 @@ def evaluated(caller: str, vae: VAE, data: DataLike, *, weighted: bool = False) 
             likelihood's support; and for weights that would be ignored.
     """
     with isolated(0, "data"):  # for data sets that draw
-        batch = batch_for(vae, data, caller)
+        batch = vae.as_batch(data, caller)
     if batch.weight is not None and not weighted:
         raise InputError(
             f"{caller}: takes no weights, but the batch has some; pass batch._replace(weight=None), and weight the "

@@ -36,10 +36,14 @@ class AEVB(Inference):
     def __init__(self, num_particles: int = 1) -> None:
         super().__init__()
         self.num_particles = check_count("AEVB", "num_particles", num_particles)
-        # max_plate_nesting is given, since finding it out runs model and guide once more.
-        self._elbo = Trace_ELBO(num_particles, max_plate_nesting=1, vectorize_particles=num_particles > 1)
 
     def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the ELBO; see `Loss`."""
-        value = self._elbo.differentiable_loss(vae.model_of, vae.guide_of, batch) / (vae.size or batch.size)
+        # max_plate_nesting is given, since finding it out runs model and guide once more.
+        elbo = Trace_ELBO(
+            self.num_particles,
+            max_plate_nesting=vae.max_plate_nesting,
+            vectorize_particles=self.num_particles > 1 and vae.vectorized,
+        )
+        value = elbo.differentiable_loss(vae.model_of, vae.guide_of, batch) / (vae.size or batch.size)
         return Loss(value, -(value + vae.log_parameter_prior_per_datum()).detach())

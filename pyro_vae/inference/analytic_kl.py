@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pyro_vae.batch import Batch
-from pyro_vae.distributions.kl import analytic_kl
+from pyro_vae.distributions.kl import kl
 from pyro_vae.inference.interface import Inference, Loss, check_count
 from pyro_vae.inference.requirements import PATHWISE, closed_form_kl
 from pyro_vae.vae.vae import VAE
@@ -41,5 +41,5 @@ class AnalyticKL(Inference):
         """Returns minus the ELBO; see `Loss`."""
         q = vae.posterior_given(batch)
         z = q.rsample((self.num_particles,))
-        elbo = batch.mean(vae.log_likelihood_of(z, batch)) - batch.mean(analytic_kl(q, vae.prior_given(batch)))
+        elbo = batch.mean(vae.log_likelihood_of(z, batch)) - batch.mean(kl(q, vae.prior_given(batch), z))
         return Loss(-(elbo + vae.log_parameter_prior_per_datum()), elbo.detach())

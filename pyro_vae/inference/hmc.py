@@ -111,7 +111,7 @@ class Tempered:
         leapfrog, batch = routine(_leapfrog_step, self.latents.vae), tuple(self.latents.batch)
         time = u.new_full((*u.shape[:2], *(1 for _ in self.latents.shape)), FIRST_STEP)
         program = leapfrog.ready(u, u, time, time, at, batch, self.start)
-        given = [field for field in batch if field is not None]
+        given = self.latents.batch.tensors
         ratios: list[Tensor] = []
 
         def advance(u: Tensor, momentum: Tensor, drift: Tensor, kick: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,41 +3,20 @@ r"""The first densities of a program: its parameters are known, and particles ru
 from __future__ import annotations
 
 import warnings
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
-from pyro_vae.program.joint import LatentDistribution
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 # Two ways to compute a density differ by rounding alone: by this share of its size.
 _TOLERANCE = 1e-3
 
 
-class Densities(Protocol):
-    """What these checks ask of a program."""
-
-    def posterior_given(self, batch: Batch) -> LatentDistribution:
-        """Returns q(z|x)."""
-
-    def log_densities_of(self, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns log p(z) and log p(x|z)."""
-
-    def probe_batch(self) -> Batch:
-        """Returns a batch."""
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Returns the parameters."""
-
-    def train(self, mode: bool) -> nn.Module:
-        """Sets the mode."""
-
-
-def check_parameters(program: nn.Module) -> None:
+def check_parameters(program: LatentVariableModel) -> None:
     """Raises an `InputError` if the densities depend on a trainable tensor that is no parameter of the program."""
     batch = program.probe_batch()
     with evaluating(program), isolated(0), torch.enable_grad():
@@ -68,7 +47,7 @@ def _leaves(total: Tensor) -> list[Tensor]:
     return found
 
 
-def vectorizes(program: nn.Module) -> bool:
+def vectorizes(program: LatentVariableModel) -> bool:
     """Returns whether two particles that run at once have the densities that they have one after the other.
 
     If not, it warns.
@@ -78,8 +57,8 @@ def vectorizes(program: nn.Module) -> bool:
         try:
             q = program.posterior_given(batch)
             z = q.sample((2,))
-            at_once = [q.log_prob(z), *program.log_densities_of(z, batch)]
-            rows = [[q.log_prob(each.clone()), *program.log_densities_of(each, batch)] for each in z]
+            at_once = [q.log_prob(z), program.log_joint_of(z, batch)]
+            rows = [[q.log_prob(each.clone()), program.log_joint_of(each, batch)] for each in z]
             one_by_one = [torch.stack(column) for column in zip(*rows, strict=True)]
             pairs = zip(at_once, one_by_one, strict=True)
             if all(torch.allclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE) for a, b in pairs):

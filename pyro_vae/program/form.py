@@ -67,9 +67,8 @@ class Form:
                 )
         return batch
 
-    def ready(self, data: Any, device: torch.device, dtype: torch.dtype) -> Batch:
-        """Returns data as a ready batch: floating-point tensors in ``dtype``, others in the example's type."""
-        batch = self.batch(data, "Program")
+    def typed(self, batch: Batch, dtype: torch.dtype) -> Batch:
+        """Returns a batch with floating-point tensors in ``dtype``, and others in the example's type."""
         types = iter([dtype if own.is_floating_point else own for _, own in self.leaves])
         changed = batch.map(lambda leaf: leaf.to(next(types, dtype)))  # those behind the example's are weights
         pairs = zip(_flat(changed)[0], _flat(batch)[0], strict=True)
@@ -127,6 +126,7 @@ def _kind(data: Any) -> Kind:
 
 
 def _said(batch: Batch) -> str:
-    if isinstance(batch.x, Mapping):
-        return f"{{{', '.join(map(repr, batch.x))}}}"
+    x: Any = batch.x
+    if isinstance(x, Mapping):
+        return f"{{{', '.join(map(repr, x))}}}"
     return ", ".join(name for name, field in zip(batch._fields, batch, strict=True) if field is not None)

@@ -21,7 +21,7 @@ class Draws(Protocol):
     def log_density(self, z: Tensor) -> Tensor:
         """Returns the log density of such z."""
 
-    def kl_from(self, other: Any, z: Tensor) -> Tensor:
+    def kl_from(self, other: Any, z: Tensor, sampled: bool) -> Tensor:
         """Returns the KL to another half, site by site, at such z."""
 
 
@@ -76,7 +76,7 @@ class LatentDistribution(TorchDistribution):
             return self._last[1]
         return over_particles(self.half.log_density, value)
 
-    def kl(self, p: LatentDistribution, z: Tensor) -> Tensor:
+    def kl(self, p: LatentDistribution, z: Tensor, *, sampled: bool = True) -> Tensor:
         r"""Returns the KL from this distribution to p, site by site given the sites before, at draws z.
 
         .. math:: \sum_s \mathrm{KL}\left(q(z_s | z_{\mathrm{pa}(s)}, x) \,\|\, p(z_s | z_{\mathrm{pa}(s)})\right)
@@ -86,11 +86,15 @@ class LatentDistribution(TorchDistribution):
         Arguments:
             p: The other half of the program.
             z: Draws from this distribution, shape ``(..., B, L)``.
+            sampled: Whether the log ratio at z serves for sites without a closed form.
 
         Returns:
             Shape ``(..., B)``, in nats.
+
+        Raises:
+            InputError: For a site without a closed form, if it may not be sampled.
         """
-        return over_particles(lambda each: self.half.kl_from(p.half, each), z)
+        return over_particles(lambda each: self.half.kl_from(p.half, each, sampled), z)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> LatentDistribution:
         """Returns the distribution itself: its batch shape is that of the batch."""

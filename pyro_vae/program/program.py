@@ -2,24 +2,25 @@ r"""Any Pyro model and guide with one plate over data, under the protocol that a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.program import running
+from pyro_vae.program.data_check import ProgramCheck
 from pyro_vae.program.declaration import Declared, declared
 from pyro_vae.program.first_densities import check_parameters, vectorizes
 from pyro_vae.program.joint import LatentDistribution, over_particles
 from pyro_vae.program.parts import Originals, Parameters, Supplied
 from pyro_vae.program.sites import flat_of, values_of
+from pyro_vae.vae.finite import CellNames
 from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
@@ -102,6 +103,12 @@ class Program(LatentVariableModel):
     def theta(self) -> dict[str, nn.Parameter]:
         """The generative parameters by name: those of the model that the guide does not use."""
         return {name: p for name, p in self.named_parameters() if id(p) not in self._of_guide()}
+
+    @property
+    def shared(self) -> list[tuple[str, str]]:
+        """Parameters that the model has in common with the guide."""
+        generative = nn.ModuleList([self.model_modules, self.model_parameters])
+        return [("model", name) for name, p in generative.named_parameters() if id(p) in self._of_guide()]
 
     def _of_guide(self) -> set[int]:
         return {id(p) for part in (self.guide_modules, self.guide_parameters) for p in part.parameters()}
@@ -189,8 +196,8 @@ class Program(LatentVariableModel):
             if place is None:
                 raise InputError(
                     f"Program: the value of the site `{name}` is none of the batch's tensors, so that a draw cannot "
-                    "take its place; pass a tensor of the batch as obs=, as it is, or train by an algorithm without a sleep "
-                    "phase."
+                    "take its place; pass a tensor of the batch as obs=, as it is, or use an algorithm without a "
+                    "sleep phase."
                 )
             values[place] = trace.nodes[name]["value"]
         z = flat_of(self.sites, {site.name: trace.nodes[site.name]["value"] for site in self.sites}, None)
@@ -207,10 +214,7 @@ class Program(LatentVariableModel):
         return self._scaled(self._guide, batch)
 
     def _scaled(self, function: _Function, batch: Batch) -> Any:
-        scale: Any = 1.0 if self.size is None else self.size / batch.size
-        if batch.weight is not None:
-            scale = scale * batch.weight.reshape(-1, *(1 for _ in range(-self.layout.data - 1)))
-        with self._prepared(), poutine.scale(scale=scale):
+        with self._prepared(), self.scaled(batch, self.layout.data):
             return self._called(function)(self.form.given(batch))
 
     # ------------------------------------------------------------------ data
@@ -224,7 +228,21 @@ class Program(LatentVariableModel):
         Raises:
             InputError: For data of another form, other shapes, or different numbers of rows.
         """
-        return self.form.ready(data, self.device, self.dtype)
+        return self.form.typed(self.form.batch(data, "Program"), self.dtype)
+
+    def as_batch(self, data: Any, caller: str, name: str = "x") -> Batch:
+        """Returns data of the example's form as a `Batch`."""
+        return self.form.batch(data, caller, name)
+
+    def typed(self, batch: Batch) -> Batch:
+        """Returns a batch with floating-point tensors in the parameters' type, and others in the example's."""
+        return self.form.typed(batch, self.dtype)
+
+    def value_check(
+        self, check_support: bool, unknown_labels: bool = False, names: CellNames | None = None
+    ) -> Callable[[Batch, str], Batch]:
+        """Returns a check of every value of data: it runs the model with Pyro's validation."""
+        return ProgramCheck(self, check_support, names)
 
     def probe_batch(self) -> Batch:
         """Returns the first two data of the example."""
@@ -267,16 +285,16 @@ class _Half:
         trace, particles = self._at(z)
         return self._sum(trace, z, particles)
 
-    def kl_from(self, other: _Half, z: Tensor) -> Tensor:
+    def kl_from(self, other: _Half, z: Tensor, sampled: bool) -> Tensor:
         """Returns the sum over sites of the KL from this half's distribution to another's, given the sites before.
 
-        It is in closed form where there is one, else the log ratio at z.
+        It is in closed form where there is one, else the log ratio at z, if it may be ``sampled``.
         """
         if z.dim() == 3 and not self.program.vectorized:
-            return torch.stack([self.kl_from(other, each) for each in z])
+            return torch.stack([self.kl_from(other, each, sampled) for each in z])
         (mine, particles), (its, _) = self._at(z), other._at(z)
         pairs = zip(self._nodes(mine).values(), self._nodes(its).values(), strict=True)
-        return running.divergence(pairs, self.program.layout, particles, self.batch.size, z)
+        return running.divergence(pairs, self.program.layout, particles, self.batch.size, z, sampled)
 
     def _at(self, z: Tensor) -> tuple[Trace, int | None]:
         particles = z.shape[0] if z.dim() == 3 else None

@@ -87,7 +87,7 @@ def observed(trace: Trace) -> dict[str, Any]:
 
 
 def divergence(
-    pairs: Iterable[tuple[Any, Any]], layout: Layout, particles: int | None, size: int, like: Tensor
+    pairs: Iterable[tuple[Any, Any]], layout: Layout, particles: int | None, size: int, like: Tensor, sampled: bool
 ) -> Tensor:
     """Returns the sum over sites of KL(q || p) given earlier sites, shape ``(K, B)`` or ``(B,)``.
 
@@ -97,13 +97,19 @@ def divergence(
         particles: K, or None.
         size: B.
         like: Tensor of the result's type and device.
+        sampled: Whether the log ratio serves for sites without a closed form.
+
+    Raises:
+        InputError: For such a site otherwise.
     """
     leading = () if particles is None else (particles,)
     total = like.new_zeros((*leading, size))
     for mine, its in pairs:
         try:
             value = analytic_kl(mine["fn"], its["fn"])
-        except InputError:
+        except InputError as error:
+            if not sampled:
+                raise InputError(f"the site `{mine['name']}`: {error}") from None
             value = mine["fn"].log_prob(mine["value"]) - its["fn"].log_prob(its["value"])
         total = total + layout.sums(_weighed(value, mine), particles, size)
     return total

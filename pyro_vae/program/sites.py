@@ -152,7 +152,7 @@ class SiteBijections(Transform):
 
     def __init__(self, support: Supports) -> None:
         super().__init__()
-        self.codomain = support
+        self.codomain, self.sites = support, support.sites
         self.steps = [bijection_onto(site.support) for site in support.sites]
         shapes = [
             torch.Size(step.inverse_shape(site.event_shape))
@@ -167,7 +167,7 @@ class SiteBijections(Transform):
         self.width = start
 
     def _parts(self, u: Tensor) -> list[Tensor]:
-        triples = zip(self.codomain.sites, self.blocks, self.shapes, strict=True)
+        triples = zip(self.sites, self.blocks, self.shapes, strict=True)
         return [site.events(u[..., block], shape) for site, block, shape in triples]
 
     def _call(self, x: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class SiteBijections(Transform):
         return torch.cat([step(part).flatten(x.dim() - 1) for step, part in pairs], dim=-1)
 
     def _inverse(self, y: Tensor) -> Tensor:
-        pairs = zip(self.steps, self.codomain.sites, strict=True)
+        pairs = zip(self.steps, self.sites, strict=True)
         parts = [step.inv(site.events(y[..., site.block])) for step, site in pairs]
         return torch.cat([part.flatten(y.dim() - 1) for part in parts], dim=-1)
 
@@ -188,7 +188,7 @@ class SiteBijections(Transform):
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """Returns the shape of z for one of u."""
-        return torch.Size([*shape[:-1], sum(site.size for site in self.codomain.sites)])
+        return torch.Size([*shape[:-1], sum(site.size for site in self.sites)])
 
     def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
         """Returns the shape of u for one of z."""

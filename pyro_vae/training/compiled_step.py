@@ -46,7 +46,7 @@ class CompiledStep:
         names = {id(p): name for name, p in nn.ModuleDict(modules).named_parameters()}
         checked, carry = vae.check(batch), None
         # Minibatches of one kind pass the check alike: it runs once, unless it changes them.
-        self._as_it_is = all(field is own for field, own in zip(batch, checked, strict=True))
+        self._as_it_is = all(field is own for field, own in zip(batch.tensors, checked.tensors, strict=True))
         batch = checked
         for i, (phase, moved) in enumerate(member.phases):
             if not moved:  # what moves nothing has no gradient to be compiled
@@ -164,7 +164,7 @@ class CompiledStep:
 
 
 def _inputs(batch: Batch) -> list[Tensor]:
-    return [field.contiguous() for field in batch if field is not None]
+    return [field.contiguous() for field in batch.tensors]
 
 
 @contextmanager

@@ -25,7 +25,8 @@ from pyro_vae.training.options import OptimizerFactory, Training, said, whole
 from pyro_vae.training.stacked_minibatches import Source
 from pyro_vae.training.validation import Watch
 from pyro_vae.vae.data_check import check_values
-from pyro_vae.vae.vae import VAE, require_vae
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
+from pyro_vae.vae.vae import VAE, require_model
 
 
 @overload
@@ -114,8 +115,8 @@ def fit(  # type: ignore[misc]  # the overloads leave its keywords to this one s
         >>> history.steps, history.stopped
         (80, 'completed')
     """
-    single = isinstance(vae, VAE)
-    vaes = [vae] if isinstance(vae, VAE) else _checked_vaes(vae)
+    single = isinstance(vae, LatentVariableModel)
+    vaes = [vae] if isinstance(vae, LatentVariableModel) else _checked_vaes(vae)
     seeds = _checked_seeds(len(vaes), seed, common_noise, single)
     algorithms = [inference] if single else _algorithms(inference, len(vaes))
     loop = prepared(vaes, x, algorithms, training, seeds, weights, transform, validation, common_noise)
@@ -293,8 +294,8 @@ def _factories(optimizer: Any, count: int) -> list[OptimizerFactory]:
 def _checked_vaes(vaes: Any) -> list[VAE]:
     """The VAEs, checked: they have one structure and share no parameters."""
     if not isinstance(vaes, Sequence):
-        require_vae("fit", vaes)
-    if not vaes or not all(isinstance(vae, VAE) for vae in vaes):
+        require_model("fit", vaes)
+    if not vaes or not all(isinstance(vae, LatentVariableModel) for vae in vaes):
         raise InputError(f"fit: expected a list of VAEs, at least one; got `{type(vaes).__name__}` of `{vaes!r}`.")
     owner: dict[int, int] = {}
     for r, vae in enumerate(vaes):

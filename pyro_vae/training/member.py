@@ -260,7 +260,7 @@ def _name_term(vae: VAE, batch: Batch) -> str | None:
         terms = {
             posterior: q.log_prob(z),
             "log p(z), the prior,": vae.prior_given(batch).log_prob(z),
-            "log p(x|z), the likelihood,": vae.log_likelihood(z, batch),
+            "log p(x|z), the likelihood,": vae.log_likelihood_of(z, vae.typed(batch)),
         }
     return next((name for name, value in terms.items() if not finite(value)), None)
 

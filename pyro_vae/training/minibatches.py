@@ -10,16 +10,16 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from pyro_vae.batch import Batch, x_of
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.random_streams import isolated, stream_seed
-from pyro_vae.vae.data_check import ValueCheck
-from pyro_vae.vae.inputs import batch_for
 from pyro_vae.vae.vae import VAE
 
+Check = Callable[[Batch, str], Batch]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
 
 # Most data that a sample has.
@@ -85,7 +85,7 @@ def minibatches(
         InputError: For data that are empty, of no known form or outside the support, and for weights that do not fit.
     """
     generator = torch.Generator(vae.device).manual_seed(stream_seed(seed, "minibatches"))
-    check = ValueCheck(vae, check_support and transform is None, unknown_labels)
+    check = vae.value_check(check_support and transform is None, unknown_labels)
     if isinstance(data, IterableDataset):
         raise InputError("fit: an IterableDataset has no length; give a map-style data set.")
     if isinstance(data, DataLoader):
@@ -119,18 +119,18 @@ class Resident:
         generator: torch.Generator,
         transform: Transform | None,
         weights: Any,
-        check: ValueCheck,
+        check: Check,
         drop_last: bool = False,
     ) -> None:
         weights = batch.weight if weights is None else weights
         if weights is not None:
             batch = batch._replace(weight=_checked_weights(weights, batch.size))
         self.device, self.home = vae.device, vae.device
-        if not _fits(_bytes(batch), vae.device) and batch.x.device != vae.device:
+        if not _fits(_bytes(batch), vae.device) and batch.device != vae.device:
             warnings.warn(
                 "fit: the data do not fit the device's memory, so minibatches are copied to it.", stacklevel=4
             )
-            self.home = batch.x.device
+            self.home = batch.device
         self.data = batch.to(self.home, vae.dtype)
         check(self.data, "training data")
         rows = min(batch_size, batch.size)
@@ -183,7 +183,7 @@ class Streamed:
         loader: DataLoader[Any],
         generator: torch.Generator,
         transform: Transform | None,
-        check: ValueCheck,
+        check: Check,
     ) -> None:
         self.loader, self.vae, self.check = loader, vae, check
         try:
@@ -237,9 +237,8 @@ class Streamed:
 
 def checksum(data: Batch) -> int:
     """Returns a checksum of at most 1,000 of the data."""
-    some = torch.linspace(0, data.size - 1, min(data.size, 1000)).long().to(data.x.device)
-    fields = [field for field in data.select(some) if field is not None]
-    return zlib.crc32(b"".join(field.cpu().contiguous().numpy().tobytes() for field in fields))
+    some = torch.linspace(0, data.size - 1, min(data.size, 1000)).long().to(data.device)
+    return zlib.crc32(b"".join(field.cpu().contiguous().numpy().tobytes() for field in data.select(some).tensors))
 
 
 def as_batch(vae: VAE, data: Any, name: str = "x") -> Batch:
@@ -248,8 +247,8 @@ def as_batch(vae: VAE, data: Any, name: str = "x") -> Batch:
     Raises:
         InputError: For data of no known form, for cells that are not numbers, and for zero rows.
     """
-    batch = batch_for(vae, data, "fit", name)
-    if batch.x.dim() == 0 or batch.size == 0:
+    batch = vae.as_batch(data, "fit", name)
+    if isinstance(batch.x, Tensor) and (batch.x.dim() == 0 or batch.size == 0):
         raise InputError(f"fit: the data have zero rows (shape {tuple(batch.x.shape)}); give at least one datum.")
     return batch
 
@@ -266,8 +265,7 @@ def _checked_weights(weights: Any, size: int) -> Tensor:
 
 def _bytes(item: Any) -> int:
     """Number of bytes of the tensors of an item or a batch, as float32."""
-    parts = item if isinstance(item, list | tuple) else [item]
-    return sum(part.numel() * 4 for part in parts if isinstance(part, Tensor))
+    return sum(part.numel() * 4 for part in pytree.tree_leaves(item) if isinstance(part, Tensor))
 
 
 def _bytes_of_all(dataset: TorchDataset[Any], seed: int) -> int:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
@@ -33,11 +34,11 @@ class Minibatch(NamedTuple):
     @property
     def size(self) -> int:
         """Number of data in the minibatch of each member."""
-        return self.batch.size if self.common else self.batch.x.shape[1]
+        return self.batch.size if self.common else self.batch.tensors[0].shape[1]
 
     def of(self, r: int) -> Batch:
         """Returns a member's own."""
-        return self.batch if self.common else self.batch.map(lambda tensor: tensor[r])
+        return self.batch if self.common else _own(self.batch, r)
 
     def only(self, r: int) -> Minibatch:
         """Returns the minibatch of a member that trains by itself."""
@@ -117,7 +118,7 @@ class Source:
         else:
             for items in zip(*(source.epoch() for source in self.made), strict=True):
                 batches = [batch for batch, _ in items]
-                if len({tuple(None if t is None else t.shape for t in batch) for batch in batches}) > 1:
+                if len({tuple(t.shape for t in batch.tensors) for batch in batches}) > 1:
                     raise InputError(
                         "fit: the loader gives replicates minibatches of different sizes in the same step; use a "
                         "sampler of one batch size, or train the VAEs one by one."
@@ -159,11 +160,22 @@ def _resident(made: Sequence[Resident]) -> Iterator[Minibatch]:
     for rows in first.split(torch.stack([source.order() for source in made])):
         batch = first.data.select(rows.to(first.home)).map(lambda tensor: tensor.to(first.device))
         if first.transform is not None:
-            x = [first.transform(own, s.generator) for own, s in zip(batch.x, made, strict=True)]
-            batch = batch._replace(x=torch.stack(x))
+            x = [first.transform(_own(batch, r).x, source.generator) for r, source in enumerate(made)]
+            batch = batch._replace(x=pytree.tree_map(_stack, *x))
         yield Minibatch(batch, list(rows), False)
 
 
+def _own(batch: Batch, r: int) -> Batch:
+    """A member's minibatch, of fields of shape ``(R, B, ...)``."""
+    return batch.map(lambda tensor: tensor[r])
+
+
 def _stacked(batches: Sequence[Batch]) -> Batch:
-    x, *rest = (None if ts[0] is None else torch.stack(ts) for ts in zip(*batches, strict=True))
-    return batches[0] if x is None else Batch(x, *rest)
+    stacked: Batch = pytree.tree_map(_stack, *batches)
+    return stacked
+
+
+def _stack(*tensors: Tensor | None) -> Tensor | None:
+    """Stacks one tensor of each member; None where they have none."""
+    known = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(known) if known else None

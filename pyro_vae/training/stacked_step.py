@@ -44,7 +44,7 @@ class StackedStep:
         self.stretch, self.checks = 1, 0
         check_rules([member.ledger for member in members])
         alone = {r: CompiledStep(members[r], example.of(r), clip_norm) for r in dict.fromkeys(kinds)}
-        shared = sum(tensor is not None for tensor in example.batch) if example.common else 0
+        shared = len(example.batch.tensors) if example.common else 0
         made: dict[int, ReplicatedStep] = {}
         self.steps: list[ReplicatedStep] = []
         for i in range(len(members[0].phases)):
@@ -101,8 +101,7 @@ class StackedStep:
             member.set_rates(queued.factor)
             member.ledger.read_rates()
         batch = queued.minibatch.batch.to(vae.device, vae.dtype)
-        batch = batch._replace(x=batch.x.to(vae.dtype))
-        inputs, bound = [tensor for tensor in batch if tensor is not None], None
+        inputs, bound = vae.typed(batch).tensors, None
         carried: list[Tensor] = []
         for i, (step, at) in enumerate(zip(self.steps, self._bounds, strict=True)):
             flat = step.take([*inputs, *carried], queued.noise[i])

@@ -11,9 +11,10 @@ from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.vae.densities import Densities
 from pyro_vae.vae.finite import CellNames as CellNames
 from pyro_vae.vae.finite import blocks_of_rows, check_finite, refuse
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class ValueCheck:
@@ -30,7 +31,7 @@ class ValueCheck:
     """
 
     def __init__(
-        self, vae: VAE, check_support: bool, unknown_labels: bool = False, names: CellNames | None = None
+        self, vae: Densities, check_support: bool, unknown_labels: bool = False, names: CellNames | None = None
     ) -> None:
         self.vae, self.supports, self.family, self.unknown_labels = vae, [], "", unknown_labels
         self.names = CellNames() if names is None else names
@@ -40,7 +41,7 @@ class ValueCheck:
             probe = vae.probe_batch()
             z = vae.prior_given(probe).expand((2,)).sample()
             for i in range(2):
-                cells = cells_of(vae.decode(z[i : i + 1], probe.select(slice(i, i + 1))))
+                cells = cells_of(vae.likelihood_given(z[i : i + 1], probe.select(slice(i, i + 1))))
                 self.supports.append(cells.support)
                 self.family = type(cells).__name__
 
@@ -112,7 +113,7 @@ class ValueCheck:
 
 
 def check_values(
-    vae: VAE,
+    vae: LatentVariableModel,
     batch: Batch,
     check_support: bool,
     name: str = "data",
@@ -126,4 +127,4 @@ def check_values(
         InputError: For the first cell that is not finite or, if asked, outside the likelihood's support; rows of nan
             in the context are accepted if ``unknown_labels``.
     """
-    return ValueCheck(vae, check_support, unknown_labels, names)(batch, name)
+    return vae.value_check(check_support, unknown_labels, names)(batch, name)

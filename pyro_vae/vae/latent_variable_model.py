@@ -3,13 +3,17 @@ r"""The protocol of a latent variable model: what algorithms, training and evalu
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
+from pyro_vae.vae.finite import CellNames
 
 
 class LatentVariableModel(nn.Module):
@@ -23,12 +27,14 @@ class LatentVariableModel(nn.Module):
         size: N, the number of training data, where it was declared.
         context_features: C, the number of covariates in ``Batch.context``.
         max_plate_nesting: Number of batch dimensions that plates take in `model_of` and `guide_of`.
+        vectorized: Whether K particles run at once; else one after the other.
     """
 
     latent_shape: torch.Size
     size: int | None
     context_features: int = 0
     max_plate_nesting: int = 1
+    vectorized: bool = True
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,6 +62,11 @@ class LatentVariableModel(nn.Module):
         """The inference parameters by name."""
         raise NotImplementedError
 
+    @property
+    def shared(self) -> list[tuple[str, str]]:
+        """Parameters that the generative part has in common with the inference part: its part, and the name there."""
+        raise NotImplementedError
+
     def log_parameter_prior_per_datum(self) -> Tensor:
         """Returns log p(theta) / N in nats per datum; 0 without a parameter prior."""
         return torch.zeros((), device=self.device, dtype=self.dtype)
@@ -67,6 +78,37 @@ class LatentVariableModel(nn.Module):
 
         Raises:
             InputError: For data that do not fit the model.
+        """
+        raise NotImplementedError
+
+    def as_batch(self, data: Any, caller: str, name: str = "x") -> Batch:
+        """Returns data as a `Batch` of tensors, in the types in which they are given.
+
+        Arguments:
+            data: In any form that `check` takes.
+            caller: Name at the start of error messages.
+            name: What the data are called there.
+
+        Raises:
+            InputError: For data of another form.
+        """
+        raise NotImplementedError
+
+    def typed(self, batch: Batch) -> Batch:
+        """Returns a batch whose tensors have the types in which the model takes them; their shapes are not checked."""
+        return batch._replace(x=batch.x.to(self.dtype))
+
+    def value_check(
+        self, check_support: bool, unknown_labels: bool = False, names: CellNames | None = None
+    ) -> Callable[[Batch, str], Batch]:
+        """Returns a function that checks every value of data, given their name, and returns them as a ready batch.
+
+        It raises an `InputError` for values that are not finite, and for those outside the likelihood's support.
+
+        Arguments:
+            check_support: Whether to check the support.
+            unknown_labels: Whether the context may have rows of nan.
+            names: Names the position of a bad value in error messages.
         """
         raise NotImplementedError
 
@@ -123,6 +165,25 @@ class LatentVariableModel(nn.Module):
         raise NotImplementedError
 
     # ------------------------------------------------------------------ the Pyro programs
+
+    @contextmanager
+    def scaled(self, batch: Batch, dim: int = -1) -> Iterator[None]:
+        """A block whose sites are scaled by N/M and by the data's weights.
+
+        Arguments:
+            batch: The minibatch of M data.
+            dim: Dimension of the plate over data.
+        """
+        scale = 1.0 if self.size is None else self.size / batch.size
+        with ExitStack() as stack:
+            if batch.weight is None:
+                stack.enter_context(poutine.scale(scale=scale))
+            else:  # Pyro refuses a scale of 0
+                weight = batch.weight.reshape(-1, *(1 for _ in range(-dim - 1)))
+                positive = weight > 0
+                stack.enter_context(poutine.scale(scale=scale * torch.where(positive, weight, 1.0)))
+                stack.enter_context(poutine.mask(mask=positive))
+            yield
 
     def model_of(self, batch: Batch) -> Any:
         """The generative program of a ready batch, scaled by N/M where ``size`` is set, and by the data's weights."""

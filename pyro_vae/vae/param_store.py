@@ -26,6 +26,8 @@ class Registered(nn.Module):
     A deep copy and an unpickled instance get a new name. The entries are removed when the instance is deleted.
     """
 
+    prior: nn.Module
+    likelihood: nn.Module
     posterior: nn.Module
 
     def __init__(self) -> None:
@@ -56,6 +58,13 @@ class Registered(nn.Module):
     def phi(self) -> dict[str, nn.Parameter]:
         """The inference parameters by name: the posterior's."""
         return {f"posterior.{name}": p for name, p in self.posterior.named_parameters()}
+
+    @property
+    def shared(self) -> list[tuple[str, str]]:
+        """Parameters that the prior or the likelihood has in common with the posterior."""
+        inference = {id(parameter) for parameter in self.posterior.parameters()}
+        parts = [("prior", self.prior), ("likelihood", self.likelihood)]
+        return [(part, name) for part, module in parts for name, p in module.named_parameters() if id(p) in inference]
 
     @property
     def free(self) -> frozenset[str]:

@@ -3,12 +3,11 @@ r"""The variational autoencoder: a prior, a likelihood and a posterior as a Pyro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from pyro_vae.distributions import kl  # noqa: F401  registers the divergences t
 from pyro_vae.distributions.moments import centre, representative
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.modes import evaluating
+from pyro_vae.vae.data_check import ValueCheck
 from pyro_vae.vae.declaration_check import (
     call_once,
     check_batch_shape,
@@ -26,8 +26,9 @@ from pyro_vae.vae.declaration_check import (
 )
 from pyro_vae.vae.densities import Densities
 from pyro_vae.vae.derived_posterior import derive_posterior, mirrored, onto_support
-from pyro_vae.vae.finite import check_finite
-from pyro_vae.vae.inputs import ready
+from pyro_vae.vae.finite import CellNames, check_finite
+from pyro_vae.vae.inputs import batch_for, ready
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 from pyro_vae.vae.param_store import Registered
 from pyro_vae.vae.parameter_prior import ParameterPrior
 
@@ -39,11 +40,11 @@ class Programs(NamedTuple):
     guide: Callable[[DataLike], Tensor]
 
 
-def require_vae(caller: str, given: object) -> None:
-    """Raises an `InputError` that says what to pass where a function was not given a VAE."""
-    if isinstance(given, VAE):
+def require_model(caller: str, given: object) -> None:
+    """Raises an `InputError` that says what to pass where a function was given neither a VAE nor a `Program`."""
+    if isinstance(given, LatentVariableModel):
         return
-    if isinstance(getattr(given, "vae", None), VAE):
+    if isinstance(getattr(given, "vae", None), LatentVariableModel):
         hint = "pass its attribute `vae`"
     elif isinstance(given, type):
         hint = f"make one, such as vae = {given.__name__}(...)"
@@ -183,14 +184,7 @@ class VAE(Densities, Registered):
     @contextmanager
     def _plate(self, batch: Batch) -> Iterator[None]:
         """The plate over the batch, scaled by N/M and by the data's weights."""
-        scale = 1.0 if self.size is None else self.size / batch.size
-        with pyro.plate("data", batch.size, dim=-1), ExitStack() as stack:
-            if batch.weight is None:
-                stack.enter_context(poutine.scale(scale=scale))
-            else:  # Pyro refuses a scale of 0
-                positive = batch.weight > 0
-                stack.enter_context(poutine.scale(scale=scale * torch.where(positive, batch.weight, 1.0)))
-                stack.enter_context(poutine.mask(mask=positive))
+        with pyro.plate("data", batch.size, dim=-1), self.scaled(batch):
             yield
 
     # ------------------------------------------------------------------ densities of data in any form
@@ -294,6 +288,16 @@ class VAE(Densities, Registered):
         return self.log_parameter_prior() / (self.size or 1)
 
     # ------------------------------------------------------------------ checks
+
+    def as_batch(self, data: DataLike, caller: str, name: str = "x") -> Batch:
+        """Returns data as a `Batch` of tensors; see `pyro_vae.vae.inputs.batch_for`."""
+        return batch_for(self, data, caller, name)
+
+    def value_check(
+        self, check_support: bool, unknown_labels: bool = False, names: CellNames | None = None
+    ) -> ValueCheck:
+        """Returns a check of every value of data; see `ValueCheck`."""
+        return ValueCheck(self, check_support, unknown_labels, names)
 
     def check(self, data: DataLike) -> Batch:
         """Returns the data as a ready `Batch`; see `pyro_vae.vae.inputs.ready`.
