@@ -57,7 +57,7 @@ def require_model(caller: str, given: object) -> None:
     raise InputError(f"{caller}: needs a VAE, got {kind}; {hint}.")
 
 
-class VAE(Densities, Registered):
+class VAE(Registered, Densities):
     r"""A variational autoencoder, declared once and trained by any inference algorithm.
 
     .. math:: z \sim p(z), \qquad x \sim p(x|z), \qquad q(z|x) \approx p(z|x)
