@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from pyro_vae.batch import Batch
 from pyro_vae.engine.compilation.cost import Mode
 from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError
@@ -128,14 +128,15 @@ def bidirectional_monte_carlo(
         Latents(vae, vae.probe_batch(), annealing.caller)  # raises if the prior has no gradient
         for part, share in parts(n, chains):
             title = f"data {part.start + 1} to {part.stop} of {n}" if progress else None
-            given = None if context is None else context[part].to(vae.device, vae.dtype)
-            z, x = _simulated(vae, part.stop - part.start, given)
-            path = annealing.path(vae, vae.check(Batch(x, context=given)), share)
-            pairs.append((z, x))
+            given = None if context is None else context[part]
+            z, dreams = vae.dreams(vae.blank(part.stop - part.start, given))
+            path = annealing.path(vae, dreams, share)
+            pairs.append((z, dreams.x))
             forward.append(annealing.forward(path, title and f"AIS, {title}"))
             exact = _exact_draws(path, z, chains)
             reverse.append(path.sweep(exact, annealing.betas[::-1], title and f"reverse AIS, {title}"))
-    z, x = (torch.cat(column) for column in zip(*pairs, strict=True))
+    z = torch.cat([latents for latents, _ in pairs])
+    x = pytree.tree_map(lambda *tensors: torch.cat(tensors), *(data for _, data in pairs))
     return Sandwich(annealing.estimate(forward, seed=seed), annealing.estimate(reverse, sign=-1, seed=seed), x, z)
 
 
@@ -148,13 +149,6 @@ def _check(vae: VAE, n: int, context: Tensor | None) -> None:
             f"bidirectional_monte_carlo: the model has context_features={expected[1]} and the context is of shape "
             f"{given}; {remedy}."
         )
-
-
-def _simulated(vae: VAE, n: int, context: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Returns n draws of z and x from the model."""
-    p = vae.prior_given(context)
-    z = p.sample((n,) if p.batch_shape == () else ())
-    return z, vae.decode(z, Batch(z, context=context)).sample()
 
 
 def _exact_draws(path: Path, z: Tensor, chains: int) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import of_a_vae
 from pyro_vae.runtime.modes import evaluating
@@ -127,11 +126,8 @@ def _check(vae: VAE, n: int, num_draws: int, level: float, context: Tensor | Non
 
 def _ranks(vae: VAE, n: int, num_draws: int, context: Tensor | None) -> Tensor:
     """Returns ranks of n simulated latents, shape ``(n, L)``."""
-    context = None if context is None else context.to(vae.device, vae.dtype)
-    p = vae.prior_given(context)
-    z = p.sample() if p.batch_shape else p.sample((n,))
-    x = vae.decode(z, None if context is None else Batch(z, context=context)).sample()
-    draws = vae.encode(Batch(x, context=context)).sample((num_draws,))
+    z, dreams = vae.dreams(vae.blank(n, context))
+    draws = vae.posterior_given(dreams).sample((num_draws,))
     below, equal = (draws < z).sum(0), (draws == z).sum(0)
     ranks = below + (torch.rand(equal.shape, device=equal.device, dtype=torch.float64) * (equal + 1)).long()
     return ranks.reshape(n, -1).cpu()

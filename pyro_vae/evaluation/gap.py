@@ -149,7 +149,8 @@ def family_of(vae: VAE, batch: Batch) -> Family:
 
 def _conditional(vae: VAE) -> Conditional:
     """Returns the `Conditional` of the posterior, whose network outputs the parameters."""
-    posterior = vae.posterior.base if isinstance(vae.posterior, Pushforward) else vae.posterior
+    given = getattr(vae, "posterior", vae)
+    posterior = given.base if isinstance(given, Pushforward) else given
     if not isinstance(posterior, Conditional) or posterior.given is None:
         raise InputError(
             f"inference_gap: needs the parameters that the posterior's network outputs, but a "

@@ -74,7 +74,8 @@ class LatentDistribution(TorchDistribution):
         """Returns the log density of z, shape ``(..., B)``."""
         if self._last is not None and value is self._last[0] and self._last[2] >= torch.is_grad_enabled():
             return self._last[1]
-        return over_particles(self.half.log_density, value)
+        rows = value.expand(*value.shape[:-2], *self.batch_shape, *self.event_shape)
+        return over_particles(self.half.log_density, rows)
 
     def kl(self, p: LatentDistribution, z: Tensor, *, sampled: bool = True) -> Tensor:
         r"""Returns the KL from this distribution to p, site by site given the sites before, at draws z.

@@ -245,8 +245,13 @@ class Program(LatentVariableModel):
         return ProgramCheck(self, check_support, names)
 
     def probe_batch(self) -> Batch:
-        """Returns the first two data of the example."""
+        """Returns the example."""
         return self._example.to(self.device, self.dtype)
+
+    def blank(self, n: int, context: Tensor | None = None) -> Batch:
+        """Returns n rows of the example, from its beginning again after its end."""
+        rows = torch.arange(n, device=self._example.device) % self._example.size
+        return self._example.select(rows).to(self.device, self.dtype)
 
     def extra_repr(self) -> str:
         names = ", ".join(site.name for site in self.sites)

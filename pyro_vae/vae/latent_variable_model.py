@@ -155,6 +155,15 @@ class LatentVariableModel(nn.Module):
         """
         return self.log_weights_of(self.check(data), num_particles)
 
+    def blank(self, n: int, context: Tensor | None = None) -> Batch:
+        """Returns a batch of n data whose observed values do not matter, for `dreams`.
+
+        Arguments:
+            n: Number of data.
+            context: Their context, shape ``(n, C)``, where the model has one.
+        """
+        raise NotImplementedError
+
     @torch.no_grad()
     def dreams(self, batch: Batch) -> tuple[Tensor, Batch]:
         """Returns draws (z, x) from the model: z of shape ``(B, *latent_shape)``, and x in the place of a batch's.

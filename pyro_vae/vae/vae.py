@@ -334,9 +334,13 @@ class VAE(Registered, Densities):
 
     def probe_batch(self) -> Batch:
         """Returns a batch of two zeros, with a context where the model has one."""
-        x = torch.zeros(2, *self.event_shape, device=self.device, dtype=self.dtype)
-        context = x.new_zeros(2, self.context_features) if self.context_features else None
-        return Batch(x, context)
+        context = torch.zeros(2, self.context_features) if self.context_features else None
+        return self.blank(2, context)
+
+    def blank(self, n: int, context: Tensor | None = None) -> Batch:
+        """Returns a batch of n zeros; see `LatentVariableModel.blank`."""
+        x = torch.zeros(n, *self.event_shape, device=self.device, dtype=self.dtype)
+        return Batch(x, None if context is None else context.to(self.device, self.dtype))
 
     def _zeros(self, width: int) -> Tensor:
         return torch.zeros(2, width + self.context_features, device=self.device, dtype=self.dtype)
