@@ -61,8 +61,7 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
     data, of_model, of_guide = form.given(batch), Found(), Found()
     with torch.no_grad(), isolated(0):
         guided = _first("guide", guide, data, of_guide)
-        drawn = {name: node["value"] for name, node in running.latent(guided).items()}
-        modelled = _first("model", model, data, of_model, drawn)
+        modelled = _first("model", model, data, of_model)
     of_model.parameters = {k: v for k, v in of_model.parameters.items() if k not in of_guide.parameters}
     traces = {"model": modelled, "guide": guided}
     dims = {name: _plate_dim(name, trace, plate, batch.size) for name, trace in traces.items()}
@@ -80,6 +79,9 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
     for name, node in running.latent(modelled).items():
         sites.append(_site(name, node, guided.nodes[name], layout, start))
         start += sites[-1].size
+    drawn = {name: node["value"] for name, node in running.latent(guided).items()}
+    with torch.no_grad(), isolated(0):
+        _check_supports(_first("model", model, data, Found(), drawn), guided)
     nodes = [running.latent(trace).values() for trace in (guided, modelled)]
     leaves = {id(leaf): i for i, leaf in enumerate(form.tensors(batch))}
     return Declared(
@@ -145,8 +147,8 @@ def _check_sites(traces: Mapping[str, Trace], plate: str) -> None:
             )
         if name not in model:
             where = "is observed in the model" if name in traces["model"].nodes else "is no site of the model"
-            hint = f" {near_match(name, list(model))}" if model else ""
-            raise InputError(f"Program: the guide draws `{name}`, which {where}; leave it out.{hint}")
+            hint = f"; {near_match(name, list(model))}" if model else ""
+            raise InputError(f"Program: the guide draws `{name}`, which {where}; leave it out{hint or '.'}")
     for name in model:
         if name not in guide:
             raise InputError(
@@ -194,13 +196,19 @@ def _site(name: str, model: Any, guide: Any, layout: Layout, start: int) -> Site
             f"Program: the site `{name}` has {said[0]} in the model, and {said[1]} in the guide; draw the same shape."
         )
     support, value = model["fn"].support, model["value"]
-    if is_discrete(support) != is_discrete(guide["fn"].support) or not bool(support.check(value).all()):
-        raise InputError(
-            f"Program: the guide draws `{name}` from {guide['fn'].support}, and the model's support is {support}; use "
-            "a distribution with this support, such as a Normal pushed onto it."
-        )
     depth = value.dim() - len(events[0])
     return Site(name, shapes[0], depth, events[0], support, value.dtype, layout, start)
+
+
+def _check_supports(modelled: Trace, guided: Trace) -> None:
+    """Raises an `InputError` if the guide draws a value outside the support of the model's site."""
+    for name, node in running.latent(modelled).items():
+        support, its = node["fn"].support, guided.nodes[name]["fn"].support
+        if is_discrete(support) != is_discrete(its) or not bool(support.check(node["value"]).all()):
+            raise InputError(
+                f"Program: the guide draws `{name}` from {its}, and the model's support is {support}; use a "
+                "distribution with this support, such as a Normal pushed onto it."
+            )
 
 
 def _plates(node: Any, layout: Layout) -> tuple[int, ...]:

@@ -2,6 +2,7 @@ r"""Any Pyro model and guide with one plate over data, under the protocol that a
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -124,6 +125,8 @@ class Program(LatentVariableModel):
         """A block in which functions use this program's parameters, and the param store is put back at its end."""
         own = [*self.model_modules.values(), *self.guide_modules.values()]
         with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", "(?s).*was not registered in the param store")  # a frozen parameter
             stack.enter_context(pyro.get_param_store().scope())
             stack.enter_context(self._originals.lent(own))
             stack.enter_context(Supplied([self.model_parameters, self.guide_parameters], self._statements))

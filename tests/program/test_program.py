@@ -30,6 +30,7 @@ from pyro_vae.inference import (
     ScoreFunction,
     WakeSleep,
 )
+from pyro_vae.inference.latents import Latents
 from pyro_vae.program import Program
 from pyro_vae.runtime.random_streams import isolated
 
@@ -308,14 +309,11 @@ def test_discrete_latents_keep_their_type() -> None:
     exact = torch.stack([dist.Normal(loc, 1.0).log_prob(x) for loc in locs]).logsumexp(0) - math.log(3.0)
     torch.testing.assert_close(program.log_weights(x, 4), exact.expand(4, 3), rtol=0, atol=1e-5)
     with pytest.raises(InputError, match="discrete"):
-        from pyro_vae.inference.latents import Latents
-
         Latents(program, program.check(x))
 
 
 def test_the_unconstrained_map_of_all_sites() -> None:
     """A positive number, two cells of a simplex of three, and a real number."""
-    from pyro_vae.inference.latents import Latents
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

@@ -1,0 +1,137 @@
+"""A program in `fit` and in the estimates of a trained model, against exact answers and the VAE of the same model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from linear_gaussian import LinearGaussian
+from programs import covariances, exact_state_guide, linear_gaussian, state_space
+from torch import Tensor, nn
+from z_test import assert_mean
+
+from pyro_vae import Training, fit
+from pyro_vae.errors import InputError
+from pyro_vae.evaluation import (
+    annealed_importance_sampling,
+    bidirectional_monte_carlo,
+    elbo,
+    inference_gap,
+    latent_kl,
+    log_marginal,
+    mutual_information,
+    posterior_means,
+    simulation_based_calibration,
+)
+from pyro_vae.inference import AEVB, IWAE, MCEM, RWS, AnalyticKL, WakeSleep
+from pyro_vae.program import Program
+
+MODEL = LinearGaussian.random(5, 2)
+X = MODEL.sample(60)
+STEPS = Training(optimizer=lambda p: torch.optim.Adam(p, lr=1e-2), steps=8, batch_size=20)
+
+
+def parameters(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("inference", [AEVB(), AnalyticKL(), IWAE(), RWS(), WakeSleep()], ids=repr)
+def test_compiled_and_replicated_steps_are_the_uncompiled_ones(inference) -> None:
+    program = linear_gaussian(MODEL, MODEL.exact_encoder(1.5))
+    runs = [copy.deepcopy(program) for _ in range(4)]
+    start = parameters(program)
+    fit(runs[0], X, copy.deepcopy(inference), STEPS, seed=1)
+    fit(runs[1], X, copy.deepcopy(inference), replace(STEPS, compile=True), seed=1)
+    fit(runs[2:], X, inference, replace(STEPS, compile=True), seed=[1, 2])
+    assert float((parameters(runs[0]) - start).abs().max()) > 1e-2
+    torch.testing.assert_close(parameters(runs[1]), parameters(runs[0]), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(parameters(runs[2]), parameters(runs[0]), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(parameters(runs[3]), parameters(runs[0]))
+    assert torch.equal(parameters(program), start)
+
+
+def test_a_checkpoint_resumes_to_the_last_bit(tmp_path) -> None:
+    program = linear_gaussian(MODEL, MODEL.exact_encoder(1.5))
+    whole, first, second = (copy.deepcopy(program) for _ in range(3))
+    fit(whole, X, AEVB(), STEPS, seed=3)
+    fit(first, X, AEVB(), replace(STEPS, steps=5), seed=3, checkpoint=tmp_path / "run")
+    fit(second, X, AEVB(), STEPS, seed=3, checkpoint=tmp_path / "run")
+    assert torch.equal(parameters(second), parameters(whole))
+
+
+def test_training_finds_the_exact_posterior() -> None:
+    """The generative parameters fixed, AEVB takes the ELBO to log p(x)."""
+    program = linear_gaussian(MODEL, MODEL.exact_encoder(2.0))
+    for parameter in program.theta.values():
+        parameter.requires_grad_(False)
+    exact = MODEL.log_marginal(X).mean()
+    before = elbo(program, X, 200).value
+    fit(program, X, AEVB(), Training(optimizer=lambda p: torch.optim.Adam(p, lr=0.02), steps=400, batch_size=60))
+    after = elbo(program, X, 200).value
+    assert before < exact - 0.3
+    assert exact - 0.02 < after < exact + 0.02
+
+
+def test_mcem_moves_the_model_alone() -> None:
+    program = linear_gaussian(MODEL, MODEL.exact_encoder())
+    theta, phi = (copy.deepcopy(list(group.values())) for group in (program.theta, program.phi))
+    fit(program, X, MCEM(transitions=2, updates=1), STEPS)
+    assert all(torch.equal(a, b) for a, b in zip(program.phi.values(), phi, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(program.theta.values(), theta, strict=True))
+
+
+def sequences(length: int) -> tuple[Program, Tensor, Tensor]:
+    """A state space with a guide that ignores what comes later, data, and their exact log p(x)."""
+    exact, model = state_space(length)
+
+    def filtering(x: Tensor) -> None:
+        z = x.new_zeros(())
+        with pyro.plate("data", x.shape[0]):
+            for t in range(length):
+                z = pyro.sample(f"z_{t}", dist.Normal(0.4 * z + 0.5 * x[:, t], x.new_tensor(0.45)))
+
+    x = torch.randn(6, length, generator=torch.Generator().manual_seed(1)).double()
+    return Program(model, filtering, x[:2]), x, exact(x)
+
+
+def test_log_p_of_sequences_by_importance_sampling_and_by_annealing() -> None:
+    program, x, exact = sequences(4)
+    for estimate in (log_marginal(program, x, 4000), annealed_importance_sampling(program, x, 30, 16)):
+        error = estimate.diagnostics["pointwise_error"]
+        assert_mean(estimate.pointwise + estimate.diagnostics["bias"], exact, error)
+    assert elbo(program, x, 500).value < exact.mean() - 0.01
+
+
+def test_posterior_means_and_the_kl_of_each_site() -> None:
+    """With the smoother as guide, means are the smoother's, and the KL of z is log p(x|z) - log p(x) on average."""
+    _, model = state_space(3)
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(5)).double()
+    program = Program(model, exact_state_guide(3), x[:2])
+    states, observations = covariances(3, 0.8, 0.6, 0.5)
+    means = x @ (states @ torch.linalg.inv(observations)).T
+    assert_mean(posterior_means(program, x).mean(0), means.mean(0), torch.full((3,), 0.45 / math.sqrt(40_000)).double())
+    covariance = states - states @ torch.linalg.inv(observations) @ states
+    prior = dist.MultivariateNormal(torch.zeros(3).double(), states)
+    kl = torch.distributions.kl_divergence(dist.MultivariateNormal(means, covariance), prior).mean()
+    found = latent_kl(program, x, 500)
+    assert_mean(found.value.sum().reshape(1), kl.reshape(1), found.standard_error.norm().reshape(1))
+
+
+def test_mutual_information_and_calibration() -> None:
+    program, vae = linear_gaussian(MODEL, MODEL.exact_encoder()), MODEL.vae(MODEL.exact_encoder())
+    mine, its = (mutual_information(each, X[:20], 200) for each in (program, vae))
+    torch.testing.assert_close(mine.pointwise, its.pointwise, rtol=1e-9, atol=1e-9)
+    mine, its = (simulation_based_calibration(each, 200, 19) for each in (program, vae))
+    assert torch.equal(mine.ranks, its.ranks)
+    sandwich = bidirectional_monte_carlo(program, 2, temperatures=5, chains=2)
+    assert sandwich.data.shape == (2, 5)
+
+
+def test_the_gap_says_what_it_needs() -> None:
+    with pytest.raises(InputError, match="inference_gap: needs the parameters that the posterior's network outputs"):
+        inference_gap(linear_gaussian(MODEL, MODEL.exact_encoder()), X)
