@@ -34,6 +34,9 @@ class SiteBySite(Protocol):
     def kl(self, p: Any, z: Tensor, *, sampled: bool = True) -> Tensor:
         """Returns the KL to p at draws z, shape ``(..., B)``; an error if it may not be sampled, and must be."""
 
+    def kl_of_sites(self, p: Any, z: Tensor) -> dict[str, Tensor]:
+        """Returns its terms, by site."""
+
 
 def analytic_kl(q: Distribution, p: Distribution) -> Tensor:
     r"""Returns KL(q || p) in closed form, in nats.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_vae.batch import Batch, DataLike
-from pyro_vae.distributions.kl import analytic_kl, factors
+from pyro_vae.distributions.kl import SiteBySite, analytic_kl, factors
 from pyro_vae.distributions.moments import centre_and_error
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated, of_a_vae
@@ -106,8 +106,8 @@ def kl_per_dimension(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: 
 class LatentKL:
     r"""The KL divergence of the posterior from the prior for each latent, as a mean over data.
 
-    A latent is a single dimension, if prior and posterior factorise over the dimensions; else a layer of a hierarchy;
-    else z as a whole.
+    A latent is a single dimension, if prior and posterior factorise over the dimensions; else a layer of a hierarchy,
+    or a site of a `Program`; else z as a whole.
 
     Attributes:
         names: Names of the latents: ``z0`` ..., the layers' names, or ``z``.
@@ -178,6 +178,10 @@ def _by_latent(prior: PriorAtDraws, part: Batch, num_samples: int) -> tuple[tupl
     """Returns names of the latents, their KL for each datum (B, n), and its standard error (None if exact)."""
     posterior = q = prior.vae.posterior_given(part)
     p = prior.vae.prior_given(part)
+    if isinstance(q, SiteBySite):
+        each = q.kl_of_sites(p, posterior.sample((num_samples,)))
+        terms = torch.stack(list(each.values()), dim=-1)
+        return tuple(each), terms.mean(0), terms.std(0) / math.sqrt(num_samples)
     mine, its = factors(q), factors(p)
     if mine is not None and its is not None:
         q, p, names = mine, its, tuple(f"z{i}" for i in range(math.prod(q.event_shape)))

@@ -21,8 +21,8 @@ class Draws(Protocol):
     def log_density(self, z: Tensor) -> Tensor:
         """Returns the log density of such z."""
 
-    def kl_from(self, other: Any, z: Tensor, sampled: bool) -> Tensor:
-        """Returns the KL to another half, site by site, at such z."""
+    def kl_from(self, other: Any, z: Tensor, sampled: bool) -> dict[str, Tensor]:
+        """Returns the KL to another half at such z, by site."""
 
 
 class LatentDistribution(TorchDistribution):
@@ -95,7 +95,18 @@ class LatentDistribution(TorchDistribution):
         Raises:
             InputError: For a site without a closed form, if it may not be sampled.
         """
-        return over_particles(lambda each: self.half.kl_from(p.half, each, sampled), z)
+        parts = self.kl_of_sites(p, z, sampled=sampled).values()
+        return torch.stack(list(parts)).sum(0)
+
+    def kl_of_sites(self, p: LatentDistribution, z: Tensor, *, sampled: bool = True) -> dict[str, Tensor]:
+        """Returns the terms of `kl`, by site."""
+        names = [site.name for site in self.sites]
+
+        def terms(each: Tensor) -> tuple[Tensor, ...]:
+            found = self.half.kl_from(p.half, each, sampled)
+            return tuple(found[name] for name in names)
+
+        return dict(zip(names, over_particles(terms, z), strict=True))
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> LatentDistribution:
         """Returns the distribution itself: its batch shape is that of the batch."""

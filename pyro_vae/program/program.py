@@ -293,16 +293,17 @@ class _Half:
         trace, particles = self._at(z)
         return self._sum(trace, z, particles)
 
-    def kl_from(self, other: _Half, z: Tensor, sampled: bool) -> Tensor:
-        """Returns the sum over sites of the KL from this half's distribution to another's, given the sites before.
+    def kl_from(self, other: _Half, z: Tensor, sampled: bool) -> dict[str, Tensor]:
+        """Returns the KL of each site from this half's distribution to another's, given the sites before.
 
         It is in closed form where there is one, else the log ratio at z, if it may be ``sampled``.
         """
         if z.dim() == 3 and not self.program.vectorized:
-            return torch.stack([self.kl_from(other, each, sampled) for each in z])
+            found = [self.kl_from(other, each, sampled) for each in z]
+            return {name: torch.stack([each[name] for each in found]) for name in found[0]}
         (mine, particles), (its, _) = self._at(z), other._at(z)
         pairs = zip(self._nodes(mine).values(), self._nodes(its).values(), strict=True)
-        return running.divergence(pairs, self.program.layout, particles, self.batch.size, z, sampled)
+        return running.divergences(pairs, self.program.layout, particles, self.batch.size, sampled)
 
     def _at(self, z: Tensor) -> tuple[Trace, int | None]:
         particles = z.shape[0] if z.dim() == 3 else None

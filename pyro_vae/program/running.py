@@ -86,24 +86,22 @@ def observed(trace: Trace) -> dict[str, Any]:
     }
 
 
-def divergence(
-    pairs: Iterable[tuple[Any, Any]], layout: Layout, particles: int | None, size: int, like: Tensor, sampled: bool
-) -> Tensor:
-    """Returns the sum over sites of KL(q || p) given earlier sites, shape ``(K, B)`` or ``(B,)``.
+def divergences(
+    pairs: Iterable[tuple[Any, Any]], layout: Layout, particles: int | None, size: int, sampled: bool
+) -> dict[str, Tensor]:
+    """Returns KL(q || p) of each site given earlier sites, by name, shape ``(K, B)`` or ``(B,)``.
 
     Arguments:
         pairs: Each site in the guide's trace and in the model's, at the same values.
         layout: The plates of the program.
         particles: K, or None.
         size: B.
-        like: Tensor of the result's type and device.
         sampled: Whether the log ratio serves for sites without a closed form.
 
     Raises:
         InputError: For such a site otherwise.
     """
-    leading = () if particles is None else (particles,)
-    total = like.new_zeros((*leading, size))
+    found = {}
     for mine, its in pairs:
         try:
             value = analytic_kl(mine["fn"], its["fn"])
@@ -111,8 +109,8 @@ def divergence(
             if not sampled:
                 raise InputError(f"the site `{mine['name']}`: {error}") from None
             value = mine["fn"].log_prob(mine["value"]) - its["fn"].log_prob(its["value"])
-        total = total + layout.sums(_weighed(value, mine), particles, size)
-    return total
+        found[mine["name"]] = layout.sums(_weighed(value, mine), particles, size)
+    return found
 
 
 def log_density(nodes: Mapping[str, Any], layout: Layout, particles: int | None, size: int, like: Tensor) -> Tensor:

@@ -119,6 +119,7 @@ def test_posterior_means_and_the_kl_of_each_site() -> None:
     prior = dist.MultivariateNormal(torch.zeros(3).double(), states)
     kl = torch.distributions.kl_divergence(dist.MultivariateNormal(means, covariance), prior).mean()
     found = latent_kl(program, x, 500)
+    assert found.names == ("z_0", "z_1", "z_2")
     assert_mean(found.value.sum().reshape(1), kl.reshape(1), found.standard_error.norm().reshape(1))
 
 
