@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pyro_vae.networks.residual import residual_conv_decoder as residual_conv_decoder
     from pyro_vae.networks.residual import residual_conv_encoder as residual_conv_encoder
     from pyro_vae.networks.residual import residual_mlp as residual_mlp
+    from pyro_vae.program.program import Program as Program
     from pyro_vae.training.fit import fit as fit
     from pyro_vae.training.history import History as History
     from pyro_vae.training.options import Training as Training
@@ -65,6 +66,7 @@ _FILES = {
     "Mixed": "vae.mixed",
     "Mixture": "vae.mixture",
     "Network": "vae.sources",
+    "Program": "program.program",
     "Reads": "vae.hierarchy",
     "SphericalUniform": "distributions.von_mises_fisher",
     "TrainedVAE": "comparison.trained_vae",

@@ -108,6 +108,8 @@ def require_closed_form(q: Distribution, p: Distribution, z: Tensor) -> None:
 def kl_of_dimensions(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
     """Returns the KL of each latent dimension, computed as in `kl`; q and p must factorise over the dimensions.
 
+    If q is a distribution of several sites, it returns that of each site.
+
     Arguments:
         q: Posterior, batch shape ``(B,)``.
         p: Prior, batch shape ``(B,)`` or ``()``.
@@ -119,6 +121,8 @@ def kl_of_dimensions(q: Distribution, p: Distribution, z: Tensor) -> Tensor:
     Raises:
         InputError: If q or p does not factorise.
     """
+    if isinstance(q, SiteBySite):
+        return torch.stack(list(q.kl_of_sites(p, z).values()), dim=-1).mean(0)
     mine, its = factors(q), factors(p)
     if mine is None or its is None:
         which, whole = ("posterior", q) if mine is None else ("prior", p)

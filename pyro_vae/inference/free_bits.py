@@ -17,6 +17,8 @@ from pyro_vae.vae.vae import VAE
 class FreeBits(Inference):
     r"""The ELBO, but the KL of each latent dimension (mean over the batch) has no effect below a threshold.
 
+    For a `Program` it is the KL of each site.
+
     .. math:: \frac{1}{K} \sum_k \log p(x|z_k)
         - \sum_j \max\left(\lambda, E_x \mathrm{KL}(q(z_j|x) \| p(z_j))\right)
 

@@ -27,6 +27,7 @@ class LatentVariableModel(nn.Module):
         size: N, the number of training data, where it was declared.
         context_features: C, the number of covariates in ``Batch.context``.
         max_plate_nesting: Number of batch dimensions that plates take in `model_of` and `guide_of`.
+        parameter_prior: Prior over theta, if there is one.
         vectorized: Whether K particles run at once; else one after the other.
     """
 
@@ -35,6 +36,7 @@ class LatentVariableModel(nn.Module):
     context_features: int = 0
     max_plate_nesting: int = 1
     vectorized: bool = True
+    parameter_prior: Any = None
 
     @property
     def dtype(self) -> torch.dtype:

@@ -28,7 +28,7 @@ from pyro_vae.evaluation import (
     posterior_means,
     simulation_based_calibration,
 )
-from pyro_vae.inference import AEVB, IWAE, MCEM, RWS, AnalyticKL, WakeSleep
+from pyro_vae.inference import AEVB, ALGORITHMS, IWAE, MCEM, RWS, AnalyticKL, FreeBits, WakeSleep
 from pyro_vae.program import Program
 
 MODEL = LinearGaussian.random(5, 2)
@@ -53,6 +53,42 @@ def test_compiled_and_replicated_steps_are_the_uncompiled_ones(inference) -> Non
     torch.testing.assert_close(parameters(runs[2]), parameters(runs[0]), rtol=1e-9, atol=1e-9)
     assert not torch.allclose(parameters(runs[3]), parameters(runs[0]))
     assert torch.equal(parameters(program), start)
+
+
+@pytest.mark.parametrize("name", list(ALGORITHMS))
+def test_every_algorithm_trains_a_program_or_says_why_not(name) -> None:
+    program = linear_gaussian(MODEL, MODEL.exact_encoder(1.5), size=60)
+    if name in ("enumeration", "autoencoder", "m2"):
+        with pytest.raises(InputError, match=r"use |declare "):
+            fit(program, X, ALGORITHMS[name](), STEPS)
+        return
+    start = parameters(program)
+    quick = {"mcem": {"transitions": 1, "updates": 1}}.get(name, {})
+    fit(program, X, ALGORITHMS[name](**quick), replace(STEPS, steps=2))
+    assert not torch.equal(parameters(program), start)
+
+
+def test_free_bits_hold_the_kl_of_each_site() -> None:
+    """Two sites, of which the second has no KL: below the threshold no gradient reaches its guide."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+            pyro.sample("idle", dist.Normal(x.new_tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        weight = pyro.param("weight", x.new_tensor(0.5))
+        idle = pyro.param("idle_loc", x.new_tensor(0.1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(weight * x, 0.7))
+            pyro.sample("idle", dist.Normal(idle, 1.0))
+
+    x = torch.linspace(-2, 2, 9).double()
+    program = Program(model, guide, x)
+    of_weight, of_idle = torch.autograd.grad(FreeBits(0.25).loss(program, x).value, list(program.phi.values()))
+    assert of_idle == 0
+    assert of_weight != 0
 
 
 def test_a_checkpoint_resumes_to_the_last_bit(tmp_path) -> None:
