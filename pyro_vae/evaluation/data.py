@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import pyro
 
@@ -25,7 +25,13 @@ def of_a_vae(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
     @functools.wraps(function)
     def checked(*arguments: Arguments.args, **named: Arguments.kwargs) -> Result:
         if arguments or "vae" in named:
-            require_model(function.__name__, arguments[0] if arguments else named["vae"])
+            model: Any = arguments[0] if arguments else named["vae"]
+            require_model(function.__name__, model)
+            if model.has_globals:  # the estimate is given a draw of what all data share
+                given = model.at_globals(int(named.get("seed", 0)))  # type: ignore[call-overload]
+                if arguments:
+                    return function(given, *arguments[1:], **named)  # type: ignore[arg-type]
+                return function(**{**named, "vae": given})  # type: ignore[call-arg]
         return function(*arguments, **named)
 
     return checked

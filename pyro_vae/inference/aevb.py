@@ -31,6 +31,7 @@ class AEVB(Inference):
     """
 
     name: ClassVar[str] = "aevb"
+    trains_globals: ClassVar[bool] = True
     needs = PATHWISE
 
     def __init__(self, num_particles: int = 1) -> None:
@@ -43,7 +44,7 @@ class AEVB(Inference):
         elbo = Trace_ELBO(
             self.num_particles,
             max_plate_nesting=vae.max_plate_nesting,
-            vectorize_particles=self.num_particles > 1 and vae.vectorized,
+            vectorize_particles=self.num_particles > 1 and vae.vectorized and not vae.has_globals,
         )
         value = elbo.differentiable_loss(vae.model_of, vae.guide_of, batch) / (vae.size or batch.size)
         return Loss(value, -(value + vae.log_parameter_prior_per_datum()).detach())

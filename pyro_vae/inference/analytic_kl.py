@@ -31,6 +31,7 @@ class AnalyticKL(Inference):
     """
 
     name: ClassVar[str] = "analytic-kl"
+    trains_globals: ClassVar[bool] = True
     needs = (*PATHWISE, closed_form_kl)
 
     def __init__(self, num_particles: int = 1) -> None:

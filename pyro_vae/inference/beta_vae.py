@@ -40,6 +40,7 @@ class BetaVAE(Inference):
     """
 
     name: ClassVar[str] = "beta-vae"
+    trains_globals: ClassVar[bool] = True
     needs = PATHWISE
 
     def __init__(self, beta: float = 4.0, warmup: int = 0, num_particles: int = 1) -> None:

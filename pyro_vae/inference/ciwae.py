@@ -31,6 +31,7 @@ class CIWAE(Inference):
     """
 
     name: ClassVar[str] = "ciwae"
+    trains_globals: ClassVar[bool] = True
     needs = PATHWISE
 
     def __init__(self, num_particles: int = 5, beta: float = 0.5) -> None:

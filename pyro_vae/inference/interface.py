@@ -69,6 +69,8 @@ class Inference(nn.Module):
         trains_posterior: Whether phi is trained so that q(z|x) approximates the posterior. If not, the ELBO and
             importance sampling by q give no information about the model.
         trains_prior: Whether the prior's parameters move.
+        trains_globals: Whether it trains a posterior over latents that all data share; such a loss is a function of
+            log weights, or of log joint densities and log q, whose global part is the same for every particle.
         has_bound: Whether a phase reports a lower bound on log p(x).
         takes_unknown_labels: Whether rows of nan in the context mean unknown labels.
     """
@@ -77,6 +79,7 @@ class Inference(nn.Module):
     needs: ClassVar[tuple[Callable[[str, VAE], None], ...]] = ()
     trains_posterior: ClassVar[bool] = True
     trains_prior: ClassVar[bool] = True
+    trains_globals: ClassVar[bool] = False
     has_bound: ClassVar[bool] = True
     takes_unknown_labels: ClassVar[bool] = False
 
@@ -158,6 +161,11 @@ class Inference(nn.Module):
 
     def check(self, vae: VAE) -> None:
         """Raises an `InputError` if the algorithm cannot train this VAE; called before the first step."""
+        if vae.has_globals and not self.trains_globals:
+            raise InputError(
+                f"{type(self).__name__}: the model has latents that all data share, and this algorithm trains no "
+                "posterior over them; use aevb, stl, iwae, miwae, piwae, ciwae, renyi, beta-vae or analytic-kl."
+            )
         for need in self.needs:
             need(type(self).__name__, vae)
 

@@ -33,6 +33,7 @@ class IWAE(Inference):
     """
 
     name: ClassVar[str] = "iwae"
+    trains_globals: ClassVar[bool] = True
     needs = PATHWISE
 
     def __init__(self, num_particles: int = 5) -> None:

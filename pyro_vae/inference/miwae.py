@@ -31,6 +31,7 @@ class MIWAE(Inference):
     """
 
     name: ClassVar[str] = "miwae"
+    trains_globals: ClassVar[bool] = True
     needs = PATHWISE
 
     def __init__(self, num_outer: int = 8, num_particles: int = 8) -> None:

@@ -35,6 +35,7 @@ class PIWAE(Inference):
     """
 
     name: ClassVar[str] = "piwae"
+    trains_globals: ClassVar[bool] = True
     needs = PATHWISE
 
     def __init__(self, num_outer: int = 8, num_particles: int = 8) -> None:

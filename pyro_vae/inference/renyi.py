@@ -32,6 +32,7 @@ class Renyi(Inference):
     """
 
     name: ClassVar[str] = "renyi"
+    trains_globals: ClassVar[bool] = True
     needs = PATHWISE
 
     def __init__(self, alpha: float = 0.5, num_particles: int = 5) -> None:

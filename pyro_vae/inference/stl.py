@@ -32,6 +32,7 @@ class STL(Inference):
     """
 
     name: ClassVar[str] = "stl"
+    trains_globals: ClassVar[bool] = True
     needs = PATHWISE
 
     def __init__(self, num_particles: int = 1) -> None:

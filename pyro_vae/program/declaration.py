@@ -16,7 +16,7 @@ from pyro_vae.errors import InputError, near_match
 from pyro_vae.program import running
 from pyro_vae.program.form import Form
 from pyro_vae.program.parts import Found, observing
-from pyro_vae.program.sites import Layout, Site
+from pyro_vae.program.sites import GlobalSite, Layout, Site
 from pyro_vae.runtime.random_streams import isolated
 
 
@@ -27,6 +27,7 @@ class Declared:
     Attributes:
         layout: The plates.
         sites: The local latents, in the order of the model.
+        shared: The global latents, in the order of the model.
         form: The form of the data.
         example: The example as a batch.
         model: Modules and parameters of the model.
@@ -37,6 +38,7 @@ class Declared:
 
     layout: Layout
     sites: tuple[Site, ...]
+    shared: tuple[GlobalSite, ...]
     form: Form
     example: Batch
     model: Found
@@ -75,18 +77,32 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
     ]
     layout = Layout(max(-frame.dim for frame in frames), dims["model"])
     _check_sites(traces, plate)
-    sites, start = [], 0
-    for name, node in running.latent(modelled).items():
-        sites.append(_site(name, node, guided.nodes[name], layout, start))
+    sites: list[Site] = []
+    shared: list[GlobalSite] = []
+    start = 0
+    latent = running.latent(modelled)
+    outside = [name for name, node in latent.items() if not _inside(node, plate)]
+    for name in [name for name in latent if name not in outside]:
+        sites.append(_site(name, latent[name], guided.nodes[name], layout, start))
         start += sites[-1].size
+    for name in outside:
+        shared.append(_global_site(name, latent[name], guided.nodes[name], start))
+        start += shared[-1].size
     drawn = {name: node["value"] for name, node in running.latent(guided).items()}
     with torch.no_grad(), isolated(0):
         _check_supports(_first("model", model, data, Found(), drawn), guided)
     nodes = [running.latent(trace).values() for trace in (guided, modelled)]
+    for name in outside:
+        if not guided.nodes[name]["fn"].has_rsample:
+            raise InputError(
+                f"Program: the guide draws the global site `{name}` from a distribution without rsample; use one "
+                "through which gradients pass, such as a Normal."
+            )
     leaves = {id(leaf): i for i, leaf in enumerate(form.tensors(batch))}
     return Declared(
         layout,
         tuple(sites),
+        tuple(shared),
         form,
         batch,
         of_model,
@@ -154,8 +170,10 @@ def _check_sites(traces: Mapping[str, Trace], plate: str) -> None:
             raise InputError(
                 f"Program: the model draws `{name}`, and the guide does not; draw it in the guide from q(`{name}`|x)."
             )
-    if not model:
-        raise InputError("Program: the model has no latent site; draw at least one by pyro.sample without obs=.")
+    if not any(_inside(node, plate) for node in model.values()):
+        raise InputError(
+            "Program: the model has no latent site inside the plate; draw at least one by pyro.sample without obs=."
+        )
     if not running.observed(traces["model"]):
         raise InputError("Program: the model observes nothing; pass obs= to a pyro.sample of the model.")
     for name in running.observed(traces["guide"]):
@@ -165,13 +183,10 @@ def _check_sites(traces: Mapping[str, Trace], plate: str) -> None:
 def _check_site(half: str, name: str, node: Any, plate: str) -> None:
     """Raises an `InputError` for a site that is in no plate over data, or has a batch dimension without a plate."""
     frames = {frame.dim: frame for frame in node["cond_indep_stack"] if frame.vectorized}
-    if plate not in [frame.name for frame in frames.values()]:
-        kind = "observed" if node["is_observed"] else "latent"
-        advice = (
-            "observe each datum inside it" if node["is_observed"] else "a global variable is a parameter (pyro.param)"
-        )
+    if node["is_observed"] and not _inside(node, plate):
         raise InputError(
-            f"Program: the {kind} site `{name}` of the {half} lies outside the plate `{plate}`; move it: {advice}."
+            f"Program: the observed site `{name}` of the {half} lies outside the plate `{plate}`; observe each datum "
+            "inside it."
         )
     if node["infer"].get("enumerate"):
         raise InputError(
@@ -198,6 +213,22 @@ def _site(name: str, model: Any, guide: Any, layout: Layout, start: int) -> Site
     support, value = model["fn"].support, model["value"]
     depth = value.dim() - len(events[0])
     return Site(name, shapes[0], depth, events[0], support, value.dtype, layout, start)
+
+
+def _inside(node: Any, plate: str) -> bool:
+    """Whether a site lies in the plate over data."""
+    return plate in [frame.name for frame in node["cond_indep_stack"]]
+
+
+def _global_site(name: str, model: Any, guide: Any, start: int) -> GlobalSite:
+    """A site outside the plate over data, from its nodes in model and guide."""
+    shapes = [tuple(node["value"].shape) for node in (model, guide)]
+    if shapes[0] != shapes[1]:
+        raise InputError(
+            f"Program: the global site `{name}` has shape {shapes[0]} in the model, and {shapes[1]} in the guide; draw "
+            "the same shape."
+        )
+    return GlobalSite(name, torch.Size(shapes[0]), start)
 
 
 def _check_supports(modelled: Trace, guided: Trace) -> None:

@@ -9,7 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
-from pyro_vae.program.sites import Site, support_of_sites
+from pyro_vae.program.sites import GlobalSite, Site, support_of_sites
 
 
 class Draws(Protocol):
@@ -34,7 +34,7 @@ class LatentDistribution(TorchDistribution):
 
     Arguments:
         half: The guide, or the model, for one batch.
-        sites: The latent sites, in their order in z.
+        sites: The latent sites, in their order in z; those that all data share are the last.
         size: B, the number of data.
         has_rsample: Whether gradients pass through the draws of all sites.
     """
@@ -42,7 +42,7 @@ class LatentDistribution(TorchDistribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     _last: tuple[Tensor, Tensor, bool] | None = None
 
-    def __init__(self, half: Draws, sites: Sequence[Site], size: int, has_rsample: bool) -> None:
+    def __init__(self, half: Draws, sites: Sequence[Site | GlobalSite], size: int, has_rsample: bool) -> None:
         self.half, self.sites, self._reparameterized = half, sites, has_rsample
         super().__init__(torch.Size([size]), torch.Size([sum(site.size for site in sites)]), validate_args=False)
 
@@ -54,7 +54,7 @@ class LatentDistribution(TorchDistribution):
     @property
     def support(self) -> Any:
         """The supports of all sites, side by side."""
-        return support_of_sites(self.sites)
+        return support_of_sites([site for site in self.sites if isinstance(site, Site)])
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Returns draws of z, through which gradients pass."""

@@ -2,6 +2,7 @@ r"""Any Pyro model and guide with one plate over data, under the protocol that a
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,7 +21,9 @@ from pyro_vae.program.declaration import Declared, declared
 from pyro_vae.program.first_densities import check_parameters, vectorizes
 from pyro_vae.program.joint import LatentDistribution, over_particles
 from pyro_vae.program.parts import Originals, Parameters, Supplied
-from pyro_vae.program.sites import flat_of, values_of
+from pyro_vae.program.sites import GlobalSite, Site, flat_of, values_of
+from pyro_vae.runtime.modes import evaluating
+from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.finite import CellNames
 from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
@@ -32,7 +35,8 @@ class Program(LatentVariableModel):
 
     Model and guide are functions, or modules, of one argument: a batch. They have one plate over data, of the same
     name. In it lie the latent sites and the observed ones, any number of each, in nested plates and loops of fixed
-    length too. The latents of a datum, side by side, are its z.
+    length too. The latents of a datum, side by side, are its z. Latents outside the plate are shared by all data; the
+    guide has a posterior over them, and their KL counts once for N data. Estimates are given a draw of them.
 
     The program runs once at construction, on an example. Afterwards its sites, shapes and parameters stay the same. The
     parameters are those of the modules that model and guide call, and of their ``pyro.param`` statements; Pyro's param
@@ -47,7 +51,8 @@ class Program(LatentVariableModel):
         size: N, the number of training data; needed by algorithms that weigh something against the whole data set.
 
     Attributes:
-        sites: The latent sites, in the order of the model.
+        sites: The latent sites of each datum, in the order of the model.
+        shared_sites: The latent sites outside the plate over data.
         vectorized: Whether K particles run at once; else one after the other.
         latent_shape: Shape of z, ``(L,)``.
 
@@ -81,9 +86,15 @@ class Program(LatentVariableModel):
         self.vectorized = vectorizes(self)
 
     def _declare(self, found: Declared) -> None:
-        self.layout, self.sites, self.form = found.layout, found.sites, found.form
+        self.layout, self.sites, self.shared_sites, self.form = found.layout, found.sites, found.shared, found.form
         self.max_plate_nesting = found.layout.nesting
-        self.latent_shape = torch.Size([sum(site.size for site in self.sites)])
+        self._fixed: dict[str, Tensor] = {}
+        self.latent_shape = torch.Size([sum(site.size for site in self._all_sites)])
+        if self.shared_sites and self.size is None:
+            raise InputError(
+                f"Program: the site `{self.shared_sites[0].name}` lies outside the plate `{self.plate}`, so it is one "
+                "for all data; pass size=N, the number of training data, by which its KL is divided."
+            )
         self.model_modules, self.guide_modules = (nn.ModuleDict(half.modules) for half in (found.model, found.guide))
         self.model_parameters, self.guide_parameters = (
             Parameters(half.parameters) for half in (found.model, found.guide)
@@ -114,6 +125,10 @@ class Program(LatentVariableModel):
     def _of_guide(self) -> set[int]:
         return {id(p) for part in (self.guide_modules, self.guide_parameters) for p in part.parameters()}
 
+    @property
+    def _all_sites(self) -> list[Site | GlobalSite]:
+        return [*self.sites, *self.shared_sites]
+
     def _like(self) -> Tensor:
         own = (t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
         return next(own, self.form.like)
@@ -140,9 +155,37 @@ class Program(LatentVariableModel):
         given: Mapping[str, Tensor] | None = None,
         dreaming: bool = False,
     ) -> Trace:
-        called = self._called(function)
+        called, outside = self._called(function), [*self._fixed, *(site.name for site in self.shared_sites)]
+        given = {**self._fixed, **(given or {})}
         with self._prepared():
-            return running.run(called, self.form.given(batch), self.layout, particles, given, dreaming)
+            return running.run(called, self.form.given(batch), self.layout, particles, given, dreaming, outside)
+
+    def _global_terms(self, trace: Trace, like: Tensor) -> Tensor:
+        """The log density of the global latents, divided by N."""
+        nodes = {site.name: trace.nodes[site.name] for site in self.shared_sites}
+        return running.log_density_of_globals(nodes, like) / (self.size or 1)
+
+    @property
+    def has_globals(self) -> bool:
+        """Whether there are latents that all data share."""
+        return bool(self.shared_sites)
+
+    @torch.no_grad()
+    def at_globals(self, seed: int = 0) -> Program:
+        """Returns the program given a draw of its global latents from the guide; it shares all parameters.
+
+        Arguments:
+            seed: Seed of the draw; the global random state does not change.
+        """
+        if not self.shared_sites:
+            return self
+        with evaluating(self), isolated(seed, "globals"):
+            trace = self._run(self._guide, self.probe_batch())
+        given = copy.copy(self)
+        given._fixed = {site.name: trace.nodes[site.name]["value"] for site in self.shared_sites}
+        given.shared_sites = ()
+        given.latent_shape = torch.Size([sum(site.size for site in self.sites)])
+        return given
 
     def _called(self, function: _Function) -> Any:
         """The function, or its copy where it is a module of this program."""
@@ -155,11 +198,14 @@ class Program(LatentVariableModel):
 
     def posterior_given(self, batch: Batch) -> LatentDistribution:
         """Returns q(z|x), with ``batch_shape == (B,)``."""
-        return LatentDistribution(_Half(self, self._guide, batch), self.sites, batch.size, self._reparameterized)
+        return self._latents(self._guide, batch, self._reparameterized)
 
     def prior_given(self, batch: Batch) -> LatentDistribution:
         """Returns p(z), with ``batch_shape == (B,)``."""
-        return LatentDistribution(_Half(self, self._model, batch), self.sites, batch.size, self._prior_reparameterized)
+        return self._latents(self._model, batch, self._prior_reparameterized)
+
+    def _latents(self, function: _Function, batch: Batch, has_rsample: bool) -> LatentDistribution:
+        return LatentDistribution(_Half(self, function, batch), self._all_sites, batch.size, has_rsample)
 
     def log_likelihood_of(self, z: Tensor, batch: Batch) -> Tensor:
         """Returns the log density of all observed sites given z, in nats, shape ``(..., B)``."""
@@ -180,11 +226,11 @@ class Program(LatentVariableModel):
             pairs = [self._densities(each, batch) for each in z]
             return torch.stack([p for p, _ in pairs]), torch.stack([x for _, x in pairs])
         particles = z.shape[0] if z.dim() == 3 else None
-        trace = self._run(self._model, batch, particles, values_of(self.sites, z))
+        trace = self._run(self._model, batch, particles, values_of(self._all_sites, z))
         like, names = z if z.is_floating_point() else self._like(), {site.name for site in self.sites}
         halves = ({name: trace.nodes[name] for name in names}, running.observed(trace))
         prior, likelihood = (running.log_density(half, self.layout, particles, batch.size, like) for half in halves)
-        return prior, likelihood
+        return prior + self._global_terms(trace, like), likelihood
 
     @torch.no_grad()
     def dreams(self, batch: Batch) -> tuple[Tensor, Batch]:
@@ -203,7 +249,7 @@ class Program(LatentVariableModel):
                     "sleep phase."
                 )
             values[place] = trace.nodes[name]["value"]
-        z = flat_of(self.sites, {site.name: trace.nodes[site.name]["value"] for site in self.sites}, None)
+        z = flat_of(self.sites, self.shared_sites, {n: node.get("value") for n, node in trace.nodes.items()}, None)
         return z, self.form.replaced(batch, values)
 
     # ------------------------------------------------------------------ the Pyro programs
@@ -217,7 +263,8 @@ class Program(LatentVariableModel):
         return self._scaled(self._guide, batch)
 
     def _scaled(self, function: _Function, batch: Batch) -> Any:
-        with self._prepared(), self.scaled(batch, self.layout.data):
+        names = {site.name for site in self.shared_sites}
+        with self._prepared(), self.scaled(batch, self.layout.data, names):
             return self._called(function)(self.form.given(batch))
 
     # ------------------------------------------------------------------ data
@@ -280,10 +327,16 @@ class _Half:
     def draw(self, particles: int | None) -> tuple[Tensor, Tensor]:
         """Returns draws of all latents, and their log density."""
         if particles is not None and not self.program.vectorized:
-            pairs = [self.draw(None) for _ in range(particles)]
+            pairs = [self._drawn(None)]
+            given = values_of(self.program.shared_sites, pairs[0][0])
+            pairs += [self._drawn(None, given) for _ in range(particles - 1)]
             return torch.stack([z for z, _ in pairs]), torch.stack([value for _, value in pairs])
-        trace = self.program._run(self.function, self.batch, particles)
-        z = flat_of(self.program.sites, {name: node["value"] for name, node in self._nodes(trace).items()}, particles)
+        return self._drawn(particles)
+
+    def _drawn(self, particles: int | None, given: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        program, trace = self.program, self.program._run(self.function, self.batch, particles, given)
+        values = {name: node["value"] for name, node in running.latent(trace).items()}
+        z = flat_of(program.sites, program.shared_sites, values, particles)
         return z, self._sum(trace, z, particles)
 
     def log_density(self, z: Tensor) -> Tensor:
@@ -299,19 +352,26 @@ class _Half:
         It is in closed form where there is one, else the log ratio at z, if it may be ``sampled``.
         """
         if z.dim() == 3 and not self.program.vectorized:
-            found = [self.kl_from(other, each, sampled) for each in z]
-            return {name: torch.stack([each[name] for each in found]) for name in found[0]}
+            terms = [self.kl_from(other, each, sampled) for each in z]
+            return {name: torch.stack([each[name] for each in terms]) for name in terms[0]}
         (mine, particles), (its, _) = self._at(z), other._at(z)
         pairs = zip(self._nodes(mine).values(), self._nodes(its).values(), strict=True)
-        return running.divergences(pairs, self.program.layout, particles, self.batch.size, sampled)
+        found = running.divergences(pairs, self.program.layout, particles, self.batch.size, sampled)
+        for site in self.program.shared_sites:
+            q, p = mine.nodes[site.name], its.nodes[site.name]
+            ratio = running.log_density_of_globals({"q": q}, z) - running.log_density_of_globals({"p": p}, z)
+            found[site.name] = (ratio / (self.program.size or 1)).expand(z.shape[:-1])
+        return found
 
     def _at(self, z: Tensor) -> tuple[Trace, int | None]:
         particles = z.shape[0] if z.dim() == 3 else None
-        return self.program._run(self.function, self.batch, particles, values_of(self.program.sites, z)), particles
+        given = values_of(self.program._all_sites, z)
+        return self.program._run(self.function, self.batch, particles, given), particles
 
     def _nodes(self, trace: Trace) -> dict[str, Any]:
         return {site.name: trace.nodes[site.name] for site in self.program.sites}
 
     def _sum(self, trace: Trace, z: Tensor, particles: int | None) -> Tensor:
         like = z if z.is_floating_point() else self.program._like()
-        return running.log_density(self._nodes(trace), self.program.layout, particles, self.batch.size, like)
+        local = running.log_density(self._nodes(trace), self.program.layout, particles, self.batch.size, like)
+        return local + self.program._global_terms(trace, like)

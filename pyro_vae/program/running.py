@@ -2,7 +2,7 @@ r"""Runs of a program's model and guide, and the log densities of their sites.""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,6 +19,24 @@ from pyro_vae.errors import InputError
 from pyro_vae.program.sites import Layout
 
 PARTICLES = "_particles"
+
+
+class Particles(pyro.plate):
+    """The plate of particles; sites outside the plate over data are outside of it too, and have one value for all.
+
+    Arguments:
+        size: K.
+        dim: Its dimension, before all others.
+        outside: Names of those sites.
+    """
+
+    def __init__(self, size: int, dim: int, outside: Container[str]) -> None:
+        super().__init__(PARTICLES, size, dim=dim)
+        self.outside = outside
+
+    def _process_message(self, msg: Any) -> None:
+        if msg["name"] not in self.outside:
+            super()._process_message(msg)
 
 
 class Given(Messenger):
@@ -44,6 +62,7 @@ def run(
     particles: int | None = None,
     given: Mapping[str, Tensor] | None = None,
     dreaming: bool = False,
+    outside: Container[str] = (),
 ) -> Trace:
     """Runs a model or a guide once, and returns its trace.
 
@@ -55,10 +74,11 @@ def run(
             without this dimension.
         given: Values of latent sites, by name.
         dreaming: Whether observed sites are drawn too.
+        outside: Names of sites that have one value for all particles.
     """
     with ExitStack() as stack:
         if particles is not None and layout is not None:
-            stack.enter_context(pyro.plate(PARTICLES, particles, dim=-layout.nesting - 1))
+            stack.enter_context(Particles(particles, -layout.nesting - 1, outside))
         if given is not None:
             stack.enter_context(Given(given))
         called = poutine.uncondition(function) if dreaming else function
@@ -130,6 +150,14 @@ def log_density(nodes: Mapping[str, Any], layout: Layout, particles: int | None,
     for node in nodes.values():
         log_prob = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
         total = total + layout.sums(_weighed(log_prob, node), particles, size)
+    return total
+
+
+def log_density_of_globals(nodes: Mapping[str, Any], like: Tensor) -> Tensor:
+    """Returns the sum of the global sites' log densities, a scalar in nats."""
+    total = like.new_zeros(())
+    for node in nodes.values():
+        total = total + _weighed(node["fn"].log_prob(node["value"]), node).sum()
     return total
 
 

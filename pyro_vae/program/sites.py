@@ -106,6 +106,33 @@ class Site:
         return part.reshape(*part.shape[:-1], torch.Size(self.plates).numel(), *shape)
 
 
+@dataclass(frozen=True)
+class GlobalSite:
+    """A latent site outside the plate over data: one value for all data.
+
+    Its value stands in z behind the local latents, the same for each datum and particle.
+
+    Attributes:
+        name: Name of the site.
+        shape: Shape of its value.
+        start: Position of its first number in z.
+    """
+
+    name: str
+    shape: torch.Size
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Number of numbers in z."""
+        return self.shape.numel()
+
+    def value(self, z: Tensor) -> Tensor:
+        """Returns its value, given z of shape ``(K, B, L)`` or ``(B, L)``."""
+        row = z.flatten(0, -2)[0]
+        return row[self.start : self.start + self.size].reshape(self.shape)
+
+
 class Supports(Constraint):
     """The supports of all sites, side by side."""
 
@@ -198,13 +225,24 @@ class SiteBijections(Transform):
 biject_to.register(Supports, SiteBijections)
 
 
-def values_of(sites: Sequence[Site], z: Tensor) -> dict[str, Tensor]:
+def values_of(sites: Sequence[Site | GlobalSite], z: Tensor) -> dict[str, Tensor]:
     """Returns the value of each site, by name, for z of shape ``(K, B, L)`` or ``(B, L)``."""
     return {site.name: site.value(z) for site in sites}
 
 
-def flat_of(sites: Sequence[Site], values: Mapping[str, Tensor], particles: int | None) -> Tensor:
-    """Returns z of shape ``(K, B, L)`` or ``(B, L)`` for the value of each site."""
+def flat_of(
+    sites: Sequence[Site], shared: Sequence[GlobalSite], values: Mapping[str, Tensor], particles: int | None
+) -> Tensor:
+    """Returns z of shape ``(K, B, L)`` or ``(B, L)`` for the value of each site.
+
+    Arguments:
+        sites: The local latents.
+        shared: The global ones.
+        values: Values by name.
+        particles: K, or None.
+    """
     parts = [site.flat(values[site.name], particles) for site in sites]
+    leading = parts[0].shape[:-1]
+    parts += [values[site.name].reshape(-1).expand(*leading, site.size) for site in shared]
     dtype = next((part.dtype for part in parts if part.is_floating_point()), parts[0].dtype)
     return torch.cat([part.to(dtype) for part in parts], dim=-1)

@@ -3,17 +3,32 @@ r"""The protocol of a latent variable model: what algorithms, training and evalu
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.distributions import TorchDistribution
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.vae.finite import CellNames
+
+
+class _Scaled(Messenger):
+    """Scales and masks all sites but some."""
+
+    def __init__(self, scale: float | Tensor, mask: Tensor | None, unscaled: Container[str]) -> None:
+        super().__init__()
+        self.scale, self.mask, self.unscaled = scale, mask, unscaled
+
+    def _process_message(self, msg: Any) -> None:
+        if msg["name"] in self.unscaled:
+            return
+        msg["scale"] = self.scale * msg["scale"]
+        if self.mask is not None:
+            msg["mask"] = self.mask if msg["mask"] is None else msg["mask"] & self.mask
 
 
 class LatentVariableModel(nn.Module):
@@ -63,6 +78,19 @@ class LatentVariableModel(nn.Module):
     def phi(self) -> dict[str, nn.Parameter]:
         """The inference parameters by name."""
         raise NotImplementedError
+
+    @property
+    def has_globals(self) -> bool:
+        """Whether there are latents that all data share."""
+        return False
+
+    def at_globals(self, seed: int = 0) -> LatentVariableModel:
+        """Returns the model given a draw of the latents that all data share; itself where there are none.
+
+        Arguments:
+            seed: Seed of the draw.
+        """
+        return self
 
     @property
     def shared(self) -> list[tuple[str, str]]:
@@ -178,22 +206,21 @@ class LatentVariableModel(nn.Module):
     # ------------------------------------------------------------------ the Pyro programs
 
     @contextmanager
-    def scaled(self, batch: Batch, dim: int = -1) -> Iterator[None]:
+    def scaled(self, batch: Batch, dim: int = -1, unscaled: Container[str] = ()) -> Iterator[None]:
         """A block whose sites are scaled by N/M and by the data's weights.
 
         Arguments:
             batch: The minibatch of M data.
             dim: Dimension of the plate over data.
+            unscaled: Names of sites that all data share.
         """
-        scale = 1.0 if self.size is None else self.size / batch.size
-        with ExitStack() as stack:
-            if batch.weight is None:
-                stack.enter_context(poutine.scale(scale=scale))
-            else:  # Pyro refuses a scale of 0
-                weight = batch.weight.reshape(-1, *(1 for _ in range(-dim - 1)))
-                positive = weight > 0
-                stack.enter_context(poutine.scale(scale=scale * torch.where(positive, weight, 1.0)))
-                stack.enter_context(poutine.mask(mask=positive))
+        scale: float | Tensor = 1.0 if self.size is None else self.size / batch.size
+        positive = None
+        if batch.weight is not None:  # Pyro refuses a scale of 0
+            weight = batch.weight.reshape(-1, *(1 for _ in range(-dim - 1)))
+            positive = weight > 0
+            scale = scale * torch.where(positive, weight, 1.0)
+        with _Scaled(scale, positive, unscaled):
             yield
 
     def model_of(self, batch: Batch) -> Any:

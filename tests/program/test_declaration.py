@@ -162,7 +162,7 @@ def auxiliary(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("wrong_model", "wrong_guide", "message"),
     [
-        (global_site, guide_of_a_global, "the latent site `loc` of the model lies outside the plate `data`"),
+        (global_site, guide_of_a_global, "the site `loc` lies outside the plate `data`.*pass size=N"),
         (observed_outside, guide, "the observed site `x` of the model lies outside the plate `data`"),
         (
             no_plate,
@@ -185,7 +185,7 @@ def auxiliary(x: Tensor) -> None:
         (enumerated, enumerated_guide, "`z` of the model is marked infer={'enumerate'.*use score-function, rws"),
         (nothing_observed, guide, "the model observes nothing; pass obs="),
         (nothing_latent, guide, "the guide draws `z`, which is no site of the model"),
-        (nothing_latent, empty, "no latent site; draw at least one by pyro.sample without obs="),
+        (nothing_latent, empty, "no latent site inside the plate; draw at least one by pyro.sample without obs="),
         (model, empty, "the model draws `z`, and the guide does not; draw it in the guide"),
         (model, two_arguments, "the guide fails on the example: TypeError.*one argument, the batch"),
         (model, failing, r"the guide fails on the example: RuntimeError: shape '\[7\]' is invalid"),

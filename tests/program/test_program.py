@@ -13,6 +13,7 @@ from linear_gaussian import LinearGaussian
 from programs import exact_state_guide, linear_gaussian, state_space
 from torch import Tensor, nn
 from torch.distributions import constraints
+from z_test import assert_mean
 
 from pyro_vae.errors import InputError
 from pyro_vae.inference import (
@@ -23,6 +24,7 @@ from pyro_vae.inference import (
     PIWAE,
     RWS,
     STL,
+    AnalyticKL,
     BetaVAE,
     DReG,
     Inference,
@@ -341,3 +343,79 @@ def test_the_unconstrained_map_of_all_sites() -> None:
         u[..., 1:3], z[..., 1:4]
     )
     torch.testing.assert_close(latents.log_jacobian(u), exact)
+
+
+def test_a_program_with_a_global_latent_has_the_elbo_by_hand() -> None:
+    r"""mu ~ N(0, 1), z_i ~ N(mu, 1), x_i ~ N(z_i, 1); q(mu) = N(m, s²), q(z_i|x_i) = N(a x_i, t²).
+
+    By hand, per datum: -E[(x - z)² + (z - mu)²] / 2 - log 2 pi + H(q(z)) - KL(q(mu) || p(mu)) / N.
+    """
+
+    def model(x: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(x.new_tensor(0.0), 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        m, s = (pyro.param(name, x.new_tensor(value)) for name, value in (("m", 0.3), ("s", 0.6)))
+        a, t = (pyro.param(name, x.new_tensor(value)) for name, value in (("a", 0.4), ("t", 0.8)))
+        pyro.sample("mu", dist.Normal(m, s))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(a * x, t))
+
+    x = torch.linspace(-1, 2, 10).double()
+    with pytest.raises(InputError, match=r"`mu` lies outside the plate `data`.*pass size=N"):
+        Program(model, guide, x[:3])
+    program = Program(model, guide, x[:3], size=10)
+    assert program.latent_shape == (2,)
+    assert [site.name for site in program.shared_sites] == ["mu"]
+    m, s, a, t = (p.detach().requires_grad_() for p in program.phi.values())
+    expected = (
+        -((x - a * x).square() + t**2 + (a * x - m).square() + t**2 + s**2).mean() / 2
+        - math.log(2 * math.pi)
+        + 0.5 * math.log(2 * math.pi * math.e)
+        + t.log()
+        - ((m**2 + s**2 - 1) / 2 - s.log()) / 10
+    )
+    exact = torch.cat(
+        [expected.detach().reshape(1), *(g.reshape(1) for g in torch.autograd.grad(expected, [m, s, a, t]))]
+    )
+    parameters = list(program.phi.values())
+    for inference in (AEVB(num_particles=2), IWAE(num_particles=1), AnalyticKL()):
+        draws = []
+        for _ in range(300):
+            value = inference.loss(program, x).value
+            gradients = torch.autograd.grad(value, parameters)
+            draws.append(torch.stack([-value.detach(), *(-g for g in gradients)]))
+        assert_mean(torch.stack(draws), exact)
+
+
+def test_a_minibatch_is_unbiased_and_particles_share_the_globals() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("components", 2):
+            loc = pyro.sample("loc", dist.Normal(x.new_tensor(0.0), 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc[..., 0], 1.0))
+            pyro.sample("x", dist.Normal(z + loc[..., 1], 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("components", 2):
+            pyro.sample("loc", dist.Normal(x.new_tensor([0.1, -0.2]), 0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x, x.new_tensor(0.7)))
+
+    x = torch.linspace(-1, 2, 8).double()
+    program = Program(model, guide, x[:3], size=8)
+    z = program.posterior_given(program.check(x)).rsample((4,))
+    assert z.shape == (4, 8, 3)
+    assert torch.equal(z[..., 1:], z[:1, :1, 1:].expand(4, 8, 2))
+    whole = program.log_joint_of(z, program.check(x))
+    halves = [program.log_joint_of(z[:, part], program.check(x[part])) for part in (slice(0, 4), slice(4, 8))]
+    torch.testing.assert_close(torch.cat(halves, 1), whole)
+    with pytest.raises(InputError, match=r"latents that all data share.*use aevb, stl"):
+        RWS().check(program)
+    given = program.at_globals(seed=3)
+    assert given.latent_shape == (1,)
+    assert given.log_weights(x, 5).shape == (5, 8)
+    assert torch.equal(program.at_globals(seed=3)._fixed["loc"], given._fixed["loc"])

@@ -13,6 +13,7 @@ import torch
 from linear_gaussian import LinearGaussian
 from programs import covariances, exact_state_guide, linear_gaussian, state_space
 from torch import Tensor, nn
+from torch.distributions import constraints
 from z_test import assert_mean
 
 from pyro_vae import Training, fit
@@ -28,7 +29,7 @@ from pyro_vae.evaluation import (
     posterior_means,
     simulation_based_calibration,
 )
-from pyro_vae.inference import AEVB, ALGORITHMS, IWAE, MCEM, RWS, AnalyticKL, FreeBits, WakeSleep
+from pyro_vae.inference import AEVB, ALGORITHMS, IWAE, MCEM, RWS, STL, AnalyticKL, FreeBits, WakeSleep
 from pyro_vae.program import Program
 
 MODEL = LinearGaussian.random(5, 2)
@@ -89,6 +90,39 @@ def test_free_bits_hold_the_kl_of_each_site() -> None:
     of_weight, of_idle = torch.autograd.grad(FreeBits(0.25).loss(program, x).value, list(program.phi.values()))
     assert of_idle == 0
     assert of_weight != 0
+
+
+def test_a_posterior_over_what_all_data_share_finds_the_exact_one() -> None:
+    """mu ~ N(0, 1), z_i ~ N(mu, 1), x_i ~ N(z_i, 1): mu given x is N(sum x / (N + 2), 2 / (N + 2))."""
+
+    def model(x: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(x.new_tensor(0.0), 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc, weight = pyro.param("loc", x.new_tensor(0.0)), pyro.param("weight", x.new_tensor(0.3))
+        scale = pyro.param("scale", x.new_tensor(0.5), constraint=constraints.positive)
+        mu = pyro.sample("mu", dist.Normal(loc, scale))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(weight * x + (1 - weight) * mu, 0.5**0.5))
+
+    x = torch.randn(30, generator=torch.Generator().manual_seed(2)).double() + 1
+    program = Program(model, guide, x[:3], size=30)
+    twin = copy.deepcopy(program)
+    training = Training(optimizer=lambda p: torch.optim.Adam(p, lr=0.02), steps=30, batch_size=10)
+    fit(program, x, STL(num_particles=2), replace(training, compile=True), seed=1)
+    fit(twin, x, STL(num_particles=2), training, seed=1)
+    torch.testing.assert_close(parameters(program), parameters(twin), rtol=1e-9, atol=1e-9)
+    fit(program, x, STL(num_particles=2), replace(training, steps=400, batch_size=30))
+    loc, weight, log_scale = (p.item() for p in program.phi.values())
+    assert loc == pytest.approx(float(x.sum()) / 32, abs=0.03)
+    assert weight == pytest.approx(0.5, abs=0.02)
+    assert math.exp(log_scale) == pytest.approx((2 / 32) ** 0.5, abs=0.02)
+    given = program.at_globals(seed=0)
+    exact = dist.Normal(given._fixed["mu"], 2**0.5).log_prob(x)
+    torch.testing.assert_close(log_marginal(program, x, 500).pointwise, exact, rtol=0, atol=0.02)
 
 
 def test_a_checkpoint_resumes_to_the_last_bit(tmp_path) -> None:
