@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pyro_vae.distributions.statistics import Statistics
 from pyro_vae.training.member import Member
 from pyro_vae.training.stacked_minibatches import Source
-from pyro_vae.vae.part import start_at, starts_at_data
 
 
 def start_likelihoods(members: Sequence[Member], source: Source) -> None:
@@ -17,11 +16,11 @@ def start_likelihoods(members: Sequence[Member], source: Source) -> None:
         members: The VAEs, before their first step.
         source: Source of the training data.
     """
-    able = [member for member in members if starts_at_data(member.vae.likelihood)]
+    able = [member for member in members if member.vae.starts_at_data]
     sample = source.sample() if able else None
     if sample is None:
         return
     common = Statistics.of(sample.batch) if sample.common else None
     for member in able:
-        start_at(member.vae.likelihood, common or Statistics.of(sample.of(member.index)))
+        member.vae.start_at(common or Statistics.of(sample.of(member.index)))
         member.keep_all()

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.masking import masked
+from pyro_vae.distributions.statistics import Statistics
 from pyro_vae.errors import InputError
 from pyro_vae.vae.finite import check_finite
 from pyro_vae.vae.hierarchy import Reads
 from pyro_vae.vae.latent_variable_model import LatentVariableModel
-from pyro_vae.vae.part import needs_posterior
+from pyro_vae.vae.part import needs_posterior, start_at, starts_at_data
 
 
 class Densities(LatentVariableModel):
@@ -24,6 +25,15 @@ class Densities(LatentVariableModel):
     likelihood: nn.Module
     posterior: nn.Module
     event_shape: torch.Size
+
+    @property
+    def starts_at_data(self) -> bool:
+        """Whether the likelihood has a start at the location and scale of data."""
+        return starts_at_data(self.likelihood)
+
+    def start_at(self, data: Statistics) -> None:
+        """Puts the likelihood at the location and scale of data; see `pyro_vae.vae.part.start_at`."""
+        start_at(self.likelihood, data)
 
     def prior_given(self, data: Batch | Tensor | None) -> TorchDistribution:
         """Returns p(z), or p(z|context) with ``batch_shape == (B,)``.

@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
+from pyro_vae.distributions.statistics import Statistics
 from pyro_vae.vae.finite import CellNames
 
 
@@ -100,6 +101,18 @@ class LatentVariableModel(nn.Module):
     def log_parameter_prior_per_datum(self) -> Tensor:
         """Returns log p(theta) / N in nats per datum; 0 without a parameter prior."""
         return torch.zeros((), device=self.device, dtype=self.dtype)
+
+    @property
+    def starts_at_data(self) -> bool:
+        """Whether `start_at` does anything."""
+        return False
+
+    def start_at(self, data: Statistics) -> None:
+        """Puts the likelihood at the location and scale of data, where it is as it was drawn.
+
+        Arguments:
+            data: Statistics of the training data.
+        """
 
     # ------------------------------------------------------------------ data
 
