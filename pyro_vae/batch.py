@@ -239,7 +239,7 @@ def _by_blocks(frame: Any, order: Sequence[int] | None, dtype: torch.dtype | Non
         block = frame.iloc[:, positions[start : start + _COLUMNS]].to_numpy()
         for rows in range(0, len(block), _ROWS):
             part = np.ascontiguousarray(block[rows : rows + _ROWS])
-            values[rows : rows + _ROWS, start : start + _COLUMNS] = torch.from_numpy(part)
+            values[rows : rows + _ROWS, start : start + _COLUMNS] = _shared(part)
     return values
 
 

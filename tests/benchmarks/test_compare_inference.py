@@ -138,7 +138,13 @@ def test_an_epoch_is_that_of_fit(module, problem):
         vae,
         given.data.train,
         spec.build(),
-        Training(optimizer=given.experiment.training.optimizer.build, epochs=3, batch_size=40, compile=False),
+        Training(
+            optimizer=given.experiment.training.optimizer.build,
+            epochs=3,
+            batch_size=40,
+            compile=False,
+            start_at_data=False,
+        ),
         seed=given.seed,
         transform=given.data.transform,
     )

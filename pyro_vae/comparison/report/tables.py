@@ -97,7 +97,7 @@ def difference_text(comparison: Comparison) -> TableText:
             cells = [_marked(comparison, (label, baseline), cell) for label, cell in zip(others, cells, strict=True)]
             doubtful = [not comparison.trusts(label, baseline) for label in others]
         columns += [cells, [_contains_zero(*pair) for pair in zip(column, doubtful, strict=True)]]
-    header = ("algorithm", _bound(comparison), "interval contains 0", "log p(x)", "interval contains 0")
+    header = ("algorithm", _bound(comparison), "contains 0", "log p(x)", "contains 0")
     if not others:
         return TableText(f"Difference from {baseline}", header, [], "Only one algorithm: there is nothing to compare.")
     caption = f"{_caption(comparison)} Differences are between runs of the same seed; above 0 is better."
