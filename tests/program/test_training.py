@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from annealing import short_pilot
 from linear_gaussian import LinearGaussian
 from programs import covariances, exact_state_guide, linear_gaussian, state_space
 from torch import Tensor, nn
@@ -170,8 +171,10 @@ def sequences(length: int) -> tuple[Program, Tensor, Tensor]:
 
 
 def test_log_p_of_sequences_by_importance_sampling_and_by_annealing() -> None:
-    program, x, exact = sequences(4)
-    for estimate in (log_marginal(program, x, 4000), annealed_importance_sampling(program, x, 30, 16)):
+    program, x, exact = sequences(3)
+    with short_pilot():
+        annealed = annealed_importance_sampling(program, x, 15, 16)
+    for estimate in (log_marginal(program, x, 2000), annealed):
         error = estimate.diagnostics["pointwise_error"]
         assert_mean(estimate.pointwise + estimate.diagnostics["bias"], exact, error)
     assert elbo(program, x, 500).value < exact.mean() - 0.01
@@ -195,11 +198,12 @@ def test_posterior_means_and_the_kl_of_each_site() -> None:
 
 def test_mutual_information_and_calibration() -> None:
     program, vae = linear_gaussian(MODEL, MODEL.exact_encoder()), MODEL.vae(MODEL.exact_encoder())
-    mine, its = (mutual_information(each, X[:20], 200) for each in (program, vae))
+    mine, its = (mutual_information(each, X[:20], 20) for each in (program, vae))
     torch.testing.assert_close(mine.pointwise, its.pointwise, rtol=1e-9, atol=1e-9)
-    mine, its = (simulation_based_calibration(each, 200, 19) for each in (program, vae))
+    mine, its = (simulation_based_calibration(each, 50, 9) for each in (program, vae))
     assert torch.equal(mine.ranks, its.ranks)
-    sandwich = bidirectional_monte_carlo(program, 2, temperatures=5, chains=2)
+    with short_pilot():
+        sandwich = bidirectional_monte_carlo(program, 2, temperatures=2, chains=2)
     assert sandwich.data.shape == (2, 5)
 
 
