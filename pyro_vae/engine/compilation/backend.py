@@ -139,7 +139,7 @@ def _inductor(graph: GraphModule, arguments: list[Tensor]) -> tuple[Executable, 
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
         register_with_inductor()
-        table = select_decomp_table()
+        table = {**select_decomp_table(), torch.ops.aten.min.dim: _least}
         with torch.no_grad(), config.patch(_OPTIONS):
             lowered = traced(lambda *flat: graph(*flat), _copies(arguments), decomposition_table=table)
             # Constants of the decompositions, such as a zero; they do not depend on the arguments.
@@ -156,6 +156,17 @@ def _inductor(graph: GraphModule, arguments: list[Tensor]) -> tuple[Executable, 
 
 # Callers check their arguments; Inductor's own checks take as long as a small step.
 _OPTIONS: dict[str, object] = {"fx_graph_cache": True, "size_asserts": False}
+
+
+def _least(tensor: Tensor, dim: int, keepdim: bool = False) -> object:
+    """The least value and its place for truth values, as whole numbers; other types are left as they are.
+
+    Checks of distributions ask so whether all cells are valid. Torch 2.13 writes invalid C++ for it in float64.
+    """
+    if tensor.dtype is not torch.bool:
+        return NotImplemented
+    least = tensor.to(torch.int32).min(dim, keepdim)
+    return least.values.bool(), least.indices
 
 
 def _copies(arguments: list[Tensor]) -> list[Tensor]:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pyro_vae import CompiledSVI
-from pyro_vae.engine import CaptureError, Lifted
+from pyro_vae.engine import CaptureError, CompilationError, Lifted
 
 _fresh = pytest.fixture(autouse=True)(fresh)
 
@@ -142,11 +142,14 @@ def test_packed_sequences(name):
 
 
 @pytest.mark.slow
-def test_packed_sequences_compiled_for_the_machine(monkeypatch):
+def test_packed_sequences_that_inductor_cannot_compile_are_refused(monkeypatch):
+    """Inductor of torch 2.13 gives the captured recurrent network wrong shapes, and refuses it by itself."""
     from pyro_vae.engine.compilation import backend
 
     monkeypatch.setattr(backend, "_interpreted", False)
-    agrees(*sequences(LENGTHS["a tensor"]))
+    program, calls = sequences(LENGTHS["a tensor"])
+    with pytest.raises(CompilationError, match="cannot compile"):
+        run(program, [CompiledSVI] * 12, adam, lambda svi, i, _: calls(svi, i))
 
 
 def test_lengths_that_change_all_the_time_go_on_uncompiled_with_one_warning():
