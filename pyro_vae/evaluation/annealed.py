@@ -16,7 +16,7 @@ from pyro_vae.batch import Batch, DataLike
 from pyro_vae.engine.compilation.cost import Mode
 from pyro_vae.engine.compilation.routine import enabled
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.evaluation.data import evaluated, of_a_vae
+from pyro_vae.evaluation.data import evaluated, of_a_vae, rows_at_once
 from pyro_vae.evaluation.estimate import Estimate, LogMean
 from pyro_vae.inference.hmc import FIRST_STEP, TARGET_ACCEPTANCE, Start, Tempered, adapted, jittered
 from pyro_vae.inference.latents import Latents
@@ -113,16 +113,19 @@ def annealed_importance_sampling(
     batch = evaluated("annealed_importance_sampling", vae, data)
     sweeps = []
     with torch.no_grad(), evaluating(vae), isolated(seed, "annealed importance sampling"), enabled(compile):
-        for part, share in parts(batch.size, chains):
+        for part, share in parts(batch.size, chains, vae):
             path = annealing.path(vae, batch.select(part).to(vae.device, vae.dtype), share)
             title = f"AIS, data {part.start + 1} to {part.stop} of {batch.size}" if progress else None
             sweeps.append(annealing.forward(path, title))
     return annealing.estimate(sweeps, seed=seed)
 
 
-def slices(size: int, rows: int) -> Iterator[slice]:
-    """Yields slices of ``size`` data, each with at most `_ROWS` chains, for ``rows`` chains for each datum."""
-    at_once = max(1, _ROWS // rows)
+def slices(size: int, rows: int, vae: VAE) -> Iterator[slice]:
+    """Yields slices of ``size`` data, each with at most `_ROWS` chains, for ``rows`` chains for each datum.
+
+    Wide data have fewer at once; see `rows_at_once`.
+    """
+    at_once = max(1, rows_at_once(vae, _ROWS) // rows)
     return (slice(start, min(start + at_once, size)) for start in range(0, size, at_once))
 
 
@@ -133,9 +136,9 @@ class Share(NamedTuple):
     rest: bool
 
 
-def parts(size: int, rows: int) -> Iterator[tuple[slice, Share]]:
+def parts(size: int, rows: int, vae: VAE) -> Iterator[tuple[slice, Share]]:
     """Yields `slices`, each with its `Share`."""
-    every = list(slices(size, rows))
+    every = list(slices(size, rows, vae))
     sizes = [part.stop - part.start for part in every]
     return ((part, Share(sizes.count(n), n < sizes[0])) for part, n in zip(every, sizes, strict=True))
 

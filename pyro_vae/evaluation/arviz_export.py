@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError
+from pyro_vae.evaluation.data import rows_at_once
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
@@ -157,7 +158,7 @@ def _observed(batch: Batch, own: Callable[[Tensor], Tensor]) -> NDArray[Any]:
 
 def _chain(vae: VAE, batch: Batch, num_samples: int, seed: int, own: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Returns draws and densities of one VAE, each ``(S, N, ...)``; ``pareto_k`` is ``(N,)``."""
-    size = max(1, _ROWS // num_samples)
+    size = max(1, rows_at_once(vae, _ROWS) // num_samples)
     parts = [batch.select(slice(start, start + size)) for start in range(0, batch.size, size)]
     joined: dict[str, Tensor] = {}
     for stream, draw in (("draws", _posterior_draws), ("prior draws", _prior_draws)):

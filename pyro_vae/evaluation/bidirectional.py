@@ -126,7 +126,7 @@ def bidirectional_monte_carlo(
     reverse: list[Sweep] = []
     with torch.no_grad(), evaluating(vae), isolated(seed, "bidirectional Monte Carlo"), enabled(compile):
         Latents(vae, vae.probe_batch(), annealing.caller)  # raises if the prior has no gradient
-        for part, share in parts(n, chains):
+        for part, share in parts(n, chains, vae):
             title = f"data {part.start + 1} to {part.stop} of {n}" if progress else None
             given = None if context is None else context[part]
             z, dreams = vae.dreams(vae.blank(part.stop - part.start, given))

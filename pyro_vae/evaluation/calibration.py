@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.data import of_a_vae
+from pyro_vae.evaluation.data import of_a_vae, rows_at_once
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
@@ -95,7 +95,7 @@ def simulation_based_calibration(
     uniformity", 2022, section 2.
     """
     _check(vae, n, num_draws, level, context)
-    ranks, size = [], max(1, _ROWS // num_draws)
+    ranks, size = [], max(1, rows_at_once(vae, _ROWS) // num_draws)
     with evaluating(vae), isolated(seed, "calibration"):
         for start in tracked(range(0, n, size), "calibration" if progress else None):
             m = min(size, n - start)

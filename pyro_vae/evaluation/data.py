@@ -15,6 +15,9 @@ from pyro_vae.vae.data_check import check_values
 from pyro_vae.vae.latent_variable_model import LatentVariableModel
 from pyro_vae.vae.vae import require_model
 
+# Largest size of the data that are encoded or decoded at once.
+_BYTES = 2**26
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -35,6 +38,17 @@ def of_a_vae(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
         return function(*arguments, **named)
 
     return checked
+
+
+def rows_at_once(vae: LatentVariableModel, most: int) -> int:
+    """Returns how many data are encoded or decoded at once: at most so many, and no more than 64 MiB of x.
+
+    Arguments:
+        vae: The model.
+        most: Largest number, for data of up to about 800 cells.
+    """
+    of_one = sum(tensor.numel() * tensor.element_size() for tensor in vae.blank(1).tensors)
+    return max(1, min(most, _BYTES // max(1, of_one)))
 
 
 def evaluated(caller: str, vae: LatentVariableModel, data: DataLike, *, weighted: bool = False) -> Batch:

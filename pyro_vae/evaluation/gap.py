@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.data import evaluated, of_a_vae
+from pyro_vae.evaluation.data import evaluated, of_a_vae, rows_at_once
 from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.inference.weights import path_log_prob
@@ -218,7 +218,7 @@ def _log_weights(
     vae: VAE, batch: Batch, posteriors: tuple[TorchDistribution, TorchDistribution], num_samples: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Returns log weights of two posteriors at common random numbers, shape ``(S, B)`` each, in float64."""
-    at_once = max(1, _ROWS // batch.size)
+    at_once = max(1, rows_at_once(vae, _ROWS) // batch.size)
     columns: tuple[list[Tensor], list[Tensor]] = ([], [])
     for done in range(0, num_samples, at_once):
         shape = (min(at_once, num_samples - done),)

@@ -15,7 +15,7 @@ from pyro_vae.distributions.kl import analytic_kl
 from pyro_vae.distributions.moments import centre_and_error, spread
 from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation.data import evaluated, of_a_vae
+from pyro_vae.evaluation.data import evaluated, of_a_vae, rows_at_once
 from pyro_vae.evaluation.estimate import Estimate
 from pyro_vae.evaluation.prior_at_draws import PriorAtDraws
 from pyro_vae.runtime.modes import evaluating
@@ -109,7 +109,7 @@ def rate_distortion(
         for part in _parts(vae, evaluated("rate_distortion", vae, data), "rate and distortion" if progress else None):
             q = vae.posterior_given(part)
             sampled, lost = [], []
-            for size in _blocks(num_samples, max(1, _ROWS // part.size)):
+            for size in _blocks(num_samples, max(1, rows_at_once(vae, _ROWS) // part.size)):
                 z = q.sample((size,))
                 sampled.append(q.log_prob(z) - prior.log_prob(part, q, z))
                 lost.append(-vae.log_likelihood_of(z, part))
@@ -231,7 +231,7 @@ def _terms(
         prior = PriorAtDraws(vae)
         for part, q in zip(parts, posteriors, strict=True):
             columns = []
-            for size in _blocks(num_samples, max(1, _ROWS // part.size)):
+            for size in _blocks(num_samples, max(1, rows_at_once(vae, _ROWS) // part.size)):
                 z = q.sample((size,))
                 mixture = _log_mixture(posteriors, q, z) - math.log(batch.size)
                 log_p = prior.log_prob(part, q, z).double()

@@ -111,7 +111,7 @@ def posterior_density_estimator(
     means, acceptances = [], []
     draws = -(-num_samples // chains)
     with torch.no_grad(), evaluating(vae), isolated(seed, "posterior density"), enabled(compile):
-        for part, (similar, rest) in parts(batch.size, 2 * chains):
+        for part, (similar, rest) in parts(batch.size, 2 * chains, vae):
             latents = Latents(vae, batch.select(part).to(vae.device, vae.dtype), _CALLER)
             title = f"HMC, data {part.start + 1} to {part.stop} of {batch.size}" if progress else None
             path = Tempered(latents, start)
