@@ -10,6 +10,7 @@ import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.engine.compilation.cost import Mode
@@ -145,7 +146,7 @@ def _log_weights(
     rows = _ROWS.get(vae.device.type, _ROWS_ELSEWHERE)
     size = max(1, min(batch.size, rows // min(num_samples, _BLOCK)))
     at_once = min(num_samples, max(1, rows // size))
-    decoded = _samples_decoded(vae, batch.x[:size])
+    decoded = _samples_decoded(vae, batch.select(slice(0, size)))
     whole = batch.size // size * (num_samples // at_once) * -(-at_once // decoded)  # number of blocks of full size
     _keep_released_memory()
     with evaluating(vae), isolated(seed, "evaluation"), enabled(compile), repeated(whole):
@@ -157,7 +158,7 @@ def _log_weights(
 
 def _blocks(vae: VAE, batch: Batch, num_samples: int, at_once: int, compiled: bool) -> Iterator[Tensor]:
     """Yields log weights in blocks of samples, as `VAE.log_weights_of`, with one pass through the encoder for all."""
-    decoded = _samples_decoded(vae, batch.x)
+    decoded = _samples_decoded(vae, batch)
     q, p, validation = vae.posterior_given(batch), vae.prior_given(batch), pyro.distributions.is_validation_enabled()
     for done in range(0, num_samples, at_once):
         n = min(at_once, num_samples - done)
@@ -182,10 +183,9 @@ def _weighed(
     """Returns the log weights of n samples of each datum, of which ``decoded`` pass the decoder at once (None: all)."""
     z = q.rsample((n,)) if q.has_rsample else q.sample((n,))
     if decoded is None or n <= decoded:
-        likelihood = vae.log_likelihood_of(z, batch)
-    else:
-        piece = routine(_log_likelihood_of_piece, vae)
-        likelihood = torch.cat([piece(tuple(batch), each) for each in z.split(decoded)])
+        return vae.log_joint_of(z, batch, p) - q.log_prob(z)
+    piece = routine(_log_likelihood_of_piece, vae)
+    likelihood = torch.cat([piece(tuple(batch), each) for each in z.split(decoded)])
     log_w: Tensor = p.log_prob(z) + likelihood - q.log_prob(z)
     return log_w
 
@@ -195,9 +195,9 @@ def _log_likelihood_of_piece(vae: VAE, fields: tuple[Tensor, ...], z: Tensor) ->
     return vae.log_likelihood_of(z, Batch(*fields))
 
 
-def _samples_decoded(vae: VAE, x: Tensor) -> int:
-    """Returns how many samples of each datum of x pass the decoder at once."""
-    size_of_all = max(1, x.numel() * vae.dtype.itemsize)
+def _samples_decoded(vae: VAE, batch: Batch) -> int:
+    """Returns how many samples of each datum of a batch pass the decoder at once."""
+    size_of_all = max(1, sum(tensor.numel() for tensor in pytree.tree_leaves(batch.x)) * vae.dtype.itemsize)
     return max(1, _BYTES.get(vae.device.type, _BYTES_ELSEWHERE) // size_of_all)
 
 

@@ -78,7 +78,7 @@ class Latents:
 
     def log_joint(self, u: Tensor) -> Tensor:
         """Returns log p(x, u), whose normalised density is the exact posterior of u."""
-        return self.log_prior(u) + self.log_likelihood(u)
+        return self.vae.log_joint_of(self.constrain(u), self.batch, self.prior) + self.log_jacobian(u)
 
     def log_posterior(self, u: Tensor) -> Tensor:
         """Returns log q(u|x), the approximate posterior's density of u."""

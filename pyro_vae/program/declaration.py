@@ -53,11 +53,7 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
     Raises:
         InputError: For a program that does not fit; the message names the site and what to do.
     """
-    for name, function in (("model", model), ("guide", guide)):
-        if not callable(function) or isinstance(function, type):
-            raise InputError(
-                f"Program: `{name}` is a function or a module of one argument, the batch; got `{function!r}`."
-            )
+    _check_callable(model=model, guide=guide)
     form = Form(example)
     batch = form.batch(example, "Program", "example")
     data, of_model, of_guide = form.given(batch), Found(), Found()
@@ -66,50 +62,66 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
         modelled = _first("model", model, data, of_model)
     of_model.parameters = {k: v for k, v in of_model.parameters.items() if k not in of_guide.parameters}
     traces = {"model": modelled, "guide": guided}
-    dims = {name: _plate_dim(name, trace, plate, batch.size) for name, trace in traces.items()}
+    layout = _layout(traces, plate, batch.size)
+    _check_sites(traces, plate)
+    sites, shared = _latents(modelled, guided, plate, layout)
+    drawn = {name: node["value"] for name, node in running.latent(guided).items()}
+    with torch.no_grad(), isolated(0):
+        _check_supports(_first("model", model, data, Found(), drawn), guided)
+    leaves = {id(leaf): i for i, leaf in enumerate(form.tensors(batch))}
+    return Declared(
+        layout,
+        sites,
+        shared,
+        form,
+        batch,
+        of_model,
+        of_guide,
+        (_reparameterized(guided), _reparameterized(modelled)),
+        {name: leaves.get(id(node["value"])) for name, node in running.observed(modelled).items()},
+    )
+
+
+def _check_callable(**functions: Any) -> None:
+    for name, function in functions.items():
+        if not callable(function) or isinstance(function, type):
+            raise InputError(
+                f"Program: `{name}` is a function or a module of one argument, the batch; got `{function!r}`."
+            )
+
+
+def _layout(traces: Mapping[str, Trace], plate: str, size: int) -> Layout:
+    """The plates of both halves."""
+    dims = {half: _plate_dim(half, trace, plate, size) for half, trace in traces.items()}
     if dims["model"] != dims["guide"]:
         raise InputError(
             f"Program: the plate `{plate}` is at dim {dims['model']} in the model and at {dims['guide']} in the guide; "
             "give both the same dim=."
         )
-    frames = [
-        f for t in traces.values() for n in t.nodes.values() for f in n.get("cond_indep_stack", ()) if f.vectorized
-    ]
-    layout = Layout(max(-frame.dim for frame in frames), dims["model"])
-    _check_sites(traces, plate)
+    nodes = [node for trace in traces.values() for node in trace.nodes.values()]
+    frames = [frame for node in nodes for frame in node.get("cond_indep_stack", ()) if frame.vectorized]
+    return Layout(max(-frame.dim for frame in frames), dims["model"])
+
+
+def _latents(
+    modelled: Trace, guided: Trace, plate: str, layout: Layout
+) -> tuple[tuple[Site, ...], tuple[GlobalSite, ...]]:
+    """The local and the global latents, in the order of the model; in z, the global ones stand behind the others."""
     sites: list[Site] = []
     shared: list[GlobalSite] = []
-    start = 0
-    latent = running.latent(modelled)
-    outside = [name for name, node in latent.items() if not _inside(node, plate)]
-    for name in [name for name in latent if name not in outside]:
+    latent, start = running.latent(modelled), 0
+    for name in [name for name, node in latent.items() if _inside(node, plate)]:
         sites.append(_site(name, latent[name], guided.nodes[name], layout, start))
         start += sites[-1].size
-    for name in outside:
+    for name in [name for name, node in latent.items() if not _inside(node, plate)]:
         shared.append(_global_site(name, latent[name], guided.nodes[name], start))
         start += shared[-1].size
-    drawn = {name: node["value"] for name, node in running.latent(guided).items()}
-    with torch.no_grad(), isolated(0):
-        _check_supports(_first("model", model, data, Found(), drawn), guided)
-    nodes = [running.latent(trace).values() for trace in (guided, modelled)]
-    for name in outside:
-        if not guided.nodes[name]["fn"].has_rsample:
-            raise InputError(
-                f"Program: the guide draws the global site `{name}` from a distribution without rsample; use one "
-                "through which gradients pass, such as a Normal."
-            )
-    leaves = {id(leaf): i for i, leaf in enumerate(form.tensors(batch))}
-    return Declared(
-        layout,
-        tuple(sites),
-        tuple(shared),
-        form,
-        batch,
-        of_model,
-        of_guide,
-        (all(node["fn"].has_rsample for node in nodes[0]), all(node["fn"].has_rsample for node in nodes[1])),
-        {name: leaves.get(id(node["value"])) for name, node in running.observed(modelled).items()},
-    )
+    return tuple(sites), tuple(shared)
+
+
+def _reparameterized(trace: Trace) -> bool:
+    """Whether gradients pass through the draws of all latents."""
+    return all(node["fn"].has_rsample for node in running.latent(trace).values())
 
 
 def _first(half: str, function: Any, data: Any, found: Found, given: Mapping[str, Tensor] | None = None) -> Trace:
@@ -165,6 +177,12 @@ def _check_sites(traces: Mapping[str, Trace], plate: str) -> None:
             where = "is observed in the model" if name in traces["model"].nodes else "is no site of the model"
             hint = f"; {near_match(name, list(model))}" if model else ""
             raise InputError(f"Program: the guide draws `{name}`, which {where}; leave it out{hint or '.'}")
+    for name in [name for name in guide if _inside(guide[name], plate) != _inside(model[name], plate)]:
+        inside, outside = ("guide", "model") if _inside(guide[name], plate) else ("model", "guide")
+        raise InputError(
+            f"Program: the site `{name}` lies inside the plate `{plate}` in the {inside}, and outside in the "
+            f"{outside}; put it on the same side in both."
+        )
     for name in model:
         if name not in guide:
             raise InputError(
@@ -227,6 +245,11 @@ def _global_site(name: str, model: Any, guide: Any, start: int) -> GlobalSite:
         raise InputError(
             f"Program: the global site `{name}` has shape {shapes[0]} in the model, and {shapes[1]} in the guide; draw "
             "the same shape."
+        )
+    if not guide["fn"].has_rsample:
+        raise InputError(
+            f"Program: the guide draws the global site `{name}` from a distribution without rsample; use one through "
+            "which gradients pass, such as a Normal."
         )
     return GlobalSite(name, torch.Size(shapes[0]), start)
 

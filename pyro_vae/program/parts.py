@@ -38,7 +38,8 @@ class Found:
 def observing(program: Any, found: Found) -> Iterator[None]:
     """A block in which a program runs for the first time; then ``found`` says what it used.
 
-    Modules are found where they are called, and where ``pyro.module`` registers them.
+    Modules are found where they are called, and where ``pyro.module`` registers them. They run in evaluation mode, so
+    that the example changes no batch statistics; afterwards they have their former modes.
     """
     called: list[nn.Module] = [program] if isinstance(program, nn.Module) else []
     named: dict[int, str] = {}
@@ -50,10 +51,18 @@ def observing(program: Any, found: Found) -> Iterator[None]:
         result: nn.Module = register(name, module, *rest, **others)
         return result
 
+    modes: dict[nn.Module, bool] = {}
+
+    def calling(module: nn.Module, _: Any) -> None:
+        called.append(module)
+        modes.setdefault(module, module.training)
+        module.training = False
+
     statements = _Statements()
     with ExitStack() as stack:
+        stack.callback(_restore, modes)
         stack.enter_context(pyro.get_param_store().scope())
-        hook = register_module_forward_pre_hook(lambda module, _: called.append(module))
+        hook = register_module_forward_pre_hook(calling)
         stack.callback(hook.remove)
         stack.enter_context(patch.object(pyro, "module", registering))
         stack.enter_context(statements)
@@ -72,6 +81,11 @@ def observing(program: Any, found: Found) -> Iterator[None]:
         with torch.no_grad():
             unconstrained = value if constraint is constraints.real else transform_to(constraint).inv(value)
         found.parameters[name] = (unconstrained, constraint)
+
+
+def _restore(modes: dict[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training
 
 
 def _unused(name: str, taken: Any) -> str:

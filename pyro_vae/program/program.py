@@ -10,6 +10,7 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.poutine import Trace
 from torch import Tensor, nn
 
@@ -211,8 +212,8 @@ class Program(LatentVariableModel):
         """Returns the log density of all observed sites given z, in nats, shape ``(..., B)``."""
         return self.log_densities_of(z, batch)[1]
 
-    def log_joint_of(self, z: Tensor, batch: Batch) -> Tensor:
-        """Returns log p(x, z) in nats, shape ``(..., B)``; z is ``(..., B, L)``."""
+    def log_joint_of(self, z: Tensor, batch: Batch, p: TorchDistribution | None = None) -> Tensor:
+        """Returns log p(x, z) in nats, shape ``(..., B)``, by one run of the model; z is ``(..., B, L)``."""
         log_prior, log_likelihood = self.log_densities_of(z, batch)
         return log_prior + log_likelihood
 

@@ -208,7 +208,7 @@ class Stepper:
         program.checks += 1
         if program.checks == _SINGLE and program.captured:
             noise = [tensor for drawn in queue[0].noise.values() for tensor in drawn]
-            size = sum(tensor.nbytes for tensor in (*queue[0].minibatch.batch, *noise) if tensor is not None)
+            size = sum(tensor.nbytes for tensor in (*queue[0].minibatch.batch.tensors, *noise))
             room = _BYTES.get(self.members[0].vae.device.type, _BYTES_ELSEWHERE) // max(size, 1)
             program.stretch = max(1, min(_MOST, int(_SECONDS * len(queue) / seconds), room))
 

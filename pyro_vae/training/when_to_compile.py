@@ -10,6 +10,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
 from pyro_vae.engine.compilation.cost import CAPTURE, CAPTURED, MOST, STACKING, STEP, TIMED, WARM, Busy
 from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.training.member import Member
@@ -59,7 +62,15 @@ class Key:
 
 def layout(minibatch: Minibatch) -> tuple[Any, ...]:
     """Returns shapes, types and devices of a minibatch."""
-    return tuple([None if t is None else (t.shape, t.dtype, t.device) for t in minibatch.batch])
+    return tuple([_layout_of(field) for field in minibatch.batch])
+
+
+def _layout_of(field: Any) -> tuple[Any, ...] | None:
+    if field is None:
+        return None
+    if isinstance(field, Tensor):
+        return field.shape, field.dtype, field.device
+    return tuple([_layout_of(tensor) for tensor in pytree.tree_leaves(field)])
 
 
 @dataclass

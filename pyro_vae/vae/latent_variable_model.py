@@ -173,9 +173,16 @@ class LatentVariableModel(nn.Module):
         """Returns log p(x|z) over the observed cells, in nats, shape ``(..., B)``; z is ``(..., B, *latent_shape)``."""
         raise NotImplementedError
 
-    def log_joint_of(self, z: Tensor, batch: Batch) -> Tensor:
-        """Returns log p(x, z) over the observed cells, in nats; shapes as for `log_likelihood_of`."""
-        return self.prior_given(batch).log_prob(z) + self.log_likelihood_of(z, batch)
+    def log_joint_of(self, z: Tensor, batch: Batch, p: TorchDistribution | None = None) -> Tensor:
+        """Returns log p(x, z) over the observed cells, in nats; shapes as for `log_likelihood_of`.
+
+        Arguments:
+            z: Latents.
+            batch: The data.
+            p: What `prior_given` returns for the batch, if it is at hand.
+        """
+        prior = self.prior_given(batch) if p is None else p
+        return prior.log_prob(z) + self.log_likelihood_of(z, batch)
 
     def log_weights_of(self, batch: Batch, num_particles: int = 1) -> Tensor:
         """Returns log p(x, z_k) - log q(z_k|x) for K draws z_k from q(z|x), in nats, shape ``(K, B)``."""

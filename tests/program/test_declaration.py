@@ -294,3 +294,31 @@ def test_data_without_a_finite_density_are_named() -> None:
     for bad in (float("nan"), -1.0):
         with pytest.raises(InputError, match=r"the data: .*row 2 \(from 0\)"):
             check(program.check(torch.tensor([1.0, 2.0, bad])), "the data")
+
+
+def test_a_site_inside_the_plate_in_one_half_alone_is_refused() -> None:
+    def one_for_all(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(0.5 * x, 0.7))
+
+    def two(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z, y = (pyro.sample(name, dist.Normal(torch.tensor(0.0), 1.0)) for name in ("z", "y"))
+            pyro.sample("x", dist.Normal(z + y, 1.0), obs=x)
+
+    with pytest.raises(InputError, match="`z` lies inside the plate `data` in the model, and outside in the guide"):
+        Program(two, one_for_all, X, size=3)
+
+
+def test_the_example_changes_no_batch_statistics_and_no_mode() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def normalised(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(network(x.unsqueeze(-1)).squeeze(-1), 0.7))
+
+    Program(model, normalised, X)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(part.training for part in network.modules())

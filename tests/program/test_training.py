@@ -210,3 +210,47 @@ def test_mutual_information_and_calibration() -> None:
 def test_the_gap_says_what_it_needs() -> None:
     with pytest.raises(InputError, match="inference_gap: needs the parameters that the posterior's network outputs"):
         inference_gap(linear_gaussian(MODEL, MODEL.exact_encoder()), X)
+
+
+def test_data_of_named_tensors_are_trained_and_evaluated() -> None:
+    """A mapping of ragged sequences and their lengths, compiled and in replicates too."""
+    lengths = torch.tensor([3, 1, 2, 3, 2, 1])
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(3)).double()
+    data = {"x": x, "length": lengths}
+
+    def model(batch: dict[str, Tensor]) -> None:
+        with pyro.plate("data", len(batch["x"])):
+            z = pyro.sample("z", dist.Normal(batch["x"].new_tensor(0.0), 1.0))
+            for t in range(3):
+                with pyro.poutine.mask(mask=t < batch["length"]):
+                    pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=batch["x"][:, t])
+
+    def guide(batch: dict[str, Tensor]) -> None:
+        weight = pyro.param("weight", batch["x"].new_tensor(0.1))
+        known = torch.arange(3) < batch["length"].unsqueeze(-1)
+        precision = 1.0 + batch["length"]
+        with pyro.plate("data", len(batch["x"])):
+            loc = weight * (batch["x"] * known).sum(1) * 4 / precision
+            pyro.sample("z", dist.Normal(loc, precision.double() ** -0.5))
+
+    program = Program(model, guide, {name: field[:2] for name, field in data.items()})
+    runs = [copy.deepcopy(program) for _ in range(4)]
+    steps = replace(STEPS, batch_size=3)
+    fit(runs[0], data, STL(), steps, seed=1, validation=data)
+    fit(runs[1], data, STL(), replace(steps, compile=True), seed=1)
+    fit(runs[2:], data, STL(), replace(steps, compile=True), seed=[1, 2])
+    torch.testing.assert_close(parameters(runs[1]), parameters(runs[0]), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(parameters(runs[2]), parameters(runs[0]), rtol=1e-9, atol=1e-9)
+    exact = torch.stack(
+        [
+            dist.MultivariateNormal(torch.zeros(n).double(), torch.eye(n).double() + 1).log_prob(row[:n])
+            for row, n in zip(x, lengths.tolist(), strict=True)
+        ]
+    )
+    with torch.no_grad():
+        next(iter(program.phi.values())).fill_(0.25)  # the exact posterior
+    for estimate in (log_marginal(program, data, 10), elbo(program, data, 2)):
+        torch.testing.assert_close(estimate.pointwise, exact, rtol=0, atol=1e-10)
+    with short_pilot():
+        annealed = annealed_importance_sampling(program, data, 3, 16, start="encoder")
+    torch.testing.assert_close(annealed.pointwise, exact, rtol=0, atol=1e-10)

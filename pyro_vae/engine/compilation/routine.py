@@ -357,6 +357,9 @@ def _describe(values: Sequence[Any], described: list[Any], tensors: list[Tensor]
         elif isinstance(value, tuple | list):
             described += (type(value), len(value))
             _describe(value, described, tensors)
+        elif isinstance(value, dict):
+            described += (type(value), tuple(value))
+            _describe(list(value.values()), described, tensors)
         else:
             described += (type(value), value)
 
