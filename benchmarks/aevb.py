@@ -190,11 +190,6 @@ def batch_size(data: Data) -> int:
     return min(BATCH, len(data.train))
 
 
-def transform(data: Data) -> Callable[[Tensor, torch.Generator], Tensor] | None:
-    """Returns what is applied to each minibatch: a dynamic binarisation, where there is one."""
-    return data.transform if data.binarisation == "dynamic" else None
-
-
 def protocol(setting: Setting) -> dict[str, Any]:
     """Returns the settings of the protocol, which are common to all figures."""
     return {
@@ -267,7 +262,7 @@ def choose_stepsize(
     for stepsize in STEPSIZES:
         vae, size = make(), batch_size(data) if batch is None else batch
         how = replace(training(data, setting, stepsize, -(-samples // size), compile), batch_size=size)
-        history = fit(vae, data.train, inference(), how, seed=seed, transform=transform(data))
+        history = fit(vae, data.train, inference(), how, seed=seed, transform=data.minibatch_transform)
         value = -math.inf if history.stopped == "diverged" else (bound(vae, x) if score is None else score(vae))
         scores[f"{stepsize:g}"] = value if math.isfinite(value) else None
     best = max(STEPSIZES, key=lambda stepsize: _or_least(scores[f"{stepsize:g}"]))

@@ -113,7 +113,7 @@ def run(
         at=looks(steps, batch, given.quick),
         evaluate=lambda step: {part: round(aevb.bound(vae, x), 4) for part, x in parts.items()},
         seed=curve.seed,
-        transform=aevb.transform(data),
+        transform=data.minibatch_transform,
         progress=f"{title}, seed {curve.seed}",
     )
     points: dict[str, list[float]] = {

@@ -141,7 +141,7 @@ def run(
         at=sorted({*looks(curve, given.quick), *marked} - {curve.steps}),  # where it is evaluated below
         evaluate=lambda step: judge(vae, inference.trains_posterior, papers=step in marked),
         seed=curve.seed,
-        transform=aevb.transform(data),
+        transform=data.minibatch_transform,
         progress=f"{curve.training_data} data, {aevb.TITLES[curve.algorithm]}, seed {curve.seed}",
     )
     final = judge(vae, inference.trains_posterior, final=True, checks=not curve.seed)

@@ -109,7 +109,7 @@ def run(panel: str, data: Data, setting: Setting, given: argparse.Namespace, pla
         at=logarithmic(max(1, min(FIRST // batch, steps // 10)), steps, PER_DECADE),
         evaluate=lambda step: {part: round(aevb.bound(vae, x), 4) for part, x in parts.items()},
         seed=SEED,
-        transform=aevb.transform(data),
+        transform=data.minibatch_transform,
         progress=f"{aevb.DATA_TITLES[data.name]}, {latents} latents",
     )
     with isolated(EVALUATION_SEED, "draws"):

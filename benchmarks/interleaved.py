@@ -85,7 +85,7 @@ class Contender:
             compile="auto" if self.compile else False,
             check_support=not data.cross_entropy,
         )
-        transform = data.transform if data.binarisation == "dynamic" else None
+        transform = data.minibatch_transform
         self.loop = prepared(
             [self.vae], problem.train, [self.inference], self.training, [self.seed], transform=transform
         )

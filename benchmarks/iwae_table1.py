@@ -192,7 +192,7 @@ def run(key: str, data: Data, place: Path, settings: dict[str, Any], device: str
         at=looked_at(ends),
         evaluate=look,
         seed=cell["seed"],
-        transform=data.transform if data.binarisation == "dynamic" else None,
+        transform=data.minibatch_transform,
         progress=key,
     )
     if history.stopped != "completed":

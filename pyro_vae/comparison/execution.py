@@ -126,7 +126,7 @@ class _Pilot:
         self.seed, self.training = experiment.seeds[0], replace(training_of(experiment, data), compile=compile)
         seeds = experiment.seeds if seeds_together(experiment) else [self.seed]
         vaes, algorithms = built(experiment, spec, data, seeds)
-        transform = data.transform if data.binarisation == "dynamic" else None
+        transform = data.minibatch_transform
         train = data.batch("train")
         self.loop: Loop = prepared(vaes, train, algorithms, self.training, seeds, transform=transform)
         self.loop.open()

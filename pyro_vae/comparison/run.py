@@ -180,7 +180,7 @@ def _trained(
         algorithms,
         training,
         seed=list(seeds),
-        transform=data.transform if data.binarisation == "dynamic" else None,
+        transform=data.minibatch_transform,
         validation=None if data.valid is None else data.batch("valid"),
         checkpoint=None if checkpoints is None else checkpoints / _checkpoint_name(spec.label, seeds),
         progress="training" if line is not None else False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -157,6 +157,11 @@ class Data:
             B x D, same dtype: bits under dynamic binarisation, `x` itself otherwise.
         """
         return bernoulli_draw(x, generator) if self.binarisation == "dynamic" else x
+
+    @property
+    def minibatch_transform(self) -> Callable[[Tensor, torch.Generator], Tensor] | None:
+        """`transform`, for `pyro_vae.fit`; None where it changes nothing."""
+        return self.transform if self.binarisation == "dynamic" else None
 
     def to_model_units(self, x: Tensor | ArrayLike) -> Tensor:
         r"""Centres and scales data in own units; see `DataTransform.to_model_units`."""

@@ -124,7 +124,14 @@ def inference_gap(
             part = batch.select(slice(start, start + _DATA)).to(vae.device, vae.dtype)
             own_seed = stream_seed(seed, f"inference gap from {start}")
             raw = _conditional(vae).network_output(vae.posterior_input(part))
-            best, search = _optimised(vae, part, raw, steps, own_seed, f"q* from datum {start}" if progress else None)
+            best, search = _optimised(
+                vae,
+                part,
+                raw,
+                steps,
+                own_seed,
+                f"inference gap, data {start + 1} to {start + part.size} of {batch.size}" if progress else None,
+            )
             family = family_of(vae, part)
             log_w = _log_weights(vae, part, (family(best), family(raw)), num_samples, own_seed)
             for name, column in (_columns(*log_w) | search).items():

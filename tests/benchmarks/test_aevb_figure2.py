@@ -122,7 +122,7 @@ def test_warm_up_adds_up_squares_and_moves_nothing(aevb, digits):
         vae = aevb.make_vae(digits, 3, 10, seed=0)
         how = aevb.training(digits, setting, 0.02, steps, compile=False)
         how = replace(how, optimizer=lambda parameters, make=how.optimizer: made.append(make(parameters)) or made[-1])
-        fit(vae, digits.train, AEVB(), how, transform=aevb.transform(digits))
+        fit(vae, digits.train, AEVB(), how, transform=digits.minibatch_transform)
         sums = [made[-1].state[parameter]["sum"].clone() for parameter in vae.parameters()]
         return [parameter.detach().clone() for parameter in vae.parameters()], sums
 
@@ -139,11 +139,11 @@ def test_warm_up_adds_up_squares_and_moves_nothing(aevb, digits):
 
 
 def test_training_sees_the_binarisation_that_is_asked_for(aevb, digits):
-    assert aevb.transform(digits) is None
+    assert digits.minibatch_transform is None
     assert not aevb.training(digits, aevb.Setting(), 0.1, 5, compile=True).check_support
     dynamic = load("digits", support=constraints.boolean, binarisation="dynamic")
     how = aevb.training(dynamic, aevb.Setting(warmup=0), 0.1, 5, compile=True)
-    drawn = aevb.transform(dynamic)(dynamic.train[:5], torch.Generator().manual_seed(0))
+    drawn = dynamic.minibatch_transform(dynamic.train[:5], torch.Generator().manual_seed(0))
     assert drawn.unique().tolist() == [0.0, 1.0]
     assert how.check_support
     assert how.schedule is None
