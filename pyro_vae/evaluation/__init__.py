@@ -17,6 +17,7 @@ from pyro_vae.evaluation.information import (
 from pyro_vae.evaluation.latent import LatentKL, active_units, kl_per_dimension, latent_kl, posterior_means
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.evaluation.posterior_density import posterior_density_estimator
+from pyro_vae.evaluation.site_probabilities import site_probabilities
 
 __all__ = [
     "AggregatePosterior",
@@ -43,4 +44,5 @@ __all__ = [
     "posterior_means",
     "rate_distortion",
     "simulation_based_calibration",
+    "site_probabilities",
 ]

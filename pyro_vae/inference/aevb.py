@@ -40,6 +40,9 @@ class AEVB(Inference):
 
     def loss_of(self, vae: VAE, batch: Batch) -> Loss:
         """Returns minus the ELBO; see `Loss`."""
+        if vae.enumerated_sites:  # Trace_ELBO sums over no site
+            bound = batch.mean(vae.log_weights_of(batch, self.num_particles).mean(0))
+            return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())
         # max_plate_nesting is given, since finding it out runs model and guide once more.
         elbo = Trace_ELBO(
             self.num_particles,

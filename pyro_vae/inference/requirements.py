@@ -55,8 +55,8 @@ def trainable_draws(algorithm: str, vae: VAE) -> None:
             return  # nothing in it is trained
     raise InputError(
         f"{algorithm}: compares draws from the prior, and no gradient passes through draws from "
-        f"`{type(vae.prior).__name__}` to what is trained in it; use a prior with rsample, such as a Mixture or a "
-        "VampPrior of Normals, or fix the prior's parameters, or use aevb, which needs only its density."
+        f"`{type(getattr(vae, 'prior', p)).__name__}` to what is trained in it; use a prior with rsample, such as a "
+        "Mixture or a VampPrior of Normals, or fix the prior's parameters, or use aevb, which needs only its density."
     )
 
 

@@ -28,6 +28,7 @@ class Declared:
         layout: The plates.
         sites: The local latents, in the order of the model.
         shared: The global latents, in the order of the model.
+        enumerated: Names of the sites that are summed out.
         form: The form of the data.
         example: The example as a batch.
         model: Modules and parameters of the model.
@@ -39,6 +40,7 @@ class Declared:
     layout: Layout
     sites: tuple[Site, ...]
     shared: tuple[GlobalSite, ...]
+    enumerated: tuple[str, ...]
     form: Form
     example: Batch
     model: Found
@@ -62,8 +64,9 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
         modelled = _first("model", model, data, of_model)
     of_model.parameters = {k: v for k, v in of_model.parameters.items() if k not in of_guide.parameters}
     traces = {"model": modelled, "guide": guided}
-    layout = _layout(traces, plate, batch.size)
-    _check_sites(traces, plate)
+    enumerated = _enumerated(modelled, guided)
+    layout = _layout(traces, plate, batch.size, enumerated)
+    _check_sites(traces, plate, enumerated)
     sites, shared = _latents(modelled, guided, plate, layout)
     drawn = {name: node["value"] for name, node in running.latent(guided).items()}
     with torch.no_grad(), isolated(0):
@@ -73,6 +76,7 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
         layout,
         sites,
         shared,
+        enumerated,
         form,
         batch,
         of_model,
@@ -90,10 +94,23 @@ def _check_callable(**functions: Any) -> None:
             )
 
 
-def _layout(traces: Mapping[str, Trace], plate: str, size: int) -> Layout:
-    """The plates of both halves."""
-    dims = {half: _plate_dim(half, trace, plate, size) for half, trace in traces.items()}
-    if dims["model"] != dims["guide"]:
+def _enumerated(modelled: Trace, guided: Trace) -> tuple[str, ...]:
+    """Names of the model's sites that are marked for enumeration and not drawn by the guide."""
+    latent = running.latent(modelled)
+    return tuple(name for name, node in latent.items() if _mark(node) and name not in guided.nodes)
+
+
+def _mark(node: Any) -> Any:
+    return node["infer"].get("enumerate")
+
+
+def _layout(traces: Mapping[str, Trace], plate: str, size: int, enumerated: tuple[str, ...]) -> Layout:
+    """The plates of both halves; a guide that draws no local site needs no plate over data."""
+    drawn = {name: node for trace in traces.values() for name, node in running.latent(trace).items()}
+    local = not enumerated or any(_inside(node, plate) for name, node in drawn.items() if name not in enumerated)
+    halves = traces if local else {"model": traces["model"]}
+    dims = {half: _plate_dim(half, trace, plate, size) for half, trace in halves.items()}
+    if local and dims["model"] != dims["guide"]:
         raise InputError(
             f"Program: the plate `{plate}` is at dim {dims['model']} in the model and at {dims['guide']} in the guide; "
             "give both the same dim=."
@@ -109,7 +126,8 @@ def _latents(
     """The local and the global latents, in the order of the model; in z, the global ones stand behind the others."""
     sites: list[Site] = []
     shared: list[GlobalSite] = []
-    latent, start = running.latent(modelled), 0
+    latent = {name: node for name, node in running.latent(modelled).items() if name in guided.nodes}
+    start = 0
     for name in [name for name, node in latent.items() if _inside(node, plate)]:
         sites.append(_site(name, latent[name], guided.nodes[name], layout, start))
         start += sites[-1].size
@@ -163,8 +181,10 @@ def _plate_dim(half: str, trace: Trace, plate: str, size: int) -> int:
     return int(frame.dim)
 
 
-def _check_sites(traces: Mapping[str, Trace], plate: str) -> None:
+def _check_sites(traces: Mapping[str, Trace], plate: str, enumerated: tuple[str, ...]) -> None:
     model, guide = (running.latent(traces[half]) for half in ("model", "guide"))
+    for name in enumerated:
+        _check_enumerated(name, traces["model"], plate)
     for half, trace in traces.items():
         for name, node in {**running.latent(trace), **running.observed(trace)}.items():
             _check_site(half, name, node, plate)
@@ -184,7 +204,7 @@ def _check_sites(traces: Mapping[str, Trace], plate: str) -> None:
             f"{outside}; put it on the same side in both."
         )
     for name in model:
-        if name not in guide:
+        if name not in guide and name not in enumerated:
             raise InputError(
                 f"Program: the model draws `{name}`, and the guide does not; draw it in the guide from q(`{name}`|x)."
             )
@@ -206,16 +226,44 @@ def _check_site(half: str, name: str, node: Any, plate: str) -> None:
             f"Program: the observed site `{name}` of the {half} lies outside the plate `{plate}`; observe each datum "
             "inside it."
         )
-    if node["infer"].get("enumerate"):
+    if half == "guide" and _mark(node):
         raise InputError(
-            f"Program: the site `{name}` of the {half} is marked infer={{'enumerate': ...}}, and a program does not "
-            "sum over it; leave the mark out and use score-function, rws or wake-sleep."
+            f"Program: the guide marks the site `{name}` by infer={{'enumerate': ...}}; leave the site out of the "
+            "guide and mark it in the model, which sums it out, or leave the mark out and use score-function, rws or "
+            "wake-sleep."
         )
     for i, size in enumerate(reversed(node["fn"].batch_shape)):
         if size > 1 and -i - 1 not in frames:
             raise InputError(
                 f"Program: the site `{name}` of the {half} has a batch dimension of size {size} at {-i - 1}, which no "
                 f"plate declares; make it a part of the event by .to_event({i + 1}), or put the site into a plate."
+            )
+
+
+def _check_enumerated(name: str, modelled: Trace, plate: str) -> None:
+    """Raises an `InputError` for a site that cannot be summed out."""
+    node = modelled.nodes[name]
+    marks = {key: value for key, value in node["infer"].items() if key in ("enumerate", "num_samples")}
+    if marks != {"enumerate": "parallel"}:
+        raise InputError(
+            f"Program: the site `{name}` has infer={marks}; a program sums over all values at once, so mark it by "
+            "infer={'enumerate': 'parallel'} alone."
+        )
+    if not node["fn"].has_enumerate_support:
+        raise InputError(
+            f"Program: the site `{name}` is marked for enumeration, and {node['fn']} has no finite number of values; "
+            "draw it in the guide."
+        )
+    if not _inside(node, plate):
+        raise InputError(
+            f"Program: the site `{name}` is marked for enumeration and lies outside the plate `{plate}`; put it "
+            "inside, or draw it in the guide."
+        )
+    for other, its in {**running.latent(modelled), **running.observed(modelled)}.items():
+        if _inside(its, plate) and running.scales(its):
+            raise InputError(
+                f"Program: the site `{other}` has a scale of its own, beside the enumerated site `{name}`; a scale "
+                "is no part of a density that is summed, so leave poutine.scale out."
             )
 
 
@@ -256,7 +304,8 @@ def _global_site(name: str, model: Any, guide: Any, start: int) -> GlobalSite:
 
 def _check_supports(modelled: Trace, guided: Trace) -> None:
     """Raises an `InputError` if the guide draws a value outside the support of the model's site."""
-    for name, node in running.latent(modelled).items():
+    shared = {name: node for name, node in running.latent(modelled).items() if name in guided.nodes}
+    for name, node in shared.items():
         support, its = node["fn"].support, guided.nodes[name]["fn"].support
         if is_discrete(support) != is_discrete(its) or not bool(support.check(node["value"]).all()):
             raise InputError(

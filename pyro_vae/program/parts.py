@@ -116,7 +116,8 @@ class _Statements(Messenger):
         arguments = msg["args"]
         if len(arguments) > 1 and msg["name"] not in self.found:
             initial = arguments[1]() if callable(arguments[1]) else arguments[1]
-            msg["args"] = (arguments[0], initial, *arguments[2:])
+            plain = isinstance(initial, Tensor) and not initial.requires_grad  # Pyro would have it require gradients
+            msg["args"] = (arguments[0], initial.clone() if plain else initial, *arguments[2:])
             self.found[msg["name"]] = (initial, msg["kwargs"].get("constraint", constraints.real))
 
 

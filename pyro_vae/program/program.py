@@ -6,7 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -20,6 +20,7 @@ from pyro_vae.program import running
 from pyro_vae.program.data_check import ProgramCheck
 from pyro_vae.program.declaration import Declared, declared
 from pyro_vae.program.first_densities import check_parameters, vectorizes
+from pyro_vae.program.half import Function, Half
 from pyro_vae.program.joint import LatentDistribution, over_particles
 from pyro_vae.program.parts import Originals, Parameters, Supplied
 from pyro_vae.program.sites import GlobalSite, Site, flat_of, values_of
@@ -39,6 +40,9 @@ class Program(LatentVariableModel):
     length too. The latents of a datum, side by side, are its z. Latents outside the plate are shared by all data; the
     guide has a posterior over them, and their KL counts once for N data. Estimates are given a draw of them.
 
+    Discrete sites that the model marks by ``infer={"enumerate": "parallel"}``, and that the guide does not draw, are
+    summed out: every density is the one of the other sites. They are no part of z.
+
     The program runs once at construction, on an example. Afterwards its sites, shapes and parameters stay the same. The
     parameters are those of the modules that model and guide call, and of their ``pyro.param`` statements; Pyro's param
     store stays as it is.
@@ -53,6 +57,7 @@ class Program(LatentVariableModel):
 
     Attributes:
         sites: The latent sites of each datum, in the order of the model.
+        enumerated_sites: Names of the discrete sites that are summed out.
         shared_sites: The latent sites outside the plate over data.
         vectorized: Whether K particles run at once; else one after the other.
         latent_shape: Shape of z, ``(L,)``.
@@ -80,7 +85,7 @@ class Program(LatentVariableModel):
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise InputError(f"Program: `size` is the number of training data, a positive integer; got `{size!r}`.")
         self.size, self.plate = size, plate
-        self._model, self._guide = _Function(model), _Function(guide)
+        self._model, self._guide = Function(model), Function(guide)
         found = declared(model, guide, example, plate)
         self._declare(found)
         check_parameters(self)
@@ -88,6 +93,7 @@ class Program(LatentVariableModel):
 
     def _declare(self, found: Declared) -> None:
         self.layout, self.sites, self.shared_sites, self.form = found.layout, found.sites, found.shared, found.form
+        self.enumerated_sites = found.enumerated
         self.max_plate_nesting = found.layout.nesting
         self._fixed: dict[str, Tensor] = {}
         self.latent_shape = torch.Size([sum(site.size for site in self._all_sites)])
@@ -150,16 +156,18 @@ class Program(LatentVariableModel):
 
     def _run(
         self,
-        function: _Function,
+        function: Function,
         batch: Batch,
         particles: int | None = None,
         given: Mapping[str, Tensor] | None = None,
         dreaming: bool = False,
+        enumerating: bool = False,
     ) -> Trace:
         called, outside = self._called(function), [*self._fixed, *(site.name for site in self.shared_sites)]
         given = {**self._fixed, **(given or {})}
         with self._prepared():
-            return running.run(called, self.form.given(batch), self.layout, particles, given, dreaming, outside)
+            data = self.form.given(batch)
+            return running.run(called, data, self.layout, particles, given, dreaming, outside, enumerating)
 
     def _global_terms(self, trace: Trace, like: Tensor) -> Tensor:
         """The log density of the global latents, divided by N."""
@@ -188,7 +196,7 @@ class Program(LatentVariableModel):
         given.latent_shape = torch.Size([sum(site.size for site in self.sites)])
         return given
 
-    def _called(self, function: _Function) -> Any:
+    def _called(self, function: Function) -> Any:
         """The function, or its copy where it is a module of this program."""
         if not isinstance(function.function, nn.Module):
             return function.function
@@ -205,33 +213,58 @@ class Program(LatentVariableModel):
         """Returns p(z), with ``batch_shape == (B,)``."""
         return self._latents(self._model, batch, self._prior_reparameterized)
 
-    def _latents(self, function: _Function, batch: Batch, has_rsample: bool) -> LatentDistribution:
-        return LatentDistribution(_Half(self, function, batch), self._all_sites, batch.size, has_rsample)
+    def _latents(self, function: Function, batch: Batch, has_rsample: bool) -> LatentDistribution:
+        return LatentDistribution(Half(self, function, batch), self._all_sites, batch.size, has_rsample)
 
     def log_likelihood_of(self, z: Tensor, batch: Batch) -> Tensor:
         """Returns the log density of all observed sites given z, in nats, shape ``(..., B)``."""
-        return self.log_densities_of(z, batch)[1]
+        density: Tensor = over_particles(lambda each: self._log_density(each, batch, "likelihood"), z)
+        return density
 
     def log_joint_of(self, z: Tensor, batch: Batch, p: TorchDistribution | None = None) -> Tensor:
         """Returns log p(x, z) in nats, shape ``(..., B)``, by one run of the model; z is ``(..., B, L)``."""
-        log_prior, log_likelihood = self.log_densities_of(z, batch)
-        return log_prior + log_likelihood
+        density: Tensor = over_particles(lambda each: self._log_density(each, batch, "joint"), z)
+        return density
 
-    def log_densities_of(self, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns log p(z) and log p(x|z) in nats, of shape ``(..., B)``, by one run of the model."""
-        densities: tuple[Tensor, Tensor] = over_particles(lambda each: self._densities(each, batch), z)
-        return densities
-
-    def _densities(self, z: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _log_density(self, z: Tensor, batch: Batch, which: Literal["likelihood", "joint"]) -> Tensor:
         if z.dim() == 3 and not self.vectorized:
-            pairs = [self._densities(each, batch) for each in z]
-            return torch.stack([p for p, _ in pairs]), torch.stack([x for _, x in pairs])
+            return torch.stack([self._log_density(each, batch, which) for each in z])
         particles = z.shape[0] if z.dim() == 3 else None
-        trace = self._run(self._model, batch, particles, values_of(self._all_sites, z))
-        like, names = z if z.is_floating_point() else self._like(), {site.name for site in self.sites}
-        halves = ({name: trace.nodes[name] for name in names}, running.observed(trace))
-        prior, likelihood = (running.log_density(half, self.layout, particles, batch.size, like) for half in halves)
-        return prior + self._global_terms(trace, like), likelihood
+        trace = self._run(self._model, batch, particles, values_of(self._all_sites, z), enumerating=self._enumerating)
+        like, data = z if z.is_floating_point() else self._like(), running.observed(trace)
+
+        def density(nodes: Mapping[str, Any]) -> Tensor:
+            return running.log_density(nodes, self.layout, particles, batch.size, like)
+
+        if which == "likelihood" and not self._enumerating:
+            return density(data)
+        latent = self._latent_nodes(trace)
+        if which == "likelihood":
+            prior = density(latent)
+            return torch.where(prior.isneginf(), prior, density({**latent, **data}) - prior)
+        joint = density({**latent, **data}) if self._enumerating else density(latent) + density(data)
+        return joint + self._global_terms(trace, like)
+
+    def log_probabilities_of(self, site: str, z: Tensor, batch: Batch) -> Tensor:
+        """Returns log p(y | x, z) of an enumerated site; see `LatentVariableModel.log_probabilities_of`."""
+        if not self.vectorized:
+            return torch.stack([self._log_probabilities(site, each, batch) for each in z])
+        return self._log_probabilities(site, z, batch)
+
+    def _log_probabilities(self, site: str, z: Tensor, batch: Batch) -> Tensor:
+        particles = z.shape[0] if z.dim() == 3 else None
+        trace = self._run(self._model, batch, particles, values_of(self._all_sites, z), enumerating=True)
+        nodes = {**self._latent_nodes(trace), **running.observed(trace)}
+        return running.log_probabilities(nodes, site, self.layout, particles, batch.size)
+
+    @property
+    def _enumerating(self) -> bool:
+        return bool(self.enumerated_sites)
+
+    def _latent_nodes(self, trace: Trace) -> dict[str, Any]:
+        """The local latents and the enumerated sites in a trace."""
+        names = [*(site.name for site in self.sites), *self.enumerated_sites]
+        return {name: trace.nodes[name] for name in names if name in trace.nodes}
 
     @torch.no_grad()
     def dreams(self, batch: Batch) -> tuple[Tensor, Batch]:
@@ -250,7 +283,8 @@ class Program(LatentVariableModel):
                     "sleep phase."
                 )
             values[place] = trace.nodes[name]["value"]
-        z = flat_of(self.sites, self.shared_sites, {n: node.get("value") for n, node in trace.nodes.items()}, None)
+        drawn = {n: node.get("value") for n, node in trace.nodes.items()}
+        z = flat_of(self.sites, self.shared_sites, drawn, (batch.size,), self._like())
         return z, self.form.replaced(batch, values)
 
     # ------------------------------------------------------------------ the Pyro programs
@@ -263,7 +297,7 @@ class Program(LatentVariableModel):
         """The guide of a ready batch; see `model_of`."""
         return self._scaled(self._guide, batch)
 
-    def _scaled(self, function: _Function, batch: Batch) -> Any:
+    def _scaled(self, function: Function, batch: Batch) -> Any:
         names = {site.name for site in self.shared_sites}
         with self._prepared(), self.scaled(batch, self.layout.data, names):
             return self._called(function)(self.form.given(batch))
@@ -307,72 +341,3 @@ class Program(LatentVariableModel):
     def extra_repr(self) -> str:
         names = ", ".join(site.name for site in self.sites)
         return f"sites=({names}), latent_shape={tuple(self.latent_shape)}, plate={self.plate!r}, size={self.size}"
-
-
-class _Function:
-    """A model or guide beside the modules of a `Program`; a copy of the program keeps it."""
-
-    def __init__(self, function: Any) -> None:
-        self.function = function
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Function:
-        return self
-
-
-class _Half:
-    """The model or the guide of a program for one batch; see `Draws`."""
-
-    def __init__(self, program: Program, function: _Function, batch: Batch) -> None:
-        self.program, self.function, self.batch = program, function, batch
-
-    def draw(self, particles: int | None) -> tuple[Tensor, Tensor]:
-        """Returns draws of all latents, and their log density."""
-        if particles is not None and not self.program.vectorized:
-            pairs = [self._drawn(None)]
-            given = values_of(self.program.shared_sites, pairs[0][0])
-            pairs += [self._drawn(None, given) for _ in range(particles - 1)]
-            return torch.stack([z for z, _ in pairs]), torch.stack([value for _, value in pairs])
-        return self._drawn(particles)
-
-    def _drawn(self, particles: int | None, given: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        program, trace = self.program, self.program._run(self.function, self.batch, particles, given)
-        values = {name: node["value"] for name, node in running.latent(trace).items()}
-        z = flat_of(program.sites, program.shared_sites, values, particles)
-        return z, self._sum(trace, z, particles)
-
-    def log_density(self, z: Tensor) -> Tensor:
-        """Returns the log density of all latents."""
-        if z.dim() == 3 and not self.program.vectorized:
-            return torch.stack([self.log_density(each) for each in z])
-        trace, particles = self._at(z)
-        return self._sum(trace, z, particles)
-
-    def kl_from(self, other: _Half, z: Tensor, sampled: bool) -> dict[str, Tensor]:
-        """Returns the KL of each site from this half's distribution to another's, given the sites before.
-
-        It is in closed form where there is one, else the log ratio at z, if it may be ``sampled``.
-        """
-        if z.dim() == 3 and not self.program.vectorized:
-            terms = [self.kl_from(other, each, sampled) for each in z]
-            return {name: torch.stack([each[name] for each in terms]) for name in terms[0]}
-        (mine, particles), (its, _) = self._at(z), other._at(z)
-        pairs = zip(self._nodes(mine).values(), self._nodes(its).values(), strict=True)
-        found = running.divergences(pairs, self.program.layout, particles, self.batch.size, sampled)
-        for site in self.program.shared_sites:
-            q, p = mine.nodes[site.name], its.nodes[site.name]
-            ratio = running.log_density_of_globals({"q": q}, z) - running.log_density_of_globals({"p": p}, z)
-            found[site.name] = (ratio / (self.program.size or 1)).expand(z.shape[:-1])
-        return found
-
-    def _at(self, z: Tensor) -> tuple[Trace, int | None]:
-        particles = z.shape[0] if z.dim() == 3 else None
-        given = values_of(self.program._all_sites, z)
-        return self.program._run(self.function, self.batch, particles, given), particles
-
-    def _nodes(self, trace: Trace) -> dict[str, Any]:
-        return {site.name: trace.nodes[site.name] for site in self.program.sites}
-
-    def _sum(self, trace: Trace, z: Tensor, particles: int | None) -> Tensor:
-        like = z if z.is_floating_point() else self.program._like()
-        local = running.log_density(self._nodes(trace), self.program.layout, particles, self.batch.size, like)
-        return local + self.program._global_terms(trace, like)

@@ -10,12 +10,14 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_vae.distributions.kl import analytic_kl
 from pyro_vae.errors import InputError
+from pyro_vae.program.enumeration import conditionals, depends, log_sum
 from pyro_vae.program.sites import Layout
 
 PARTICLES = "_particles"
@@ -40,7 +42,7 @@ class Particles(pyro.plate):
 
 
 class Given(Messenger):
-    """Gives latent sites their values.
+    """Gives latent sites their values; none of them is enumerated.
 
     Arguments:
         values: Value of each site, by name.
@@ -52,7 +54,8 @@ class Given(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
+            msg["value"] = self.values[msg["name"]]
+            msg["infer"] = {**msg["infer"], "enumerate": None}
 
 
 def run(
@@ -63,6 +66,7 @@ def run(
     given: Mapping[str, Tensor] | None = None,
     dreaming: bool = False,
     outside: Container[str] = (),
+    enumerating: bool = False,
 ) -> Trace:
     """Runs a model or a guide once, and returns its trace.
 
@@ -75,14 +79,21 @@ def run(
         given: Values of latent sites, by name.
         dreaming: Whether observed sites are drawn too.
         outside: Names of sites that have one value for all particles.
+        enumerating: Whether sites marked for enumeration have all their values, each in a dimension before all others;
+            else they are drawn.
     """
     with ExitStack() as stack:
+        if enumerating and layout is not None:
+            stack.enter_context(EnumMessenger(first_available_dim=-layout.nesting - 2))
         if particles is not None and layout is not None:
             stack.enter_context(Particles(particles, -layout.nesting - 1, outside))
         if given is not None:
             stack.enter_context(Given(given))
         called = poutine.uncondition(function) if dreaming else function
-        return poutine.trace(called).get_trace(data)
+        trace = poutine.trace(called).get_trace(data)
+    if enumerating:
+        trace.symbolize_dims()
+    return trace
 
 
 def latent(trace: Trace) -> dict[str, Any]:
@@ -107,12 +118,18 @@ def observed(trace: Trace) -> dict[str, Any]:
 
 
 def divergences(
-    pairs: Iterable[tuple[Any, Any]], layout: Layout, particles: int | None, size: int, sampled: bool
+    pairs: Iterable[tuple[Any, Any]],
+    enumerated: Iterable[Any],
+    layout: Layout,
+    particles: int | None,
+    size: int,
+    sampled: bool,
 ) -> dict[str, Tensor]:
     """Returns KL(q || p) of each site given earlier sites, by name, shape ``(K, B)`` or ``(B,)``.
 
     Arguments:
-        pairs: Each site in the guide's trace and in the model's, at the same values.
+        pairs: Each site in the guide's trace and in the model's, at the same values, in the order of the model.
+        enumerated: The enumerated sites in the model's trace; p is the density without them.
         layout: The plates of the program.
         particles: K, or None.
         size: B.
@@ -121,22 +138,34 @@ def divergences(
     Raises:
         InputError: For such a site otherwise.
     """
-    found = {}
+    summed = [(node, log_prob_of(node)) for node in enumerated]
+    found, dependent = {}, []
     for mine, its in pairs:
+        if summed and depends(value := log_prob_of(its), layout, particles):
+            if not sampled:
+                raise InputError(
+                    f"the site `{mine['name']}` depends on an enumerated one, so its KL has no closed form."
+                )
+            dependent.append((its, value))
+            found[mine["name"]] = layout.sums(log_prob_of(mine), particles, size)
+            continue
         try:
-            value = analytic_kl(mine["fn"], its["fn"])
+            value = _weighed(analytic_kl(mine["fn"], its["fn"]), mine)
         except InputError as error:
             if not sampled:
                 raise InputError(f"the site `{mine['name']}`: {error}") from None
-            value = mine["fn"].log_prob(mine["value"]) - its["fn"].log_prob(its["value"])
-        found[mine["name"]] = layout.sums(_weighed(value, mine), particles, size)
+            value = _weighed(mine["fn"].log_prob(mine["value"]) - its["fn"].log_prob(its["value"]), mine)
+        found[mine["name"]] = layout.sums(value, particles, size)
+    for name, value in conditionals(dependent, summed, layout, particles, size).items():
+        found[name] = found[name] - value
     return found
 
 
 def log_density(nodes: Mapping[str, Any], layout: Layout, particles: int | None, size: int, like: Tensor) -> Tensor:
     """Returns the sum of the sites' log densities for each datum, shape ``(K, B)`` or ``(B,)``.
 
-    Masks and the program's own scales apply. The scale of a subsampled plate does not: each datum counts once.
+    Enumerated sites among them are summed out: then it is the log density of the others. Masks and the program's own
+    scales apply. The scale of a subsampled plate does not: each datum counts once.
 
     Arguments:
         nodes: Sites of a trace.
@@ -147,10 +176,34 @@ def log_density(nodes: Mapping[str, Any], layout: Layout, particles: int | None,
     """
     leading = () if particles is None else (particles,)
     total = like.new_zeros((*leading, size))
+    dependent = []
     for node in nodes.values():
-        log_prob = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
-        total = total + layout.sums(_weighed(log_prob, node), particles, size)
-    return total
+        value = log_prob_of(node)
+        if depends(value, layout, particles):
+            dependent.append((node, value))
+        else:
+            total = total + layout.sums(value, particles, size)
+    return total + log_sum(dependent, layout, particles, size) if dependent else total
+
+
+def log_probabilities(nodes: Mapping[str, Any], name: str, layout: Layout, particles: int | None, size: int) -> Tensor:
+    """Returns the log probabilities of an enumerated site given all others that are not, ``([K,] B, n, C)``.
+
+    Arguments:
+        nodes: All sites of a trace.
+        name: The enumerated site.
+        layout: The plates of the program.
+        particles: K, or None.
+        size: B.
+    """
+    terms = [(node, log_prob_of(node)) for node in nodes.values()]
+    dependent = [(node, value) for node, value in terms if depends(value, layout, particles)]
+    return log_sum(dependent, layout, particles, size, kept=name).log_softmax(-1)
+
+
+def log_prob_of(node: Any) -> Tensor:
+    """Returns the log density of a site with its mask and scale, but for the scale of subsampled plates."""
+    return _weighed(node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"]), node)
 
 
 def log_density_of_globals(nodes: Mapping[str, Any], like: Tensor) -> Tensor:
@@ -161,12 +214,23 @@ def log_density_of_globals(nodes: Mapping[str, Any], like: Tensor) -> Tensor:
     return total
 
 
-def _weighed(value: Tensor, node: Any) -> Tensor:
-    """Applies the mask and the scale of a site, but for the scale of subsampled plates."""
-    scale, mask = node["scale"], node["mask"]
+def scales(node: Any) -> bool:
+    """Whether a site has a scale of its own, beside that of subsampled plates."""
+    scale = _scale(node)
+    return bool((scale != 1.0).any()) if isinstance(scale, Tensor) else scale != 1.0
+
+
+def _scale(node: Any) -> Any:
+    scale = node["scale"]
     for frame in node["cond_indep_stack"]:
         if frame.full_size is not None and frame.full_size != frame.size:
             scale = scale * frame.size / frame.full_size
+    return scale
+
+
+def _weighed(value: Tensor, node: Any) -> Tensor:
+    """Applies the mask and the scale of a site, but for the scale of subsampled plates."""
+    scale, mask = _scale(node), node["mask"]
     if mask is False:
         return torch.zeros_like(value)
     if isinstance(mask, Tensor):

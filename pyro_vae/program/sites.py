@@ -231,18 +231,25 @@ def values_of(sites: Sequence[Site | GlobalSite], z: Tensor) -> dict[str, Tensor
 
 
 def flat_of(
-    sites: Sequence[Site], shared: Sequence[GlobalSite], values: Mapping[str, Tensor], particles: int | None
+    sites: Sequence[Site],
+    shared: Sequence[GlobalSite],
+    values: Mapping[str, Tensor],
+    leading: tuple[int, ...],
+    like: Tensor,
 ) -> Tensor:
-    """Returns z of shape ``(K, B, L)`` or ``(B, L)`` for the value of each site.
+    """Returns z of shape ``(*leading, L)`` for the value of each site.
 
     Arguments:
         sites: The local latents.
         shared: The global ones.
         values: Values by name.
-        particles: K, or None.
+        leading: ``(K, B)`` or ``(B,)``.
+        like: Tensor of the type that z has without any site.
     """
+    particles = leading[0] if len(leading) > 1 else None
     parts = [site.flat(values[site.name], particles) for site in sites]
-    leading = parts[0].shape[:-1]
     parts += [values[site.name].reshape(-1).expand(*leading, site.size) for site in shared]
+    if not parts:
+        return like.new_zeros(*leading, 0)
     dtype = next((part.dtype for part in parts if part.is_floating_point()), parts[0].dtype)
     return torch.cat([part.to(dtype) for part in parts], dim=-1)

@@ -45,6 +45,7 @@ class LatentVariableModel(nn.Module):
         max_plate_nesting: Number of batch dimensions that plates take in `model_of` and `guide_of`.
         parameter_prior: Prior over theta, if there is one.
         vectorized: Whether K particles run at once; else one after the other.
+        enumerated_sites: Names of discrete sites over which the densities are sums.
     """
 
     latent_shape: torch.Size
@@ -52,6 +53,7 @@ class LatentVariableModel(nn.Module):
     context_features: int = 0
     max_plate_nesting: int = 1
     vectorized: bool = True
+    enumerated_sites: tuple[str, ...] = ()
     parameter_prior: Any = None
 
     @property
@@ -183,6 +185,19 @@ class LatentVariableModel(nn.Module):
         """
         prior = self.prior_given(batch) if p is None else p
         return prior.log_prob(z) + self.log_likelihood_of(z, batch)
+
+    def log_probabilities_of(self, site: str, z: Tensor, batch: Batch) -> Tensor:
+        """Returns log p(y | x, z) for each value of an enumerated site y, in nats.
+
+        Arguments:
+            site: One of `enumerated_sites`.
+            z: Latents, shape ``(K, B, L)``.
+            batch: The data.
+
+        Returns:
+            Shape ``(K, B, n, C)`` for a site of C values in inner plates of n cells in all.
+        """
+        raise NotImplementedError
 
     def log_weights_of(self, batch: Batch, num_particles: int = 1) -> Tensor:
         """Returns log p(x, z_k) - log q(z_k|x) for K draws z_k from q(z|x), in nats, shape ``(K, B)``."""

@@ -123,7 +123,7 @@ def enumerated(x: Tensor) -> None:
 
 def enumerated_guide(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Categorical(torch.ones(3)))
+        pyro.sample("z", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
 
 
 def nothing_observed(x: Tensor) -> None:
@@ -182,7 +182,7 @@ def auxiliary(x: Tensor) -> None:
             undeclared_in_guide,
             r"`z` .* batch dimension of size 4 at -2.*no plate.*\.to_event\(2\)",
         ),
-        (enumerated, enumerated_guide, "`z` of the model is marked infer={'enumerate'.*use score-function, rws"),
+        (enumerated, enumerated_guide, "the guide marks the site `z` by infer={'enumerate'.*use score-function, rws"),
         (nothing_observed, guide, "the model observes nothing; pass obs="),
         (nothing_latent, guide, "the guide draws `z`, which is no site of the model"),
         (nothing_latent, empty, "no latent site inside the plate; draw at least one by pyro.sample without obs="),
