@@ -22,15 +22,15 @@ from pyro_vae.program.declaration import Declared, declared
 from pyro_vae.program.first_densities import check_parameters, vectorizes
 from pyro_vae.program.half import Function, Half
 from pyro_vae.program.joint import LatentDistribution, over_particles
+from pyro_vae.program.named_sites import NamedSites
 from pyro_vae.program.parts import Originals, Parameters, Supplied
 from pyro_vae.program.sites import GlobalSite, Site, flat_of, values_of
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.finite import CellNames
-from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
-class Program(LatentVariableModel):
+class Program(NamedSites):
     r"""A Pyro model and an amortized guide, trained and evaluated as a `VAE` is.
 
     .. math:: p(x, z) = \prod_s p(z_s | z_{\mathrm{pa}(s)}) \prod_o p(x_o | z), \qquad q(z|x) = \prod_s q(z_s | \ldots)
@@ -180,16 +180,17 @@ class Program(LatentVariableModel):
         return bool(self.shared_sites)
 
     @torch.no_grad()
-    def at_globals(self, seed: int = 0) -> Program:
-        """Returns the program given a draw of its global latents from the guide; it shares all parameters.
+    def at_globals(self, seed: int = 0, *, prior: bool = False) -> Program:
+        """Returns the program given a draw of its global latents; it shares all parameters.
 
         Arguments:
             seed: Seed of the draw; the global random state does not change.
+            prior: Whether to draw from the model; else from the guide.
         """
         if not self.shared_sites:
             return self
         with evaluating(self), isolated(seed, "globals"):
-            trace = self._run(self._guide, self.probe_batch())
+            trace = self._run(self._model if prior else self._guide, self.probe_batch())
         given = copy.copy(self)
         given._fixed = {site.name: trace.nodes[site.name]["value"] for site in self.shared_sites}
         given.shared_sites = ()

@@ -15,6 +15,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.vae.finite import check_finite
 from pyro_vae.vae.hierarchy import Reads
 from pyro_vae.vae.latent_variable_model import LatentVariableModel
+from pyro_vae.vae.named import DATUM, DRAW, Named
 from pyro_vae.vae.part import needs_posterior, start_at, starts_at_data
 
 
@@ -100,6 +101,26 @@ class Densities(LatentVariableModel):
         p = self.prior_given(batch)
         z = p.sample() if p.batch_shape else p.sample((batch.size,))
         return z, batch._replace(x=self.likelihood_given(z, batch).sample().to(self.dtype))
+
+    # ------------------------------------------------------------------ the variables by name
+
+    def named_latents(self, z: Tensor, batch: Batch) -> dict[str, Named]:
+        """Returns ``z`` with the dimensions draw, datum, latent; events of several dimensions are flattened."""
+        return {"z": Named(z.reshape(*z.shape[:2], -1), (DRAW, DATUM, "latent"))}
+
+    def named_data(self, batch: Batch) -> dict[str, Named]:
+        """Returns ``x`` with the dimensions datum, cell; hidden cells are nan."""
+        x = batch.x if batch.mask is None else batch.x.masked_fill(~batch.mask, torch.nan)
+        return {"x": Named(x.reshape(batch.size, -1), (DATUM, "cell"))}
+
+    def named_draws(self, z: Tensor, batch: Batch) -> dict[str, Named]:
+        """Returns draws of ``x`` from p(x|z), with the dimensions draw, datum, cell."""
+        x = self.likelihood_given(z, batch).sample()
+        return {"x": Named(x.reshape(*z.shape[:2], -1), (DRAW, DATUM, "cell"))}
+
+    def log_likelihoods_of(self, z: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Returns log p(x|z) as that of ``x``, shape ``(K, B)``."""
+        return {"x": self.log_likelihood_of(z, batch)}
 
 
 def _flatten(x: Tensor, event_dim: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.statistics import Statistics
 from pyro_vae.vae.finite import CellNames
+from pyro_vae.vae.named import Named
 
 
 class _Scaled(Messenger):
@@ -87,11 +88,12 @@ class LatentVariableModel(nn.Module):
         """Whether there are latents that all data share."""
         return False
 
-    def at_globals(self, seed: int = 0) -> LatentVariableModel:
+    def at_globals(self, seed: int = 0, *, prior: bool = False) -> LatentVariableModel:
         """Returns the model given a draw of the latents that all data share; itself where there are none.
 
         Arguments:
             seed: Seed of the draw.
+            prior: Whether to draw from the prior; else from the posterior.
         """
         return self
 
@@ -236,6 +238,33 @@ class LatentVariableModel(nn.Module):
         Arguments:
             batch: Whose size, context, mask and offset the dreams take.
         """
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ the variables by name
+
+    def named_globals(self) -> dict[str, Named]:
+        """Returns the latents that `at_globals` has drawn, by name; none where no data share any."""
+        return {}
+
+    def named_latents(self, z: Tensor, batch: Batch) -> dict[str, Named]:
+        """Returns the latents of each datum by name, with the dimensions draw, datum and those of one datum.
+
+        Arguments:
+            z: K draws, shape ``(K, B, *latent_shape)``.
+            batch: The data.
+        """
+        raise NotImplementedError
+
+    def named_data(self, batch: Batch) -> dict[str, Named]:
+        """Returns what the model observes by name, nan where it is hidden; dimensions datum and those of one datum."""
+        raise NotImplementedError
+
+    def named_draws(self, z: Tensor, batch: Batch) -> dict[str, Named]:
+        """Returns draws of what the model observes, from p(x|z), hidden cells too; arguments as for `named_latents`."""
+        raise NotImplementedError
+
+    def log_likelihoods_of(self, z: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Returns the addends of log p(x|z) by name, in nats, shape ``(K, B)``; arguments as for `named_latents`."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ the Pyro programs
