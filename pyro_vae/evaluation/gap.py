@@ -3,7 +3,6 @@ r"""The inference gap, split into the part of the posterior's family and the par
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,6 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.batch import Batch, DataLike
-from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.data import evaluated, of_a_vae, rows_at_once
 from pyro_vae.evaluation.estimate import Estimate
@@ -21,9 +19,7 @@ from pyro_vae.inference.weights import path_log_prob
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated, stream_seed
-from pyro_vae.vae.conditional import Conditional
-from pyro_vae.vae.derived_posterior import Pushforward
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 # Number of data that are optimised together; largest number of particles (samples x data) that are decoded at once.
 _DATA, _ROWS = 200, 20_000
@@ -33,8 +29,6 @@ _DRAWS, _JUDGES = 32, 500
 _STEP_SIZE = 0.05
 # The optimisation of a datum ends when a run gains at most this many nats, or after this many runs.
 _TOLERANCE, _RUNS = 0.01, 10
-
-Family = Callable[[Tensor], TorchDistribution]
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class InferenceGap:
 @of_a_vae
 @torch.no_grad()
 def inference_gap(
-    vae: VAE,
+    vae: LatentVariableModel,
     data: DataLike,
     *,
     num_samples: int = 1000,
@@ -83,18 +77,26 @@ def inference_gap(
         + \underbrace{\mathcal{L}(q^*) - \mathcal{L}(q)}_\text{amortization}, \qquad
         q^* = \arg\max_{q' \in \mathcal{Q}} \mathcal{L}(q')
 
-    q* has its own parameters for each datum: a free vector that replaces the output of the posterior's network. The
-    vector starts at this output and follows the reparameterized gradient by Adam, in runs of ``steps`` steps with a
-    falling step size. After each run, a datum keeps the better of its old and its new vector; it has converged when a
-    run gains at most 0.01 nats. ELBO(q*) and ELBO(q) are evaluated at common random numbers that the optimisation
-    does not use; log p(x) is importance-sampled with q* as proposal. In expectation this is a lower bound: where
-    ``pareto_k`` is above 0.7, the approximation gap is too small, and you should pass a better log p(x).
+    q* has its own parameters for each datum: a free vector that starts at q(z|x) and follows the reparameterized
+    gradient by Adam, in runs of ``steps`` steps with a falling step size. After each run, a datum keeps the better of
+    its old and its new vector; it has converged when a run gains at most 0.01 nats. ELBO(q*) and ELBO(q) are evaluated
+    at common random numbers that the optimisation does not use; log p(x) is importance-sampled with q* as proposal. In
+    expectation this is a lower bound: where ``pareto_k`` is above 0.7, the approximation gap is too small, and you
+    should pass a better log p(x).
 
-    Parameters declared `Learned` or `Fixed` are the same for all data; they belong to the family and do not change.
+    The vector of a VAE replaces the output of the posterior's network. Parameters declared `Learned` or `Fixed` are the
+    same for all data; they belong to the family and do not change.
+
+    The vector of a `Program` is added to the parameters of the guide's sites in unconstrained space, and starts at 0.
+    There is one number for each datum, each cell of an inner plate, each local site and each parameter of its
+    distribution (one for each entry of a vector or a matrix). A scale that is the same for all data in the guide has
+    such numbers too. The family of each site stays as it is, with its bijections, and so does the way in which its
+    parameters depend on earlier sites: a mean 0.5 z_1 + c becomes 0.5 z_1 + c + a, and 0.5 does not change. Latents
+    that all data share are drawn once, from the guide.
 
     Arguments:
-        vae: The VAE; evaluated in evaluation mode, and not changed.
-        data: Shape ``(N, *event_shape)``, in any form that `Batch.of` takes. Memory is bounded for any N.
+        vae: The VAE or `Program`; evaluated in evaluation mode, and not changed.
+        data: Shape ``(N, *event_shape)``, in any form that the model takes. Memory is bounded for any N.
         num_samples: S, the number of draws of z for each datum in the evaluation of the gaps.
         steps: Number of steps of each run of the optimisation.
         log_marginal: log p(x) of the same data, for example by annealed importance sampling.
@@ -105,8 +107,9 @@ def inference_gap(
         The gap, in nats per datum.
 
     Raises:
-        InputError: If the posterior is not a reparameterizable `Conditional` with a network, a number is too small,
-            or ``log_marginal`` is for another number of data.
+        InputError: If a VAE's posterior is not a reparameterizable `Conditional` with a network, a site of a guide is
+            not reparameterizable or has no parameters with constraints of their own, a number is too small, or
+            ``log_marginal`` is for another number of data.
 
     Reference: Cremer, Li and Duvenaud, "Inference suboptimality in variational autoencoders", 2018, section 3;
     the gradient is that of Roeder, Wu and Duvenaud, "Sticking the landing", 2017, section 3.
@@ -123,7 +126,7 @@ def inference_gap(
         for start in range(0, batch.size, _DATA):
             part = batch.select(slice(start, start + _DATA)).to(vae.device, vae.dtype)
             own_seed = stream_seed(seed, f"inference gap from {start}")
-            raw = _conditional(vae).network_output(vae.posterior_input(part))
+            raw = vae.local_parameters(part)
             best, search = _optimised(
                 vae,
                 part,
@@ -132,7 +135,7 @@ def inference_gap(
                 own_seed,
                 f"inference gap, data {start + 1} to {start + part.size} of {batch.size}" if progress else None,
             )
-            family = family_of(vae, part)
+            family = vae.local_posterior(part)
             log_w = _log_weights(vae, part, (family(best), family(raw)), num_samples, own_seed)
             for name, column in (_columns(*log_w) | search).items():
                 columns.setdefault(name, []).append(column.cpu())
@@ -140,49 +143,19 @@ def inference_gap(
     return _assembled(joined, log_marginal, num_samples=num_samples, seed=seed)
 
 
-def family_of(vae: VAE, batch: Batch) -> Family:
-    """Returns the map from unconstrained parameters, shape ``(B, n)``, to the posterior with these parameters.
-
-    Arguments:
-        vae: VAE whose posterior is a `Conditional`, or a `Conditional` pushed onto the prior's support.
-        batch: The data.
-    """
-    base = _conditional(vae)
-    if base is vae.posterior:
-        return base.distribution
-    transforms = vae.posterior_given(batch).transforms
-    return lambda raw: Pushed(base.distribution(raw), transforms)
-
-
-def _conditional(vae: VAE) -> Conditional:
-    """Returns the `Conditional` of the posterior, whose network outputs the parameters."""
-    given = getattr(vae, "posterior", vae)
-    posterior = given.base if isinstance(given, Pushforward) else given
-    if not isinstance(posterior, Conditional) or posterior.given is None:
-        raise InputError(
-            f"inference_gap: needs the parameters that the posterior's network outputs, but a "
-            f"`{type(posterior).__name__}` does not expose them; declare the posterior as Conditional(family, shape, "
-            "given=network)."
-        )
-    return posterior
-
-
-def _check(vae: VAE, num_samples: int, steps: int) -> None:
+def _check(vae: LatentVariableModel, num_samples: int, steps: int) -> None:
     for name, value, least in (("num_samples", num_samples, 2), ("steps", steps, 1)):
         if not isinstance(value, int) or value < least:
             raise InputError(f"inference_gap: `{name}` is an integer of at least {least}, got `{value!r}`.")
-    family = _conditional(vae).family
     with evaluating(vae):
-        reparameterizable = vae.posterior_given(vae.probe_batch()).has_rsample
-    if not reparameterizable:
-        raise InputError(
-            f"inference_gap: q* follows the reparameterized gradient, but draws of `{family.__name__}` have none; use "
-            "a posterior with rsample, such as Normal; log_marginal and elbo give the total gap of any posterior."
-        )
+        try:
+            vae.local_parameters(vae.probe_batch())
+        except InputError as error:
+            raise InputError(f"inference_gap: {error}") from None
 
 
 def _optimised(
-    vae: VAE, batch: Batch, raw: Tensor, steps: int, seed: int, title: str | None
+    vae: LatentVariableModel, batch: Batch, raw: Tensor, steps: int, seed: int, title: str | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Returns the best parameters of each datum, optimised from ``raw`` on, and diagnostics of the optimisation."""
     best = raw.clone()
@@ -192,7 +165,7 @@ def _optimised(
         part, old, own_seed = batch.select(left), best[left], stream_seed(seed, f"run {run}")
         with isolated(own_seed, "optimisation"):
             new = _run(vae, part, old, steps, title)
-        family = family_of(vae, part)
+        family = vae.local_posterior(part)
         after, before = _log_weights(vae, part, (family(new), family(old)), _JUDGES, own_seed)
         gain = (after - before).mean(0)
         best[left] = torch.where((gain > 0).unsqueeze(-1), new, old)
@@ -203,9 +176,9 @@ def _optimised(
     return best, {"last_gain": last_gain, "runs": runs.long(), "converged": last_gain <= _TOLERANCE}
 
 
-def _run(vae: VAE, batch: Batch, raw: Tensor, steps: int, title: str | None) -> Tensor:
+def _run(vae: LatentVariableModel, batch: Batch, raw: Tensor, steps: int, title: str | None) -> Tensor:
     """Returns the parameters after ``steps`` steps of Adam on the ELBO of each datum."""
-    family = family_of(vae, batch)
+    family = vae.local_posterior(batch)
     raw = raw.clone().requires_grad_()
     optimizer = torch.optim.Adam([raw], lr=_STEP_SIZE)
     for step in tracked(range(steps), title):
@@ -222,7 +195,11 @@ def _run(vae: VAE, batch: Batch, raw: Tensor, steps: int, title: str | None) -> 
 
 
 def _log_weights(
-    vae: VAE, batch: Batch, posteriors: tuple[TorchDistribution, TorchDistribution], num_samples: int, seed: int
+    vae: LatentVariableModel,
+    batch: Batch,
+    posteriors: tuple[TorchDistribution, TorchDistribution],
+    num_samples: int,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
     """Returns log weights of two posteriors at common random numbers, shape ``(S, B)`` each, in float64."""
     at_once = max(1, rows_at_once(vae, _ROWS) // batch.size)

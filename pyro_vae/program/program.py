@@ -12,6 +12,7 @@ import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
@@ -22,6 +23,7 @@ from pyro_vae.program.declaration import Declared, declared
 from pyro_vae.program.first_densities import check_parameters, vectorizes
 from pyro_vae.program.half import Function, Half
 from pyro_vae.program.joint import LatentDistribution, over_particles
+from pyro_vae.program.local_posterior import LocalPosterior
 from pyro_vae.program.named_sites import NamedSites
 from pyro_vae.program.parts import Originals, Parameters, Supplied
 from pyro_vae.program.sites import GlobalSite, Site, flat_of, values_of
@@ -30,7 +32,7 @@ from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.finite import CellNames
 
 
-class Program(NamedSites):
+class Program(NamedSites, LocalPosterior):
     r"""A Pyro model and an amortized guide, trained and evaluated as a `VAE` is.
 
     .. math:: p(x, z) = \prod_s p(z_s | z_{\mathrm{pa}(s)}) \prod_o p(x_o | z), \qquad q(z|x) = \prod_s q(z_s | \ldots)
@@ -203,6 +205,10 @@ class Program(NamedSites):
             return function.function
         own = [*self.model_modules.values(), *self.guide_modules.values()]
         return next(mine for mine, its in zip(own, self._originals.modules, strict=True) if its is function.function)
+
+    def _inside(self, handler: Messenger, function: _Function) -> _Function:
+        """A half of the program inside a handler."""
+        return _Function(handler(self._called(function)))
 
     # ------------------------------------------------------------------ densities of a ready batch
 

@@ -2,6 +2,7 @@ r"""The densities of a VAE: p(z), p(x|z) and q(z|x) of a batch that is ready."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.masking import masked
+from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.distributions.statistics import Statistics
 from pyro_vae.errors import InputError
+from pyro_vae.vae.conditional import Conditional
+from pyro_vae.vae.derived_posterior import Pushforward
 from pyro_vae.vae.finite import check_finite
 from pyro_vae.vae.hierarchy import Reads
 from pyro_vae.vae.latent_variable_model import LatentVariableModel
@@ -90,6 +94,26 @@ class Densities(LatentVariableModel):
                 check_finite(batch, "VAE")
             raise
 
+    def local_parameters(self, batch: Batch) -> Tensor:
+        """Returns the output of the posterior's network, in unconstrained space; `Learned` parameters are not free."""
+        base = conditional_of(self.posterior)
+        raw = base.network_output(self.posterior_input(batch))
+        if not base.distribution(raw).has_rsample:
+            raise InputError(
+                f"follows the reparameterized gradient of q's parameters, but draws of `{base.family.__name__}` have "
+                "none; use a posterior with rsample, such as Normal; log_marginal and elbo give the total gap of any "
+                "posterior."
+            )
+        return raw
+
+    def local_posterior(self, batch: Batch) -> Callable[[Tensor], TorchDistribution]:
+        """Returns the map from outputs of the posterior's network to q; see `local_parameters`."""
+        base = conditional_of(self.posterior)
+        if base is self.posterior:
+            return base.distribution
+        transforms = self.posterior_given(batch).transforms
+        return lambda raw: Pushed(base.distribution(raw), transforms)
+
     def log_likelihood_of(self, z: Tensor, batch: Batch) -> Tensor:
         """Returns log p(x|z) over the observed cells, in nats, shape ``(..., B)``; z is ``(..., B, *latent_shape)``."""
         x_given_z, x = self.observed(z, batch)
@@ -121,6 +145,21 @@ class Densities(LatentVariableModel):
     def log_likelihoods_of(self, z: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Returns log p(x|z) as that of ``x``, shape ``(K, B)``."""
         return {"x": self.log_likelihood_of(z, batch)}
+
+
+def conditional_of(posterior: nn.Module) -> Conditional:
+    """Returns the `Conditional` whose network outputs the parameters of a posterior, also of a pushed one.
+
+    Raises:
+        InputError: If there is none.
+    """
+    base = posterior.base if isinstance(posterior, Pushforward) else posterior
+    if not isinstance(base, Conditional) or base.given is None:
+        raise InputError(
+            f"needs the parameters that the posterior's network outputs, but a `{type(base).__name__}` does not expose "
+            "them; declare the posterior as Conditional(family, shape, given=network)."
+        )
+    return base
 
 
 def _flatten(x: Tensor, event_dim: int) -> Tensor:

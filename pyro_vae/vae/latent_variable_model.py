@@ -173,6 +173,19 @@ class LatentVariableModel(nn.Module):
         """Returns q(z|x), with ``batch_shape == (B,)``."""
         raise NotImplementedError
 
+    def local_parameters(self, batch: Batch) -> Tensor:
+        """Returns the free parameters of each datum at which `local_posterior` is q(z|x), shape ``(B, n)``.
+
+        Raises:
+            InputError: If the posterior has none, or no gradient passes through its draws. The message has no subject:
+                it says what the caller needs.
+        """
+        raise NotImplementedError
+
+    def local_posterior(self, batch: Batch) -> Callable[[Tensor], TorchDistribution]:
+        """Returns the map from free parameters of each datum, shape ``(B, n)``, to the posterior that has them."""
+        raise NotImplementedError
+
     def log_likelihood_of(self, z: Tensor, batch: Batch) -> Tensor:
         """Returns log p(x|z) over the observed cells, in nats, shape ``(..., B)``; z is ``(..., B, *latent_shape)``."""
         raise NotImplementedError

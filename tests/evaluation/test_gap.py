@@ -104,7 +104,7 @@ def test_the_search_finds_the_best_member_itself() -> None:
     x, vae = OBLIQUE.sample(N), vae_of(OBLIQUE)
     with torch.no_grad():
         raw, _ = gap._optimised(vae, x_batch := Batch(x), vae.posterior.network_output(x), 300, 0, None)
-        q = gap.family_of(vae, x_batch)(raw)
+        q = vae.local_posterior(x_batch)(raw)
         lost = best_elbo(OBLIQUE, x) - OBLIQUE.elbo(x, q.mean, q.stddev)
     assert 0 <= float(lost.min()) <= float(lost.max()) < 1e-3
 

@@ -23,7 +23,6 @@ from pyro_vae.evaluation import (
     annealed_importance_sampling,
     bidirectional_monte_carlo,
     elbo,
-    inference_gap,
     latent_kl,
     log_marginal,
     mutual_information,
@@ -205,11 +204,6 @@ def test_mutual_information_and_calibration() -> None:
     with short_pilot():
         sandwich = bidirectional_monte_carlo(program, 2, temperatures=2, chains=2)
     assert sandwich.data.shape == (2, 5)
-
-
-def test_the_gap_says_what_it_needs() -> None:
-    with pytest.raises(InputError, match="inference_gap: needs the parameters that the posterior's network outputs"):
-        inference_gap(linear_gaussian(MODEL, MODEL.exact_encoder()), X)
 
 
 def test_data_of_named_tensors_are_trained_and_evaluated() -> None:
