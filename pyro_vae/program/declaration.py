@@ -28,7 +28,7 @@ class Declared:
         layout: The plates.
         sites: The local latents, in the order of the model.
         shared: The global latents, in the order of the model.
-        enumerated: Names of the sites that are summed out.
+        enumerated: The sites that are summed out, which are no part of z.
         form: The form of the data.
         example: The example as a batch.
         model: Modules and parameters of the model.
@@ -40,7 +40,7 @@ class Declared:
     layout: Layout
     sites: tuple[Site, ...]
     shared: tuple[GlobalSite, ...]
-    enumerated: tuple[str, ...]
+    enumerated: tuple[Site, ...]
     form: Form
     example: Batch
     model: Found
@@ -76,7 +76,7 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
         layout,
         sites,
         shared,
-        enumerated,
+        tuple(_site(name, modelled.nodes[name], modelled.nodes[name], layout, 0) for name in enumerated),
         form,
         batch,
         of_model,

@@ -64,6 +64,7 @@ class LocalPosterior(LatentVariableModel):
         particles: int | None = None,
         given: Mapping[str, Tensor] | None = None,
         dreaming: bool = False,
+        enumerating: bool = False,
     ) -> Trace:
         raise NotImplementedError
 

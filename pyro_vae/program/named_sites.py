@@ -33,6 +33,7 @@ class NamedSites(LatentVariableModel):
     _model: Any
     _fixed: dict[str, Tensor]
     _observed: dict[str, int | None]
+    _enumerated: tuple[Site, ...]
 
     def _run(
         self,
@@ -41,7 +42,12 @@ class NamedSites(LatentVariableModel):
         particles: int | None = None,
         given: Mapping[str, Tensor] | None = None,
         dreaming: bool = False,
+        enumerating: bool = False,
     ) -> Trace:
+        raise NotImplementedError
+
+    def _latent_nodes(self, trace: Trace) -> dict[str, Any]:
+        """The local latents and the enumerated sites in a trace."""
         raise NotImplementedError
 
     def named_globals(self) -> dict[str, Named]:
@@ -67,14 +73,33 @@ class NamedSites(LatentVariableModel):
         """Returns draws of the observed sites given the latents; see `LatentVariableModel.named_draws`."""
 
         def drawn(given: Tensor, particles: int | None) -> dict[str, Named]:
-            nodes = self._run(self._model, batch, particles, values_of(self.sites, given), dreaming=True).nodes
+            values = self._with_enumerated(given, batch, particles)
+            nodes = self._run(self._model, batch, particles, values, dreaming=True).nodes
             cells = {name: nodes[name] for name in self._observed if _has_cells(nodes[name])}
             return {name: self._named(node, node["value"], particles) for name, node in cells.items()}
 
         return self._of_particles(drawn, z)
 
+    def _with_enumerated(self, z: Tensor, batch: Batch, particles: int | None) -> dict[str, Tensor]:
+        """The values of the latents, and draws of the enumerated sites from p(y|z), each given those before."""
+        values = values_of(self.sites, z)
+        for site in self._enumerated:
+            trace = self._run(self._model, batch, particles, values, enumerating=True)
+            nodes = {name: node for name, node in self._latent_nodes(trace).items()}
+            logits = running.log_probabilities(nodes, site.name, self.layout, particles, batch.size)
+            support = trace.nodes[site.name]["fn"].enumerate_support(expand=False)
+            support = support.reshape(len(support), -1)
+            drawn = support[torch.distributions.Categorical(logits=logits).sample()]
+            values[site.name] = site.value(drawn.flatten(-2))
+        return values
+
     def log_likelihoods_of(self, z: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Returns the log density of each observed site and factor, summed for each datum, shape ``(K, B)``."""
+        """Returns the log density of each observed site and factor, summed for each datum, shape ``(K, B)``.
+
+        Where sites are summed out, there is one term for all observed sites.
+        """
+        if self._enumerated:
+            return {"+".join(self._observed): self.log_likelihood_of(z, batch)}
 
         def terms(given: Tensor, particles: int | None) -> dict[str, Named]:
             nodes = running.observed(self._run(self._model, batch, particles, values_of(self.sites, given)))

@@ -95,7 +95,7 @@ class Program(NamedSites, LocalPosterior):
 
     def _declare(self, found: Declared) -> None:
         self.layout, self.sites, self.shared_sites, self.form = found.layout, found.sites, found.shared, found.form
-        self.enumerated_sites = found.enumerated
+        self._enumerated = found.enumerated
         self.max_plate_nesting = found.layout.nesting
         self._fixed: dict[str, Tensor] = {}
         self.latent_shape = torch.Size([sum(site.size for site in self._all_sites)])
@@ -206,9 +206,9 @@ class Program(NamedSites, LocalPosterior):
         own = [*self.model_modules.values(), *self.guide_modules.values()]
         return next(mine for mine, its in zip(own, self._originals.modules, strict=True) if its is function.function)
 
-    def _inside(self, handler: Messenger, function: _Function) -> _Function:
+    def _inside(self, handler: Messenger, function: Function) -> Function:
         """A half of the program inside a handler."""
-        return _Function(handler(self._called(function)))
+        return Function(handler(self._called(function)))
 
     # ------------------------------------------------------------------ densities of a ready batch
 
@@ -265,8 +265,13 @@ class Program(NamedSites, LocalPosterior):
         return running.log_probabilities(nodes, site, self.layout, particles, batch.size)
 
     @property
+    def enumerated_sites(self) -> tuple[str, ...]:
+        """Names of the discrete sites that are summed out."""
+        return tuple(site.name for site in self._enumerated)
+
+    @property
     def _enumerating(self) -> bool:
-        return bool(self.enumerated_sites)
+        return bool(self._enumerated)
 
     def _latent_nodes(self, trace: Trace) -> dict[str, Any]:
         """The local latents and the enumerated sites in a trace."""

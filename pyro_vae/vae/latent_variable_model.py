@@ -46,7 +46,6 @@ class LatentVariableModel(nn.Module):
         max_plate_nesting: Number of batch dimensions that plates take in `model_of` and `guide_of`.
         parameter_prior: Prior over theta, if there is one.
         vectorized: Whether K particles run at once; else one after the other.
-        enumerated_sites: Names of discrete sites over which the densities are sums.
     """
 
     latent_shape: torch.Size
@@ -54,7 +53,6 @@ class LatentVariableModel(nn.Module):
     context_features: int = 0
     max_plate_nesting: int = 1
     vectorized: bool = True
-    enumerated_sites: tuple[str, ...] = ()
     parameter_prior: Any = None
 
     @property
@@ -82,6 +80,11 @@ class LatentVariableModel(nn.Module):
     def phi(self) -> dict[str, nn.Parameter]:
         """The inference parameters by name."""
         raise NotImplementedError
+
+    @property
+    def enumerated_sites(self) -> tuple[str, ...]:
+        """Names of discrete sites over which the densities are sums."""
+        return ()
 
     @property
     def has_globals(self) -> bool:

@@ -22,6 +22,7 @@ from pyro_vae.datasets import DataTransform
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.arviz_export import write_netcdf
 from pyro_vae.program import Program
+from pyro_vae.runtime.random_streams import isolated
 
 MODEL = LinearGaussian.random(5, 2)
 X = MODEL.sample(6)
@@ -295,3 +296,29 @@ def test_chains_of_different_programs_are_refused() -> None:
         to_arviz(programs, x, num_samples=2)
     with pytest.raises(InputError, match="to_arviz: needs a VAE, got `Linear`"):
         to_arviz(torch.nn.Linear(2, 2), x)
+
+
+def test_enumerated_sites_are_drawn_given_the_latents_for_predictions() -> None:
+    """y ~ Bernoulli(0.3), z ~ N(4y - 2, 1), x ~ N(10y + z, 1): at z = 0, p(y = 1 | z) is 0.3."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(x.new_tensor(0.3)), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(4 * y - 2, 1.0))
+            pyro.sample("x", dist.Normal(10 * y + z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 10, 1.0))
+
+    x = torch.zeros(3).double()
+    program = Program(model, guide, x)
+    batch = program.check(x)
+    z = torch.tensor([0.0, 0.5, -0.5]).double().expand(4000, 3).unsqueeze(-1)
+    with isolated(1):
+        drawn = program.named_draws(z, batch)["x"].values
+    share = torch.sigmoid(math.log(3 / 7) + 4 * z[0, :, 0])
+    assert_mean((drawn > 5).double(), share)
+    terms = program.log_likelihoods_of(z[:2], batch)
+    assert list(terms) == ["x"]
+    assert torch.equal(terms["x"], program.log_likelihood_of(z[:2], batch))
