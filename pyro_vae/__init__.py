@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pyro_vae.networks.residual import residual_conv_decoder as residual_conv_decoder
     from pyro_vae.networks.residual import residual_conv_encoder as residual_conv_encoder
     from pyro_vae.networks.residual import residual_mlp as residual_mlp
+    from pyro_vae.program.auto_guide import auto_guide as auto_guide
     from pyro_vae.program.program import Program as Program
     from pyro_vae.training.fit import fit as fit
     from pyro_vae.training.history import History as History
@@ -74,6 +75,7 @@ _FILES = {
     "VAE": "vae.vae",
     "VampPrior": "vae.vamp_prior",
     "VonMisesFisher": "distributions.von_mises_fisher",
+    "auto_guide": "program.auto_guide",
     "compare": "comparison.comparison",
     "conv_decoder": "networks.convolution",
     "conv_encoder": "networks.convolution",

@@ -21,6 +21,7 @@ class Form:
 
     Arguments:
         example: Data of this form.
+        caller: Name at the start of error messages.
 
     Attributes:
         like: Tensor of the example's floating-point type.
@@ -29,16 +30,16 @@ class Form:
         InputError: For an example of no known form, or of fewer than two rows.
     """
 
-    def __init__(self, example: Any) -> None:
+    def __init__(self, example: Any, caller: str = "Program") -> None:
         self.kind: Kind = _kind(example)
         self.keys = list(example) if isinstance(example, Mapping) else None
-        batch = self._batch(example, "Program", "example")
+        batch = self._batch(example, caller, "example")
         leaves, self.structure = _flat(batch._replace(weight=None))
         self.leaves = [(leaf.shape[1:], leaf.dtype) for leaf in leaves]
         floating = (leaf.dtype for leaf in leaves if leaf.is_floating_point())
         self.like = torch.empty((), dtype=next(floating, torch.get_default_dtype()))
         if batch.size < 2:
-            raise InputError("Program: `example` is a batch of at least two data, got one.")
+            raise InputError(f"{caller}: `example` is a batch of at least two data, got one.")
 
     def given(self, batch: Batch) -> Any:
         """Returns a batch as model and guide take it."""

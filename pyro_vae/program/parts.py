@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +18,19 @@ from torch.distributions.constraints import Constraint
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.errors import InputError
+
+
+_counted: ContextVar[bool] = ContextVar("counted", default=True)
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """A block whose modules and ``pyro.param`` statements do not count as those of the program around it."""
+    token = _counted.set(False)
+    try:
+        yield
+    finally:
+        _counted.reset(token)
 
 
 @dataclass
@@ -46,15 +60,17 @@ def observing(program: Any, found: Found) -> Iterator[None]:
     register = pyro.module
 
     def registering(name: str, module: nn.Module, *rest: Any, **others: Any) -> nn.Module:
-        called.append(module)
-        named[id(module)] = name
+        if _counted.get():
+            called.append(module)
+            named[id(module)] = name
         result: nn.Module = register(name, module, *rest, **others)
         return result
 
     modes: dict[nn.Module, bool] = {}
 
     def calling(module: nn.Module, _: Any) -> None:
-        called.append(module)
+        if _counted.get():
+            called.append(module)
         modes.setdefault(module, module.training)
         module.training = False
 
@@ -114,7 +130,7 @@ class _Statements(Messenger):
 
     def _pyro_param(self, msg: Any) -> None:
         arguments = msg["args"]
-        if len(arguments) > 1 and msg["name"] not in self.found:
+        if len(arguments) > 1 and msg["name"] not in self.found and _counted.get():
             initial = arguments[1]() if callable(arguments[1]) else arguments[1]
             plain = isinstance(initial, Tensor) and not initial.requires_grad  # Pyro would have it require gradients
             msg["args"] = (arguments[0], initial.clone() if plain else initial, *arguments[2:])

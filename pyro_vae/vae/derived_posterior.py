@@ -79,7 +79,7 @@ def derive_posterior(prior: nn.Module, encoder: nn.Module, context_features: int
             f"VAE: no bijection onto the support {p.support} of the prior `{family}` is known; {advice}."
         ) from None
     on_the_line = _is_identity(transform)
-    if on_the_line and not _vanishes_at_infinity(p):
+    if on_the_line and not vanishes_at_infinity(p):
         raise InputError(
             f"VAE: the density of the prior `{family}` does not integrate to 1 over the support that it declares "
             f"({p.support}), so a Normal posterior would give an ELBO above log p(x); {advice}."
@@ -125,7 +125,7 @@ def _onto_support(
     if not _is_identity(transform):
         fits = transform.inverse_shape(p.event_shape) == q.event_shape
         return Pushforward(posterior, prior, context_features) if fits else posterior
-    if not _vanishes_at_infinity(p) and _vanishes_at_infinity(q):
+    if not vanishes_at_infinity(p) and vanishes_at_infinity(q):
         raise InputError(
             f"VAE: the density of the prior `{type(cells_of(p)).__name__}` does not integrate to 1 over the support "
             f"that it declares ({p.support}), so the posterior `{type(cells_of(q)).__name__}` would give an ELBO above "
@@ -174,14 +174,14 @@ def _is_identity(transform: Transform) -> bool:
 
 
 @torch.no_grad()
-def _vanishes_at_infinity(distribution: TorchDistribution) -> bool:
+def vanishes_at_infinity(distribution: TorchDistribution) -> bool:
     """Whether |z| p(z) is below 1 far outside the bulk, as for every density that integrates to 1.
 
     A periodic density, such as the von Mises density on its declared support, keeps its height there. In a
     hierarchy each layer is checked: in the joint density, the others could hide a layer that does not vanish.
     """
     if isinstance(distribution, HierarchicalDistribution):
-        return all(_vanishes_at_infinity(layer) for layer in distribution.drawn().values())
+        return all(vanishes_at_infinity(layer) for layer in distribution.drawn().values())
     with isolated(0):
         z = distribution.sample((256,))
     centre, spread = z.mean(0), z.std(0) + 1e-6
