@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.networks.mlp import mlp
-from pyro_vae.networks.sizes import out_features
 from pyro_vae.program import running
 from pyro_vae.program.encoder_input import EncoderInput
 from pyro_vae.program.form import Form
@@ -69,7 +68,7 @@ class AutoGuide(nn.Module):
                 posterior = SitePosterior(nodes[name], self.layout, family, features, earlier).to(like)
                 self.local.append(posterior)
             else:
-                posterior = GlobalPosterior(nodes[name], like)
+                posterior = GlobalPosterior(nodes[name], self.layout, like)
                 self.shared.append(posterior)
             earlier += posterior.size if dependencies == "earlier" else 0
 
@@ -87,13 +86,11 @@ class AutoGuide(nn.Module):
         values: dict[str, Tensor] = {}
         for name in self.order:
             posterior, node = posteriors[name], trace.nodes[name]
-            shared = isinstance(posterior, GlobalPosterior)
-            q = posterior(node) if shared else posterior(context, node)
+            q = posterior(context, node)
             with _around(node, trace, plates):
                 values[name] = pyro.sample(name, q)
             if self.dependencies == "earlier":
-                more = posterior.rows(q, values[name], self.layout.nesting) if shared else posterior.rows(q, values[name])
-                context = _beside(context, more)
+                context = _beside(context, posterior.rows(q, values[name]))
         return values
 
     @torch.no_grad()
@@ -204,9 +201,7 @@ def auto_guide(
         if value not in allowed:
             raise InputError(f"auto_guide: unknown {name} `{value}`; {near_match(str(value), allowed)}")
     if not callable(model) or isinstance(model, type):
-        raise InputError(
-            f"auto_guide: `model` is a function or a module of one argument, the batch; got `{model!r}`."
-        )
+        raise InputError(f"auto_guide: `model` is a function or a module of one argument, the batch; got `{model!r}`.")
     if encoder is not None and not isinstance(encoder, nn.Module):
         raise InputError(f"auto_guide: `encoder` is a module from (..., D) to features (..., F); got `{encoder!r}`.")
     form = Form(example, "auto_guide")

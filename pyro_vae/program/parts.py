@@ -19,7 +19,6 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pyro_vae.errors import InputError
 
-
 _counted: ContextVar[bool] = ContextVar("counted", default=True)
 
 

@@ -126,12 +126,13 @@ class GlobalPosterior(nn.Module):
 
     Arguments:
         node: The site in a run of the model.
+        layout: The plates of the model.
         like: Tensor of the parameters' type and device.
     """
 
-    def __init__(self, node: Any, like: Tensor) -> None:
+    def __init__(self, node: Any, layout: Layout, like: Tensor) -> None:
         super().__init__()
-        self.name, fn = node["name"], node["fn"]
+        self.name, self.layout, fn = node["name"], layout, node["fn"]
         step = onto_support(fn.support, fn.event_shape, self.name)
         self.inner_shape = torch.Size(step.inverse_shape(fn.event_shape))
         shape = fn.batch_shape + self.inner_shape
@@ -142,15 +143,15 @@ class GlobalPosterior(nn.Module):
         """Number of unconstrained values."""
         return self.loc.numel()
 
-    def forward(self, node: Any) -> TorchDistribution:
-        """Returns the distribution of the site, which stands as ``node`` in a run of the model on the batch."""
+    def forward(self, context: Tensor, node: Any) -> TorchDistribution:
+        """Returns the distribution of the site; the context does not matter. See `SitePosterior.forward`."""
         events = len(self.inner_shape)
         return _pushed(dist.Normal(self.loc, self.log_scale.exp()).to_event(events), [], node)
 
-    def rows(self, q: TorchDistribution, value: Tensor, nesting: int) -> Tensor:
+    def rows(self, q: TorchDistribution, value: Tensor) -> Tensor:
         """Returns the unconstrained values of a draw, shape ``(*extra, 1, size)``."""
         u, events = unconstrained(q, value)
-        extra = max(u.dim() - events - nesting, 0)
+        extra = max(u.dim() - events - self.layout.nesting, 0)
         return u.reshape(*u.shape[:extra], 1, self.size)
 
     def extra_repr(self) -> str:
@@ -165,7 +166,7 @@ def onto_site(q: TorchDistribution, inner_shape: torch.Size, node: Any) -> Torch
     if isinstance(q, dist.Independent) and isinstance(q.base_dist, dist.Normal):
         loc, scale = (p.reshape(q.batch_shape + inner_shape) for p in (q.base_dist.loc, q.base_dist.scale))
         return _pushed(dist.Normal(loc, scale).to_event(len(inner_shape)), [], node)
-    reshape = [] if q.event_shape == inner_shape else [ReshapeTransform(q.event_shape, inner_shape)]
+    reshape: list[Transform] = [] if q.event_shape == inner_shape else [ReshapeTransform(q.event_shape, inner_shape)]
     return _pushed(q, reshape, node)
 
 
