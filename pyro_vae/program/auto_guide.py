@@ -58,7 +58,7 @@ class AutoGuide(nn.Module):
         others = self._others(batch, trace)
         self.input = EncoderInput(trace, others, self.layout, like, standardised=encoder is None)
         self.encoder = self._default(like) if encoder is None else encoder
-        features = self._features(trace, batch).shape[-1]
+        features = self._first_features(trace, batch).shape[-1]
         self.local, self.shared = nn.ModuleList(), nn.ModuleList()
         self.order = sites.order
         earlier = 0
@@ -109,8 +109,11 @@ class AutoGuide(nn.Module):
     def _features(self, trace: Trace, batch: Batch) -> Tensor:
         with torch.no_grad():
             rows = self.input(trace, self.form.tensors(batch))
+        return network_output(self.encoder, rows)
+
+    def _first_features(self, trace: Trace, batch: Batch) -> Tensor:
         try:
-            return network_output(self.encoder, rows)
+            return self._features(trace, batch)
         except RuntimeError as error:
             raise InputError(
                 f"auto_guide: `encoder` fails on its input of shape (..., {self.input.size}), which are "
