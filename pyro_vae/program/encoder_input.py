@@ -87,8 +87,10 @@ class EncoderInput(nn.Module):
         """
         parts, masks = self._parts(trace, [tensors[place] for place in self.places])
         value, seen = (torch.cat(column, dim=-1) for column in zip(*parts, strict=True))
-        cells = torch.where(seen, (value - self.loc) / self.scale, 0)
-        return torch.cat([cells, *(mask.to(cells) for mask in masks)], dim=-1)
+        cells = (value - self.loc) / self.scale
+        if not masks:
+            return cells
+        return torch.cat([torch.where(seen, cells, 0), *(mask.to(cells) for mask in masks)], dim=-1)
 
     def _parts(self, trace: Trace, others: Sequence[Tensor]) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor]]:
         """Columns of values with those of whether they are seen, one pair for each source; and the masks' columns."""
@@ -97,10 +99,10 @@ class EncoderInput(nn.Module):
             value, mask = self._rows(node, node["value"]).to(self.loc), mask_of(node)
             if isinstance(mask, Tensor):
                 masks.append(self._rows(node, mask, of_events=False))
-                seen = self._rows(node, mask)
+                parts.append((value, self._rows(node, mask)))
             else:
-                seen = torch.full_like(value, mask is not False, dtype=torch.bool)
-            parts.append((value, seen))
+                value = torch.zeros_like(value) if mask is False else value
+                parts.append((value, torch.ones_like(value, dtype=torch.bool)))
         for tensor in others:
             value = tensor.reshape(len(tensor), -1).to(self.loc)
             parts.append((value, torch.ones_like(value, dtype=torch.bool)))

@@ -16,6 +16,7 @@ from linear_gaussian import LinearGaussian
 from programs import covariances, state_space
 from pyro import poutine
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae import Batch, Program, Training, auto_guide, fit
 from pyro_vae.distributions.simplex import StickBreaking
@@ -292,6 +293,16 @@ def test_compiled_and_replicated_steps_are_the_uncompiled_ones() -> None:
     torch.testing.assert_close(parameters(runs[2]), parameters(runs[0]), rtol=1e-9, atol=1e-9)
     assert not torch.allclose(parameters(runs[3]), parameters(runs[0]))
     assert torch.equal(parameters(program), start)
+
+
+def test_a_captured_program_has_one_run_of_the_model() -> None:
+    """The run of the model inside the guide leaves no matrix product: encoder, head and decoder have one each."""
+    model = vae_model(nn.Linear(2, 3).double())
+    program = Program(model, auto_guide(model, X), X)
+    with pyro.validation_enabled(False):
+        captured = make_fx(lambda x: program.log_weights_of(Batch(x)))(X)
+    captured.graph.eliminate_dead_code()
+    assert sum("mm" in str(node.target) for node in captured.graph.nodes) == 3
 
 
 def test_parameters_of_the_model_are_not_those_of_the_guide() -> None:
