@@ -402,3 +402,25 @@ def test_counts_of_any_size_start_near_a_standard_normal() -> None:
 def test_a_flow_reaches_the_exact_posterior(kind) -> None:
     program = trained(gaussian, X, 300, encoder=nn.Identity(), family=kind)
     assert elbo(program, X, 200).value == pytest.approx(float(LINEAR.log_marginal(X).mean()), abs=0.02)
+
+
+def test_a_scale_and_obs_mask_of_the_model_are_those_of_the_guide() -> None:
+    """log q is scaled as log p is; the value that obs_mask hides is a latent, masked where it is observed."""
+    known = torch.tensor([True, False, True, False])
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            with poutine.scale(scale=0.3):
+                z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x, obs_mask=known)
+
+    x = torch.randn(4).double()
+    guide = auto_guide(model, x)
+    trace = poutine.trace(guide).get_trace(x)
+    trace.compute_log_prob()
+    z, hidden = trace.nodes["z"], trace.nodes["x_unobserved"]
+    torch.testing.assert_close(z["log_prob"], 0.3 * z["fn"].log_prob(z["value"]))
+    torch.testing.assert_close(hidden["log_prob"], ~known * hidden["fn"].log_prob(hidden["value"]))
+    observed = guide.input(guide.runs(x), [x])
+    assert torch.equal(observed[:, -1].bool(), known)
+    assert bool((observed[~known, 0] == 0).all())
