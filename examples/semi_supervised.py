@@ -1,6 +1,7 @@
 r"""A conditional VAE of digits of which few have a label.
 
-.. math:: y \sim \mathrm{Categorical}, \qquad z \sim N(0, I), \qquad x | y, z \sim \mathrm{Bernoulli}(\mathrm{decoder}(z, y))
+.. math:: y \sim \mathrm{Categorical}, \qquad z \sim N(0, I), \qquad
+    x | y, z \sim \mathrm{Bernoulli}(\mathrm{decoder}(z, y))
 
 The model marks y for enumeration: it is summed out, and a factor takes all values but the label out where there is
 one. So one program holds labelled and unlabelled images. After training it is a classifier, p(y|x), and it draws

@@ -1,6 +1,7 @@
 r"""A VAE as Pyro's tutorial writes it, in two plain functions, trained by three algorithms.
 
-.. math:: z \sim N(0, I), \qquad x | z \sim \mathrm{Bernoulli}(\mathrm{decoder}(z)), \qquad q(z|x) = N(\mathrm{encoder}(x))
+.. math:: z \sim N(0, I), \qquad x | z \sim \mathrm{Bernoulli}(\mathrm{decoder}(z)), \qquad
+    q(z|x) = N(\mathrm{encoder}(x))
 
 Run: ``python -m examples.vae``.
 """

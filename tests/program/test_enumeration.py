@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributions import constraints
 from z_test import assert_mean
 
-from pyro_vae import Training, fit
+from pyro_vae import Training, auto_guide, fit
 from pyro_vae.errors import InputError
-from pyro_vae.evaluation import latent_kl, log_marginal, simulation_based_calibration, site_probabilities
+from pyro_vae.evaluation import elbo, latent_kl, log_marginal, simulation_based_calibration, site_probabilities
 from pyro_vae.inference import AEVB, ALGORITHMS, IWAE, RWS, DReG
 from pyro_vae.program import Program
 from pyro_vae.runtime.random_streams import isolated
@@ -120,6 +120,19 @@ def test_every_algorithm_has_the_losses_of_the_mixture_without_the_site(name: st
         values.append([loss.value.detach(), *(torch.zeros(()).double() if g is None else g for g in gradients)])
     for mine, its in zip(*values, strict=True):
         torch.testing.assert_close(mine, its, rtol=1e-12, atol=1e-12)
+
+
+def test_a_guide_that_follows_from_the_model_leaves_the_site_out() -> None:
+    """The posterior of z is no Normal, so that the ELBO stays below log p(x), by little."""
+    x = torch.randn(200, generator=torch.Generator().manual_seed(1)).double() * 2
+    program = Program(mixture, auto_guide(mixture, x), x)
+    assert [site.name for site in program.sites] == ["z"]
+    for parameter in program.theta.values():
+        parameter.requires_grad_(False)
+    fit(program, x, AEVB(4), Training(optimizer=lambda p: torch.optim.Adam(p, lr=0.02), steps=300, batch_size=200))
+    exact = log_mixture(x).logsumexp(-1).mean()
+    bound = elbo(program, x, 200).value
+    assert exact - 0.1 < bound < exact + 0.02
 
 
 def test_the_elbo_is_that_of_pyros_enumeration() -> None:
