@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pyro_vae import Program, Training, datasets, fit
 from pyro_vae.evaluation import log_marginal
-from pyro_vae.inference import AEVB
+from pyro_vae.inference import IWAE
 
 HALVES, PIXELS, LATENT, HIDDEN = ("upper", "lower"), 32, 8, 128
 
@@ -73,7 +73,7 @@ def halves(x: Tensor, upper: Tensor | bool = True, lower: Tensor | bool = True) 
     return {"upper": x[:, :PIXELS], "lower": x[:, PIXELS:], "has_upper": both & upper, "has_lower": both & lower}
 
 
-def main(epochs: int = 60) -> dict[str, float]:
+def main(epochs: int = 100) -> dict[str, float]:
     """Trains on digits, a third of them without a lower and a third without an upper half.
 
     It prints log p(x) of a test image's lower half alone, and given its upper half: log p(lower | upper) is
@@ -87,7 +87,7 @@ def main(epochs: int = 60) -> dict[str, float]:
     third = torch.arange(len(data.train)) % 3
     train = halves(data.train, third != 1, third != 2)
     trained = program({name: part[:100] for name, part in train.items()})
-    fit(trained, train, AEVB(), Training(epochs=epochs), seed=0)
+    fit(trained, train, IWAE(), Training(epochs=epochs), seed=0)
     given = {"both": (True, True), "upper": (True, False), "lower": (False, True)}
     values = {
         name: log_marginal(trained, halves(data.test, *present), num_samples=1000).value
