@@ -89,9 +89,9 @@ def options(
 
 
 def _allow_code(context: typer.Context, allowed: bool) -> bool:
-    """Lets this command import networks of the user's own, also from the working folder."""
+    """Lets this command import networks and programs of the user's own, also from the working folder."""
     if allowed:
-        from pyro_vae.experiment.user_network import code_allowed
+        from pyro_vae.experiment.user_code import code_allowed
 
         context.with_resource(code_allowed())
         sys.path.insert(0, os.getcwd())
@@ -104,7 +104,7 @@ _AllowCode = Annotated[
         "--allow-code",
         callback=_allow_code,
         is_eager=True,
-        help="Let the experiment file import networks of your own (module: my_package.nets.Encoder).",
+        help="Let the experiment import code of your own (program: my_module:make, module: my_package.nets.Encoder).",
     ),
 ]
 
@@ -113,6 +113,9 @@ _AllowCode = Annotated[
 def compare_command(
     file: Annotated[Path | None, typer.Argument(help="Experiment file (YAML); flags change what it says.")] = None,
     data: Annotated[str | None, typer.Option(help="A data set's name or a file's path.")] = None,
+    program: Annotated[
+        str | None, typer.Option(help="Your own Pyro model and guide, my_module:make, with --allow-code; no VAE then.")
+    ] = None,
     prior: Annotated[
         str | None, typer.Option(help="A family, {family: Normal, loc: 0, scale: 1}, mixture, vamp or flow.")
     ] = None,
@@ -136,6 +139,7 @@ def compare_command(
     """Train algorithms x seeds on one data set, and report by how much they differ."""
     flags = {
         "data": _path_flag(data),
+        "program": program,
         "prior": _part(prior),
         "likelihood": _part(likelihood),
         "posterior": _part(posterior),

@@ -81,10 +81,10 @@ def check_posteriors(
     seed: int = 0,
     progress: bool = False,
 ) -> PosteriorChecks:
-    """Returns the checks of trained VAEs.
+    """Returns the checks of trained models.
 
     Arguments:
-        trained: The VAEs, by label.
+        trained: The VAEs or programs, by label.
         algorithms: The algorithms that trained them, under the same labels.
         test: Test data, shape ``(N, *event_shape)``, or a `Batch`. Its contexts, repeated in turn, are the contexts of
             the data simulated for the calibration.
@@ -96,9 +96,13 @@ def check_posteriors(
     with_posterior = {label: vae for label, vae in trained.items() if algorithms[label].trains_posterior}
     if num_data == 0 or not trained:
         return PosteriorChecks(0)
-    batch = Batch.of(test)
+    batch, first = Batch.of(test), next(iter(trained.values()))
     x = batch.select(slice(num_data))
-    context = None if batch.context is None else batch.context[torch.arange(_SIMULATED) % batch.size]
+    context = (
+        None
+        if batch.context is None or not first.context_features
+        else batch.context[torch.arange(_SIMULATED) % batch.size]
+    )
     gaps: dict[str, InferenceGap] = {}
     calibrations: dict[str, Calibration] = {}
     notes: list[str] = []
@@ -106,9 +110,12 @@ def check_posteriors(
     with pyro.validation_enabled(False):  # the data were checked before the first run
         for label, vae in with_posterior.items() if is_likelihood else ():
             level = 1 - _MISSES / max(vae.latent_shape.numel(), 1)
-            calibrations[label] = simulation_based_calibration(
-                vae, _SIMULATED, level=level, context=context, seed=seed, progress=progress
-            )
+            try:
+                calibrations[label] = simulation_based_calibration(
+                    vae, _SIMULATED, level=level, context=context, seed=seed, progress=progress
+                )
+            except InputError as error:  # a program whose data cannot be simulated
+                notes.append(f"{label}: {error}")
             try:
                 gaps[label] = inference_gap(vae, x, seed=seed, progress=progress)
             except InputError as error:

@@ -20,6 +20,7 @@ from pyro_vae.datasets.data import Data
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation.intervals import UNBOUNDED, Interval, interval
 from pyro_vae.experiment.experiment import Experiment
+from pyro_vae.experiment.user_program import code_record
 from pyro_vae.runtime.environment import environment, versions
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.outside_file import OutsideFile
@@ -27,7 +28,6 @@ from pyro_vae.runtime.progress import runs_line
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.runtime.whole_file import write_whole
 from pyro_vae.vae.data_check import check_values
-from pyro_vae.vae.part import takes_offset
 
 # What a folder of checkpoints says about its comparison.
 NOTED = "comparison.json"
@@ -136,6 +136,7 @@ class Comparison:
             "units": "nats per datum",
             "experiment": self.experiment.model_dump(mode="json", exclude_none=True),
             "data": self.data.record(),
+            **({} if self.experiment.program is None else {"code": code_record(self.experiment.program)}),
             "evaluated": {"part": "test", "num_data": self.num_evaluated, "of": self.num_test},
             "environment": self.environment,
             "execution": self.execution.record(),
@@ -165,8 +166,8 @@ def compare(
 ) -> Comparison:
     """Trains and evaluates every algorithm of an experiment under every seed.
 
-    Each VAE is built, trained and evaluated under its seed. The runs of one seed therefore start from the same
-    parameters and use the same minibatches. Seeds are the outer loop, so a slow period of the machine affects all
+    Each VAE or program is built, trained and evaluated under its seed. The runs of one seed therefore start from the
+    same parameters and use the same minibatches. Seeds are the outer loop, so a slow period of the machine affects all
     algorithms alike. With ``training.together``, which is the default on a CUDA device, the seeds of an algorithm
     are trained in one program instead.
 
@@ -272,7 +273,7 @@ def check(experiment: Experiment, data: Data) -> None:
         raise InputError("data: a comparison needs at least two test data; give `split` a test fraction.")
     with isolated(0):
         vae = experiment.build(data).to(device)
-    if experiment.data.offset is not None and not takes_offset(vae.likelihood):
+    if experiment.data.offset is not None and not vae.takes_offset:
         raise InputError(
             f"data: `offset: {experiment.data.offset}` is given, but no parameter of the likelihood takes it; set "
             "`offset: true` for one of them, such as likelihood: {family: Poisson, rate: {network: {offset: true}}}."
@@ -300,6 +301,8 @@ def _checkpoint_folder(folder: Path, experiment: Experiment, data: Data) -> Path
     device = experiment.torch_device
     where = {"device": str(device), "threads": torch.get_num_threads(), "versions": versions()}
     about = {"data": data.record(), **others, **where}
+    if experiment.program is not None:
+        about["code"] = code_record(experiment.program)
     about = json.loads(json.dumps(about))  # lists and strings, as in the file
     noted = folder / NOTED
     if noted.exists():

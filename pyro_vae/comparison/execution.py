@@ -15,6 +15,7 @@ from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.experiment.experiment import Experiment
+from pyro_vae.experiment.user_program import warned_once
 from pyro_vae.runtime.progress import note
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.training.fit import prepared
@@ -170,10 +171,10 @@ def training_of(experiment: Experiment, data: Data) -> Training:
 
 
 def built(experiment: Experiment, spec: InferenceSpec, data: Data, seeds: Sequence[int]) -> tuple[list[Any], list[Any]]:
-    """Returns new VAEs and algorithms, one for each seed."""
+    """Returns new VAEs, or programs, and algorithms, one for each seed."""
     vaes, algorithms, device = [], [], experiment.torch_device
     for seed in seeds:
-        with isolated(seed):
+        with isolated(seed), warned_once():
             vaes.append(experiment.build(data).to(device))
             algorithms.append(spec.build().to(device))
     return vaes, algorithms

@@ -22,12 +22,15 @@ from torch import Tensor, nn
 from pyro_vae.comparison.checksums import Checksums, write_checksums
 from pyro_vae.comparison.comparison import NOTED, Comparison
 from pyro_vae.comparison.curves import curves
+from pyro_vae.comparison.saved_program import check_again, program_again, program_state
 from pyro_vae.comparison.trained_vae import TrainedVAE
 from pyro_vae.datasets.data_transform import DataTransform
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.evaluation.arviz_export import to_arviz, write_netcdf
 from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.experiment.experiment import Experiment
+from pyro_vae.experiment.user_program import training_rows
+from pyro_vae.experiment.yaml_file import read_yaml
 from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.outside_file import OutsideFile
 from pyro_vae.runtime.random_streams import isolated
@@ -43,6 +46,8 @@ _EXPERIMENT, _RESULT, _AGAIN = "experiment.yaml", "result.json", "run the compar
 _LARGEST = 1e30
 # Files of a VAE's parameters and of its algorithm's state, by label and seed.
 _WEIGHTS, _STATE = "weights/{}-seed{}.safetensors", "weights/{}-seed{}.inference.safetensors"
+# What makes a program again.
+_PROGRAM = "weights/{}-seed{}.program.safetensors"
 
 
 def default_folder(experiment: Experiment) -> Path:
@@ -167,7 +172,6 @@ def write_run(comparison: Comparison, folder: Path) -> None:
         WriteError: If a file cannot be written.
     """
     comparison.experiment.to_yaml(folder / _EXPERIMENT)
-    write_whole(folder / _RESULT, json.dumps(comparison.record(), indent=1, allow_nan=False).encode())
     rows = [
         {"algorithm": run.algorithm, "seed": run.seed, **run.metrics(), **run.errors(), **run.scores}
         for run in comparison.runs
@@ -179,12 +183,26 @@ def write_run(comparison: Comparison, folder: Path) -> None:
         _save(run.vae, folder / _WEIGHTS.format(run.algorithm, run.seed))
         if run.inference.state_dict():
             _save(run.inference, folder / _STATE.format(run.algorithm, run.seed))
+        if comparison.experiment.program is not None:
+            state = program_state(run.vae, training_rows(comparison.data), run.seed)
+            _write_tensors(state, folder / _PROGRAM.format(run.algorithm, run.seed))
+    left_out = _write_draws(comparison, folder)
+    record = comparison.record() | ({"results_left_out": left_out} if left_out else {})
+    write_whole(folder / _RESULT, json.dumps(record, indent=1, allow_nan=False).encode())
+    write_checksums(folder)
+
+
+def _write_draws(comparison: Comparison, folder: Path) -> dict[str, str]:
+    """Writes draws of each algorithm's models; returns why those of a program are left out, by label."""
+    left_out: dict[str, str] = {}
     (folder / "results").mkdir()
     for label in comparison.labels:
         runs = comparison.runs_of(label)
         trained = int(runs[0].inference.trains_posterior)  # netCDF has no booleans
         attributes = {"algorithm": label, "seeds": [run.seed for run in runs], "posterior_trained": trained}
-        if comparison.data.test is not None:
+        if comparison.data.test is None:
+            continue
+        try:
             with pyro.validation_enabled(False):  # the data were checked before the first run
                 draws = to_arviz(
                     [run.vae for run in runs],
@@ -193,8 +211,13 @@ def write_run(comparison: Comparison, folder: Path) -> None:
                     units=comparison.data.units,
                     attributes=attributes,
                 )
-            write_netcdf(draws, folder / "results" / f"{label}.nc")
-    write_checksums(folder)
+        except InputError as error:
+            if comparison.experiment.program is None:
+                raise
+            left_out[label] = str(error)
+            continue
+        write_netcdf(draws, folder / "results" / f"{label}.nc")
+    return left_out
 
 
 def load(
@@ -203,8 +226,9 @@ def load(
     seed: int | None = None,
     *,
     allow_code: bool = False,
+    program: Any = None,
 ) -> TrainedVAE:
-    """Returns a trained model from a run folder: a VAE, the transform of its data, and the algorithm that trained it.
+    """Returns a trained model from a run folder: a VAE or a program, the data's transform, and the algorithm.
 
     The global random states are not changed.
 
@@ -212,16 +236,20 @@ def load(
         run_folder: A folder that `pyro-vae compare` wrote.
         algorithm: Label of the algorithm; default: the first.
         seed: Seed of the run; default: the first.
-        allow_code: Whether the user's own networks that the folder names may be imported, which runs their code.
+        allow_code: Whether the user's own networks and program that the folder names may be imported, which runs
+            their code.
+        program: The program of an experiment in Python (a function, or a `Program`), in place of its name in the
+            folder.
 
     Returns:
         The model in evaluation mode, on the CPU. Its methods, such as `TrainedVAE.score` and `TrainedVAE.encode`, take
-        and return data in their own units; ``trained.vae`` is the `VAE`.
+        and return data in their own units; ``trained.vae`` is the `VAE`, or the `Program`.
 
     Raises:
-        InputError: If the folder, the algorithm or the seed does not exist, or a file in the folder is damaged.
+        InputError: If the folder, the algorithm or the seed does not exist, a file in the folder is damaged, or the
+            program is not the one that was trained.
     """
-    folder, experiment, spec, seed, sums = _select_run(run_folder, algorithm, seed, allow_code)
+    folder, experiment, spec, seed, sums = _select_run(run_folder, algorithm, seed, allow_code, program)
     result = OutsideFile(folder / _RESULT, "the result of a comparison", _AGAIN)
     record = result.json().get("data")
     if not isinstance(record, dict):
@@ -231,10 +259,18 @@ def load(
             units, size = DataTransform.from_record(record), _size(record)
         except InputError as error:
             raise result.error(f"is damaged: {error}") from None
-    with isolated(0):  # the drawn initial parameters are overwritten
-        vae = experiment.assemble(units.dim, units.image_shape, size, units.context_features)
-    _restore(vae, sums, _WEIGHTS.format(spec.label, seed))
-    return TrainedVAE(vae.eval(), units, _load_algorithm(sums, spec, seed))
+    algorithm_again = _load_algorithm(sums, spec, seed)
+    weights = _WEIGHTS.format(spec.label, seed)
+    if experiment.program is None:
+        with isolated(0):  # the drawn initial parameters are overwritten
+            vae: Any = experiment.assemble(units.dim, units.image_shape, size, units.context_features)
+        _restore(vae, sums, weights)
+        return TrainedVAE(vae.eval(), units, algorithm_again)
+    state = _read_tensors(sums, _PROGRAM.format(spec.label, seed))
+    again = program_again(experiment.program, state, size, seed)
+    _restore(again, sums, weights)
+    check_again(again, experiment.program, state, seed)
+    return TrainedVAE(again.eval(), units, algorithm_again)
 
 
 def _size(record: dict[str, Any]) -> int:
@@ -279,7 +315,11 @@ def _load_algorithm(sums: Checksums, spec: InferenceSpec, seed: int) -> Inferenc
 
 
 def _select_run(
-    run_folder: str | os.PathLike[str], algorithm: str | None, seed: int | None, allow_code: bool
+    run_folder: str | os.PathLike[str],
+    algorithm: str | None,
+    seed: int | None,
+    allow_code: bool,
+    program: Any = None,
 ) -> tuple[Path, Experiment, InferenceSpec, int, Checksums]:
     """The folder, its experiment, the algorithm and seed of the requested run, and the checksums."""
     folder = Path(run_folder)
@@ -288,7 +328,9 @@ def _select_run(
     sums = Checksums(folder)
     for name in (_EXPERIMENT, _RESULT):
         sums.check(name)
-    experiment = Experiment.from_yaml(folder / _EXPERIMENT, allow_code=allow_code)
+    content = read_yaml(folder / _EXPERIMENT)
+    given = content if program is None else {**content, "program": program}
+    experiment = Experiment.parse(given, str(folder / _EXPERIMENT), allow_code=allow_code)
     specs = {spec.label: spec for spec in experiment.inference}
     algorithm = next(iter(specs)) if algorithm is None else algorithm
     seed = experiment.seeds[0] if seed is None else seed
@@ -300,8 +342,20 @@ def _select_run(
 
 
 def _save(module: nn.Module, path: Path) -> None:
-    state = {name: t.detach().cpu().clone().contiguous() for name, t in module.state_dict().items()}
+    _write_tensors(module.state_dict(), path)
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    state = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
     write_whole(path, safetensors.torch.save(state))
+
+
+def _read_tensors(sums: Checksums, name: str) -> dict[str, Tensor]:
+    sums.check(name)
+    source = OutsideFile(sums.folder / name, "a saved program", _AGAIN)
+    with source.reading():
+        state: dict[str, Tensor] = safetensors.torch.load_file(sums.folder / name)
+    return state
 
 
 def _restore(module: nn.Module, sums: Checksums, name: str) -> None:

@@ -25,7 +25,6 @@ from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.progress import Line
 from pyro_vae.training.fit import fit
 from pyro_vae.training.history import History
-from pyro_vae.vae.vae import VAE
 
 ANNEALED = "annealed importance sampling"
 # Share of the test data with a Pareto k-hat above its limit, beyond which a log p(x) is not to be trusted.
@@ -39,7 +38,7 @@ class Run:
     Attributes:
         algorithm: Label of the algorithm.
         seed: Seed of initialisation, shuffling and noise.
-        vae: The trained VAE.
+        vae: The trained `VAE`, or `Program`.
         inference: The algorithm after training, with its state and parameters.
         history: History of the training.
         seconds_per_epoch: Wall time of training for each pass over the training data, without validation and
@@ -58,7 +57,7 @@ class Run:
 
     algorithm: str
     seed: int
-    vae: VAE
+    vae: Any
     inference: Inference
     history: History
     seconds_per_epoch: float
@@ -202,13 +201,13 @@ def _evaluated(
     experiment: Experiment,
     label: str,
     seed: int,
-    vae: VAE,
+    vae: Any,
     algorithm: Inference,
     history: History,
     data: Data,
     progress: bool,
 ) -> Run:
-    """Evaluates a trained VAE on the test data."""
+    """Evaluates a trained model on the test data."""
     test = data.batch("test", experiment.evaluation.num_data).to(vae.device, vae.dtype)
     with pyro.validation_enabled(False):  # the data were checked before the first run
         draws = experiment.evaluation.elbo_samples
@@ -233,7 +232,7 @@ def _evaluated(
 
 
 def _log_marginal(
-    experiment: Experiment, algorithm: Inference, vae: VAE, test: Batch, seed: int, progress: bool
+    experiment: Experiment, algorithm: Inference, vae: Any, test: Batch, seed: int, progress: bool
 ) -> Estimate:
     """log p(x) by importance sampling from q, or by annealed importance sampling if no q is trained."""
     evaluation = experiment.evaluation

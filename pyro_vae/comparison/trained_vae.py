@@ -1,8 +1,9 @@
-r"""A trained model: a VAE with the transform of its data; it takes and returns data in their own units."""
+r"""A trained model: a VAE or a program with the transform of its data, in whose own units it takes and returns data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import pyro
@@ -21,7 +22,6 @@ from pyro_vae.evaluation.importance import log_marginal
 from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.vae import VAE
 
 # Settings of annealed importance sampling.
 _TEMPERATURES, _CHAINS = 500, 16
@@ -29,7 +29,7 @@ _TEMPERATURES, _CHAINS = 500, 16
 
 @dataclass(frozen=True, eq=False)
 class TrainedVAE:
-    r"""A trained VAE that takes and returns data in their own units and labels; `pyro_vae.load` returns it.
+    r"""A trained VAE or program that takes and returns data in their own units; `pyro_vae.load` returns it.
 
     Rows are a DataFrame, an array, a tensor, or a ``.csv``, ``.parquet``, ``.npy`` or ``.npz`` file, in the units of
     the training data. The columns of a table are found by their names; categories are given by their labels. Each
@@ -42,7 +42,7 @@ class TrainedVAE:
     returns. Add ``units.log_jacobian_of(batch)`` to their log p(x) to get log p(x) in the data's own units.
 
     Attributes:
-        vae: The VAE, in evaluation mode. It sees data in the model's units.
+        vae: The `VAE`, or `Program`, in evaluation mode. It sees data in the model's units.
         units: The transform between the data's own units and the model's.
         algorithm: The inference algorithm that trained the VAE, with its state.
 
@@ -65,7 +65,7 @@ class TrainedVAE:
         ['z0', 'z1', 'z0_sd', 'z1_sd']
     """
 
-    vae: VAE
+    vae: Any
     units: DataTransform
     algorithm: Inference
 
@@ -153,7 +153,7 @@ class TrainedVAE:
         self._check_encoder("encode", "the codes of rows have no meaning")
         rows = self._read(source, seed, context)
         with evaluating(self.vae), pyro.validation_enabled(False):  # the rows were checked when they were read
-            q = self.vae.encode(self._placed(rows))
+            q = self.vae.at_globals(seed).encode(self._placed(rows))
             codes = _columns(centre(q), "z{}")
             scale = spread(q) if self.algorithm.trains_posterior else None  # the autoencoder's scale is untrained
         if scale is not None:
@@ -186,7 +186,7 @@ class TrainedVAE:
             )
         with evaluating(self.vae), isolated(seed, "sample"):
             covariates = None if given is None else given.covariates.to(self.vae.device, self.vae.dtype)
-            frame = self.units.to_frame(self.vae.generate(n, covariates).flatten(1))
+            frame = self.units.to_frame(self.vae.at_globals(seed).generate(n, covariates).flatten(1))
         return frame if given is None else pd.concat([frame, given.columns], axis=1)
 
     def impute(self, source: Source, *, context: Context | None = None, seed: int = 0) -> pd.DataFrame:
@@ -203,9 +203,10 @@ class TrainedVAE:
             seed: Seed of the binarisation.
 
         Raises:
-            InputError: As `read_rows`; and if the algorithm trains no parameter of the posterior, or the training
-                data were not read with ``missing: mask``.
+            InputError: As `read_rows`; and if the algorithm trains no parameter of the posterior, the training data
+                were not read with ``missing: mask``, or the model is a program.
         """
+        self._check_decoder("impute")
         self._check_encoder("impute", "missing cells cannot be predicted from observed ones")
         if self.units.missing != "mask":
             raise InputError(
@@ -232,6 +233,7 @@ class TrainedVAE:
         Raises:
             InputError: As `read_rows`; and if the algorithm trains no parameter of the posterior.
         """
+        self._check_decoder("reconstruct")
         self._check_encoder("reconstruct", "reconstructions are unrelated to the rows")
         rows = self._read(source, seed, context)
         return _indexed(rows.table(self.units, self._reconstruction(rows)), source)
@@ -247,6 +249,13 @@ class TrainedVAE:
         """The reconstruction of rows, shape ``(N, D)``, in own units, on the CPU."""
         with evaluating(self.vae), pyro.validation_enabled(False):  # the rows were checked when they were read
             return self.units.to_own_units(self.vae.reconstruct(self._placed(rows)).flatten(1).cpu())
+
+    def _check_decoder(self, caller: str) -> None:
+        if not self.vae.has_decoder:
+            raise InputError(
+                f"{caller}: needs the likelihood of a VAE, whose mean fills the cells of a row, and this model is a "
+                "Pyro program; score, encode and sample work with it."
+            )
 
     def _check_encoder(self, caller: str, consequence: str) -> None:
         if not self.algorithm.trains_encoder:

@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Normal, TransformedDistribution
 
+from pyro_vae.distributions.kl import SiteBySite
 from pyro_vae.distributions.support import cells_of
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.random_streams import isolated
@@ -23,8 +24,8 @@ def centre(distribution: TorchDistribution) -> Tensor:
     """Returns a distribution's mean, or its mode in cells that have no mean.
 
     If a Normal is pushed through an elementwise bijection, the mean is computed by Gauss-Hermite quadrature. For any
-    other continuous distribution that implements neither mean nor mode (a flow, a hierarchy), it is computed from
-    1,000 draws; the global random stream stays unchanged.
+    other continuous distribution that implements neither mean nor mode (a flow, a hierarchy), and for the latents of a
+    program, it is computed from 1,000 draws; the global random stream stays unchanged.
 
     Arguments:
         distribution: Distribution of any batch shape.
@@ -121,7 +122,7 @@ def _statistic(distribution: TorchDistribution, name: str) -> Tensor | None:
 
 def _computable(distribution: TorchDistribution) -> bool:
     """Whether `_computed_moments` can compute the moments that a distribution does not implement."""
-    if isinstance(distribution, TransformedDistribution):
+    if isinstance(distribution, TransformedDistribution | SiteBySite):
         return True
     return not distribution.support.is_discrete and _statistic(distribution, "mode") is None
 
@@ -141,15 +142,20 @@ def _computed_moments(distribution: TorchDistribution) -> tuple[Tensor, Tensor, 
         return mean, (weight * (x - mean).square()).sum(0).sqrt(), None
     with isolated(0, "moments"), torch.no_grad():
         # Deviations from a first mean: squares of the draws themselves would lose a small variance in float32.
-        draws = distribution.sample((_CHUNK,))
+        draws = _numbers(distribution.sample((_CHUNK,)))
         first = draws.mean(0)
         total = square = torch.zeros(())
         for chunk in range(_CHUNKS):
-            deviation = (distribution.sample((_CHUNK,)) if chunk else draws) - first
+            deviation = (_numbers(distribution.sample((_CHUNK,))) if chunk else draws) - first
             total, square = total + deviation.sum(0), square + deviation.square().sum(0)
     size = _CHUNKS * _CHUNK
     variance = (square - total.square() / size).clamp_min(0) / (size - 1)
     return first + total / size, variance.sqrt(), variance / size
+
+
+def _numbers(draws: Tensor) -> Tensor:
+    """Draws of discrete sites alone are integers."""
+    return draws if draws.is_floating_point() else draws.to(torch.get_default_dtype())
 
 
 def _elementwise(transform: object) -> bool:

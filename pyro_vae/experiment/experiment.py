@@ -11,9 +11,11 @@ import torch
 from pydantic import (
     Field,
     NonNegativeInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
     WithJsonSchema,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from torch import nn
@@ -33,6 +35,7 @@ from pyro_vae.experiment.network import MOST, Size, code_allowed
 from pyro_vae.experiment.part import AnyPart, HierarchySpec
 from pyro_vae.experiment.place import Place, check_declared
 from pyro_vae.experiment.settings import Evaluation, Networks, TrainingSpec
+from pyro_vae.experiment.user_program import ProgramField, build_program, program_name, training_rows
 from pyro_vae.experiment.yaml_file import read_yaml, write_yaml
 from pyro_vae.vae.derived_posterior import unconstrained_shape
 from pyro_vae.vae.hierarchy import Reads
@@ -49,6 +52,8 @@ _SHAPE = {
 _LATENT = {"anyOf": [_SIZE, _SHAPE]}
 
 
+# Keys that declare a VAE, and have no place beside a program.
+_OF_A_VAE = ("cells", "covariates", "latent", "prior", "likelihood", "posterior", "networks", "parameter_prior")
 _MOST_SEEDS = 10_000
 # Number of errors of a file that are shown.
 _SHOWN = 10
@@ -57,6 +62,11 @@ _SHOWN = 10
 class Experiment(Strict):
     """All settings of a comparison, with defaults; see the README for an example file.
 
+    The model is the VAE that ``prior``, ``likelihood``, ``posterior`` and ``networks`` declare, or any Pyro model and
+    guide: ``program``, a function of the training data that returns a `Program`. A file names it as
+    ``my_module:make``. In Python it is the function itself, which is called under each seed, or a `Program`, which is
+    copied.
+
     Example:
         >>> experiment = Experiment.parse({"data": "digits", "latent": 2, "inference": ["aevb"]})
         >>> experiment.likelihood.family, experiment.training.epochs
@@ -64,6 +74,7 @@ class Experiment(Strict):
     """
 
     data: DataSpec = DataSpec(name="digits")
+    program: ProgramField = None
     cells: Size | None = None
     covariates: NonNegativeInt | None = None
     latent: Annotated[Any, WithJsonSchema(_LATENT)] = 8
@@ -124,6 +135,23 @@ class Experiment(Strict):
         return value if isinstance(value, list) else [value]
 
     @model_validator(mode="after")
+    def _one_model(self) -> Experiment:
+        """Refuses keys that declare a VAE beside a program."""
+        both = [f"`{key}`" for key in _OF_A_VAE if key in self.model_fields_set and self.program is not None]
+        if both:
+            raise ValueError(
+                f"{', '.join(both)}: declares a VAE, and `program: {program_name(self.program)}` is the whole model; "
+                f"leave {', '.join(both)} out, or `program`"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Writes no key of a VAE where there is a program."""
+        content: dict[str, Any] = handler(self)
+        return content if self.program is None else {k: v for k, v in content.items() if k not in _OF_A_VAE}
+
+    @model_validator(mode="after")
     def _latent_of_layers(self) -> Experiment:
         """Sets the number of latents to the total size of a hierarchy's layers."""
         if not isinstance(self.prior, HierarchySpec):
@@ -150,8 +178,8 @@ class Experiment(Strict):
         Arguments:
             content: The mapping.
             source: Name of the mapping in errors.
-            allow_code: Whether it may name the user's own networks (``module: my_package.nets.Encoder``), whose code
-                then runs.
+            allow_code: Whether it may name the user's own networks (``module: my_package.nets.Encoder``) and program
+                (``program: my_module:make``), whose code then runs.
 
         Raises:
             InputError: With one line for each mistake: the path in the file, the value and what is allowed.
@@ -239,7 +267,7 @@ class Experiment(Strict):
             data: Result of `load_data`.
         """
         likelihood = self.likelihood
-        if not isinstance(likelihood, DistributionSpec):
+        if self.program is not None or not isinstance(likelihood, DistributionSpec):
             return self
         totals = [x.sum(1).max() for x in (data.train, data.valid, data.test) if x is not None]
         total = torch.stack(totals).max()
@@ -248,15 +276,16 @@ class Experiment(Strict):
         return self.model_copy(update={"likelihood": likelihood.completed(int(total))})
 
     def load_data(self, progress: bool = False) -> Data:
-        """Returns the data, prepared for the likelihood's support.
+        """Returns the data, prepared for the likelihood's support; for a program, as real numbers.
 
         Raises:
             InputError: If the data cannot be found, read or used with the likelihood.
         """
         spec, likelihood = self.data, self.resolved().likelihood
+        support: Any = likelihood.supports if isinstance(likelihood, MixedSpec) else likelihood.support
         return loading.load(
             spec.name,
-            support=likelihood.supports if isinstance(likelihood, MixedSpec) else likelihood.support,
+            support=None if self.program is not None else support,
             binarisation=spec.binarisation,
             scaling=spec.scaling,
             missing=spec.missing,
@@ -270,17 +299,19 @@ class Experiment(Strict):
             progress=progress,
         )
 
-    def build(self, data: Data | None = None) -> VAE:
-        """Returns a new VAE, with parameters drawn from torch's global random stream.
+    def build(self, data: Data | None = None) -> Any:
+        """Returns a new `VAE`, or `Program`, with parameters drawn from torch's global random stream.
 
         Arguments:
             data: Result of `load_data`; by default the data are loaded.
 
         Raises:
             InputError: If the parts do not fit each other or the data, or ``cells`` or ``covariates`` are not those
-                of the data.
+                of the data; and if a program cannot be made.
         """
         data = self.load_data() if data is None else data
+        if self.program is not None:
+            return build_program(self.program, training_rows(data), data.scaling)
         complete = self.resolved().completed(data)
         vae = complete.assemble(data.train.shape[1], data.image_shape, len(data.train), data.context_features)
         fit_inputs(vae, data.train)

@@ -12,7 +12,8 @@ from torch import nn
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.experiment.choices import Strict
 from pyro_vae.experiment.encoder_input import EncoderInput
-from pyro_vae.experiment.user_network import accepts, build_user_network, check_path, code_allowed
+from pyro_vae.experiment.user_code import code_allowed
+from pyro_vae.experiment.user_network import accepts, build_user_network, check_path
 from pyro_vae.networks.activation import ACTIVATIONS
 from pyro_vae.networks.convolution import conv_decoder, conv_encoder
 from pyro_vae.networks.gated import gated_mlp

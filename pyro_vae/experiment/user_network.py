@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib
 import inspect
-import pkgutil
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -22,34 +18,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pyro_vae.errors import InputError, near_match, nearest
+from pyro_vae.experiment.user_code import check_allowed, imported, reason_of
 from pyro_vae.networks.specification import description_of
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
-
-_CODE_ALLOWED: ContextVar[bool] = ContextVar("pyro_vae_code_allowed", default=False)
-
-
-@contextmanager
-def code_allowed(allowed: bool = True) -> Iterator[None]:
-    """A block in which experiment files may name code, such as ``module: my_package.nets.Encoder``.
-
-    The permission is needed when a file is validated; a validated experiment can be built anywhere.
-
-    Arguments:
-        allowed: Whether to allow it; False keeps the permission of the outer block.
-
-    Example:
-        >>> from pyro_vae.experiment.network import NetworkSpec
-        >>> with code_allowed():
-        ...     spec = NetworkSpec(module="torch.nn.Linear", arguments={"out_features": 30})
-        >>> spec.build_encoder(64, None).out_features
-        30
-    """
-    token = _CODE_ALLOWED.set(allowed or _CODE_ALLOWED.get())
-    try:
-        yield
-    finally:
-        _CODE_ALLOWED.reset(token)
 
 
 def check_path(path: str) -> None:
@@ -57,11 +29,7 @@ def check_path(path: str) -> None:
     parts = path.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise InputError(f"`module` names a class by its import path, such as my_package.nets.Encoder; got `{path}`.")
-    if not _CODE_ALLOWED.get():
-        raise InputError(
-            f"`module: {path}` imports and runs code, which an experiment file may do only if it is allowed: pass "
-            "--allow-code on the console, or allow_code=True in Python, if you trust the file and that code."
-        )
+    check_allowed(f"module: {path}")
 
 
 def build_user_network(
@@ -85,7 +53,7 @@ def build_user_network(
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"`{path}` cannot be made: {_reason(error)}") from error
+        raise InputError(f"`{path}` cannot be made: {reason_of(error)}") from error
     _run_once(path, network, sizes["in_features"], expected)
     if description_of(network) is None:
         spec = {"module": path, **({"arguments": dict(arguments)} if arguments else {})}
@@ -102,7 +70,7 @@ def accepts(path: str, name: str) -> bool:
 def _find(path: str) -> type[nn.Module]:
     """Returns the class at an import path."""
     module_name, _, name = path.rpartition(".")
-    module = _import(module_name)
+    module = imported(module_name)
     if not hasattr(module, name):
         raise InputError(f"`{module_name}` has no `{name}`; {_offer(name, _networks(module))}")
     found = getattr(module, name)
@@ -125,31 +93,6 @@ def _offer(name: str, names: Iterable[str]) -> str:
     if nearest(name, names) is None and len(names) > 10:
         return f"it has {len(names)} nn.Module classes, none of a similar name."
     return near_match(name, names)
-
-
-def _import(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or name
-        if missing != name and not name.startswith(f"{missing}."):
-            raise InputError(f"`{name}` cannot be imported: it needs `{missing}`, which is not installed.") from error
-        near = nearest(missing, _siblings(missing))
-        raise InputError(
-            f"no module `{missing}`; " + (f"did you mean `{near}`? " if near else "") + "Install its package, or put "
-            "the folder that holds it on PYTHONPATH."
-        ) from error
-    except Exception as error:
-        raise InputError(f"`{name}` cannot be imported: {_reason(error)}") from error
-
-
-def _siblings(name: str) -> list[str]:
-    """Returns the modules in the same package as a missing one; without a package, all but the standard library's."""
-    parent = name.rpartition(".")[0]
-    folders = getattr(importlib.import_module(parent), "__path__", []) if parent else None
-    prefix = f"{parent}." if parent else ""
-    found = [prefix + module.name for module in pkgutil.iter_modules(folders)]
-    return [module for module in found if module not in sys.stdlib_module_names]
 
 
 def _signature(kind: type[nn.Module]) -> Mapping[str, inspect.Parameter]:
@@ -188,7 +131,7 @@ def _run_once(path: str, network: Any, in_features: int, expected: int | None) -
         with evaluating(network), stream:
             output = network(torch.zeros(2, in_features))
     except Exception as error:
-        raise InputError(f"`{path}` fails on {(2, in_features)}: {_reason(error)}") from error
+        raise InputError(f"`{path}` fails on {(2, in_features)}: {reason_of(error)}") from error
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"`{path}` maps {(2, in_features)} to {got}; expected a tensor (2, features).")
@@ -205,7 +148,3 @@ def _run_once(path: str, network: Any, in_features: int, expected: int | None) -
             f"`{path}` has the argument `num_parameters`, so it emits the parameters of the likelihood, map by map: "
             f"expected (2, {expected}) for an input of {(2, in_features)}, got {tuple(output.shape)}."
         )
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(".") + "."

@@ -20,7 +20,7 @@ from pyro_vae.vae.finite import check_finite
 from pyro_vae.vae.hierarchy import Reads
 from pyro_vae.vae.latent_variable_model import LatentVariableModel
 from pyro_vae.vae.named import DATUM, DRAW, Named
-from pyro_vae.vae.part import needs_posterior, start_at, starts_at_data
+from pyro_vae.vae.part import needs_posterior, start_at, starts_at_data, takes_offset
 
 
 class Densities(LatentVariableModel):
@@ -30,6 +30,16 @@ class Densities(LatentVariableModel):
     likelihood: nn.Module
     posterior: nn.Module
     event_shape: torch.Size
+
+    @property
+    def takes_offset(self) -> bool:
+        """Whether a parameter of the likelihood takes the offset of a batch."""
+        return takes_offset(self.likelihood)
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether p(x|z) is one distribution of all of x."""
+        return True
 
     @property
     def starts_at_data(self) -> bool:

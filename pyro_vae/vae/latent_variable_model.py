@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.statistics import Statistics
+from pyro_vae.errors import InputError
+from pyro_vae.runtime.modes import evaluating
 from pyro_vae.vae.finite import CellNames
 from pyro_vae.vae.named import Named
 
@@ -282,6 +284,64 @@ class LatentVariableModel(nn.Module):
     def log_likelihoods_of(self, z: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Returns the addends of log p(x|z) by name, in nats, shape ``(K, B)``; arguments as for `named_latents`."""
         raise NotImplementedError
+
+    # ------------------------------------------------------------------ what a trained model is used for
+
+    @property
+    def takes_offset(self) -> bool:
+        """Whether the model uses the offset of a batch, as far as is known."""
+        return True
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether p(x|z) is one distribution of all of x, which `decode` returns."""
+        return False
+
+    def encode(self, data: Any) -> TorchDistribution:
+        """Returns q(z|x), with ``batch_shape == (B,)``, computed in evaluation mode.
+
+        Arguments:
+            data: In any form that `check` takes. Masked cells of a VAE's data enter as 0.
+        """
+        batch = self.check(data)
+        with evaluating(self):
+            return self.posterior_given(batch)
+
+    def decode(self, z: Tensor, batch: Any = None) -> TorchDistribution:
+        """Returns p(x|z) at z of shape ``(..., *latent_shape)``; see `VAE.decode`.
+
+        Raises:
+            InputError: If the model has no decoder.
+        """
+        raise InputError(self._without_decoder("decode"))
+
+    def reconstruct(self, data: Any, num_samples: int | None = None) -> Tensor:
+        """Returns data encoded and decoded; see `VAE.reconstruct`.
+
+        Raises:
+            InputError: If the model has no decoder.
+        """
+        raise InputError(self._without_decoder("reconstruct"))
+
+    def _without_decoder(self, caller: str) -> str:
+        return (
+            f"{type(self).__name__}: {caller} needs a VAE, whose likelihood is one distribution of all of x given z; "
+            "`dreams` draws x from any model, and `encode` returns q(z|x)."
+        )
+
+    @torch.no_grad()
+    def generate(self, n: int, context: Any = None) -> Tensor:
+        """Returns n draws of x from the model, computed in evaluation mode.
+
+        Arguments:
+            n: Number of draws.
+            context: Their context, shape ``(n, C)``, where the model has one.
+        """
+        batch = self.blank(n)
+        if context is not None:
+            batch = batch._replace(context=torch.as_tensor(context).to(self.device, self.dtype))
+        with evaluating(self):
+            return self.dreams(self.check(batch))[1].x
 
     # ------------------------------------------------------------------ the Pyro programs
 

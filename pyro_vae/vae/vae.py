@@ -189,16 +189,6 @@ class VAE(Registered, Densities):
 
     # ------------------------------------------------------------------ densities of data in any form
 
-    def encode(self, data: DataLike) -> TorchDistribution:
-        """Returns q(z|x), with ``batch_shape == (B,)``, computed in evaluation mode.
-
-        Arguments:
-            data: Shape ``(B, *event_shape)``, in any form that `Batch.of` takes. Masked cells enter as 0.
-        """
-        batch = self.check(data)
-        with evaluating(self):
-            return self.posterior_given(batch)
-
     def decode(self, z: Tensor, batch: Tensor | Batch | None = None) -> TorchDistribution:
         """Returns p(x|z), computed in evaluation mode.
 

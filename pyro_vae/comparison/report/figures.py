@@ -86,13 +86,15 @@ def learning_curves(
     return png(figure)
 
 
-def kl_bars(kl: Mapping[str, ArrayLike], layers: Sequence[str] = ()) -> bytes:
+def kl_bars(kl: Mapping[str, ArrayLike], layers: Sequence[str] = (), kind: str = "layer") -> bytes:
     """Draws the KL of each latent dimension, in descending order, or of each layer, a panel for each algorithm.
 
     Arguments:
         kl: KL by algorithm, shape ``(seeds, L)`` or ``(L,)``, in nats; bars are means over seeds. Each seed is
             sorted by itself, because dimensions of different seeds are unrelated.
-        layers: Names of the L layers of a hierarchy, drawn in their order; empty for latent dimensions.
+        layers: Names of the L layers of a hierarchy, or of the L sites of a program, drawn in their order; empty for
+            latent dimensions.
+        kind: Word for a layer.
 
     Returns:
         A PNG, with at most 64 dimensions, those with the largest KL.
@@ -111,7 +113,7 @@ def kl_bars(kl: Mapping[str, ArrayLike], layers: Sequence[str] = ()) -> bytes:
         drawn[0].set_xticks(np.arange(1, most + 1), layers[:most])
     else:
         drawn[0].xaxis.set_major_locator(MaxNLocator(10, integer=True, min_n_ticks=1))
-    figure.supxlabel("layer" if layers else "latent dimension, by rank", fontsize=TEXT)
+    figure.supxlabel(kind if layers else "latent dimension, by rank", fontsize=TEXT)
     figure.supylabel("KL (nats)", fontsize=TEXT)
     return png(figure)
 

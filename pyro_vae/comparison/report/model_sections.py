@@ -15,20 +15,25 @@ from pyro_vae.comparison.report.samples import as_images, decode, draw, latent_g
 from pyro_vae.comparison.report.wording import count, enumerated
 from pyro_vae.comparison.run import Run
 from pyro_vae.datasets.data import Data
+from pyro_vae.errors import InputError
 from pyro_vae.evaluation.latent import LatentKL
 
 # Images drawn for each algorithm, the same for more than `_MANY` algorithms, images reconstructed, table rows drawn.
 _DRAWN, _DRAWN_OF_MANY, _MANY, _RECONSTRUCTED, _ROWS = 40, 20, 4, 10, 5000
 
+# A standard error in nats below this is rounding.
+_ROUNDING = 1e-6
+
 
 def model_sections(comparison: Comparison) -> list[Section]:
     """Returns the sections on the training and the models: curves, samples, reconstructions, latents."""
-    sections = [_curves(comparison)]
-    if comparison.data.image_shape is None:
-        sections.append(_marginals(comparison))
-    else:
-        sections += [_samples(comparison), _reconstructions(comparison)]
-    return [*sections, _latent(comparison)]
+    is_table = comparison.data.image_shape is None
+    try:
+        samples = _marginals(comparison) if is_table else _samples(comparison)
+    except InputError as error:  # of a program whose x cannot be drawn
+        samples = Section("samples", "Samples", f"Not shown: {error}")
+    rest = [] if is_table else [_reconstructions(comparison)]
+    return [_curves(comparison), samples, *rest, _latent(comparison)]
 
 
 def _curves(comparison: Comparison) -> Section:
@@ -71,13 +76,15 @@ def _samples(comparison: Comparison) -> Section:
         for what, x in shown
         if x is not None
     ]
-    text = "Draws of x from each algorithm's model of the first seed, with z drawn from the prior, "
-    text += "and the means of their likelihoods p(x|z)."
+    text = "Draws of x from each algorithm's model of the first seed, with z drawn from the prior"
+    text += "." if comparison.experiment.program is not None else ", and the means of their likelihoods p(x|z)."
     return Section("samples", "Samples", text, pictures, "pairs")
 
 
 def _reconstructions(comparison: Comparison) -> Section:
     data, pictures = comparison.data, []
+    if comparison.experiment.program is not None:
+        return Section("reconstructions", "Reconstructions", "Not shown: they need the likelihood of a VAE.")
     text = (
         "Test data (upper row) and their reconstructions by each algorithm's model of the first seed (lower row): the "
         "likelihood's centre at the posterior's centre."
@@ -132,30 +139,33 @@ def _latent(comparison: Comparison) -> Section:
         return Section("latent", "Latent dimensions", "The KL of the latents is not shown: no posterior is trained.")
     kl = {label: np.stack([run.kl.value.numpy() for run in comparison.runs_of(label)]) for label in trained}
     first = comparison.runs_of(trained[0])[0].kl
-    layers = () if first.names[0] == "z0" else first.names
+    is_program = comparison.experiment.program is not None
+    layers = first.names if is_program or first.names[0] != "z0" else ()
     ranked = {label: (values if layers else -np.sort(-values, axis=1)).mean(0)[:8] for label, values in kl.items()}
     numbers = [f"{label} {', '.join(f'{x:.2f}' for x in values)}" for label, values in ranked.items()]
-    text = f"{_kl_text(first, comparison.evaluated)} {_left_out(untrained)}".strip()
+    kind = "site" if is_program else "layer"
+    text = f"{_kl_text(first, comparison.evaluated, kind)} {_left_out(untrained)}".strip()
     if len(first.names) == 1:
         return Section("latent", "Latent dimensions", f"{text} {'; '.join(numbers)} nats.")
-    order = f"of the layers {enumerated(layers)}" if layers else "of each latent, greatest first,"
+    order = f"of the {kind}s {enumerated(layers)}" if layers else "of each latent, greatest first,"
     alt = f"Bar chart of the KL {order} in nats: {'; '.join(numbers)}"
-    title = "Latent layers" if layers else "Latent dimensions"
-    return Section("latent", title, text, [Picture(figures.kl_bars(kl, layers), alt)])
+    title = f"Latent {kind}s" if layers else "Latent dimensions"
+    return Section("latent", title, text, [Picture(figures.kl_bars(kl, layers, kind), alt)])
 
 
-def _kl_text(kl: LatentKL, over: str) -> str:
+def _kl_text(kl: LatentKL, over: str, kind: str) -> str:
     """The description of the KL that is shown, how it was computed, and over which data."""
-    how = (
-        "in closed form" if all(kl.analytic) else f"by Monte Carlo (standard error up to {kl.standard_error.max():.2g})"
-    )
+    exact = all(kl.analytic) or bool((kl.standard_error < _ROUNDING).all())  # a program's terms may not depend on draws
+    how = "in closed form" if exact else f"by Monte Carlo (standard error up to {kl.standard_error.max():.2g})"
+    if len(kl.names) == 1 and kind == "site":
+        return f"KL(q(z|x) ‖ p(z)) of the site {kl.names[0]}, mean over {over}, {how}."
     if len(kl.names) == 1:
         why = "prior or posterior does not factorise over dimensions"
         return f"KL(q(z|x) ‖ p(z)), mean over {over}, {how}; {why}."
-    if kl.names[0] != "z0":
+    if kind == "site" or kl.names[0] != "z0":
         return (
-            f"KL of each layer ({', '.join(kl.names)}) given those that it depends on, mean over {over}, {how}; "
-            "bars are means over seeds, and the sum is KL(q(z|x) ‖ p(z)). A layer with a KL of 0 is not used."
+            f"KL of each {kind} ({', '.join(kl.names)}) given those that it depends on, mean over {over}, {how}; "
+            f"bars are means over seeds, and the sum is KL(q(z|x) ‖ p(z)). A {kind} with a KL of 0 is not used."
         )
     return (
         f"KL(q(z|x) ‖ p(z)) of each latent dimension, mean over {over}, {how}, from the greatest to the least; "

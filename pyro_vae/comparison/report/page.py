@@ -16,6 +16,7 @@ from pyro_vae.comparison.report.model_sections import model_sections
 from pyro_vae.comparison.report.tables import data_phrase, difference_text, seeds_text, summary_text
 from pyro_vae.comparison.report.wording import count, enumerated, some_of
 from pyro_vae.datasets.data import Data
+from pyro_vae.experiment.user_program import program_name
 from pyro_vae.runtime.whole_file import write_whole
 
 # Largest number of algorithms that the heading names.
@@ -54,21 +55,31 @@ def _title(comparison: Comparison) -> str:
 
 
 def _sentence(comparison: Comparison) -> str:
-    """One sentence on the algorithms, the VAE and the data."""
+    """One sentence on the algorithms, the model and the data."""
     experiment, data = comparison.experiment, comparison.data
-    families = [f"{experiment.prior.title} prior", f"{experiment.likelihood.title} likelihood"]
-    if experiment.posterior is not None:
-        families.append(f"{experiment.posterior.title} posterior")
     training = experiment.training
     length = count(training.epochs, "epoch") if training.epochs is not None else count(training.steps or 0, "step")
-    latents = count(math.prod(experiment.latent_shape), "latent dimension")
     verb = "compared as inference algorithms for" if len(comparison.labels) > 1 else "used to train"
     return (
-        f"{enumerated(comparison.labels)} {verb} a variational autoencoder with "
-        f"{latents} ({', '.join(families)}): trained for {length} on the "
+        f"{enumerated(comparison.labels)} {verb} {_model(comparison)}: trained for {length} on the "
         f"{len(data.train)} training data of {data_phrase(comparison)}, under {count(len(experiment.seeds), 'seed')}, "
         f"and evaluated on {some_of(comparison.num_evaluated, comparison.num_test, drawn=True).removeprefix('all ')}."
     )
+
+
+def _model(comparison: Comparison) -> str:
+    """The VAE or the program in words."""
+    experiment = comparison.experiment
+    if experiment.program is not None:
+        model = comparison.runs[0].vae
+        sites = [site.name for site in (*model.sites, *model.shared_sites)]
+        latents = count(model.latent_shape.numel(), "latent dimension")
+        return f"the Pyro program {program_name(experiment.program)} with {latents} ({', '.join(sites)})"
+    families = [f"{experiment.prior.title} prior", f"{experiment.likelihood.title} likelihood"]
+    if experiment.posterior is not None:
+        families.append(f"{experiment.posterior.title} posterior")
+    latents = count(math.prod(experiment.latent_shape), "latent dimension")
+    return f"a variational autoencoder with {latents} ({', '.join(families)})"
 
 
 def _environment(environment: dict[str, Any]) -> list[tuple[str, str]]:

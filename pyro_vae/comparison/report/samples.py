@@ -25,17 +25,23 @@ _POINTS = 15
 
 @torch.no_grad()
 def draw(run: Run, n: int, data: Data) -> tuple[Tensor, Tensor | None]:
-    """Returns draws of x and the likelihood's centre, on the CPU; contexts are those of the training rows, in turn."""
-    with isolated(run.seed), evaluating(run.vae):
-        x, context = run.vae.probe_batch().x, data.context_of(n)
-        batch = Batch(x.new_zeros(n, *x.shape[1:]), None if context is None else context.to(x.device, x.dtype))
-        prior = run.vae.prior_given(batch)
-        x_given_z = run.vae.decode(prior.sample() if prior.batch_shape else prior.sample((n,)), batch)
-        draws = x_given_z.sample().cpu()
+    """Returns draws of x, and the likelihood's centre where there is one, on the CPU.
+
+    Contexts are those of the training rows, in turn.
+
+    Raises:
+        InputError: If the model is a program whose x cannot be drawn; see `LatentVariableModel.dreams`.
+    """
+    model, context = run.vae.at_globals(run.seed), data.context_of(n)
+    with isolated(run.seed), evaluating(model):
+        batch = model.blank(n, context)
+        if context is not None:
+            batch = batch._replace(context=context.to(model.device, model.dtype))
+        z, dreamt = model.dreams(batch)
         try:
-            return draws, centre(x_given_z).cpu()
+            return dreamt.x.cpu(), centre(model.decode(z, batch)).cpu()
         except InputError:
-            return draws, None
+            return dreamt.x.cpu(), None
 
 
 def reconstruct(run: Run, batch: Batch) -> Tensor | None:
@@ -60,7 +66,7 @@ def decode(vae: VAE, z: Tensor) -> Tensor | None:
 @torch.no_grad()
 def latent_grid(vae: VAE) -> tuple[Tensor, Tensor, bool] | None:
     """Returns the grid's z₁ and z₂, and whether the prior is the unit Gaussian; None if there is no such grid."""
-    if tuple(vae.latent_shape) != (2,) or vae.context_features:
+    if tuple(vae.latent_shape) != (2,) or vae.context_features or not vae.has_decoder:
         return None
     probability = (torch.arange(_POINTS) + 0.5) / _POINTS
     with isolated(0), evaluating(vae):
