@@ -145,7 +145,10 @@ def code_record(program: Any) -> dict[str, str]:
 def _found(name: str) -> Callable[[Any], Any]:
     """Returns the function with a name such as ``my_module:make``."""
     module_name, _, path = name.partition(":")
-    found: Any = imported(module_name)
+    try:
+        found: Any = imported(module_name)
+    except InputError as error:
+        raise InputError(f"program: {error}") from error
     for part in path.split("."):
         if not hasattr(found, part):
             where = module_name if isinstance(found, ModuleType) else type(found).__name__
