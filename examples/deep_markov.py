@@ -1,7 +1,8 @@
 r"""A deep Markov model of sequences of different lengths.
 
 .. math:: z_t | z_{t-1} \sim N(\mathrm{transition}(z_{t-1})), \qquad
-    x_t | z_t \sim \mathrm{Bernoulli}(\mathrm{emitter}(z_t)), \qquad q(z_t | z_{t-1}, x_{t:T}) = N(\mathrm{combiner}(z_{t-1}, h_t))
+    x_t | z_t \sim \mathrm{Bernoulli}(\mathrm{emitter}(z_t)), \qquad
+    q(z_t | z_{t-1}, x_{t:T}) = N(\mathrm{combiner}(z_{t-1}, h_t))
 
 A recurrent network reads a sequence from its end; h_t knows what comes after t. A mask leaves out the steps behind a
 sequence's end, in the model and in the guide. IWAE, log p(x) and k-hat weigh each sequence by itself.

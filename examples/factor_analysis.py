@@ -76,7 +76,9 @@ def main(steps: int = 1000, sizes: tuple[int, ...] = (30, 300)) -> dict[int, tup
         value = log_marginal(program, test[n:], num_samples=20).value
         scale = float(program.guide_parameters["scale"].detach().mean())
         found[n] = (value, exact(test[n:], loadings), scale)
-        print(f"{n} data: log p(x | W) {value:.2f} at a draw of W, {found[n][1]:.2f} at the true one; scale {scale:.3f}")
+        print(
+            f"{n} data: log p(x | W) {value:.2f} at a draw of W, {found[n][1]:.2f} at the true one; scale {scale:.3f}"
+        )
     return found
 
 
