@@ -1,7 +1,7 @@
 r"""Five Pyro programs with their data, as Pyro's users write them, for `benchmarks.programs`.
 
 * ``vae``: the variational autoencoder of Pyro's tutorial, 784-400-50.
-* ``markov``: the deep Markov model of Pyro's tutorial, smaller: ragged sequences of up to 12 steps under a mask, a gated
+* ``markov``: the deep Markov model of Pyro's tutorial, smaller: ragged sequences of 5 to 10 steps under a mask, a gated
   transition, and a guide that reads a sequence backwards by a GRU cell.
 * ``modalities``: a Bernoulli image and a Normal vector given one z, in two PyroModules.
 * ``factors``: factor analysis with a Normal posterior over the loadings, which all data share.
@@ -152,7 +152,7 @@ class DeepMarkovModel(nn.Module):
 
 def markov(rows: int, subsampled: bool) -> Written:
     """Returns the deep Markov model; see `PROGRAMS`."""
-    length, features = 12, 88
+    length, features = 10, 88
     program = DeepMarkovModel(features, latent=16, hidden=64)
     mask = torch.arange(length) < torch.randint(length // 2, length + 1, (rows, 1))
     x = images(rows * length, features).reshape(rows, length, features) * mask[..., None]

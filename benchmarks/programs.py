@@ -102,7 +102,7 @@ class Ours:
     """
 
     def __init__(self, program: Written, batch: int, compile: bool) -> None:
-        self.model = Program(program.model, program.guide, program.rows(slice(0, 3)), size=program.size)
+        self.model: Any = Program(program.model, program.guide, program.rows(slice(0, 3)), size=program.size)
         training = Training(self._adam, steps=10**9, batch_size=batch, compile=compile)
         self.loop = prepared([self.model], program.data, [AEVB()], training, [0])
         self.loop.open()
@@ -144,14 +144,13 @@ class Ours:
 Contender = PyroSVI | Ours
 
 
-def contenders(name: str, rows: int, batch: int) -> dict[str, Contender]:
-    """Returns the contenders of a program, each with its own weights."""
-    return {
-        "pyro": PyroSVI(written(name, rows, subsampled=True), batch),
-        "pyro-validated": PyroSVI(written(name, rows, subsampled=True), batch, validated=True),
-        "eager": Ours(written(name, rows), batch, compile=False),
-        "compiled": Ours(written(name, rows), batch, compile=True),
-    }
+CONTENDERS: dict[str, Callable[[str, int, int], Contender]] = {
+    "pyro": lambda name, rows, batch: PyroSVI(written(name, rows, subsampled=True), batch),
+    "pyro-validated": lambda name, rows, batch: PyroSVI(written(name, rows, subsampled=True), batch, validated=True),
+    "eager": lambda name, rows, batch: Ours(written(name, rows), batch, compile=False),
+    "compiled": lambda name, rows, batch: Ours(written(name, rows), batch, compile=True),
+}
+"""Makes each contender, with weights of its own, of a program's name, N, and the number of data in a minibatch."""
 
 
 def compared(taking_part: dict[str, Contender], program: Written, batch: int) -> dict[str, list[float]]:
@@ -187,7 +186,8 @@ def turns(taking_part: dict[str, Contender], given: argparse.Namespace) -> dict[
 
 def case(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """Compares and times all contenders on one program."""
-    program, taking_part = written(name, given.rows), contenders(name, given.rows, given.batch)
+    program = written(name, given.rows)
+    taking_part = {each: make(name, given.rows, given.batch) for each, make in CONTENDERS.items()}
     with isolated(0, "epochs"):
         losses = compared(taking_part, program, given.batch)
         found = turns(taking_part, given)
