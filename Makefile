@@ -43,6 +43,7 @@ bench: $(READY)  ## The benchmarks behind the README's figures; pythae and NumPy
 	$(RUN) -m benchmarks.priors
 	$(RUN) -m benchmarks.counts
 	$(RUN) -m benchmarks.step_time
+	$(RUN) -m benchmarks.programs
 	$(RUN) -m benchmarks.compare_inference
 
 startup: $(READY)  ## CPU seconds of `import pyro_vae` and of `pyro-vae --help`.

@@ -102,9 +102,10 @@ class Ours:
     """
 
     def __init__(self, program: Written, batch: int, compile: bool) -> None:
-        self.model: Any = Program(program.model, program.guide, program.rows(slice(0, 3)), size=program.size)
+        self.model = Program(program.model, program.guide, program.rows(slice(0, 3)), size=program.size)
         training = Training(self._adam, steps=10**9, batch_size=batch, compile=compile)
-        self.loop = prepared([self.model], program.data, [AEVB()], training, [0])
+        models: Any = [self.model]  # `prepared` says VAE
+        self.loop = prepared(models, program.data, [AEVB()], training, [0])
         self.loop.open()
 
     @staticmethod
