@@ -23,7 +23,7 @@ from pyro_vae.inference.latents import Latents
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 Schedule = Literal["linear", "sigmoid"]
 
@@ -39,7 +39,7 @@ _DELTA = 4.0
 
 @of_a_vae
 def annealed_importance_sampling(
-    vae: VAE,
+    vae: LatentVariableModel,
     data: DataLike,
     temperatures: int = 1000,
     chains: int = 16,
@@ -120,7 +120,7 @@ def annealed_importance_sampling(
     return annealing.estimate(sweeps, seed=seed)
 
 
-def slices(size: int, rows: int, vae: VAE) -> Iterator[slice]:
+def slices(size: int, rows: int, vae: LatentVariableModel) -> Iterator[slice]:
     """Yields slices of ``size`` data, each with at most `_ROWS` chains, for ``rows`` chains for each datum.
 
     Wide data have fewer at once; see `rows_at_once`.
@@ -136,7 +136,7 @@ class Share(NamedTuple):
     rest: bool
 
 
-def parts(size: int, rows: int, vae: VAE) -> Iterator[tuple[slice, Share]]:
+def parts(size: int, rows: int, vae: LatentVariableModel) -> Iterator[tuple[slice, Share]]:
     """Yields `slices`, each with its `Share`."""
     every = list(slices(size, rows, vae))
     sizes = [part.stop - part.start for part in every]
@@ -280,7 +280,7 @@ class Annealing:
             betas = (betas - betas[0]) / (betas[-1] - betas[0])
         return betas.tolist()
 
-    def path(self, vae: VAE, batch: Batch, share: Share) -> Path:
+    def path(self, vae: LatentVariableModel, batch: Batch, share: Share) -> Path:
         """Returns the path of a batch, with step sizes from a pilot run."""
         return Path(Latents(vae, batch, self.caller), self.start, self.num_leapfrog, share)
 

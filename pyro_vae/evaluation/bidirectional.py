@@ -18,7 +18,7 @@ from pyro_vae.inference.hmc import Start
 from pyro_vae.inference.latents import Latents
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 # Number of transitions that make the chains of a pair independent of its exact z.
 _MIXING = 50
@@ -59,7 +59,7 @@ class Sandwich:
 
 @of_a_vae
 def bidirectional_monte_carlo(
-    vae: VAE,
+    vae: LatentVariableModel,
     n: int,
     temperatures: int = 1000,
     chains: int = 16,
@@ -140,7 +140,7 @@ def bidirectional_monte_carlo(
     return Sandwich(annealing.estimate(forward, seed=seed), annealing.estimate(reverse, sign=-1, seed=seed), x, z)
 
 
-def _check(vae: VAE, n: int, context: Tensor | None) -> None:
+def _check(vae: LatentVariableModel, n: int, context: Tensor | None) -> None:
     check_at_least("bidirectional_monte_carlo", {"n": n}, {"n": 1})
     given, expected = None if context is None else tuple(context.shape), (n, vae.context_features)
     if given != (expected if vae.context_features else None):

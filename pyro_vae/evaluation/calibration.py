@@ -14,7 +14,7 @@ from pyro_vae.evaluation.data import of_a_vae, rows_at_once
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 # Largest number of draws of z in memory at once.
 _ROWS = 20_000
@@ -56,7 +56,7 @@ class Calibration:
 @of_a_vae
 @torch.no_grad()
 def simulation_based_calibration(
-    vae: VAE,
+    vae: LatentVariableModel,
     n: int = 1000,
     num_draws: int = 99,
     *,
@@ -108,7 +108,7 @@ def simulation_based_calibration(
     return Calibration(joined, num_draws, points, ecdf, lower, upper, level)
 
 
-def _check(vae: VAE, n: int, num_draws: int, level: float, context: Tensor | None) -> None:
+def _check(vae: LatentVariableModel, n: int, num_draws: int, level: float, context: Tensor | None) -> None:
     for name, value in (("n", n), ("num_draws", num_draws)):
         if not isinstance(value, int) or value < 1:
             raise InputError(f"simulation_based_calibration: `{name}` is a positive integer, got `{value!r}`.")
@@ -124,7 +124,7 @@ def _check(vae: VAE, n: int, num_draws: int, level: float, context: Tensor | Non
         )
 
 
-def _ranks(vae: VAE, n: int, num_draws: int, context: Tensor | None) -> Tensor:
+def _ranks(vae: LatentVariableModel, n: int, num_draws: int, context: Tensor | None) -> Tensor:
     """Returns ranks of n simulated latents, shape ``(n, L)``."""
     z, dreams = vae.dreams(vae.blank(n, context))
     draws = vae.posterior_given(dreams).sample((num_draws,))

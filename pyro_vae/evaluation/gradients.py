@@ -18,7 +18,7 @@ from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.modes import evaluating, switched
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 # A variance below this share of the squared norm counts as rounding error.
 _ROUNDING = 1e-12
@@ -49,7 +49,7 @@ class GradientNoise:
 
 @of_a_vae
 def gradient_variance(
-    vae: VAE,
+    vae: LatentVariableModel,
     data: DataLike,
     algorithms: Mapping[str, Inference],
     num_draws: int = 100,
@@ -100,7 +100,7 @@ def gradient_variance(
     return result
 
 
-def _gradient(vae: VAE, algorithm: Inference, batch: Batch) -> dict[str, Tensor]:
+def _gradient(vae: LatentVariableModel, algorithm: Inference, batch: Batch) -> dict[str, Tensor]:
     """Returns the gradient of one step for each group that moves, as one vector."""
     sums: dict[str, Tensor] = {}
     times: dict[str, int] = {}

@@ -22,7 +22,7 @@ from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 # Number of rows of x (samples x data) whose z are drawn at once: on a CPU few, elsewhere many, so that the kernels'
 # launch times do not matter. The draws of a seed depend on it.
@@ -42,7 +42,7 @@ _LARGEST_BLOCK = 2**25 - 2**16
 @of_a_vae
 @torch.no_grad()
 def log_marginal(
-    vae: VAE,
+    vae: LatentVariableModel,
     data: DataLike,
     num_samples: int = 5000,
     *,
@@ -105,7 +105,7 @@ def log_marginal(
 @of_a_vae
 @torch.no_grad()
 def elbo(
-    vae: VAE,
+    vae: LatentVariableModel,
     data: DataLike,
     num_samples: int = 10,
     *,
@@ -140,7 +140,7 @@ def elbo(
 
 
 def _log_weights(
-    vae: VAE, batch: Batch, num_samples: int, seed: int, compile: Mode, progress: str | None
+    vae: LatentVariableModel, batch: Batch, num_samples: int, seed: int, compile: Mode, progress: str | None
 ) -> Iterator[Tensor]:
     """Yields log weights for each chunk of the data, shape ``(S, data of the chunk)``, in float64."""
     rows = _ROWS.get(vae.device.type, _ROWS_ELSEWHERE)
@@ -156,7 +156,7 @@ def _log_weights(
             yield torch.cat(list(_blocks(vae, part, num_samples, most, compiled=part.size == size)))
 
 
-def _blocks(vae: VAE, batch: Batch, num_samples: int, at_once: int, compiled: bool) -> Iterator[Tensor]:
+def _blocks(vae: LatentVariableModel, batch: Batch, num_samples: int, at_once: int, compiled: bool) -> Iterator[Tensor]:
     """Yields log weights in blocks of samples, as `VAE.log_weights_of`, with one pass through the encoder for all."""
     decoded = _samples_decoded(vae, batch)
     q, p, validation = vae.posterior_given(batch), vae.prior_given(batch), pyro.distributions.is_validation_enabled()
@@ -171,14 +171,19 @@ def _blocks(vae: VAE, batch: Batch, num_samples: int, at_once: int, compiled: bo
         yield log_w.double()
 
 
-def _log_weights_of_block(vae: VAE, fields: tuple[Tensor, ...], n: int) -> Tensor:
+def _log_weights_of_block(vae: LatentVariableModel, fields: tuple[Tensor, ...], n: int) -> Tensor:
     """Returns the log weights of n samples of each datum, as a function of tensors and the VAE only."""
     batch = Batch(*fields)
     return _weighed(vae, batch, vae.posterior_given(batch), vae.prior_given(batch), n)
 
 
 def _weighed(
-    vae: VAE, batch: Batch, q: TorchDistribution, p: TorchDistribution, n: int, decoded: int | None = None
+    vae: LatentVariableModel,
+    batch: Batch,
+    q: TorchDistribution,
+    p: TorchDistribution,
+    n: int,
+    decoded: int | None = None,
 ) -> Tensor:
     """Returns the log weights of n samples of each datum, of which ``decoded`` pass the decoder at once (None: all)."""
     z = q.rsample((n,)) if q.has_rsample else q.sample((n,))
@@ -190,12 +195,12 @@ def _weighed(
     return log_w
 
 
-def _log_likelihood_of_piece(vae: VAE, fields: tuple[Tensor, ...], z: Tensor) -> Tensor:
+def _log_likelihood_of_piece(vae: LatentVariableModel, fields: tuple[Tensor, ...], z: Tensor) -> Tensor:
     """Returns log p(x|z) of some samples of each datum, as a function of tensors and the VAE only."""
     return vae.log_likelihood_of(z, Batch(*fields))
 
 
-def _samples_decoded(vae: VAE, batch: Batch) -> int:
+def _samples_decoded(vae: LatentVariableModel, batch: Batch) -> int:
     """Returns how many samples of each datum of a batch pass the decoder at once."""
     size_of_all = max(1, sum(tensor.numel() for tensor in pytree.tree_leaves(batch.x)) * vae.dtype.itemsize)
     return max(1, _BYTES.get(vae.device.type, _BYTES_ELSEWHERE) // size_of_all)

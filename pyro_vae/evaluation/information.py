@@ -21,7 +21,7 @@ from pyro_vae.evaluation.prior_at_draws import PriorAtDraws
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 # Largest numbers of particles (samples x data) that are decoded, and of pairs (particle, datum) compared, at once.
 _ROWS, _PAIRS = 20_000, 200_000
@@ -78,7 +78,7 @@ class AggregatePosterior:
 @of_a_vae
 @torch.no_grad()
 def rate_distortion(
-    vae: VAE, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
+    vae: LatentVariableModel, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
 ) -> RateDistortion:
     r"""Returns rate and distortion; the ELBO is minus their sum.
 
@@ -125,7 +125,7 @@ def rate_distortion(
 @of_a_vae
 @torch.no_grad()
 def mutual_information(
-    vae: VAE, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
+    vae: LatentVariableModel, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
 ) -> Estimate:
     r"""Returns the mutual information between the latents and the index of the datum.
 
@@ -161,7 +161,7 @@ def mutual_information(
 @of_a_vae
 @torch.no_grad()
 def aggregate_posterior(
-    vae: VAE, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
+    vae: LatentVariableModel, data: DataLike, num_samples: int = 10, *, seed: int = 0, progress: bool = False
 ) -> AggregatePosterior:
     r"""Returns the mixture of the data's posteriors, and its KL divergence from the prior.
 
@@ -208,7 +208,7 @@ def _check(caller: str, num_samples: int) -> None:
         raise InputError(f"{caller}: `num_samples` is a positive integer, got `{num_samples!r}`.")
 
 
-def _parts(vae: VAE, batch: Batch, title: str | None = None) -> Iterator[Batch]:
+def _parts(vae: LatentVariableModel, batch: Batch, title: str | None = None) -> Iterator[Batch]:
     """Yields the data in parts, on the VAE's device."""
     for start in tracked(range(0, batch.size, _DATA), title):
         yield batch.select(slice(start, start + _DATA)).to(vae.device, vae.dtype)
@@ -221,7 +221,7 @@ def _blocks(total: int, largest: int) -> Iterator[int]:
 
 
 def _terms(
-    vae: VAE, data: DataLike, num_samples: int, seed: int, progress: bool
+    vae: LatentVariableModel, data: DataLike, num_samples: int, seed: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields log q(z|x), log q(z) and log p(z) at draws from q(z|x), ``(S, part of the data)`` each, in float64."""
     batch = evaluated("aggregate_posterior", vae, data)
@@ -261,7 +261,7 @@ def _log_mixture(posteriors: list[TorchDistribution], origin: TorchDistribution,
     return torch.cat(values)
 
 
-def _moments(vae: VAE, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+def _moments(vae: LatentVariableModel, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Returns mean and variance of the latents over all data, and the share of the variance between the data."""
     with evaluating(vae):
         posteriors = [vae.posterior_given(part) for part in _parts(vae, batch)]

@@ -19,22 +19,22 @@ from pyro_vae.evaluation.intervals import finite_or_none
 from pyro_vae.evaluation.prior_at_draws import PriorAtDraws
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 from pyro_vae.vae.part import blocks_of
-from pyro_vae.vae.vae import VAE
 
 _CHUNK = 10_000
 
 
 @of_a_vae
 @torch.no_grad()
-def posterior_means(vae: VAE, data: DataLike) -> Tensor:
+def posterior_means(vae: LatentVariableModel, data: DataLike) -> Tensor:
     """Returns the mean of q(z|x) of each datum, shape ``(N, *latent_shape)``; see `centre`."""
     return _means_and_error("posterior_means", vae, data)[0]
 
 
 @of_a_vae
 @torch.no_grad()
-def active_units(vae: VAE, data: DataLike, threshold: float = 0.01) -> Tensor:
+def active_units(vae: LatentVariableModel, data: DataLike, threshold: float = 0.01) -> Tensor:
     r"""Returns which latent dimensions are active: :math:`\mathrm{Var}_x(E_{q(z|x)}[z_j])` above a threshold.
 
     Where the means are computed from draws (a flow, a hierarchy), the variance of their Monte Carlo error is
@@ -56,7 +56,7 @@ def active_units(vae: VAE, data: DataLike, threshold: float = 0.01) -> Tensor:
     return means.var(0) - error > threshold
 
 
-def _means_and_error(caller: str, vae: VAE, data: DataLike) -> tuple[Tensor, Tensor]:
+def _means_and_error(caller: str, vae: LatentVariableModel, data: DataLike) -> tuple[Tensor, Tensor]:
     """Returns the means of q(z|x), ``(N, *latent_shape)``, and the variance of their Monte Carlo error over data."""
     batch = evaluated(caller, vae, data, weighted=True)
     means, errors = [], []
@@ -71,7 +71,9 @@ def _means_and_error(caller: str, vae: VAE, data: DataLike) -> tuple[Tensor, Ten
 
 @of_a_vae
 @torch.no_grad()
-def kl_per_dimension(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: int = 0) -> Tensor | None:
+def kl_per_dimension(
+    vae: LatentVariableModel, data: DataLike, num_samples: int = 100, *, seed: int = 0
+) -> Tensor | None:
     r"""Returns the mean over data of :math:`\mathrm{KL}(q(z_j|x) \| p(z_j))` for each latent dimension, in nats.
 
     It is exact if there is a closed form, else a Monte Carlo estimate.
@@ -141,7 +143,7 @@ class LatentKL:
 
 @of_a_vae
 @torch.no_grad()
-def latent_kl(vae: VAE, data: DataLike, num_samples: int = 100, *, seed: int = 0) -> LatentKL:
+def latent_kl(vae: LatentVariableModel, data: DataLike, num_samples: int = 100, *, seed: int = 0) -> LatentKL:
     r"""Returns the KL of each latent, computed in closed form or by Monte Carlo.
 
     For a layer of a hierarchy it is :math:`E_q[\log q(z_l | z_{pa(l)}, x) - \log p(z_l | z_{pa(l)})]`; the sum over

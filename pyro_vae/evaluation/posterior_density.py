@@ -23,7 +23,7 @@ from pyro_vae.inference.latents import Latents
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.progress import tracked
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 _CALLER = "posterior_density_estimator"
 # With this many latent dimensions or more, the estimator is not reliable.
@@ -38,7 +38,7 @@ _LEAST = 0.5
 
 @of_a_vae
 def posterior_density_estimator(
-    vae: VAE,
+    vae: LatentVariableModel,
     data: DataLike,
     num_samples: int = 1000,
     *,
@@ -136,7 +136,7 @@ def posterior_density_estimator(
     )
 
 
-def _check(vae: VAE, given: dict[str, int]) -> None:
+def _check(vae: LatentVariableModel, given: dict[str, int]) -> None:
     check_at_least(_CALLER, given, {"num_samples": 1, "chains": 2, "burn_in": 1, "num_leapfrog": 1})
     size = Latents(vae, vae.probe_batch(), _CALLER).shape.numel()
     if size >= _DIMENSIONS:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.pushed import Pushed
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class PriorAtDraws:
@@ -24,7 +24,7 @@ class PriorAtDraws:
         vae: The VAE. It is copied if its posterior is pushed and its parameters are not float64.
     """
 
-    def __init__(self, vae: VAE) -> None:
+    def __init__(self, vae: LatentVariableModel) -> None:
         self.vae, self._precise = vae, vae if vae.dtype == torch.float64 else None
 
     def log_prob(self, batch: Batch, q: TorchDistribution, z: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pyro.infer import Trace_ELBO
 from pyro_vae.batch import Batch
 from pyro_vae.inference.interface import Inference, Loss, check_count
 from pyro_vae.inference.requirements import PATHWISE
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class AEVB(Inference):
@@ -38,7 +38,7 @@ class AEVB(Inference):
         super().__init__()
         self.num_particles = check_count("AEVB", "num_particles", num_particles)
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the ELBO; see `Loss`."""
         if vae.enumerated_sites:  # Trace_ELBO sums over no site
             bound = batch.mean(vae.log_weights_of(batch, self.num_particles).mean(0))

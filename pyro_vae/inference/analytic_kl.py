@@ -8,7 +8,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.distributions.kl import kl
 from pyro_vae.inference.interface import Inference, Loss, check_count
 from pyro_vae.inference.requirements import PATHWISE, closed_form_kl
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class AnalyticKL(Inference):
@@ -38,7 +38,7 @@ class AnalyticKL(Inference):
         super().__init__()
         self.num_particles = check_count("AnalyticKL", "num_particles", num_particles)
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the ELBO; see `Loss`."""
         q = vae.posterior_given(batch)
         z = q.rsample((self.num_particles,))

@@ -15,7 +15,7 @@ from pyro_vae.errors import InputError
 from pyro_vae.inference.interface import Inference, Loss, Phase
 from pyro_vae.inference.requirements import PATHWISE
 from pyro_vae.runtime.modes import evaluating
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class Autoencoder(Inference):
@@ -45,7 +45,7 @@ class Autoencoder(Inference):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(self._reconstruct, frozenset({"likelihood", "phi"})),)
 
-    def check(self, vae: VAE) -> None:
+    def check(self, vae: LatentVariableModel) -> None:
         """Raises an `InputError` if it cannot train this VAE; the posterior's mean must have a gradient."""
         super().check(vae)
         with evaluating(vae), torch.enable_grad():
@@ -58,7 +58,7 @@ class Autoencoder(Inference):
                     "Normal, or aevb."
                 )
 
-    def _reconstruct(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
+    def _reconstruct(self, vae: LatentVariableModel, batch: Batch, carry: Any) -> tuple[Loss, Any]:
         q = vae.posterior_given(batch)
         value = -batch.mean(vae.log_likelihood_of(_point(q), batch)) - vae.log_parameter_prior_per_datum()
         return Loss(value), None

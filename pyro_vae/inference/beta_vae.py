@@ -12,7 +12,7 @@ from pyro_vae.distributions.kl import kl
 from pyro_vae.errors import InputError
 from pyro_vae.inference.interface import Inference, Loss, check_count, check_number
 from pyro_vae.inference.requirements import PATHWISE
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class BetaVAE(Inference):
@@ -66,7 +66,7 @@ class BetaVAE(Inference):
         """Whether the weight of the KL still rises."""
         return float(self.steps) < self.warmup
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the weighted ELBO, and the true one as bound; see `Loss`."""
         q = vae.posterior_given(batch)
         z = q.rsample((self.num_particles,))

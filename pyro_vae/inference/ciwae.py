@@ -8,7 +8,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.inference.interface import Inference, Loss, check_count, check_number
 from pyro_vae.inference.requirements import PATHWISE
 from pyro_vae.inference.weights import log_mean_exp
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class CIWAE(Inference):
@@ -39,7 +39,7 @@ class CIWAE(Inference):
         self.num_particles = check_count("CIWAE", "num_particles", num_particles)
         self.beta = check_number("CIWAE", "beta", beta, 0.0, 1.0)
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the mixed bound; see `Loss`."""
         log_weights = vae.log_weights_of(batch, self.num_particles)
         bound = batch.mean(self.beta * log_weights.mean(0) + (1 - self.beta) * log_mean_exp(log_weights))

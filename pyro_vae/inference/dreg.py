@@ -9,7 +9,7 @@ from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.inference.interface import Inference, Loss, check_count, surrogate
 from pyro_vae.inference.requirements import PATHWISE
 from pyro_vae.inference.weights import log_mean_exp, path_log_prob, root_of
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class DReG(Inference):
@@ -44,7 +44,7 @@ class DReG(Inference):
         super().__init__()
         self.num_particles = check_count("DReG", "num_particles", num_particles)
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the bound; see `Loss`."""
         q = vae.posterior_given(batch)
         z = q.rsample((self.num_particles,))

@@ -8,7 +8,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.distributions.enumeration import latent_values
 from pyro_vae.inference.interface import Inference, Loss
 from pyro_vae.inference.requirements import enumerable_latents
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class Enumeration(Inference):
@@ -29,7 +29,7 @@ class Enumeration(Inference):
     name: ClassVar[str] = "enumeration"
     needs = (enumerable_latents,)
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the ELBO; see `Loss`."""
         q = vae.posterior_given(batch)
         z = latent_values(q, "Enumeration")

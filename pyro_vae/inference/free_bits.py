@@ -11,7 +11,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.distributions.kl import kl_of_dimensions
 from pyro_vae.inference.interface import Inference, Loss, check_count, check_number
 from pyro_vae.inference.requirements import PATHWISE, independent_latents
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class FreeBits(Inference):
@@ -47,7 +47,7 @@ class FreeBits(Inference):
         self.register_buffer("held", torch.zeros(()))
         self.held: Tensor
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the objective, and the true ELBO as bound; see `Loss`."""
         q = vae.posterior_given(batch)
         z = q.rsample((self.num_particles,))

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_vae.batch import Batch
 from pyro_vae.engine.compilation.routine import repeated, routine
 from pyro_vae.inference.latents import Latents
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 LogDensity = Callable[[Tensor], Tensor]
 Start = Literal["prior", "encoder"]
@@ -139,7 +139,7 @@ class Tempered:
 
 
 def _leapfrog_step(
-    vae: VAE,
+    vae: LatentVariableModel,
     u: Tensor,
     momentum: Tensor,
     drift: Tensor,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vae.batch import Batch, DataLike
 from pyro_vae.errors import InputError, near_match
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class Loss(NamedTuple):
@@ -37,7 +37,7 @@ class Phase(NamedTuple):
             alone), ``"phi"`` (inference) and ``"own"`` (the algorithm's).
     """
 
-    compute: Callable[[VAE, Batch, Any], tuple[Loss, Any]]
+    compute: Callable[[LatentVariableModel, Batch, Any], tuple[Loss, Any]]
     moves: frozenset[str]
 
 
@@ -76,7 +76,7 @@ class Inference(nn.Module):
     """
 
     name: ClassVar[str] = "unnamed"
-    needs: ClassVar[tuple[Callable[[str, VAE], None], ...]] = ()
+    needs: ClassVar[tuple[Callable[[str, LatentVariableModel], None], ...]] = ()
     trains_posterior: ClassVar[bool] = True
     trains_prior: ClassVar[bool] = True
     trains_globals: ClassVar[bool] = False
@@ -97,7 +97,7 @@ class Inference(nn.Module):
         """The phases of one step, in order."""
         return (Phase(self._whole, EVERYTHING),)
 
-    def loss(self, vae: VAE, data: DataLike) -> Loss:
+    def loss(self, vae: LatentVariableModel, data: DataLike) -> Loss:
         """Returns the one loss of an algorithm of one phase.
 
         Arguments:
@@ -106,7 +106,7 @@ class Inference(nn.Module):
         """
         return self.loss_of(vae, vae.check(data))
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns the loss of a ready batch. An algorithm of one phase implements this method.
 
         An algorithm that overrides `loss` instead gets ready batches there.
@@ -119,10 +119,10 @@ class Inference(nn.Module):
             raise NotImplementedError(f"{type(self).__name__} implements neither `loss_of` nor `phases`")
         return self.loss(vae, batch)
 
-    def _whole(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
+    def _whole(self, vae: LatentVariableModel, batch: Batch, carry: Any) -> tuple[Loss, Any]:
         return self.loss_of(vae, batch), None
 
-    def losses(self, vae: VAE, data: DataLike) -> Iterator[Loss]:
+    def losses(self, vae: LatentVariableModel, data: DataLike) -> Iterator[Loss]:
         """Yields the loss of each phase; the caller steps the optimizer before it asks for the next loss.
 
         Arguments:
@@ -159,7 +159,7 @@ class Inference(nn.Module):
         """Whether the objective still changes with the steps; early stopping and keeping the best wait for its end."""
         return False
 
-    def check(self, vae: VAE) -> None:
+    def check(self, vae: LatentVariableModel) -> None:
         """Raises an `InputError` if the algorithm cannot train this VAE; called before the first step."""
         if vae.has_globals and not self.trains_globals:
             raise InputError(
@@ -182,7 +182,7 @@ class Inference(nn.Module):
         """Returns a remark that must stand beside the numbers of a finished run; empty if there is none."""
         return ""
 
-    def scores(self, vae: VAE, data: Batch) -> dict[str, float]:
+    def scores(self, vae: LatentVariableModel, data: Batch) -> dict[str, float]:
         """Returns additional scores of held-out data by name, such as a classifier's accuracy; by default none.
 
         Arguments:
@@ -195,7 +195,7 @@ class Inference(nn.Module):
         arguments = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in arguments)
 
-    def moved(self, vae: VAE, phase: Phase) -> dict[str, nn.Parameter]:
+    def moved(self, vae: LatentVariableModel, phase: Phase) -> dict[str, nn.Parameter]:
         """Returns the trainable parameters that a phase moves, by name."""
         theta = vae.theta
         groups: dict[str, dict[str, nn.Parameter]] = {

@@ -8,7 +8,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.inference.interface import Inference, Loss, check_count
 from pyro_vae.inference.requirements import PATHWISE
 from pyro_vae.inference.weights import log_mean_exp
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class IWAE(Inference):
@@ -40,7 +40,7 @@ class IWAE(Inference):
         super().__init__()
         self.num_particles = check_count("IWAE", "num_particles", num_particles)
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the bound; see `Loss`."""
         bound = batch.mean(log_mean_exp(vae.log_weights_of(batch, self.num_particles)))
         return Loss(-(bound + vae.log_parameter_prior_per_datum()), bound.detach())

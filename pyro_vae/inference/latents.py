@@ -11,7 +11,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.distributions.simplex import bijection_onto
 from pyro_vae.distributions.support import cells_of, support_of
 from pyro_vae.errors import InputError
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class Latents:
@@ -32,7 +32,7 @@ class Latents:
     Reference: Kucukelbir et al., "Automatic differentiation variational inference", 2017, section 2.3.
     """
 
-    def __init__(self, vae: VAE, batch: Batch, caller: str = "HMC") -> None:
+    def __init__(self, vae: LatentVariableModel, batch: Batch, caller: str = "HMC") -> None:
         self.vae, self.batch = vae, batch
         with pyro.validation_enabled(False):  # the sampler rejects positions that overflow
             self.prior = vae.prior_given(self.batch)

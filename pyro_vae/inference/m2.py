@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pyro.distributions as dist
 import torch
@@ -20,6 +20,7 @@ from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
 from pyro_vae.vae.conditional import Conditional
 from pyro_vae.vae.inputs import batch_for
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 from pyro_vae.vae.vae import VAE
 
 
@@ -64,10 +65,10 @@ class M2(Inference):
         self.num_particles = check_count("M2", "num_particles", num_particles)
         self.classifier: Conditional | None = None
 
-    def check(self, vae: VAE) -> None:
+    def check(self, vae: LatentVariableModel) -> None:
         """Makes the classifier for this VAE; raises an `InputError` if the VAE cannot be trained."""
         super().check(vae)
-        sizes = vae.event_shape.numel(), vae.context_features
+        sizes = cast(VAE, vae).event_shape.numel(), vae.context_features
         if self.classifier is None:
             # The seed depends on the VAE's initial weights alone, so the caller's random streams stay as they are.
             seed = sum(float(p.detach().cpu().double().abs().sum()) for p in vae.parameters())
@@ -76,7 +77,7 @@ class M2(Inference):
             raise InputError("M2: was prepared for another VAE; make a new M2() for each.")
         self.classifier.to(vae.device, vae.dtype)
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the objective; see `Loss`.
 
         Raises:
@@ -93,7 +94,7 @@ class M2(Inference):
         objective = value + self.alpha * classified + vae.log_parameter_prior_per_datum()
         return Loss(-objective, value.detach())
 
-    def _bounds(self, vae: VAE, batch: Batch, possible: Tensor) -> Tensor:
+    def _bounds(self, vae: LatentVariableModel, batch: Batch, possible: Tensor) -> Tensor:
         """L(x, y) of each datum for each possible label, 0 for the others, shape ``(B, C)``."""
         labels = vae.context_features
         every = torch.eye(labels, dtype=vae.dtype, device=vae.device).repeat(batch.size, 1)
@@ -101,15 +102,15 @@ class M2(Inference):
         elbo = vae.log_weights_of(repeated._replace(context=every), self.num_particles).mean(0)
         return torch.where(possible, elbo.reshape(batch.size, labels) - math.log(labels), 0.0)
 
-    def _log_q(self, vae: VAE, batch: Batch) -> Tensor:
+    def _log_q(self, vae: LatentVariableModel, batch: Batch) -> Tensor:
         """log q(y|x), shape ``(B, C)``."""
         if self.classifier is None:
             raise InputError("M2: has no classifier yet; train it, or call check(vae).")
-        logits: Tensor = self.classifier(vae.posterior_input(batch._replace(context=None))).logits
+        logits: Tensor = self.classifier(cast(VAE, vae).posterior_input(batch._replace(context=None))).logits
         return logits
 
     @torch.no_grad()
-    def classify(self, vae: VAE, data: DataLike) -> Tensor:
+    def classify(self, vae: LatentVariableModel, data: DataLike) -> Tensor:
         """Returns q(y|x), shape ``(N, C)``, computed in evaluation mode.
 
         Arguments:
@@ -119,12 +120,12 @@ class M2(Inference):
         Raises:
             InputError: Before training, and for data of another shape.
         """
-        batch = batch_for(vae, data, "M2").to(vae.device, vae.dtype)
+        batch = batch_for(cast(VAE, vae), data, "M2").to(vae.device, vae.dtype)
         anything = batch.x.new_zeros(len(batch.x), vae.context_features)
         with evaluating(vae), evaluating(self):
             return self._log_q(vae, vae.check(batch._replace(context=anything))).exp()
 
-    def scores(self, vae: VAE, data: Batch) -> dict[str, float]:
+    def scores(self, vae: LatentVariableModel, data: Batch) -> dict[str, float]:
         """Returns ``accuracy``: the share of the data whose label has the largest q(y|x)."""
         if data.context is None:
             return {}

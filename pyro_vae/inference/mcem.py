@@ -15,7 +15,7 @@ from pyro_vae.inference.interface import Inference, Loss, Phase, check_count, ch
 from pyro_vae.inference.latents import Latents
 from pyro_vae.inference.requirements import differentiable_likelihood, movable_latents, unshared
 from pyro_vae.runtime.modes import evaluating
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 # Change of the log step size for each unit of a transition's mean acceptance above the target.
 _RATE = 0.2
@@ -76,7 +76,7 @@ class MCEM(Inference):
         self.chains: Tensor | None
         self._rows: Tensor | None = None
 
-    def check(self, vae: VAE) -> None:
+    def check(self, vae: LatentVariableModel) -> None:
         super().check(vae)
         if not self.persistent:
             return
@@ -99,15 +99,15 @@ class MCEM(Inference):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(self._e_step, frozenset()), *(Phase(self._m_step, frozenset({"theta"})),) * self.updates)
 
-    def _e_step(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
+    def _e_step(self, vae: LatentVariableModel, batch: Batch, carry: Any) -> tuple[Loss, Any]:
         nothing = torch.zeros((), dtype=vae.dtype, device=vae.device, requires_grad=True)  # no parameter moves it
         return Loss(nothing), self._draw(vae, batch)
 
-    def _m_step(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
+    def _m_step(self, vae: LatentVariableModel, batch: Batch, carry: Any) -> tuple[Loss, Any]:
         return Loss(-batch.mean(vae.log_joint_of(carry, batch)) - vae.log_parameter_prior_per_datum()), carry
 
     @torch.no_grad()
-    def _draw(self, vae: VAE, batch: Batch) -> Tensor:
+    def _draw(self, vae: LatentVariableModel, batch: Batch) -> Tensor:
         """The E-step: z of each datum, shape ``(B, *latent_shape)``."""
         with evaluating(vae):  # the target must not change with the draw
             latents = Latents(vae, batch, "MCEM")

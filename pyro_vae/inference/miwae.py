@@ -8,7 +8,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.inference.interface import Inference, Loss, check_count
 from pyro_vae.inference.requirements import PATHWISE
 from pyro_vae.inference.weights import log_mean_exp
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class MIWAE(Inference):
@@ -39,7 +39,7 @@ class MIWAE(Inference):
         self.num_particles = check_count("MIWAE", "num_particles", num_particles)
         self.num_outer = check_count("MIWAE", "num_outer", num_outer)
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the bound; see `Loss`."""
         log_weights = vae.log_weights_of(batch, self.num_outer * self.num_particles)
         bound = batch.mean(log_mean_exp(log_weights.reshape(self.num_outer, self.num_particles, -1), 1))

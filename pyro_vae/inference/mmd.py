@@ -12,7 +12,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.distributions.kl import kl
 from pyro_vae.inference.interface import Inference, Loss, check_choice, check_count, check_number, weighted
 from pyro_vae.inference.requirements import PATHWISE, trainable_draws
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 KERNELS = ("imq", "rbf")
 # Number of draws from the prior that determine the scale of the kernel.
@@ -55,7 +55,7 @@ class MMD(Inference):
         self.kl_weight = check_number("MMD", "kl_weight", kl_weight, 0.0)
         self.kernel = check_choice("MMD", "kernel", kernel, KERNELS)
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the objective, and the true ELBO as bound; see `Loss`."""
         q, p = vae.posterior_given(batch), vae.prior_given(batch)
         z = q.rsample((self.num_particles,))

@@ -10,7 +10,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.inference.interface import Inference, Loss, check_count, surrogate
 from pyro_vae.inference.requirements import PATHWISE
 from pyro_vae.inference.weights import log_mean_exp
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class PIWAE(Inference):
@@ -43,7 +43,7 @@ class PIWAE(Inference):
         self.num_particles = check_count("PIWAE", "num_particles", num_particles)
         self.num_outer = check_count("PIWAE", "num_outer", num_outer)
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the bound of theta; see `Loss`."""
         q = vae.posterior_given(batch)
         z = q.rsample((self.num_outer * self.num_particles,))

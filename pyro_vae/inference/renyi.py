@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_vae.batch import Batch
 from pyro_vae.inference.interface import Inference, Loss, check_count, check_number
 from pyro_vae.inference.requirements import PATHWISE
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class Renyi(Inference):
@@ -40,7 +40,7 @@ class Renyi(Inference):
         self.alpha = check_number("Renyi", "alpha", alpha, 0.0, 1.0)
         self.num_particles = check_count("Renyi", "num_particles", num_particles)
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the bound; see `Loss`."""
         log_weights = vae.log_weights_of(batch, self.num_particles)
         bound = batch.mean(_log_power_mean(log_weights, 1 - self.alpha))

@@ -13,11 +13,12 @@ from pyro_vae.errors import InputError
 from pyro_vae.inference.latents import Latents
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 from pyro_vae.vae.part import needs_posterior
 from pyro_vae.vae.vae import VAE
 
 
-def reparameterizable(algorithm: str, vae: VAE) -> None:
+def reparameterizable(algorithm: str, vae: LatentVariableModel) -> None:
     """Gradients pass through the posterior's draws."""
     q = _posterior(vae)
     if not q.has_rsample:
@@ -27,7 +28,7 @@ def reparameterizable(algorithm: str, vae: VAE) -> None:
         )
 
 
-def differentiable_likelihood(algorithm: str, vae: VAE) -> None:
+def differentiable_likelihood(algorithm: str, vae: LatentVariableModel) -> None:
     """Gradients pass through the likelihood to z."""
     batch = vae.probe_batch()
     with evaluating(vae), isolated(0), torch.enable_grad():
@@ -44,7 +45,7 @@ def differentiable_likelihood(algorithm: str, vae: VAE) -> None:
         )
 
 
-def trainable_draws(algorithm: str, vae: VAE) -> None:
+def trainable_draws(algorithm: str, vae: LatentVariableModel) -> None:
     """Gradients pass through the prior's draws to whatever the prior is made of, as far as this is trained."""
     with evaluating(vae), isolated(0), torch.enable_grad():
         p = vae.prior_given(vae.probe_batch())
@@ -60,7 +61,7 @@ def trainable_draws(algorithm: str, vae: VAE) -> None:
     )
 
 
-def unshared(algorithm: str, vae: VAE) -> None:
+def unshared(algorithm: str, vae: LatentVariableModel) -> None:
     """Prior and likelihood share no parameters with the posterior."""
     if isinstance(vae, VAE) and needs_posterior(vae.prior):
         raise InputError(
@@ -81,17 +82,17 @@ def unshared(algorithm: str, vae: VAE) -> None:
         )
 
 
-def movable_latents(algorithm: str, vae: VAE) -> None:
+def movable_latents(algorithm: str, vae: LatentVariableModel) -> None:
     """Latents are continuous, on a support that a known bijection maps to."""
     Latents(vae, vae.probe_batch(), algorithm)
 
 
-def enumerable_latents(algorithm: str, vae: VAE) -> None:
+def enumerable_latents(algorithm: str, vae: LatentVariableModel) -> None:
     """Latents have so few values that they can be summed over."""
     latent_values(_posterior(vae), algorithm)
 
 
-def closed_form_kl(algorithm: str, vae: VAE) -> None:
+def closed_form_kl(algorithm: str, vae: LatentVariableModel) -> None:
     """KL(q || p) has a closed form."""
     batch = vae.probe_batch()
     with torch.no_grad(), evaluating(vae), isolated(0):
@@ -99,7 +100,7 @@ def closed_form_kl(algorithm: str, vae: VAE) -> None:
         require_closed_form(q, vae.prior_given(batch), q.sample((1,)))
 
 
-def independent_latents(algorithm: str, vae: VAE) -> None:
+def independent_latents(algorithm: str, vae: LatentVariableModel) -> None:
     """Prior and posterior factorise over the latent dimensions."""
     batch = vae.probe_batch()
     with torch.no_grad(), evaluating(vae), isolated(0):
@@ -110,7 +111,7 @@ def independent_latents(algorithm: str, vae: VAE) -> None:
             raise InputError(f"{algorithm}: {error} Use beta-vae, which weighs the KL as a whole.") from None
 
 
-def declared_size(algorithm: str, vae: VAE) -> None:
+def declared_size(algorithm: str, vae: LatentVariableModel) -> None:
     """The VAE knows the number of training data."""
     if vae.size is None:
         raise InputError(
@@ -118,7 +119,7 @@ def declared_size(algorithm: str, vae: VAE) -> None:
         )
 
 
-def no_parameter_prior(algorithm: str, vae: VAE) -> None:
+def no_parameter_prior(algorithm: str, vae: LatentVariableModel) -> None:
     """The VAE has no prior over parameters."""
     if vae.parameter_prior is not None:
         raise InputError(
@@ -127,7 +128,7 @@ def no_parameter_prior(algorithm: str, vae: VAE) -> None:
         )
 
 
-def labels_as_context(algorithm: str, vae: VAE) -> None:
+def labels_as_context(algorithm: str, vae: LatentVariableModel) -> None:
     """The VAE is conditional on one-hot labels, as far as the number of covariates tells."""
     if vae.context_features < 2:
         raise InputError(
@@ -141,6 +142,6 @@ def labels_as_context(algorithm: str, vae: VAE) -> None:
 PATHWISE = (reparameterizable, differentiable_likelihood)
 
 
-def _posterior(vae: VAE) -> TorchDistribution:
+def _posterior(vae: LatentVariableModel) -> TorchDistribution:
     with evaluating(vae), torch.no_grad():  # no batch statistics of zeros
         return vae.posterior_given(vae.probe_batch())

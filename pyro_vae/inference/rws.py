@@ -11,7 +11,7 @@ from pyro_vae.inference.interface import Inference, Loss, check_count, check_num
 from pyro_vae.inference.requirements import unshared
 from pyro_vae.inference.wake_sleep import sleep_loss
 from pyro_vae.inference.weights import fixed_log_prob, log_mean_exp
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class RWS(Inference):
@@ -46,7 +46,7 @@ class RWS(Inference):
         self.num_particles = check_count("RWS", "num_particles", num_particles)
         self.insomnia = check_number("RWS", "insomnia", insomnia, 0.0, 1.0)
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the bound, with the three gradients above; see `Loss`."""
         q = vae.posterior_given(batch)
         with torch.no_grad():

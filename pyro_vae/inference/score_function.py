@@ -11,7 +11,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.inference.interface import Inference, Loss, check_choice, check_count, surrogate
 from pyro_vae.inference.weights import fixed_log_prob
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 BASELINES = ("none", "running", "leave-one-out")
 # Share of the running baseline that a step keeps.
@@ -55,7 +55,7 @@ class ScoreFunction(Inference):
         self.running_sum: Tensor
         self.running_weight: Tensor
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the ELBO, with the gradient above; see `Loss`."""
         q = vae.posterior_given(batch)
         z = q.sample((self.num_particles,))

@@ -8,7 +8,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.inference.interface import Inference, Loss, check_count
 from pyro_vae.inference.requirements import PATHWISE
 from pyro_vae.inference.weights import path_log_prob
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class STL(Inference):
@@ -39,7 +39,7 @@ class STL(Inference):
         super().__init__()
         self.num_particles = check_count("STL", "num_particles", num_particles)
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the ELBO; see `Loss`."""
         q = vae.posterior_given(batch)
         z = q.rsample((self.num_particles,))

@@ -16,7 +16,7 @@ from pyro_vae.distributions.kl import kl
 from pyro_vae.errors import InputError
 from pyro_vae.inference.interface import Inference, Loss, check_count, check_number
 from pyro_vae.inference.requirements import PATHWISE, declared_size, no_parameter_prior, unshared
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class VB(Inference):
@@ -56,7 +56,7 @@ class VB(Inference):
         self.register_buffer("kl_per_datum", torch.zeros(()))
         self.kl_per_datum: Tensor
 
-    def check(self, vae: VAE) -> None:
+    def check(self, vae: LatentVariableModel) -> None:
         """Makes the parameters of q(theta) for this VAE; raises an `InputError` if the VAE cannot be trained."""
         super().check(vae)
         theta = {_key(name): p for name, p in _trained(vae).items()}
@@ -66,7 +66,7 @@ class VB(Inference):
         if {name: p.shape for name, p in theta.items()} != {name: p.shape for name, p in self.log_scales.items()}:
             raise InputError("VB: was prepared for another VAE; make a new VB() for each.")
 
-    def loss_of(self, vae: VAE, batch: Batch) -> Loss:
+    def loss_of(self, vae: LatentVariableModel, batch: Batch) -> Loss:
         """Returns minus the bound of log p(X)/N; see `Loss`."""
         if not self.log_scales:
             self.check(vae)
@@ -88,7 +88,7 @@ class VB(Inference):
         return (math.log(s) - scale.log() + (mean.square() + scale.square()) / (2 * s**2) - 0.5).sum()
 
     @torch.no_grad()
-    def draw(self, vae: VAE) -> VAE:
+    def draw(self, vae: LatentVariableModel) -> LatentVariableModel:
         """Returns a copy of the VAE whose generative parameters are a draw from q(theta).
 
         Arguments:
@@ -118,7 +118,7 @@ class VB(Inference):
 
 
 @contextmanager
-def _replaced(vae: VAE, tensors: dict[int, Tensor]) -> Iterator[None]:
+def _replaced(vae: LatentVariableModel, tensors: dict[int, Tensor]) -> Iterator[None]:
     """Replaces parameters, given by their identity, by tensors, everywhere in the VAE."""
     places = [
         (module, name, parameter)
@@ -135,7 +135,7 @@ def _replaced(vae: VAE, tensors: dict[int, Tensor]) -> Iterator[None]:
             module._parameters[name] = parameter
 
 
-def _trained(vae: VAE) -> dict[str, nn.Parameter]:
+def _trained(vae: LatentVariableModel) -> dict[str, nn.Parameter]:
     """The generative parameters that are not frozen; frozen ones have no posterior."""
     return {name: p for name, p in vae.theta.items() if p.requires_grad}
 

@@ -12,7 +12,6 @@ from pyro_vae.batch import Batch
 from pyro_vae.inference.interface import Inference, Loss, Phase
 from pyro_vae.inference.requirements import unshared
 from pyro_vae.vae.latent_variable_model import LatentVariableModel
-from pyro_vae.vae.vae import VAE
 
 
 class WakeSleep(Inference):
@@ -40,7 +39,7 @@ class WakeSleep(Inference):
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(self._wake, frozenset({"theta"})), Phase(self._sleep, frozenset({"phi"})))
 
-    def _wake(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
+    def _wake(self, vae: LatentVariableModel, batch: Batch, carry: Any) -> tuple[Loss, Any]:
         with torch.no_grad():
             q = vae.posterior_given(batch)
             z = q.sample()
@@ -49,11 +48,11 @@ class WakeSleep(Inference):
         value = -batch.mean(log_joint) - vae.log_parameter_prior_per_datum()
         return Loss(value, batch.mean(log_joint.detach() - log_q)), None
 
-    def _sleep(self, vae: VAE, batch: Batch, carry: Any) -> tuple[Loss, Any]:
+    def _sleep(self, vae: LatentVariableModel, batch: Batch, carry: Any) -> tuple[Loss, Any]:
         return Loss(sleep_loss(vae, batch)), None
 
 
-def sleep_loss(vae: VAE, batch: Batch) -> Tensor:
+def sleep_loss(vae: LatentVariableModel, batch: Batch) -> Tensor:
     """Returns -log q(z|x) at dreams, draws (z, x) from the model: a scalar, in nats per datum, that moves phi.
 
     Arguments:

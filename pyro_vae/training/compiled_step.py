@@ -20,7 +20,7 @@ from pyro_vae.inference.interface import Inference, Loss, Phase
 from pyro_vae.training.eager_step import not_finite
 from pyro_vae.training.member import Member
 from pyro_vae.training.program import Noise, Queued
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class CompiledStep:
@@ -194,5 +194,5 @@ def named_failure(member: Member, batch: Batch, noise: Sequence[Tensor]) -> str:
     return not_finite(loss, parameters, gradients)
 
 
-def _of(phase: Phase, vae: VAE) -> Callable[[Batch, Any], tuple[Loss, Any]]:
+def _of(phase: Phase, vae: LatentVariableModel) -> Callable[[Batch, Any], tuple[Loss, Any]]:
     return lambda batch, carry: phase.compute(vae, batch, carry)

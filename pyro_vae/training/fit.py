@@ -26,21 +26,25 @@ from pyro_vae.training.stacked_minibatches import Source
 from pyro_vae.training.validation import Watch
 from pyro_vae.vae.data_check import check_values
 from pyro_vae.vae.latent_variable_model import LatentVariableModel
-from pyro_vae.vae.vae import VAE, require_model
+from pyro_vae.vae.vae import require_model
 
 
 @overload
-def fit(vae: VAE, x: Any, inference: Inference, training: Training = ..., **named: Any) -> History: ...
+def fit(vae: LatentVariableModel, x: Any, inference: Inference, training: Training = ..., **named: Any) -> History: ...
 
 
 @overload
 def fit(
-    vae: Sequence[VAE], x: Any, inference: Inference | Sequence[Inference], training: Training = ..., **named: Any
+    vae: Sequence[LatentVariableModel],
+    x: Any,
+    inference: Inference | Sequence[Inference],
+    training: Training = ...,
+    **named: Any,
 ) -> list[History]: ...
 
 
 def fit(  # type: ignore[misc]  # the overloads leave its keywords to this one signature
-    vae: VAE | Sequence[VAE],
+    vae: LatentVariableModel | Sequence[LatentVariableModel],
     x: Any,
     inference: Inference | Sequence[Inference],
     training: Training = Training(),  # noqa: B008, immutable
@@ -140,7 +144,7 @@ def fit(  # type: ignore[misc]  # the overloads leave its keywords to this one s
 
 
 def prepared(
-    vaes: Sequence[VAE],
+    vaes: Sequence[LatentVariableModel],
     x: Any,
     algorithms: Sequence[Any],
     training: Training,
@@ -196,7 +200,7 @@ def prepared(
     return Loop(members, source, training, training.total(source.steps), followed=transform is not None)
 
 
-def _held_out(vae: VAE, validation: Any, seed: int, check_support: bool) -> Batch:
+def _held_out(vae: LatentVariableModel, validation: Any, seed: int, check_support: bool) -> Batch:
     with isolated(seed, "data"):
         held_out = as_batch(vae, validation, "validation").to(vae.device, vae.dtype)
     check_values(vae, held_out, check_support, "validation data")
@@ -221,7 +225,7 @@ def _checked_seeds(count: int, seed: Any, common: bool, single: bool) -> list[in
     return own
 
 
-def _check_last(vae: VAE, source: Source) -> None:
+def _check_last(vae: LatentVariableModel, source: Source) -> None:
     """Raises an `InputError` if batch statistics would be taken over a last minibatch of one row."""
     names = [name for name, part in vae.named_modules() if isinstance(part, nn.BatchNorm1d)]
     whole = source.batch_size or 0
@@ -291,7 +295,7 @@ def _factories(optimizer: Any, count: int) -> list[OptimizerFactory]:
     return own
 
 
-def _checked_vaes(vaes: Any) -> list[VAE]:
+def _checked_vaes(vaes: Any) -> list[LatentVariableModel]:
     """The VAEs, checked: they have one structure and share no parameters."""
     if not isinstance(vaes, Sequence):
         require_model("fit", vaes)
@@ -316,7 +320,7 @@ def _checked_vaes(vaes: Any) -> list[VAE]:
     return list(vaes)
 
 
-def _layout(vae: VAE) -> dict[str, Any]:
+def _layout(vae: LatentVariableModel) -> dict[str, Any]:
     tensors = {**dict(vae.named_parameters()), **dict(vae.named_buffers())}
     return {name: (tuple(t.shape), t.dtype, str(t.device), t.requires_grad) for name, t in tensors.items()}
 

@@ -18,7 +18,7 @@ from pyro_vae.runtime.random_streams import Stream
 from pyro_vae.training.history import Records
 from pyro_vae.training.options import OptimizerFactory
 from pyro_vae.training.validation import Watch
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class Member:
@@ -53,7 +53,7 @@ class Member:
         self,
         index: int,
         name: str,
-        vae: VAE,
+        vae: LatentVariableModel,
         inference: Inference,
         optimizer: OptimizerFactory,
         watch: Watch,
@@ -234,7 +234,7 @@ def _checked(optimizer: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _of_prior(vae: VAE) -> dict[str, nn.Parameter]:
+def _of_prior(vae: LatentVariableModel) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in vae.theta.items() if name.startswith("prior.")}
 
 
@@ -244,7 +244,7 @@ def finite(tensor: Tensor) -> bool:
 
 
 @torch.no_grad()
-def _name_term(vae: VAE, batch: Batch) -> str | None:
+def _name_term(vae: LatentVariableModel, batch: Batch) -> str | None:
     """Which of the three log densities is not finite at the batch; None where all are."""
     posterior = "log q(z|x), the posterior,"
     if batch.context is not None:  # every density is nan where a label is unknown

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset as TorchDataset
 from pyro_vae.batch import Batch, x_of
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.random_streams import isolated, stream_seed
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 Check = Callable[[Batch, str], Batch]
 Transform = Callable[[Tensor, torch.Generator], Tensor]
@@ -57,7 +57,7 @@ class Minibatches(Protocol):
 
 
 def minibatches(
-    vae: VAE,
+    vae: LatentVariableModel,
     data: Any,
     batch_size: int,
     seed: int,
@@ -113,7 +113,7 @@ class Resident:
 
     def __init__(
         self,
-        vae: VAE,
+        vae: LatentVariableModel,
         batch: Batch,
         batch_size: int,
         generator: torch.Generator,
@@ -179,7 +179,7 @@ class Streamed:
 
     def __init__(
         self,
-        vae: VAE,
+        vae: LatentVariableModel,
         loader: DataLoader[Any],
         generator: torch.Generator,
         transform: Transform | None,
@@ -241,7 +241,7 @@ def checksum(data: Batch) -> int:
     return zlib.crc32(b"".join(field.cpu().contiguous().numpy().tobytes() for field in data.select(some).tensors))
 
 
-def as_batch(vae: VAE, data: Any, name: str = "x") -> Batch:
+def as_batch(vae: LatentVariableModel, data: Any, name: str = "x") -> Batch:
     """Returns data as a `Batch`; see `batch_for`.
 
     Raises:

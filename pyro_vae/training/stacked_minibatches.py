@@ -15,7 +15,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import InputError
 from pyro_vae.runtime.random_streams import stream_seed
 from pyro_vae.training.minibatches import Resident, Transform, minibatches
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class Minibatch(NamedTuple):
@@ -76,7 +76,7 @@ class Source:
 
     def __init__(
         self,
-        vaes: Sequence[VAE],
+        vaes: Sequence[LatentVariableModel],
         data: Any,
         batch_size: int,
         seeds: Sequence[int],

@@ -16,7 +16,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.errors import NonFiniteError
 from pyro_vae.evaluation.importance import elbo
 from pyro_vae.inference.interface import Inference
-from pyro_vae.vae.vae import VAE
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Watch:
         best_state: Parameters and buffers at that step; None where the last ones are kept.
     """
 
-    vae: VAE
+    vae: LatentVariableModel
     inference: Inference
     data: Batch | None
     every: int
