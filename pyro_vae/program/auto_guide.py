@@ -20,6 +20,7 @@ from pyro_vae.program.encoder_input import EncoderInput
 from pyro_vae.program.form import Form
 from pyro_vae.program.guided_sites import GuidedSites, guided_sites
 from pyro_vae.program.model_runs import ModelRuns, mask_of
+from pyro_vae.program.parts import Copies
 from pyro_vae.program.site_posterior import FAMILIES, GlobalPosterior, SitePosterior
 from pyro_vae.runtime.precision import network_output
 
@@ -211,9 +212,10 @@ def auto_guide(
     batch = form.batch(example, "auto_guide", "example")
     runs = ModelRuns(model, form.given(batch))
     sites = guided_sites(runs.first, plate, batch.size)
-    runs.check(form.given(batch))
-    with torch.no_grad(), pyro.get_param_store().scope():
-        return AutoGuide(runs, form, batch, sites, encoder, dependencies, family)
+    with Copies():
+        runs.check(form.given(batch))
+        with torch.no_grad(), pyro.get_param_store().scope():
+            return AutoGuide(runs, form, batch, sites, encoder, dependencies, family)
 
 
 def _like(encoder: nn.Module | None, sites: GuidedSites, form: Form) -> Tensor:

@@ -28,6 +28,7 @@ class Declared:
         layout: The plates.
         sites: The local latents, in the order of the model.
         shared: The global latents, in the order of the model.
+        full_size: Size of the plate over data where the model takes a sample of it.
         enumerated: The sites that are summed out, which are no part of z.
         form: The form of the data.
         example: The example as a batch.
@@ -40,6 +41,7 @@ class Declared:
     layout: Layout
     sites: tuple[Site, ...]
     shared: tuple[GlobalSite, ...]
+    full_size: int | None
     enumerated: tuple[Site, ...]
     form: Form
     example: Batch
@@ -66,7 +68,7 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
     traces = {"model": modelled, "guide": guided}
     enumerated = _enumerated(modelled, guided)
     layout = _layout(traces, plate, batch.size, enumerated)
-    _check_sites(traces, plate, enumerated)
+    _check_sites(traces, plate, enumerated, layout)
     sites, shared = _latents(modelled, guided, plate, layout)
     drawn = {name: node["value"] for name, node in running.latent(guided).items()}
     with torch.no_grad(), isolated(0):
@@ -76,6 +78,7 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
         layout,
         sites,
         shared,
+        _full_size(modelled, plate),
         tuple(_site(name, modelled.nodes[name], modelled.nodes[name], layout, 0) for name in enumerated),
         form,
         batch,
@@ -118,6 +121,13 @@ def _layout(traces: Mapping[str, Trace], plate: str, size: int, enumerated: tupl
     nodes = [node for trace in traces.values() for node in trace.nodes.values()]
     frames = [frame for node in nodes for frame in node.get("cond_indep_stack", ()) if frame.vectorized]
     return Layout(max(-frame.dim for frame in frames), dims["model"])
+
+
+def _full_size(modelled: Trace, plate: str) -> int | None:
+    """The size of a subsampled plate over data."""
+    frames = {f.name: f for node in modelled.nodes.values() for f in node.get("cond_indep_stack", ())}
+    full = frames[plate].full_size
+    return None if full is None or full == frames[plate].size else int(full)
 
 
 def _latents(
@@ -181,10 +191,10 @@ def _plate_dim(half: str, trace: Trace, plate: str, size: int) -> int:
     return int(frame.dim)
 
 
-def _check_sites(traces: Mapping[str, Trace], plate: str, enumerated: tuple[str, ...]) -> None:
+def _check_sites(traces: Mapping[str, Trace], plate: str, enumerated: tuple[str, ...], layout: Layout) -> None:
     model, guide = (running.latent(traces[half]) for half in ("model", "guide"))
     for name in enumerated:
-        _check_enumerated(name, traces["model"], plate)
+        _check_enumerated(name, traces["model"], plate, layout.data)
     for half, trace in traces.items():
         for name, node in {**running.latent(trace), **running.observed(trace)}.items():
             _check_site(half, name, node, plate)
@@ -240,7 +250,7 @@ def _check_site(half: str, name: str, node: Any, plate: str) -> None:
             )
 
 
-def _check_enumerated(name: str, modelled: Trace, plate: str) -> None:
+def _check_enumerated(name: str, modelled: Trace, plate: str, data: int) -> None:
     """Raises an `InputError` for a site that cannot be summed out."""
     node = modelled.nodes[name]
     marks = {key: value for key, value in node["infer"].items() if key in ("enumerate", "num_samples")}
@@ -260,7 +270,7 @@ def _check_enumerated(name: str, modelled: Trace, plate: str) -> None:
             "inside, or draw it in the guide."
         )
     for other, its in {**running.latent(modelled), **running.observed(modelled)}.items():
-        if _inside(its, plate) and running.scales(its):
+        if _inside(its, plate) and bool((torch.as_tensor(running.scale_of(its, data)) != 1.0).any()):
             raise InputError(
                 f"Program: the site `{other}` has a scale of its own, beside the enumerated site `{name}`; a scale "
                 "is no part of a density that is summed, so leave poutine.scale out."

@@ -16,26 +16,33 @@ from pyro_vae.vae.latent_variable_model import LatentVariableModel
 _TOLERANCE = 1e-3
 
 
-def check_parameters(program: LatentVariableModel) -> None:
-    """Raises an `InputError` if the densities depend on a trainable tensor that is no parameter of the program."""
+def check_parameters(program: LatentVariableModel) -> tuple[set[str], set[str]]:
+    """Returns the names of the parameters on which log p(x, z) and log q(z|x) depend.
+
+    Raises:
+        InputError: If the densities depend on a trainable tensor that is no parameter of the program.
+    """
     batch = program.probe_batch()
     with evaluating(program), isolated(0), torch.enable_grad():
         q = program.posterior_given(batch)
         z = q.rsample() if q.has_rsample else q.sample()
-        total = program.log_joint_of(z, batch).sum() + q.log_prob(z.detach().clone()).sum()
-    own = {id(parameter) for parameter in program.parameters()}
-    for leaf in _leaves(total):
+        of_guide = [*_leaves(z), *_leaves(q.log_prob(z.detach().clone()))]
+        of_model = _leaves(program.log_joint_of(z.detach(), batch))
+    own = {id(parameter): name for name, parameter in program.named_parameters()}
+    for leaf in [*of_guide, *of_model]:
         if id(leaf) not in own:
             raise InputError(
                 f"Program: the densities depend on a trainable tensor of shape {tuple(leaf.shape)} that belongs to no "
                 "module which model or guide call, and to no pyro.param statement; register its module by pyro.module, "
                 "or make it a pyro.param."
             )
+    first, second = ({own[id(leaf)] for leaf in leaves} for leaves in (of_model, of_guide))
+    return first, second
 
 
-def _leaves(total: Tensor) -> list[Tensor]:
+def _leaves(value: Tensor) -> list[Tensor]:
     """The leaves of a value's graph."""
-    found, seen, stack = [], set(), [total.grad_fn]
+    found, seen, stack = [], set(), [value.grad_fn]
     while stack:
         node = stack.pop()
         if node is None or node in seen:

@@ -70,10 +70,13 @@ class Form:
 
     def typed(self, batch: Batch, dtype: torch.dtype) -> Batch:
         """Returns a batch with floating-point tensors in ``dtype``, and others in the example's type."""
-        types = iter([dtype if own.is_floating_point else own for _, own in self.leaves])
-        changed = batch.map(lambda leaf: leaf.to(next(types, dtype)))  # those behind the example's are weights
-        pairs = zip(_flat(changed)[0], _flat(batch)[0], strict=True)
-        return batch if all(new is old for new, old in pairs) else changed
+        leaves = [leaf for leaf in pytree.tree_leaves(batch) if leaf is not None]
+        types = [dtype if own.is_floating_point else own for _, own in self.leaves]
+        types += [dtype] * (len(leaves) - len(types))  # those behind the example's are weights
+        if all(leaf.dtype is kind for leaf, kind in zip(leaves, types, strict=True)):
+            return batch
+        wanted = iter(types)
+        return batch.map(lambda leaf: leaf.to(next(wanted)))
 
     def tensors(self, batch: Batch) -> list[Tensor]:
         """Returns the tensors of a batch, in order."""

@@ -80,6 +80,7 @@ def observing(program: Any, found: Found) -> Iterator[None]:
         hook = register_module_forward_pre_hook(calling)
         stack.callback(hook.remove)
         stack.enter_context(patch.object(pyro, "module", registering))
+        stack.enter_context(Copies())
         stack.enter_context(statements)
         yield
     unique = list({id(module): module for module in called}.values())
@@ -131,9 +132,17 @@ class _Statements(Messenger):
         arguments = msg["args"]
         if len(arguments) > 1 and msg["name"] not in self.found and _counted.get():
             initial = arguments[1]() if callable(arguments[1]) else arguments[1]
-            plain = isinstance(initial, Tensor) and not initial.requires_grad  # Pyro would have it require gradients
-            msg["args"] = (arguments[0], initial.clone() if plain else initial, *arguments[2:])
+            msg["args"] = (arguments[0], initial, *arguments[2:])
             self.found[msg["name"]] = (initial, msg["kwargs"].get("constraint", constraints.real))
+
+
+class Copies(Messenger):
+    """Gives ``pyro.param`` copies of initial values: Pyro would have the user's own tensors require gradients."""
+
+    def _pyro_param(self, msg: Any) -> None:
+        arguments = msg["args"]
+        if len(arguments) > 1 and isinstance(arguments[1], Tensor) and not arguments[1].requires_grad:
+            msg["args"] = (arguments[0], arguments[1].clone(), *arguments[2:])
 
 
 class Parameters(nn.Module):

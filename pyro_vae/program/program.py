@@ -3,6 +3,7 @@ r"""Any Pyro model and guide with one plate over data, under the protocol that a
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -90,13 +91,16 @@ class Program(NamedSites, LocalPosterior):
         self._model, self._guide = Function(model), Function(guide)
         found = declared(model, guide, example, plate)
         self._declare(found)
-        check_parameters(self)
+        used_by_model, used_by_guide = check_parameters(self)
+        self._used_by_model.update(used_by_model)
+        self._generative.update(self._registered_by_both() - used_by_guide)
         self.vectorized = vectorizes(self)
 
     def _declare(self, found: Declared) -> None:
         self.layout, self.sites, self.shared_sites, self.form = found.layout, found.sites, found.shared, found.form
         self._enumerated = found.enumerated
         self.max_plate_nesting = found.layout.nesting
+        self.size = self._whole_size(found.full_size)
         self._fixed: dict[str, Tensor] = {}
         self.latent_shape = torch.Size([sum(site.size for site in self._all_sites)])
         if self.shared_sites and self.size is None:
@@ -111,7 +115,18 @@ class Program(NamedSites, LocalPosterior):
         self._originals = Originals([*self.model_modules.values(), *self.guide_modules.values()])
         self._statements = found.model.statements | found.guide.statements
         self._reparameterized, self._prior_reparameterized = found.reparameterized
+        self._generative: set[str] = set()
+        self._used_by_model: set[str] = set()
         self._example, self._observed, self.vectorized = found.example, found.observed, True
+
+    def _whole_size(self, full_size: int | None) -> int | None:
+        """N: as declared, or as a subsampled plate over data says."""
+        if None not in (self.size, full_size) and self.size != full_size:
+            raise InputError(
+                f"Program: `size` is {self.size}, and the plate `{self.plate}` is a sample of {full_size} rows; give "
+                "both the number of training data."
+            )
+        return full_size if self.size is None else self.size
 
     # ------------------------------------------------------------------ parameters
 
@@ -128,18 +143,27 @@ class Program(NamedSites, LocalPosterior):
     @property
     def shared(self) -> list[tuple[str, str]]:
         """Parameters that the model has in common with the guide."""
-        generative = nn.ModuleList([self.model_modules, self.model_parameters])
-        return [("model", name) for name, p in generative.named_parameters() if id(p) in self._of_guide()]
+        found = [
+            name for name, p in self.named_parameters() if name in self._used_by_model and id(p) in self._of_guide()
+        ]
+        return [("model", name.split(".", 1)[1]) for name in found]
+
+    def _registered_by_both(self) -> set[str]:
+        """Names of parameters in modules that model and guide register; they are the model's if q does not use them."""
+        of_model = {id(p) for part in (self.model_modules, self.model_parameters) for p in part.parameters()}
+        return {name for name, p in self.named_parameters() if id(p) in of_model & self._of_guide()}
 
     def _of_guide(self) -> set[int]:
-        return {id(p) for part in (self.guide_modules, self.guide_parameters) for p in part.parameters()}
+        generative = {id(p) for name, p in self.named_parameters() if name in self._generative}
+        parts = (self.guide_modules, self.guide_parameters)
+        return {id(p) for part in parts for p in part.parameters()} - generative
 
     @property
     def _all_sites(self) -> list[Site | GlobalSite]:
         return [*self.sites, *self.shared_sites]
 
     def _like(self) -> Tensor:
-        own = (t for t in (*self.parameters(), *self.buffers()) if t.is_floating_point())
+        own = (t for t in itertools.chain(self.parameters(), self.buffers()) if t.is_floating_point())
         return next(own, self.form.like)
 
     # ------------------------------------------------------------------ runs

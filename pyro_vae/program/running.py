@@ -138,23 +138,23 @@ def divergences(
     Raises:
         InputError: For such a site otherwise.
     """
-    summed = [(node, log_prob_of(node)) for node in enumerated]
+    summed = [(node, log_prob_of(node, layout.data)) for node in enumerated]
     found, dependent = {}, []
     for mine, its in pairs:
-        if summed and depends(value := log_prob_of(its), layout, particles):
+        if summed and depends(value := log_prob_of(its, layout.data), layout, particles):
             if not sampled:
                 raise InputError(
                     f"the site `{mine['name']}` depends on an enumerated one, so its KL has no closed form."
                 )
             dependent.append((its, value))
-            found[mine["name"]] = layout.sums(log_prob_of(mine), particles, size)
+            found[mine["name"]] = layout.sums(log_prob_of(mine, layout.data), particles, size)
             continue
         try:
-            value = _weighed(analytic_kl(mine["fn"], its["fn"]), mine)
+            value = _weighed(analytic_kl(mine["fn"], its["fn"]), mine, layout.data)
         except InputError as error:
             if not sampled:
                 raise InputError(f"the site `{mine['name']}`: {error}") from None
-            value = _weighed(mine["fn"].log_prob(mine["value"]) - its["fn"].log_prob(its["value"]), mine)
+            value = _weighed(mine["fn"].log_prob(mine["value"]) - its["fn"].log_prob(its["value"]), mine, layout.data)
         found[mine["name"]] = layout.sums(value, particles, size)
     for name, value in conditionals(dependent, summed, layout, particles, size).items():
         found[name] = found[name] - value
@@ -165,7 +165,7 @@ def log_density(nodes: Mapping[str, Any], layout: Layout, particles: int | None,
     """Returns the sum of the sites' log densities for each datum, shape ``(K, B)`` or ``(B,)``.
 
     Enumerated sites among them are summed out: then it is the log density of the others. Masks and the program's own
-    scales apply. The scale of a subsampled plate does not: each datum counts once.
+    scales apply. The scale of a subsampled plate over data does not: each datum counts once.
 
     Arguments:
         nodes: Sites of a trace.
@@ -178,7 +178,7 @@ def log_density(nodes: Mapping[str, Any], layout: Layout, particles: int | None,
     total = like.new_zeros((*leading, size))
     dependent = []
     for node in nodes.values():
-        value = log_prob_of(node)
+        value = log_prob_of(node, layout.data)
         if depends(value, layout, particles):
             dependent.append((node, value))
         else:
@@ -196,41 +196,46 @@ def log_probabilities(nodes: Mapping[str, Any], name: str, layout: Layout, parti
         particles: K, or None.
         size: B.
     """
-    terms = [(node, log_prob_of(node)) for node in nodes.values()]
+    terms = [(node, log_prob_of(node, layout.data)) for node in nodes.values()]
     dependent = [(node, value) for node, value in terms if depends(value, layout, particles)]
     return log_sum(dependent, layout, particles, size, kept=name).log_softmax(-1)
 
 
-def log_prob_of(node: Any) -> Tensor:
-    """Returns the log density of a site with its mask and scale, but for the scale of subsampled plates."""
-    return _weighed(node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"]), node)
+def log_prob_of(node: Any, data: int) -> Tensor:
+    """Returns the log density of a site with its mask and scale, but for the scale of the plate over data.
+
+    Arguments:
+        node: The site in a trace.
+        data: Dimension of the plate over data.
+    """
+    return _weighed(node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"]), node, data)
 
 
 def log_density_of_globals(nodes: Mapping[str, Any], like: Tensor) -> Tensor:
     """Returns the sum of the global sites' log densities, a scalar in nats."""
     total = like.new_zeros(())
     for node in nodes.values():
-        total = total + _weighed(node["fn"].log_prob(node["value"]), node).sum()
+        total = total + _weighed(node["fn"].log_prob(node["value"]), node, None).sum()
     return total
 
 
-def scales(node: Any) -> bool:
-    """Whether a site has a scale of its own, beside that of subsampled plates."""
-    scale = _scale(node)
-    return bool((scale != 1.0).any()) if isinstance(scale, Tensor) else scale != 1.0
+def scale_of(node: Any, data: int | None) -> Any:
+    """Returns the scale of a site without that of a subsampled plate over data, in which each datum counts once.
 
-
-def _scale(node: Any) -> Any:
+    Arguments:
+        node: The site in a trace.
+        data: Dimension of the plate over data; None for a site outside of it.
+    """
     scale = node["scale"]
     for frame in node["cond_indep_stack"]:
-        if frame.full_size is not None and frame.full_size != frame.size:
+        if frame.dim == data and frame.full_size is not None and frame.full_size != frame.size:
             scale = scale * frame.size / frame.full_size
     return scale
 
 
-def _weighed(value: Tensor, node: Any) -> Tensor:
-    """Applies the mask and the scale of a site, but for the scale of subsampled plates."""
-    scale, mask = _scale(node), node["mask"]
+def _weighed(value: Tensor, node: Any, data: int | None) -> Tensor:
+    """Applies the mask and the scale of a site; arguments as for `scale_of`."""
+    scale, mask = scale_of(node, data), node["mask"]
     if mask is False:
         return torch.zeros_like(value)
     if isinstance(mask, Tensor):

@@ -21,16 +21,19 @@ from pyro_vae.vae.named import Named
 
 
 class _Scaled(Messenger):
-    """Scales and masks all sites but some."""
+    """Scales and masks all sites but some, in place of the scale of a subsampled plate over data."""
 
-    def __init__(self, scale: float | Tensor, mask: Tensor | None, unscaled: Container[str]) -> None:
+    def __init__(self, scale: float | Tensor, mask: Tensor | None, unscaled: Container[str], dim: int) -> None:
         super().__init__()
-        self.scale, self.mask, self.unscaled = scale, mask, unscaled
+        self.scale, self.mask, self.unscaled, self.dim = scale, mask, unscaled, dim
 
     def _process_message(self, msg: Any) -> None:
         if msg["name"] in self.unscaled:
             return
         msg["scale"] = self.scale * msg["scale"]
+        for frame in msg["cond_indep_stack"]:
+            if frame.dim == self.dim and frame.full_size is not None and frame.full_size != frame.size:
+                msg["scale"] = msg["scale"] * frame.size / frame.full_size
         if self.mask is not None:
             msg["mask"] = self.mask if msg["mask"] is None else msg["mask"] & self.mask
 
@@ -360,7 +363,7 @@ class LatentVariableModel(nn.Module):
             weight = batch.weight.reshape(-1, *(1 for _ in range(-dim - 1)))
             positive = weight > 0
             scale = scale * torch.where(positive, weight, 1.0)
-        with _Scaled(scale, positive, unscaled):
+        with _Scaled(scale, positive, unscaled, dim):
             yield
 
     def model_of(self, batch: Batch) -> Any:

@@ -419,3 +419,65 @@ def test_a_minibatch_is_unbiased_and_particles_share_the_globals() -> None:
     assert given.latent_shape == (1,)
     assert given.log_weights(x, 5).shape == (5, 8)
     assert torch.equal(program.at_globals(seed=3)._fixed["loc"], given._fixed["loc"])
+
+
+def test_a_subsampled_plate_counts_each_datum_once() -> None:
+    """The usual Pyro way: plate("data", N, subsample=x); N/M is applied once, and N need not be declared."""
+    n = 40
+
+    def model(x: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(x.new_tensor(0.0), 1.0))
+        with pyro.plate("data", n, subsample=x):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("mu", dist.Normal(x.new_tensor(0.3), 0.5))
+        with pyro.plate("data", n, subsample=x):
+            pyro.sample("z", dist.Normal(0.5 * x, 0.7))
+
+    x = torch.linspace(-1, 2, 8).double()
+    program = Program(model, guide, x)
+    assert program.size == n
+    with isolated(4):
+        mine = AEVB().loss(program, x).value
+    with isolated(4):
+        its = pyro.infer.Trace_ELBO(max_plate_nesting=1).differentiable_loss(model, guide, x) / n
+    torch.testing.assert_close(mine, its, rtol=1e-12, atol=0)
+    with isolated(4):
+        log_weights = program.log_weights(x, 1)
+    torch.testing.assert_close(-log_weights.mean(), its, rtol=1e-12, atol=0)
+    with pytest.raises(InputError, match="`size` is 50, and the plate `data` is a sample of 40 rows"):
+        Program(model, guide, x, size=50)
+
+
+def test_modules_that_both_halves_register_are_of_the_half_that_needs_them() -> None:
+    """Pyro's tutorials register one module with the networks of model and guide in both."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.decoder, self.encoder, self.idle = nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1)
+
+        def model(self, x: Tensor) -> None:
+            pyro.module("both", self)
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+        def guide(self, x: Tensor) -> None:
+            pyro.module("both", self)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.encoder(x), 0.7).to_event(1))
+
+    both, x = Both(), torch.randn(5, 1)
+    program = Program(both.model, both.guide, x)
+    assert [name.split(".")[-2] for name in program.phi] == ["encoder", "encoder"]
+    assert {name.split(".")[-2] for name in program.theta} == {"decoder", "idle"}
+    assert program.shared == []
+    for twin in (program, copy.deepcopy(program)):
+        RWS().check(twin)
+        loss = RWS().loss(twin, x).value
+        names = [*twin.theta, *twin.phi]
+        found = torch.autograd.grad(loss, [dict(twin.named_parameters())[name] for name in names], allow_unused=True)
+        assert all((g is None) == ("idle" in name) for name, g in zip(names, found, strict=True))

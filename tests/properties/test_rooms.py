@@ -127,4 +127,4 @@ def test_no_test_module_imports_another(path):
 def test_tests_lie_in_the_room_of_what_they_test():
     rooms = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file()}
     folders = {path.relative_to(TESTS).parts[0] for path in TESTS.rglob("test_*.py") if path.parent != TESTS}
-    assert folders <= rooms | {"properties", "faults", "benchmarks"}
+    assert folders <= rooms | {"properties", "faults", "benchmarks", "examples"}
