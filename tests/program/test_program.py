@@ -481,3 +481,64 @@ def test_modules_that_both_halves_register_are_of_the_half_that_needs_them() -> 
         names = [*twin.theta, *twin.phi]
         found = torch.autograd.grad(loss, [dict(twin.named_parameters())[name] for name in names], allow_unused=True)
         assert all((g is None) == ("idle" in name) for name, g in zip(names, found, strict=True))
+
+
+def test_a_beta_binomial_has_its_conjugate_log_p() -> None:
+    """A rate of successes for each datum, in two plates of trials with different numbers."""
+    trials, a, b = torch.tensor([5.0, 9.0]).double(), 1.5, 2.5
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2):
+            rate = pyro.sample("rate", dist.Beta(x.new_tensor(a), b))
+            with pyro.plate("groups", 2, dim=-1):
+                pyro.sample("x", dist.Binomial(trials, rate), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2):
+            successes = x.sum(-1, keepdim=True)
+            pyro.sample("rate", dist.Beta(a + successes, b + trials.sum() - successes))
+
+    x = torch.tensor([[0.0, 3], [5, 9], [2, 0]]).double()
+    program = Program(model, guide, x)
+    chosen = (torch.lgamma(trials + 1) - torch.lgamma(x + 1) - torch.lgamma(trials - x + 1)).sum(-1)
+    total, successes = trials.sum(), x.sum(-1)
+
+    def log_beta(first: Tensor, second: Tensor) -> Tensor:
+        return torch.lgamma(first) + torch.lgamma(second) - torch.lgamma(first + second)
+
+    exact = chosen + log_beta(a + successes, b + total - successes) - log_beta(x.new_tensor(a), x.new_tensor(b))
+    torch.testing.assert_close(program.log_weights(x, 4), exact.expand(4, 3), rtol=0, atol=1e-10)
+
+
+def test_loadings_with_a_posterior_have_the_elbo_by_hand() -> None:
+    """Factor analysis: given W the guide is exact, so the bound is log p(x | W) minus the log ratio of W over N."""
+    n, noise = 50, 0.5
+
+    def model(x: Tensor) -> None:
+        loadings = pyro.sample("loadings", dist.Normal(x.new_zeros(2, 4), 1.0).to_event(2))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ loadings, noise).to_event(1), obs=x)
+
+    loc = torch.randn(2, 4, generator=torch.Generator().manual_seed(1)).double()
+
+    def guide(x: Tensor) -> None:
+        loadings = pyro.sample("loadings", dist.Normal(loc, x.new_tensor(0.2)).to_event(2))
+        covariance = torch.linalg.inv(torch.eye(2).double() + loadings @ loadings.mT / noise**2)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(x @ loadings.mT @ covariance / noise**2, covariance))
+
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(2)).double()
+    program = Program(model, guide, x[:3], size=n)
+    batch = program.check(x)
+    q = program.posterior_given(batch)
+    z = q.sample((3,))
+    loadings = z[0, 0, 2:].reshape(2, 4)
+    marginal = dist.MultivariateNormal(torch.zeros(4).double(), loadings.mT @ loadings + noise**2 * torch.eye(4))
+    ratio = (dist.Normal(loc, 0.2).log_prob(loadings) - dist.Normal(0.0, 1.0).log_prob(loadings)).sum()
+    exact = (marginal.log_prob(x) - ratio / n).expand(3, 7)
+    torch.testing.assert_close(program.log_joint_of(z, batch) - q.log_prob(z), exact, rtol=0, atol=1e-9)
+    given = program.at_globals(seed=1)
+    loadings = given._fixed["loadings"]
+    marginal = dist.MultivariateNormal(torch.zeros(4).double(), loadings.mT @ loadings + noise**2 * torch.eye(4))
+    torch.testing.assert_close(given.log_weights(x, 2), marginal.log_prob(x).expand(2, 7), rtol=0, atol=1e-9)
