@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_vae.batch import Batch, DataLike
-from pyro_vae.distributions.kl import analytic_kl
+from pyro_vae.distributions.kl import SiteBySite, analytic_kl
 from pyro_vae.distributions.moments import centre_and_error, spread
 from pyro_vae.distributions.pushed import Pushed
 from pyro_vae.errors import InputError
@@ -85,7 +85,8 @@ def rate_distortion(
     .. math:: R = E_x \mathrm{KL}(q(z|x) \| p(z)), \qquad D = -E_x E_{q(z|x)} \log p(x|z), \qquad
         \mathcal{L} = -(R + D)
 
-    The rate is exact if it has a closed form, else it is estimated from the draws of the distortion. Models of the
+    The rate is exact if it has a closed form, else it is estimated from the draws of the distortion. That of a
+    `Program` is the sum of the sites' KL given the sites before, in closed form where there is one. Models of the
     same ELBO may divide it differently; at rate 0, the latents are ignored.
 
     Arguments:
@@ -107,15 +108,15 @@ def rate_distortion(
     rate, distortion, prior = [], [], PriorAtDraws(vae)
     with evaluating(vae), isolated(seed, "information"):
         for part in _parts(vae, evaluated("rate_distortion", vae, data), "rate and distortion" if progress else None):
-            q = vae.posterior_given(part)
+            q, p = vae.posterior_given(part), vae.prior_given(part)
             sampled, lost = [], []
             for size in _blocks(num_samples, max(1, rows_at_once(vae, _ROWS) // part.size)):
                 z = q.sample((size,))
-                sampled.append(q.log_prob(z) - prior.log_prob(part, q, z))
+                sampled.append(q.kl(p, z) if isinstance(q, SiteBySite) else q.log_prob(z) - prior.log_prob(part, q, z))
                 lost.append(-vae.log_likelihood_of(z, part))
             distortion.append(_summary(torch.cat(lost)))
             try:
-                exact = analytic_kl(q, vae.prior_given(part))
+                exact = analytic_kl(q, p)
                 rate.append((exact, torch.zeros_like(exact)))
             except InputError:
                 rate.append(_summary(torch.cat(sampled)))

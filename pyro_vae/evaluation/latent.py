@@ -162,28 +162,27 @@ def latent_kl(vae: LatentVariableModel, data: DataLike, num_samples: int = 100, 
         raise InputError(f"latent_kl: `num_samples` is a whole number of at least 2, got `{num_samples!r}`.")
     batch = evaluated("latent_kl", vae, data)
     total = square = torch.zeros(())
-    prior, exact = PriorAtDraws(vae), False
+    prior = PriorAtDraws(vae)
     names: tuple[str, ...] = ()
+    sampled: Tensor | None = None
     with evaluating(vae), isolated(seed, "evaluation"):
         for start in range(0, batch.size, max(1, _CHUNK // num_samples)):
             part = batch.select(slice(start, start + max(1, _CHUNK // num_samples))).to(vae.device, vae.dtype)
             names, value, error = _by_latent(prior, part, num_samples)
-            exact = error is None
-            total = total + value.double().sum(0)
-            square = square + (0 if error is None else error.double().square().sum(0))
-    n = batch.size
-    spread = torch.as_tensor(square, dtype=torch.float64).expand(total.shape)
-    return LatentKL(names, (total / n).cpu(), (exact,) * len(names), (spread.sqrt() / n).cpu())
+            total, square = total + value.double().sum(0), square + error.double().square().sum(0)
+            with_error = (error > 0).any(0)
+            sampled = with_error if sampled is None else sampled | with_error
+    n, exact = batch.size, [] if sampled is None else (~sampled).tolist()
+    return LatentKL(names, (total / n).cpu(), tuple(exact), (square.sqrt() / n).cpu())
 
 
-def _by_latent(prior: PriorAtDraws, part: Batch, num_samples: int) -> tuple[tuple[str, ...], Tensor, Tensor | None]:
-    """Returns names of the latents, their KL for each datum (B, n), and its standard error (None if exact)."""
+def _by_latent(prior: PriorAtDraws, part: Batch, num_samples: int) -> tuple[tuple[str, ...], Tensor, Tensor]:
+    """Returns names of the latents, their KL for each datum (B, n), and its standard error, 0 where it is exact."""
     posterior = q = prior.vae.posterior_given(part)
     p = prior.vae.prior_given(part)
     if isinstance(q, SiteBySite):
         each = q.kl_of_sites(p, posterior.sample((num_samples,)))
-        terms = torch.stack(list(each.values()), dim=-1)
-        return tuple(each), terms.mean(0), terms.std(0) / math.sqrt(num_samples)
+        return tuple(each), *_mean_and_error(torch.stack(list(each.values()), dim=-1))
     mine, its = factors(q), factors(p)
     if mine is not None and its is not None:
         q, p, names = mine, its, tuple(f"z{i}" for i in range(math.prod(q.event_shape)))
@@ -193,7 +192,8 @@ def _by_latent(prior: PriorAtDraws, part: Batch, num_samples: int) -> tuple[tupl
         names = ("z",)
     try:
         value = analytic_kl(q, p)
-        return names, value.reshape(len(value), -1), None
+        value = value.reshape(len(value), -1)
+        return names, value, torch.zeros_like(value)
     except InputError:
         z = q.sample((num_samples,))
     if names == tuple(blocks_of(q)) and blocks_of(p):
@@ -203,5 +203,11 @@ def _by_latent(prior: PriorAtDraws, part: Batch, num_samples: int) -> tuple[tupl
         terms = q.log_prob(z) - prior.log_prob(part, q, z)
     else:
         terms = q.log_prob(z) - p.log_prob(z)
-    terms = terms.reshape(*terms.shape[:2], -1)
-    return names, terms.mean(0), terms.std(0) / math.sqrt(num_samples)
+    return names, *_mean_and_error(terms.reshape(*terms.shape[:2], -1))
+
+
+def _mean_and_error(terms: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and standard error over draws; terms that no draw changes are exact, without rounding."""
+    fixed = (terms == terms[:1]).all(0)
+    error = terms.std(0) / math.sqrt(len(terms))
+    return torch.where(fixed, terms[0], terms.mean(0)), torch.where(fixed, 0.0, error)

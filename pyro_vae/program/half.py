@@ -2,16 +2,18 @@ r"""The model or the guide of a program for one batch: its draws and their densi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_vae.batch import Batch
 from pyro_vae.program import running
 from pyro_vae.program.sites import flat_of, values_of
+from pyro_vae.runtime.random_streams import isolated
 
 
 class Function:
@@ -76,6 +78,23 @@ class Half:
             ratio = running.log_density_of_globals({"q": q}, z) - running.log_density_of_globals({"p": p}, z)
             found[site.name] = (ratio / (self.program.size or 1)).expand(z.shape[:-1])
         return found
+
+    def statistic(self, function: Callable[[TorchDistribution], Tensor]) -> Tensor:
+        """Returns a statistic of every site's distribution, side by side, shape ``(B, L)``.
+
+        Raises:
+            NotImplementedError: If it depends on the draws of other sites.
+        """
+        program = self.program
+        if program.shared_sites or self._enumerating or not program.vectorized:
+            raise NotImplementedError("a statistic of several sites")
+        with torch.no_grad(), isolated(0, "statistic"):
+            nodes, shape = self._nodes(program._run(self.function, self.batch, 2)), (2, self.batch.size)
+        values = {name: function(node["fn"]).expand_as(node["value"]) for name, node in nodes.items()}
+        both = flat_of(program.sites, (), values, shape, program._like())
+        if not bool((both[0] == both[1]).all()):
+            raise NotImplementedError("a statistic that depends on draws of other sites")
+        return both[0]
 
     def _at(self, z: Tensor) -> tuple[Trace, int | None]:
         particles = z.shape[0] if z.dim() == 3 else None

@@ -2,13 +2,14 @@ r"""The joint distribution of a program's local latents, under its guide or unde
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from pyro_vae.distributions.moments import centre_and_error, spread
 from pyro_vae.program.sites import GlobalSite, Site, support_of_sites
 
 
@@ -23,6 +24,9 @@ class Draws(Protocol):
 
     def kl_from(self, other: Any, z: Tensor, sampled: bool) -> dict[str, Tensor]:
         """Returns the KL to another half at such z, by site."""
+
+    def statistic(self, function: Callable[[TorchDistribution], Tensor]) -> Tensor:
+        """Returns a statistic of every site, ``(B, L)``; NotImplementedError if it depends on other draws."""
 
 
 class LatentDistribution(TorchDistribution):
@@ -55,6 +59,16 @@ class LatentDistribution(TorchDistribution):
     def support(self) -> Any:
         """The supports of all sites, side by side."""
         return support_of_sites([site for site in self.sites if isinstance(site, Site)])
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of z, shape ``(B, L)``, where no site's mean depends on other draws."""
+        return self.half.statistic(_exact_mean)
+
+    @property
+    def variance(self) -> Tensor:
+        """The variance of each number of z, where none depends on other draws."""
+        return self.half.statistic(_exact_variance)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Returns draws of z, through which gradients pass."""
@@ -118,6 +132,21 @@ class LatentDistribution(TorchDistribution):
         return (
             f"LatentDistribution({', '.join(site.name for site in self.sites)}, batch_shape={tuple(self.batch_shape)})"
         )
+
+
+def _exact_mean(fn: TorchDistribution) -> Tensor:
+    value, error = centre_and_error(fn)
+    if error is not None or fn.support.is_discrete:
+        raise NotImplementedError("a mean from draws, or of a discrete site")
+    return value
+
+
+def _exact_variance(fn: TorchDistribution) -> Tensor:
+    _exact_mean(fn)
+    scale = spread(fn)
+    if scale is None or fn.support.is_discrete:
+        raise NotImplementedError("a variance from draws, or of a discrete site")
+    return scale.square()
 
 
 def over_particles(function: Any, z: Tensor) -> Any:
