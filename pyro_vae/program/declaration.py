@@ -175,7 +175,7 @@ def _plate_dim(half: str, trace: Trace, plate: str, size: int) -> int:
         found = (
             f"its plates are {', '.join(names)}; pass plate=, the name of the one over data"
             if names
-            else (f'it has none; put its sites into `with pyro.plate("{plate}", B):`, B the number of rows')
+            else (f'put its sites into `with pyro.plate("{plate}", B):`, B the number of rows')
         )
         raise InputError(f"Program: the {half} has no plate `{plate}` with a site in it; {found}.")
     frame = frames[plate]

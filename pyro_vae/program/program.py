@@ -315,8 +315,8 @@ class Program(NamedSites, LocalPosterior):
             if place is None:
                 raise InputError(
                     f"Program: the value of the site `{name}` is none of the batch's tensors, so that a draw cannot "
-                    "take its place; pass a tensor of the batch as obs=, as it is, or use an algorithm without a "
-                    "sleep phase."
+                    "take its place in a batch drawn from the model; pass a tensor of the batch as obs=, as it is, or "
+                    "do without such draws: the sleep phase of wake-sleep and rws, calibration, samples."
                 )
             values[place] = trace.nodes[name]["value"]
         drawn = {n: node.get("value") for n, node in trace.nodes.items()}
@@ -370,9 +370,12 @@ class Program(NamedSites, LocalPosterior):
         return self._example.to(self.device, self.dtype)
 
     def blank(self, n: int, context: Tensor | None = None) -> Batch:
-        """Returns n rows of the example, from its beginning again after its end."""
+        """Returns n rows of the example, from its beginning again after its end, with their context or another one."""
         rows = torch.arange(n, device=self._example.device) % self._example.size
-        return self._example.select(rows).to(self.device, self.dtype)
+        batch = self._example.select(rows).to(self.device, self.dtype)
+        if context is None or self._example.context is None:
+            return batch
+        return batch._replace(context=context.to(self.device, self.dtype))
 
     def extra_repr(self) -> str:
         names = ", ".join(site.name for site in self.sites)

@@ -340,9 +340,7 @@ class LatentVariableModel(nn.Module):
             n: Number of draws.
             context: Their context, shape ``(n, C)``, where the model has one.
         """
-        batch = self.blank(n)
-        if context is not None:
-            batch = batch._replace(context=torch.as_tensor(context).to(self.device, self.dtype))
+        batch = self.blank(n, None if context is None else torch.as_tensor(context))
         with evaluating(self):
             return self.dreams(self.check(batch))[1].x
 

@@ -167,7 +167,7 @@ def auxiliary(x: Tensor) -> None:
         (
             no_plate,
             guide,
-            r"the model has no plate `data` with a site in it; it has none; put its sites into `with pyro",
+            r"the model has no plate `data` with a site in it; put its sites into `with pyro",
         ),
         (other_name, guide, "no plate `data`.*its plates are `rows`; pass plate=, the name of the one over data"),
         (loop, loop, "the model loops over the plate `data`, one datum at a time; use `with pyro.plate"),

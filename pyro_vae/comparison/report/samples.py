@@ -35,8 +35,6 @@ def draw(run: Run, n: int, data: Data) -> tuple[Tensor, Tensor | None]:
     model, context = run.vae.at_globals(run.seed), data.context_of(n)
     with isolated(run.seed), evaluating(model):
         batch = model.blank(n, context)
-        if context is not None:
-            batch = batch._replace(context=context.to(model.device, model.dtype))
         z, dreamt = model.dreams(batch)
         try:
             return dreamt.x.cpu(), centre(model.decode(z, batch)).cpu()
