@@ -312,11 +312,12 @@ def _drop_output() -> None:
 def _experiment(file: Path | None, flags: dict[str, Any], settings: list[str]) -> Experiment:
     """The file, changed by the flags and then by the settings; a data file's path is relative to where it is named."""
     from pyro_vae.experiment.experiment import Experiment
+    from pyro_vae.experiment.grid import assign
     from pyro_vae.experiment.yaml_file import parse_yaml, read_yaml
 
     content = {} if file is None else read_yaml(file)
     for key, value in flags.items():
-        _assign(content, key, value)
+        assign(content, key, value, "--set")
     given = dict.fromkeys(flags, "a flag")
     for setting in settings:
         key, separator, text = setting.partition("=")
@@ -326,7 +327,7 @@ def _experiment(file: Path | None, flags: dict[str, Any], settings: list[str]) -
         if key in given:
             raise InputError(f"--set: `{key}` is given twice, also by {given[key]}; give it once.")
         given[key] = "--set"
-        _assign(content, key, parse_yaml(text, f"--set {key}"))
+        assign(content, key, parse_yaml(text, f"--set {key}"), "--set")
     folder = Path() if file is None or "data" in flags else file.parent
     return Experiment.parse(content, "command line" if file is None else str(file)).relative_to(folder)
 
@@ -352,21 +353,6 @@ def _parsed(text: str) -> Any:
     from pyro_vae.experiment.yaml_file import parse_yaml
 
     return parse_yaml(text, "command line")
-
-
-def _assign(content: dict[str, Any], path: str, value: Any) -> None:
-    """Sets a value at a dotted path."""
-    from pyro_vae.experiment.part import spelled_out
-
-    *parents, last = path.split(".")
-    for i, parent in enumerate(parents):
-        inner = content.setdefault(parent, {})
-        if isinstance(inner, str):  # a shorthand, such as `data: digits`
-            inner = content[parent] = spelled_out(parent, inner)
-        if not isinstance(inner, dict):
-            raise InputError(f"--set: `{'.'.join(parents[: i + 1])}` is not a mapping, so `{path}` cannot be set.")
-        content = inner
-    content[last] = value
 
 
 def _from(table: pd.DataFrame, first: str) -> list[str]:

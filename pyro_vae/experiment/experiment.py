@@ -3,9 +3,8 @@ r"""An experiment: data, prior, likelihood, posterior and inference algorithms a
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 from pydantic import (
@@ -18,28 +17,25 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from torch import nn
 
 from pyro_vae.datasets import loading
 from pyro_vae.datasets.data import Data
 from pyro_vae.datasets.description import describe
-from pyro_vae.distributions.support import is_real
-from pyro_vae.errors import InputError, near_match
+from pyro_vae.errors import InputError
+from pyro_vae.experiment.assembly import assembled, explained
 from pyro_vae.experiment.choices import InferenceSpec, Strict
 from pyro_vae.experiment.data import DataSpec, Seed
 from pyro_vae.experiment.distribution import DistributionSpec, ParameterPriorSpec
 from pyro_vae.experiment.encoder_input import fit_inputs
 from pyro_vae.experiment.error_lines import line_of
+from pyro_vae.experiment.grid import check_grid
 from pyro_vae.experiment.mixed import MixedSpec
 from pyro_vae.experiment.network import MOST, Size, code_allowed
 from pyro_vae.experiment.part import AnyPart, HierarchySpec
-from pyro_vae.experiment.place import Place, check_declared
+from pyro_vae.experiment.place import check_declared
 from pyro_vae.experiment.settings import Evaluation, Networks, TrainingSpec
 from pyro_vae.experiment.user_program import ProgramField, build_program, program_name, training_rows
 from pyro_vae.experiment.yaml_file import read_yaml, write_yaml
-from pyro_vae.vae.derived_posterior import unconstrained_shape
-from pyro_vae.vae.hierarchy import Reads
-from pyro_vae.vae.part import blocks_of, event_shape_of, needs_posterior
 from pyro_vae.vae.vae import VAE
 
 _SIZE = {"type": "integer", "exclusiveMinimum": 0}
@@ -67,6 +63,10 @@ class Experiment(Strict):
     ``my_module:make``. In Python it is the function itself, which is called under each seed, or a `Program`, which is
     copied.
 
+    ``vary`` makes every combination of the values of some keys a candidate, such as ``{"prior": ["Normal", "flow"],
+    "latent": [4, 8]}``; keys of one line vary together (``{"prior, latent": [["Normal", 4], ["flow", 8]]}``).
+    ``models`` names candidates by their changes.
+
     Example:
         >>> experiment = Experiment.parse({"data": "digits", "latent": 2, "inference": ["aevb"]})
         >>> experiment.likelihood.family, experiment.training.epochs
@@ -90,6 +90,8 @@ class Experiment(Strict):
     evaluation: Evaluation = Evaluation()
     seeds: Annotated[list[Seed], Field(min_length=1)] = Field(default_factory=lambda: [0, 1, 2])
     device: str = "auto"
+    vary: dict[str, Any] = Field(default_factory=dict)
+    models: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("latent")
     @classmethod
@@ -145,11 +147,18 @@ class Experiment(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _grid(self) -> Experiment:
+        check_grid(self.vary, self.models, type(self).model_fields)
+        return self
+
     @model_serializer(mode="wrap")
     def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Writes no key of a VAE where there is a program."""
+        """Writes no key of a VAE where there is a program, and no grid where nothing varies."""
         content: dict[str, Any] = handler(self)
-        return content if self.program is None else {k: v for k, v in content.items() if k not in _OF_A_VAE}
+        left_out = [name for name in ("vary", "models") if not getattr(self, name)]
+        left_out += [] if self.program is None else _OF_A_VAE
+        return {name: value for name, value in content.items() if name not in left_out}
 
     @model_validator(mode="after")
     def _latent_of_layers(self) -> Experiment:
@@ -257,7 +266,7 @@ class Experiment(Strict):
             decimal=spec.decimal,
             thousands=spec.thousands,
         )
-        chosen = _explained("likelihood", lambda: likelihood.resolved(contents))
+        chosen = explained("likelihood", lambda: likelihood.resolved(contents))
         return self.model_copy(update={"likelihood": chosen})
 
     def completed(self, data: Data) -> Experiment:
@@ -324,71 +333,4 @@ class Experiment(Strict):
         """
         for name, declared, found in (("cells", self.cells, dim), ("covariates", self.covariates, context_features)):
             check_declared(name, declared, found)
-        latent = self.latent_shape
-        data = _explained("likelihood", lambda: self.likelihood.data_of(dim))
-        place = Place("prior", (), context_features, None, dim, context_features, image_shape, data)
-        prior_place = replace(place, event_shape=self.prior.event_shape(latent))
-        prior = _explained("prior", lambda: self.prior.build_at(prior_place))
-        own_shape = event_shape_of(prior)
-        shape = torch.Size(latent if own_shape is None else own_shape)
-        likelihood = _explained("likelihood", lambda: self._likelihood(place, prior, shape.numel()))
-        posterior = _explained("posterior", lambda: self._posterior(place, prior, shape))
-        parameter_prior = None if self.parameter_prior is None else self.parameter_prior.build_prior()
-        return VAE(
-            prior,
-            likelihood,
-            posterior,
-            size=size,
-            parameter_prior=parameter_prior,
-            context_features=context_features,
-            transformed_data=True,
-        )
-
-    def _likelihood(self, place: Place, prior: nn.Module, latents: int) -> nn.Module:
-        """Returns the likelihood, which receives all latents or the layers that it reads."""
-        reads = self.likelihood.reads
-        if reads is not None:
-            blocks = blocks_of(prior)
-            for name in reads:
-                if name not in blocks:
-                    layers = near_match(name, blocks) if blocks else "the prior is no `hierarchy`."
-                    raise InputError(f"`reads` names layers of the prior, and it has no `{name}`; {layers}")
-            latents = sum(blocks[name].stop - blocks[name].start for name in reads)
-        here = replace(
-            place,
-            role="likelihood",
-            event_shape=(place.cells,),
-            in_features=max(latents, 1) + place.context_features,
-            network=self.networks.decoder,
-        )
-        likelihood = self.likelihood.build_at(here)
-        return likelihood if reads is None else Reads(likelihood, *reads)
-
-    def _posterior(self, place: Place, prior: nn.Module, shape: torch.Size) -> nn.Module:
-        """Returns the declared posterior, in unconstrained space if its support is real, or an encoder alone."""
-        here = replace(
-            place,
-            role="posterior",
-            in_features=place.cells + place.context_features,
-            network=self.networks.encoder,
-        )
-        part = self.posterior
-        if part is None and not needs_posterior(prior):
-            encoder, _ = here.trunk(None)
-            return cast(nn.Module, encoder)
-        part = DistributionSpec(family="Normal") if part is None else part
-        if part.support is not None and is_real(part.support):
-            shape = unconstrained_shape(prior, shape, place.context_features)
-        return part.build_at(replace(here, event_shape=part.event_shape(shape)))
-
-
-def _explained(path: str, build: Any) -> Any:
-    """Returns ``build()``; adds the path in the experiment file to an `InputError`."""
-    try:
-        return build()
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "allocate" not in str(error):
-            raise
-        raise InputError(f"{path}: its parameters need more memory than there is; choose smaller sizes.") from None
+        return assembled(self, dim, image_shape, size, context_features)
