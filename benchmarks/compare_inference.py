@@ -42,7 +42,7 @@ from benchmarks.compare_tables import draw, overlay, show, summarise
 from benchmarks.interleaved import Contender, Problem, by_turns, timed
 from benchmarks.runs import Runs, add_arguments, at_least, positive
 from pyro_vae import Batch, datasets
-from pyro_vae.comparison.comparison import check
+from pyro_vae.comparison.compare import check
 from pyro_vae.datasets import Data
 from pyro_vae.evaluation import (
     Estimate,

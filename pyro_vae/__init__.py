@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pyro_vae import networks as networks
     from pyro_vae import training as training
     from pyro_vae.batch import Batch as Batch
-    from pyro_vae.comparison.comparison import compare as compare
+    from pyro_vae.comparison.compare import compare as compare
     from pyro_vae.comparison.folder import load as load
     from pyro_vae.comparison.folder import load_inference as load_inference
     from pyro_vae.comparison.trained_vae import TrainedVAE as TrainedVAE
@@ -76,7 +76,7 @@ _FILES = {
     "VampPrior": "vae.vamp_prior",
     "VonMisesFisher": "distributions.von_mises_fisher",
     "auto_guide": "program.auto_guide",
-    "compare": "comparison.comparison",
+    "compare": "comparison.compare",
     "conv_decoder": "networks.convolution",
     "conv_encoder": "networks.convolution",
     "fit": "training.fit",

@@ -131,12 +131,18 @@ def compare_command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any key of the file, such as training.batch_size=50; repeatable.")
     ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A key and values that make candidates, such as prior=Normal,flow or latent=4,8; repeatable."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder to make, or to go on with; default: runs/<data>-<time>.")
     ] = None,
     allow_code: _AllowCode = False,
 ) -> None:
-    """Train algorithms x seeds on one data set, and report by how much they differ."""
+    """Train models and algorithms x seeds on one data set, and report by how much they differ."""
     flags = {
         "data": _path_flag(data),
         "program": program,
@@ -150,17 +156,22 @@ def compare_command(
         "device": device,
     }
     given = {key: value for key, value in flags.items() if value is not None}
-    _compare(_experiment(file, given, settings or []), out)
+    _compare(_experiment(file, given, settings or [], vary or []), out)
 
 
 def _compare(experiment: Experiment, out: Path | None) -> None:
     """Runs an experiment, writes its folder and prints its tables."""
-    from pyro_vae.comparison.comparison import prepare
+    from pyro_vae.comparison.compare import prepare
     from pyro_vae.comparison.folder import default_folder, new_folder, unfinished, write_run
     from pyro_vae.comparison.report.page import write_report
     from pyro_vae.comparison.report.tables import difference_table, summary_table
 
     prepared = prepare(experiment, progress=True)
+    for label, reason in prepared.left_out.items():
+        typer.echo(f"left out: {label}: {reason}", err=True)
+    if experiment.vary or experiment.models:
+        candidates, seeds = len(prepared.candidates), len(experiment.seeds)
+        typer.echo(f"{candidates} candidates x {seeds} seeds: {candidates * seeds} runs", err=True)
     folder = default_folder(experiment) if out is None else out
     command = shlex.join(["pyro-vae", *sys.argv[1:]])
     try:
@@ -309,7 +320,7 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _experiment(file: Path | None, flags: dict[str, Any], settings: list[str]) -> Experiment:
+def _experiment(file: Path | None, flags: dict[str, Any], settings: list[str], vary: list[str]) -> Experiment:
     """The file, changed by the flags and then by the settings; a data file's path is relative to where it is named."""
     from pyro_vae.experiment.experiment import Experiment
     from pyro_vae.experiment.grid import assign
@@ -328,8 +339,26 @@ def _experiment(file: Path | None, flags: dict[str, Any], settings: list[str]) -
             raise InputError(f"--set: `{key}` is given twice, also by {given[key]}; give it once.")
         given[key] = "--set"
         assign(content, key, parse_yaml(text, f"--set {key}"), "--set")
+    for setting in vary:
+        key, values = _varied(setting)
+        grid = content.setdefault("vary", {})
+        if not isinstance(grid, dict):
+            raise InputError("vary: expected a mapping from keys to lists of values.")
+        grid[key] = values
     folder = Path() if file is None or "data" in flags else file.parent
     return Experiment.parse(content, "command line" if file is None else str(file)).relative_to(folder)
+
+
+def _varied(text: str) -> tuple[str, list[Any]]:
+    """The key and the values of ``prior=Normal,flow``; values may be mappings in braces."""
+    from pyro_vae.experiment.yaml_file import parse_yaml
+
+    key, separator, values = text.partition("=")
+    if not separator or not key.strip() or not values.strip():
+        raise InputError(f"--vary: expected key=value,value, such as prior=Normal,flow; got `{text}`.")
+    listed = values if values.lstrip().startswith("[") else f"[{values}]"
+    found = parse_yaml(listed, f"--vary {key.strip()}")
+    return key.strip(), found if isinstance(found, list) else [found]
 
 
 def _console() -> Console:

@@ -85,7 +85,8 @@ def check_posteriors(
 
     Arguments:
         trained: The VAEs or programs, by label.
-        algorithms: The algorithms that trained them, under the same labels.
+        algorithms: The algorithms that trained them, under the same labels; the noise of their gradients is compared
+            where the models are alike.
         test: Test data, shape ``(N, *event_shape)``, or a `Batch`. Its contexts, repeated in turn, are the contexts of
             the data simulated for the calibration.
         num_data: Number of test data to use, from the first; 0 for no checks.
@@ -120,8 +121,15 @@ def check_posteriors(
                 gaps[label] = inference_gap(vae, x, seed=seed, progress=progress)
             except InputError as error:
                 notes.append(f"{label}: {error}")
-        gradients = gradient_variance(trained[at], x, algorithms, _GRADIENTS, seed=seed, progress=progress)
+        alike = {label: each for label, each in algorithms.items() if _alike(trained[label], trained[at])}
+        gradients = gradient_variance(trained[at], x, alike, _GRADIENTS, seed=seed, progress=progress)
     return PosteriorChecks(x.size, at, gaps, calibrations, gradients, notes)
+
+
+def _alike(mine: VAE, its: VAE) -> bool:
+    """Whether two models have parameters of the same names and shapes."""
+    shapes = [{name: p.shape for name, p in model.named_parameters()} for model in (mine, its)]
+    return shapes[0] == shapes[1]
 
 
 def _estimate(estimate: Estimate) -> dict[str, float | None]:

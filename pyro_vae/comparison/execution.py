@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from pyro_vae.datasets.data import Data
+from pyro_vae.comparison.candidate import Candidate
 from pyro_vae.engine.compilation.cost import CAPTURE, STEP, TIMED, WARM
 from pyro_vae.engine.errors import CaptureError, CompilationError
 from pyro_vae.errors import NonFiniteError
-from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.experiment.user_program import warned_once
 from pyro_vae.runtime.progress import note
@@ -56,52 +55,59 @@ class Execution:
         return {**asdict(self), "seconds": round(self.seconds, 2)}
 
 
-def decide(experiment: Experiment, data: Data, progress: bool = False) -> Execution:
-    """Returns how the runs of an experiment execute; where they are compiled, the programs are ready in this process.
+def decide(candidates: Sequence[Candidate], progress: bool = False) -> Execution:
+    """Returns how the runs of a comparison execute; where they are compiled, the programs are ready in this process.
 
-    With ``training.compile: auto``, a few steps of every algorithm are timed, on models that are then thrown away. All
-    runs are compiled if that saves more time over all of them than it costs, and every algorithm can be compiled.
+    With ``training.compile: auto``, a few steps of every candidate are timed, on models that are then thrown away. All
+    runs are compiled if that saves more time over all of them than it costs, and every candidate can be compiled.
 
     Arguments:
-        experiment: The experiment, as `Experiment.completed` returns it.
-        data: Its data.
+        candidates: What is compared.
         progress: Whether to say on the terminal that this takes time.
     """
-    mode = experiment.training.compile
-    if mode != "auto":
-        return Execution(bool(mode), f"the experiment says `compile: {str(mode).lower()}`")
-    if experiment.training.together and len(experiment.seeds) > 1:
+    modes = {candidate.experiment.training.compile for candidate in candidates}
+    if modes != {"auto"}:
+        said = enumerated_modes(modes)
+        return Execution(modes != {False}, f"the experiment says `compile: {said}`")
+    if any(each.experiment.training.together and len(each.experiment.seeds) > 1 for each in candidates):
         return Execution(True, "the experiment says `together: true`")
     start = time.perf_counter()
     if progress:
-        note("timing a few steps of every algorithm, to decide whether to compile ...")
-    compiled, reason = _decided(experiment, data)
+        note("timing a few steps of every candidate, to decide whether to compile ...")
+    compiled, reason = _decided(candidates)
     return Execution(compiled, reason, time.perf_counter() - start)
 
 
-def _decided(experiment: Experiment, data: Data) -> tuple[bool, str]:
-    steps = experiment.training.total_steps(len(data.train))
-    seeds = 1 if seeds_together(experiment) else len(experiment.seeds)  # runs of an algorithm
-    too_few = f"{steps} steps a run would not repay the compilation"
-    if steps <= TIMED + 1:
+def enumerated_modes(modes: Collection[bool | str]) -> str:
+    """Returns modes of compilation as a file has them."""
+    return ", ".join(sorted(str(mode).lower() for mode in modes))
+
+
+def _decided(candidates: Sequence[Candidate]) -> tuple[bool, str]:
+    steps = [each.experiment.training.total_steps(len(each.data.train)) for each in candidates]
+    # Runs of a candidate.
+    seeds = [1 if seeds_together(each.experiment) else len(each.experiment.seeds) for each in candidates]
+    most = max(steps)
+    too_few = f"{most} steps a run would not repay the compilation"
+    if most <= TIMED + 1:
         return False, too_few
     saved = 0.0
     try:
-        for spec in experiment.inference:
-            saved += STEP.of(_seconds_of_a_step(experiment, spec, data), steps) * seeds
+        for candidate, n, runs in zip(candidates, steps, seeds, strict=True):
+            saved += STEP.of(_seconds_of_a_step(candidate), n) * runs
     except NonFiniteError as error:
         return False, f"a first step fails ({error})"
-    if saved < len(experiment.inference) * (WARM + CAPTURE * seeds):
+    if saved < sum(WARM + CAPTURE * runs for runs in seeds):
         return False, too_few
     pilots, cost = [], 0.0
-    for spec in experiment.inference:
-        pilot = _Pilot(experiment, spec, data, compile="full")
+    for candidate, runs in zip(candidates, seeds, strict=True):
+        pilot = _Pilot(candidate, compile="full")
         try:
             pilot.capture()
         except CaptureError as error:
-            return False, f"the step of {spec.label} cannot be compiled: {error}"
+            return False, f"the step of {candidate.label} cannot be compiled: {error}"
         pilots.append(pilot)
-        cost += pilot.cost + CAPTURE * seeds
+        cost += pilot.cost + CAPTURE * runs
         if cost > saved:
             return False, too_few
     try:
@@ -112,21 +118,22 @@ def _decided(experiment: Experiment, data: Data) -> tuple[bool, str]:
     return True, "that saves time over all runs"
 
 
-def _seconds_of_a_step(experiment: Experiment, spec: InferenceSpec, data: Data) -> float:
+def _seconds_of_a_step(candidate: Candidate) -> float:
     """The median time of a few uncompiled steps after the first."""
-    pilot = _Pilot(experiment, spec, data, compile=False)
+    pilot = _Pilot(candidate, compile=False)
     pilot.advance(TIMED + 1)
     seconds = pilot.loop.members[0].records.seconds
     return statistics.median(after - before for before, after in pairwise(seconds))
 
 
 class _Pilot:
-    """A run of an algorithm for a few steps: of the first seed, or of all that are trained together."""
+    """A run of a candidate for a few steps: of the first seed, or of all that are trained together."""
 
-    def __init__(self, experiment: Experiment, spec: InferenceSpec, data: Data, compile: Any) -> None:
-        self.seed, self.training = experiment.seeds[0], replace(training_of(experiment, data), compile=compile)
+    def __init__(self, candidate: Candidate, compile: Any) -> None:
+        experiment, data = candidate.experiment, candidate.data
+        self.seed, self.training = experiment.seeds[0], replace(training_of(candidate), compile=compile)
         seeds = experiment.seeds if seeds_together(experiment) else [self.seed]
-        vaes, algorithms = built(experiment, spec, data, seeds)
+        vaes, algorithms = built(candidate, seeds)
         transform = data.minibatch_transform
         train = data.batch("train")
         self.loop: Loop = prepared(vaes, train, algorithms, self.training, seeds, transform=transform)
@@ -164,17 +171,18 @@ def seeds_together(experiment: Experiment) -> bool:
     return together and len(experiment.seeds) > 1
 
 
-def training_of(experiment: Experiment, data: Data) -> Training:
-    """Returns the settings of every run."""
+def training_of(candidate: Candidate) -> Training:
+    """Returns the settings of a candidate's runs."""
+    experiment, data = candidate.experiment, candidate.data
     training = experiment.training.build(len(data.train))
     return replace(training, check_support=not data.cross_entropy, divergence="stop")
 
 
-def built(experiment: Experiment, spec: InferenceSpec, data: Data, seeds: Sequence[int]) -> tuple[list[Any], list[Any]]:
+def built(candidate: Candidate, seeds: Sequence[int]) -> tuple[list[Any], list[Any]]:
     """Returns new VAEs, or programs, and algorithms, one for each seed."""
-    vaes, algorithms, device = [], [], experiment.torch_device
+    vaes, algorithms, device = [], [], candidate.experiment.torch_device
     for seed in seeds:
         with isolated(seed), warned_once():
-            vaes.append(experiment.build(data).to(device))
-            algorithms.append(spec.build().to(device))
+            vaes.append(candidate.experiment.build(candidate.data).to(device))
+            algorithms.append(candidate.spec.build().to(device))
     return vaes, algorithms

@@ -19,15 +19,16 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
+from pyro_vae.comparison.candidate import Declared, declared_candidates, file_name
+from pyro_vae.comparison.checkpoint_folder import NOTED
 from pyro_vae.comparison.checksums import Checksums, write_checksums
-from pyro_vae.comparison.comparison import NOTED, Comparison
+from pyro_vae.comparison.comparison import Comparison
 from pyro_vae.comparison.curves import curves
 from pyro_vae.comparison.saved_program import check_again, program_again, program_state
 from pyro_vae.comparison.trained_vae import TrainedVAE
 from pyro_vae.datasets.data_transform import DataTransform
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.evaluation.arviz_export import to_arviz, write_netcdf
-from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.experiment.user_program import training_rows
 from pyro_vae.experiment.yaml_file import read_yaml
@@ -180,12 +181,13 @@ def write_run(comparison: Comparison, folder: Path) -> None:
         write_whole(folder / f"{name}.csv", table.to_csv(index=False).encode())
     (folder / "weights").mkdir()
     for run in comparison.runs:
-        _save(run.vae, folder / _WEIGHTS.format(run.algorithm, run.seed))
+        candidate = comparison.candidate(run.algorithm)
+        _save(run.vae, folder / _WEIGHTS.format(candidate.file_name, run.seed))
         if run.inference.state_dict():
-            _save(run.inference, folder / _STATE.format(run.algorithm, run.seed))
-        if comparison.experiment.program is not None:
-            state = program_state(run.vae, training_rows(comparison.data), run.seed)
-            _write_tensors(state, folder / _PROGRAM.format(run.algorithm, run.seed))
+            _save(run.inference, folder / _STATE.format(candidate.file_name, run.seed))
+        if candidate.experiment.program is not None:
+            state = program_state(run.vae, training_rows(candidate.data), run.seed)
+            _write_tensors(state, folder / _PROGRAM.format(candidate.file_name, run.seed))
     left_out = _write_draws(comparison, folder)
     record = comparison.record() | ({"results_left_out": left_out} if left_out else {})
     write_whole(folder / _RESULT, json.dumps(record, indent=1, allow_nan=False).encode())
@@ -196,27 +198,28 @@ def _write_draws(comparison: Comparison, folder: Path) -> dict[str, str]:
     """Writes draws of each algorithm's models; returns why those of a program are left out, by label."""
     left_out: dict[str, str] = {}
     (folder / "results").mkdir()
-    for label in comparison.labels:
+    for candidate in comparison.candidates:
+        label, data = candidate.label, candidate.data
         runs = comparison.runs_of(label)
         trained = int(runs[0].inference.trains_posterior)  # netCDF has no booleans
         attributes = {"algorithm": label, "seeds": [run.seed for run in runs], "posterior_trained": trained}
-        if comparison.data.test is None:
+        if data.test is None:
             continue
         try:
             with pyro.validation_enabled(False):  # the data were checked before the first run
                 draws = to_arviz(
                     [run.vae for run in runs],
-                    comparison.data.batch("test").select(slice(_DATA)),
+                    data.batch("test").select(slice(_DATA)),
                     num_samples=_DRAWS,
-                    units=comparison.data.units,
+                    units=data.units,
                     attributes=attributes,
                 )
         except InputError as error:
-            if comparison.experiment.program is None:
+            if candidate.experiment.program is None:
                 raise
             left_out[label] = str(error)
             continue
-        write_netcdf(draws, folder / "results" / f"{label}.nc")
+        write_netcdf(draws, folder / "results" / f"{candidate.file_name}.nc")
     return left_out
 
 
@@ -249,9 +252,13 @@ def load(
         InputError: If the folder, the algorithm or the seed does not exist, a file in the folder is damaged, or the
             program is not the one that was trained.
     """
-    folder, experiment, spec, seed, sums = _select_run(run_folder, algorithm, seed, allow_code, program)
+    folder, chosen, seed, sums = _select_run(run_folder, algorithm, seed, allow_code, program)
     result = OutsideFile(folder / _RESULT, "the result of a comparison", _AGAIN)
-    record = result.json().get("data")
+    experiment, record = chosen.experiment, result.json().get("data")
+    with result.reading():
+        candidates = result.json().get("candidates")
+        if candidates is not None:
+            record = candidates[chosen.label]["data"]
     if not isinstance(record, dict):
         raise result.error("is damaged: it has no `data`")
     with result.reading():
@@ -259,14 +266,15 @@ def load(
             units, size = DataTransform.from_record(record), _size(record)
         except InputError as error:
             raise result.error(f"is damaged: {error}") from None
-    algorithm_again = _load_algorithm(sums, spec, seed)
-    weights = _WEIGHTS.format(spec.label, seed)
+    algorithm_again = _load_algorithm(sums, chosen, seed)
+    name = file_name(chosen.label)
+    weights = _WEIGHTS.format(name, seed)
     if experiment.program is None:
         with isolated(0):  # the drawn initial parameters are overwritten
             vae: Any = experiment.assemble(units.dim, units.image_shape, size, units.context_features)
         _restore(vae, sums, weights)
         return TrainedVAE(vae.eval(), units, algorithm_again)
-    state = _read_tensors(sums, _PROGRAM.format(spec.label, seed))
+    state = _read_tensors(sums, _PROGRAM.format(name, seed))
     again = program_again(experiment.program, state, size, seed)
     _restore(again, sums, weights)
     check_again(again, experiment.program, state, seed)
@@ -301,14 +309,14 @@ def load_inference(
     Raises:
         InputError: As `load`.
     """
-    _, _, spec, seed, sums = _select_run(run_folder, algorithm, seed, allow_code)
-    return _load_algorithm(sums, spec, seed)
+    _, chosen, seed, sums = _select_run(run_folder, algorithm, seed, allow_code)
+    return _load_algorithm(sums, chosen, seed)
 
 
-def _load_algorithm(sums: Checksums, spec: InferenceSpec, seed: int) -> Inference:
+def _load_algorithm(sums: Checksums, chosen: Declared, seed: int) -> Inference:
     """The algorithm of a run, with its state after training, in evaluation mode."""
-    inference = spec.build()
-    name = _STATE.format(spec.label, seed)
+    inference = chosen.spec.build()
+    name = _STATE.format(file_name(chosen.label), seed)
     if sums.lists(name):
         _restore(inference, sums, name)
     return inference.eval()
@@ -320,8 +328,8 @@ def _select_run(
     seed: int | None,
     allow_code: bool,
     program: Any = None,
-) -> tuple[Path, Experiment, InferenceSpec, int, Checksums]:
-    """The folder, its experiment, the algorithm and seed of the requested run, and the checksums."""
+) -> tuple[Path, Declared, int, Checksums]:
+    """The folder, the candidate and seed of the requested run, and the checksums."""
     folder = Path(run_folder)
     if not (folder / _EXPERIMENT).is_file() or not (folder / _RESULT).is_file():
         raise InputError(f"`{folder}` is not a run folder (it has no {_EXPERIMENT} and {_RESULT}).")
@@ -331,14 +339,15 @@ def _select_run(
     content = read_yaml(folder / _EXPERIMENT)
     given = content if program is None else {**content, "program": program}
     experiment = Experiment.parse(given, str(folder / _EXPERIMENT), allow_code=allow_code)
-    specs = {spec.label: spec for spec in experiment.inference}
-    algorithm = next(iter(specs)) if algorithm is None else algorithm
+    candidates = {each.label: each for each in declared_candidates(experiment) if not each.reason}
+    algorithm = next(iter(candidates)) if algorithm is None else algorithm
     seed = experiment.seeds[0] if seed is None else seed
-    if algorithm not in specs:
-        raise InputError(f"`{folder}` has no algorithm `{algorithm}`; {near_match(algorithm, specs)}")
+    if algorithm not in candidates:
+        what = "candidate" if experiment.vary or experiment.models else "algorithm"
+        raise InputError(f"`{folder}` has no {what} `{algorithm}`; {near_match(algorithm, candidates)}")
     if seed not in experiment.seeds:
         raise InputError(f"`{folder}` has no seed {seed}; it has {experiment.seeds}.")
-    return folder, experiment, specs[algorithm], seed, sums
+    return folder, candidates[algorithm], seed, sums
 
 
 def _save(module: nn.Module, path: Path) -> None:

@@ -1,4 +1,4 @@
-r"""One algorithm, trained under one seed and evaluated on the test data."""
+r"""One candidate, trained under one seed and evaluated on the test data."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import pyro
 from torch import Tensor
 
 from pyro_vae.batch import Batch
+from pyro_vae.comparison.candidate import Candidate
 from pyro_vae.comparison.execution import Execution, built, seeds_together, training_of
-from pyro_vae.datasets.data import Data
 from pyro_vae.evaluation.annealed import annealed_importance_sampling
 from pyro_vae.evaluation.estimate import PARETO_LIMIT, Estimate
 from pyro_vae.evaluation.importance import elbo, log_marginal
 from pyro_vae.evaluation.intervals import finite_or_none
 from pyro_vae.evaluation.latent import LatentKL, active_units, latent_kl
-from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.inference.interface import Inference
 from pyro_vae.runtime.progress import Line
@@ -33,10 +32,10 @@ MOST_DISTRUSTED = 0.05
 
 @dataclass
 class Run:
-    """One algorithm trained under one seed.
+    """One candidate trained under one seed.
 
     Attributes:
-        algorithm: Label of the algorithm.
+        algorithm: Label of the candidate: its algorithm, if no other choice varies.
         seed: Seed of initialisation, shuffling and noise.
         vae: The trained `VAE`, or `Program`.
         inference: The algorithm after training, with its state and parameters.
@@ -49,6 +48,7 @@ class Run:
             diagnostic ``method``. None for a cross-entropy, which is not a likelihood.
         scores: Further numbers about the test data from the algorithm, by name; see `Inference.scores`.
         active: Whether each latent dimension is active on the test data.
+        valid_elbo: ELBO of the validation data, nats per datum in the data's own units; None where there are none.
         kl: KL of each latent (dimension, layer of a hierarchy, or all of z if it does not factorise) on the test
             data, and whether it was computed in closed form.
 
@@ -66,6 +66,7 @@ class Run:
     active: Tensor
     kl: LatentKL
     scores: dict[str, float] = field(default_factory=dict)
+    valid_elbo: Estimate | None = None
 
     @property
     def annealed(self) -> bool:
@@ -116,6 +117,8 @@ class Run:
         if self.elbo is not None:
             record["elbo_num_data"] = len(self.elbo.pointwise)
             record["elbo_num_samples"] = self.elbo.diagnostics["num_samples"]
+        if self.valid_elbo is not None:
+            record["valid_elbo"] = finite_or_none(self.valid_elbo.value)
         if self.log_marginal is not None:
             about = self.log_marginal.diagnostics
             record["log_marginal_num_data"] = len(self.log_marginal.pointwise)
@@ -136,41 +139,39 @@ METRICS = ("elbo", "log_marginal", "active_units", "seconds_per_epoch")
 
 
 def trained_runs(
-    experiment: Experiment, data: Data, execution: Execution, line: Line | None, checkpoints: Path | None
+    candidates: Sequence[Candidate], execution: Execution, line: Line | None, checkpoints: Path | None
 ) -> list[Run]:
-    """Trains and evaluates every algorithm under every seed; the seeds run one by one, or all in one program.
+    """Trains and evaluates every candidate under every seed; the seeds run one by one, or all in one program.
 
     Arguments:
-        experiment: The experiment to run, as `Experiment.completed` returns it.
-        data: The data that its `load_data` returns.
+        candidates: What is compared; all have the same seeds.
         execution: How all runs execute.
         line: Shows the progress over all runs; None for none.
-        checkpoints: Folder of the checkpoints: one for each run, or one for each algorithm if its seeds are trained
+        checkpoints: Folder of the checkpoints: one for each run, or one for each candidate if its seeds are trained
             together; see `pyro_vae.compare`.
     """
-    seeds, algorithms = experiment.seeds, experiment.inference
-    if not seeds_together(experiment) or not (experiment.training.together or execution.compiled):
-        pairs = [(seed, spec) for seed in seeds for spec in algorithms]
-        return [_trained(experiment, spec, [seed], data, execution, line, checkpoints)[0] for seed, spec in pairs]
-    of_algorithms = [_trained(experiment, spec, seeds, data, execution, line, checkpoints) for spec in algorithms]
-    return [run for of_seed in zip(*of_algorithms, strict=True) for run in of_seed]
+    seeds = candidates[0].experiment.seeds
+    together = [
+        seeds_together(each.experiment) and (each.experiment.training.together or execution.compiled)
+        for each in candidates
+    ]
+    if not all(together):
+        pairs = [(seed, candidate) for seed in seeds for candidate in candidates]
+        return [_trained(candidate, [seed], execution, line, checkpoints)[0] for seed, candidate in pairs]
+    of_candidates = [_trained(candidate, seeds, execution, line, checkpoints) for candidate in candidates]
+    return [run for of_seed in zip(*of_candidates, strict=True) for run in of_seed]
 
 
 def _trained(
-    experiment: Experiment,
-    spec: InferenceSpec,
-    seeds: Sequence[int],
-    data: Data,
-    execution: Execution,
-    line: Line | None,
-    checkpoints: Path | None,
+    candidate: Candidate, seeds: Sequence[int], execution: Execution, line: Line | None, checkpoints: Path | None
 ) -> list[Run]:
-    """Trains and evaluates one algorithm under the seeds, in one program if there are several."""
+    """Trains and evaluates one candidate under the seeds, in one program if there are several."""
+    data = candidate.data
     if line is not None:
         several = "s" if len(seeds) > 1 else ""
-        line.begin(f"{spec.label}, seed{several} {', '.join(map(str, seeds))}", len(seeds))
-    vaes, algorithms = built(experiment, spec, data, seeds)
-    training = training_of(experiment, data)
+        line.begin(f"{candidate.label}, seed{several} {', '.join(map(str, seeds))}", len(seeds))
+    vaes, algorithms = built(candidate, seeds)
+    training = training_of(candidate)
     if training.compile == "auto":
         training = replace(training, compile="full" if execution.compiled else False)
     histories = fit(
@@ -181,43 +182,41 @@ def _trained(
         seed=list(seeds),
         transform=data.minibatch_transform,
         validation=None if data.valid is None else data.batch("valid"),
-        checkpoint=None if checkpoints is None else checkpoints / _checkpoint_name(spec.label, seeds),
+        checkpoint=None if checkpoints is None else checkpoints / _checkpoint_name(candidate.file_name, seeds),
         progress="training" if line is not None else False,
     )
     if any(history.stopped == "interrupted" for history in histories):
         raise KeyboardInterrupt
     runs = [
-        _evaluated(experiment, spec.label, seed, vae, algorithm, history, data, line is not None)
+        _evaluated(candidate, seed, vae, algorithm, history, line is not None)
         for seed, vae, algorithm, history in zip(seeds, vaes, algorithms, histories, strict=True)
     ]
     return [replace(run, seconds_per_epoch=run.seconds_per_epoch / len(seeds)) for run in runs]
 
 
-def _checkpoint_name(label: str, seeds: Sequence[int]) -> str:
-    return f"{label}-seed{'-'.join(map(str, seeds))}.checkpoint"
+def _checkpoint_name(name: str, seeds: Sequence[int]) -> str:
+    return f"{name}-seed{'-'.join(map(str, seeds))}.checkpoint"
 
 
 def _evaluated(
-    experiment: Experiment,
-    label: str,
-    seed: int,
-    vae: Any,
-    algorithm: Inference,
-    history: History,
-    data: Data,
-    progress: bool,
+    candidate: Candidate, seed: int, vae: Any, algorithm: Inference, history: History, progress: bool
 ) -> Run:
-    """Evaluates a trained model on the test data."""
+    """Evaluates a trained model on the test data, and its ELBO on the validation data."""
+    experiment, data = candidate.experiment, candidate.data
     test = data.batch("test", experiment.evaluation.num_data).to(vae.device, vae.dtype)
     with pyro.validation_enabled(False):  # the data were checked before the first run
         draws = experiment.evaluation.elbo_samples
         bound = elbo(vae, test, draws, seed=seed) if algorithm.trains_posterior else None
+        chosen_by = None
+        if algorithm.trains_posterior and data.valid is not None and len(data.valid):
+            valid = data.batch("valid", experiment.evaluation.num_data).to(vae.device, vae.dtype)
+            chosen_by = elbo(vae, valid, draws, seed=seed).about(data.units.log_jacobian_of(valid.mask), part="valid")
         marginal = None if data.cross_entropy else _log_marginal(experiment, algorithm, vae, test, seed, progress)
         active, kl = active_units(vae, test), latent_kl(vae, test, seed=seed)
     about = {"data": data.name, "part": "test", "binarisation": data.binarisation}
     shift = data.units.log_jacobian_of(test.mask)
     return Run(
-        algorithm=label,
+        algorithm=candidate.label,
         seed=seed,
         vae=vae,
         inference=algorithm,
@@ -228,6 +227,7 @@ def _evaluated(
         active=active.cpu(),
         kl=kl,
         scores=algorithm.scores(vae, test),
+        valid_elbo=chosen_by,
     )
 
 

@@ -3,6 +3,7 @@ r"""An experiment: data, prior, likelihood, posterior and inference algorithms a
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -201,6 +202,19 @@ class Experiment(Strict):
             lines = [line_of(source, cls, detail) for detail in details[:_SHOWN]]
             lines += [f"{source}: and {len(details) - _SHOWN:,} more."] if len(details) > _SHOWN else []
             raise InputError("\n".join(lines)) from None
+
+    def varied(self, vary: Mapping[str, Any]) -> Experiment:
+        """Returns the experiment with other keys that vary.
+
+        Arguments:
+            vary: Values of keys; a tuple is a list.
+
+        Raises:
+            InputError: For a key or values without a meaning.
+        """
+        own = {name: getattr(self, name) for name in self.model_fields_set}
+        values = {key: list(each) if isinstance(each, tuple) else each for key, each in vary.items()}
+        return self.parse({**own, "vary": values})
 
     @classmethod
     def from_yaml(cls, path: str | os.PathLike[str], *, allow_code: bool = False) -> Experiment:

@@ -10,7 +10,7 @@ import torch
 from counted_checks import counted
 from small_comparisons import SMALL, few_digits, small
 
-from pyro_vae.comparison.comparison import check, compare
+from pyro_vae.comparison.compare import check, compare
 from pyro_vae.comparison.report.tables import difference_text, seeds_text, summary_text
 from pyro_vae.comparison.run import METRICS
 from pyro_vae.engine import Lifted, interpreted

@@ -9,6 +9,7 @@ import torch
 
 from pyro_vae import compare
 from pyro_vae.comparison import execution
+from pyro_vae.comparison.compare import prepare
 from pyro_vae.comparison.execution import Execution, decide
 from pyro_vae.comparison.report.tables import summary_text
 from pyro_vae.engine.compilation.cost import Saving
@@ -75,8 +76,7 @@ def test_none_is_compiled_where_that_does_not_pay():
 @pytest.mark.parametrize("asked", [True, False])
 def test_what_the_experiment_says_is_done(asked):
     experiment = Experiment.parse({**QUICK, "training": {**QUICK["training"], "compile": asked}})
-    data = experiment.load_data()
-    found = decide(experiment.completed(data), data)
+    found = decide(prepare(experiment).candidates)
     assert found == Execution(asked, f"the experiment says `compile: {str(asked).lower()}`")
 
 

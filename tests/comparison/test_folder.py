@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from small_comparisons import checked_hardly
 
 import pyro_vae
-from pyro_vae.comparison.comparison import compare
+from pyro_vae.comparison.compare import compare
 from pyro_vae.comparison.curves import curves
 from pyro_vae.comparison.folder import new_folder, unfinished, write_run
 from pyro_vae.errors import InputError

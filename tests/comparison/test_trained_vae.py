@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from annealing import short_pilot
 
 import pyro_vae
 from pyro_vae.comparison import trained_vae
-from pyro_vae.comparison.comparison import compare
+from pyro_vae.comparison.compare import compare
 from pyro_vae.comparison.folder import new_folder, write_run
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import annealed_importance_sampling
@@ -22,11 +21,7 @@ from pyro_vae.experiment import Experiment
 
 @pytest.fixture(scope="module")
 def run(everything, tmp_path_factory):
-    labels = ("mcem", "autoencoder", "aevb", "vb")
-    runs = [run for label in labels for run in everything.runs_of(label)]
-    specs = [spec for label in labels for spec in everything.experiment.inference if spec.label == label]
-    experiment = everything.experiment.model_copy(update={"inference": specs})
-    comparison = replace(everything, experiment=experiment, runs=runs)
+    comparison = everything.only("mcem", "autoencoder", "aevb", "vb")
     folder = tmp_path_factory.mktemp("runs") / "run"
     with new_folder(folder) as partial:
         write_run(comparison, partial)

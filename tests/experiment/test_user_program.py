@@ -16,6 +16,7 @@ from torch import nn
 
 import pyro_vae
 from pyro_vae import Batch, Experiment, Program
+from pyro_vae.comparison.candidate import Candidate
 from pyro_vae.comparison.execution import built
 from pyro_vae.errors import InputError
 from pyro_vae.experiment.user_program import build_program, training_rows
@@ -209,7 +210,7 @@ def weights(program):
 def test_each_seed_has_its_own_initial_parameters_and_all_algorithms_the_same(own):
     drawn = Experiment(program=gaussian, data="rows.csv", inference=["aevb", "iwae"])
     data = drawn.load_data()
-    first, second = (built(drawn, spec, data, [3, 4])[0] for spec in drawn.inference)
+    first, second = (built(Candidate(spec.label, drawn, data, spec), [3, 4])[0] for spec in drawn.inference)
     assert torch.equal(weights(first[0]), weights(second[0]))
     assert torch.equal(weights(first[1]), weights(second[1]))
     assert not torch.equal(weights(first[0]), weights(first[1]))
@@ -234,12 +235,13 @@ def test_a_program_that_is_made_again_repeats_no_warning(own):
     told = Experiment(program=slow, data="rows.csv", inference=["aevb"])
     with pytest.warns(UserWarning, match="at once"):
         told.build()
-    built(told, told.inference[0], told.load_data(), [0])  # a warning is an error here
+    (spec,) = told.inference
+    built(Candidate(spec.label, told, told.load_data(), spec), [0])  # a warning is an error here
 
 
 @pytest.mark.parametrize("name", ["m2", "enumeration", "autoencoder"])
 def test_algorithms_that_train_no_such_program_are_refused_before_anything_trains(own, name, monkeypatch):
-    monkeypatch.setattr("pyro_vae.comparison.comparison.trained_runs", None)  # would fail otherwise
+    monkeypatch.setattr("pyro_vae.comparison.compare.trained_runs", None)  # would fail otherwise
     refused = {"m2": "M2", "enumeration": "Enumeration", "autoencoder": "Autoencoder"}[name]
     with pytest.raises(InputError, match=f"^{refused}: .*use |declare"):
         pyro_vae.compare(Experiment(program=gaussian, data="rows.csv", inference=["aevb", name]))

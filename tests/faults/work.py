@@ -21,7 +21,7 @@ import pyro.distributions as dist
 import torch
 
 from pyro_vae import VAE, Conditional, Fixed, Training, cli, fit, mlp
-from pyro_vae.comparison.comparison import Prepared
+from pyro_vae.comparison.compare import Prepared
 from pyro_vae.inference import AEVB
 from pyro_vae.training import checkpoint
 

@@ -35,7 +35,7 @@ from pyro_vae import (
     load_inference,
     mlp,
 )
-from pyro_vae.comparison.comparison import compare
+from pyro_vae.comparison.compare import compare
 from pyro_vae.errors import InputError, NonFiniteError
 from pyro_vae.evaluation import elbo, log_marginal
 from pyro_vae.experiment import Experiment

@@ -17,7 +17,7 @@ from torch.distributions import constraints
 
 import pyro_vae
 from pyro_vae import cli
-from pyro_vae.comparison.comparison import check, compare
+from pyro_vae.comparison.compare import check, compare
 from pyro_vae.comparison.folder import new_folder, write_run
 from pyro_vae.datasets import (
     DataTransform,

@@ -31,7 +31,7 @@ from pyro_vae import (
     gated_mlp,
     mlp,
 )
-from pyro_vae.comparison.comparison import compare
+from pyro_vae.comparison.compare import compare
 from pyro_vae.comparison.trained_vae import TrainedVAE
 from pyro_vae.engine import Lifted
 from pyro_vae.errors import InputError

@@ -18,7 +18,7 @@ from z_test import FAILURE_RATE
 
 import pyro_vae
 from pyro_vae import VAE, Batch, Conditional, Fixed, Learned, Training, cli, datasets, fit, mlp
-from pyro_vae.comparison.comparison import compare
+from pyro_vae.comparison.compare import compare
 from pyro_vae.comparison.folder import new_folder, write_run
 from pyro_vae.comparison.trained_vae import TrainedVAE
 from pyro_vae.datasets import DataTransform, load

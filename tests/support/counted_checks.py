@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pyro_vae.comparison import comparison
+from pyro_vae.comparison import compare
 from pyro_vae.experiment import Experiment
 
 
@@ -25,7 +25,7 @@ def counted(monkeypatch, note=lambda what: what):
     for owner, name, what in (
         (Experiment, "load_data", "data are loaded"),
         (Experiment, "build", "a VAE is built"),
-        (comparison, "check_values", "values are checked"),
+        (compare, "check_values", "values are checked"),
     ):
         monkeypatch.setattr(owner, name, noted(getattr(owner, name), what))
     return work

@@ -9,7 +9,7 @@ import torch
 from annealing import short_pilot
 
 from pyro_vae.comparison import checks
-from pyro_vae.comparison.comparison import compare
+from pyro_vae.comparison.compare import compare
 from pyro_vae.datasets import load
 from pyro_vae.evaluation import gap
 from pyro_vae.experiment import Experiment

@@ -69,7 +69,7 @@ def _samples(comparison: Comparison) -> Section:
     if data.binarisation == "dynamic":
         shown[1] = ("Training data, before binarisation", data.train)
     for run in _first_runs(comparison):
-        draws, means = draw(run, drawn, data)
+        draws, means = draw(run, drawn, comparison.candidate(run.algorithm).data)
         shown += [(f"{run.algorithm}: draws of x", draws), (f"{run.algorithm}: mean of p(x|z) at the same z", means)]
     pictures = [
         _picture(images.image_grid(as_images(x[:drawn], data), limits=ends), f"Grid of images. {what}", what)
@@ -77,25 +77,26 @@ def _samples(comparison: Comparison) -> Section:
         if x is not None
     ]
     text = "Draws of x from each algorithm's model of the first seed, with z drawn from the prior"
-    text += "." if comparison.experiment.program is not None else ", and the means of their likelihoods p(x|z)."
+    text += "." if _all_programs(comparison) else ", and the means of their likelihoods p(x|z)."
     return Section("samples", "Samples", text, pictures, "pairs")
 
 
 def _reconstructions(comparison: Comparison) -> Section:
-    data, pictures = comparison.data, []
-    if comparison.experiment.program is not None:
+    pictures: list[Picture] = []
+    if _all_programs(comparison):
         return Section("reconstructions", "Reconstructions", "Not shown: they need the likelihood of a VAE.")
     text = (
         "Test data (upper row) and their reconstructions by each algorithm's model of the first seed (lower row): the "
         "likelihood's centre at the posterior's centre."
     )
-    unmoved = [spec.label for spec in comparison.experiment.inference if not spec.build().trains_encoder]
+    unmoved = [each.label for each in comparison.candidates if not each.spec.build().trains_encoder]
     text = f"{text} {_left_out(unmoved)}".strip()
-    batch = data.batch("train" if data.test is None else "test").select(slice(_RECONSTRUCTED))
-    test = batch.x
     for run in _first_runs(comparison):
-        if run.algorithm in unmoved:
+        if run.algorithm in unmoved or comparison.candidate(run.algorithm).experiment.program is not None:
             continue
+        data = comparison.candidate(run.algorithm).data
+        batch = data.batch("train" if data.test is None else "test").select(slice(_RECONSTRUCTED))
+        test = batch.x
         reconstructed = reconstruct(run, batch)
         if reconstructed is None:
             return Section(
@@ -111,7 +112,10 @@ def _marginals(comparison: Comparison) -> Section:
     data = comparison.data
     test = data.train[:0] if data.test is None else data.test
     own = data.to_own_units(test).numpy()
-    samples = {run.algorithm: data.to_own_units(draw(run, _ROWS, data)[0]).numpy() for run in _first_runs(comparison)}
+    samples = {
+        run.algorithm: data.to_own_units(draw(run, _ROWS, comparison.candidate(run.algorithm).data)[0]).numpy()
+        for run in _first_runs(comparison)
+    }
     shown = min(data.units.dim, 12)
     names = list(data.columns or [f"column {index + 1}" for index in range(data.units.dim)])[:shown]
     text = (
@@ -139,7 +143,7 @@ def _latent(comparison: Comparison) -> Section:
         return Section("latent", "Latent dimensions", "The KL of the latents is not shown: no posterior is trained.")
     kl = {label: np.stack([run.kl.value.numpy() for run in comparison.runs_of(label)]) for label in trained}
     first = comparison.runs_of(trained[0])[0].kl
-    is_program = comparison.experiment.program is not None
+    is_program = _all_programs(comparison)
     layers = first.names if is_program or first.names[0] != "z0" else ()
     ranked = {label: (values if layers else -np.sort(-values, axis=1)).mean(0)[:8] for label, values in kl.items()}
     numbers = [f"{label} {', '.join(f'{x:.2f}' for x in values)}" for label, values in ranked.items()]
@@ -205,6 +209,10 @@ def _left_out(labels: Sequence[str]) -> str:
     if not labels:
         return ""
     return f"Left out: {enumerated(labels)}, which {'trains' if len(labels) == 1 else 'train'} no posterior."
+
+
+def _all_programs(comparison: Comparison) -> bool:
+    return all(each.experiment.program is not None for each in comparison.candidates)
 
 
 def _first_runs(comparison: Comparison) -> list[Run]:

@@ -78,11 +78,17 @@ def summary_text(comparison: Comparison) -> TableText:
         [_active(comparison, label) for label in labels],
         [_seconds(comparison, label) for label in labels],
     ]
-    header = ("algorithm", f"test {_bound(comparison)}", _marginal(comparison), "active units", "seconds per epoch")
+    header = (
+        _named(comparison),
+        f"test {_bound(comparison)}",
+        _marginal(comparison),
+        "active units",
+        "seconds per epoch",
+    )
     several = len(comparison.experiment.seeds) > 1
     parts = [_caption(comparison), _ACTIVE, _sampling(comparison), annealing(comparison), comparison.execution.said]
     caption = " ".join(filter(None, [*parts, _SECONDS if several else ""]))
-    return TableText("Test data, by algorithm", header, _rows(columns), caption, tuple(comparison.remarks))
+    return TableText(f"Test data, by {_named(comparison)}", header, _rows(columns), caption, tuple(comparison.remarks))
 
 
 def difference_text(comparison: Comparison) -> TableText:
@@ -97,9 +103,10 @@ def difference_text(comparison: Comparison) -> TableText:
             cells = [_marked(comparison, (label, baseline), cell) for label, cell in zip(others, cells, strict=True)]
             doubtful = [not comparison.trusts(label, baseline) for label in others]
         columns += [cells, [_contains_zero(*pair) for pair in zip(column, doubtful, strict=True)]]
-    header = ("algorithm", _bound(comparison), "contains 0", "log p(x)", "contains 0")
+    header = (_named(comparison), _bound(comparison), "contains 0", "log p(x)", "contains 0")
     if not others:
-        return TableText(f"Difference from {baseline}", header, [], "Only one algorithm: there is nothing to compare.")
+        alone = f"Only one {_named(comparison)}: there is nothing to compare."
+        return TableText(f"Difference from {baseline}", header, [], alone)
     caption = f"{_caption(comparison)} Differences are between runs of the same seed; above 0 is better."
     if any(run.annealed for run in comparison.runs):
         caption += " (AIS): log p(x) by annealed importance sampling for at least one algorithm; both of the same data."
@@ -114,7 +121,7 @@ def difference_text(comparison: Comparison) -> TableText:
 def seeds_text(comparison: Comparison) -> TableText:
     """Returns every metric of every run, with its errors."""
     errors = ("± Monte Carlo", "± data")
-    header = ("algorithm", "seed", _bound(comparison), *errors, "log p(x)", *errors)
+    header = (_named(comparison), "seed", _bound(comparison), *errors, "log p(x)", *errors)
     others = ("k-hat > 0.7", "median k-hat", "active units", "s / epoch", "steps", "stopped")
     caption = (
         f"Nats per datum{evaluated_phrase(comparison)}. ± Monte Carlo: standard error given these test data; ± data: "
@@ -180,6 +187,10 @@ def _marked(comparison: Comparison, labels: Sequence[str], cell: str) -> str:
         return cell
     annealed = any(run.annealed for label in labels for run in comparison.runs_of(label))
     return cell + " (AIS)" * annealed + " (k-hat)" * (not comparison.trusts(*labels))
+
+
+def _named(comparison: Comparison) -> str:
+    return "candidate" if comparison.varies else "algorithm"
 
 
 def _bound(comparison: Comparison) -> str:

@@ -65,10 +65,8 @@ def test_too_few_effective_chains_are_a_warning(everything):
             about = {**run.log_marginal.diagnostics, "effective_sample_size": torch.tensor([size] * 2 + [3.0] * 13)}
             return dataclasses.replace(run, log_marginal=dataclasses.replace(run.log_marginal, diagnostics=about))
 
-        runs = [changed(run) for run in everything.runs if run.algorithm != "autoencoder"]
-        kept = [spec for spec in everything.experiment.inference if spec.name != "autoencoder"]
-        experiment = everything.experiment.model_copy(update={"inference": kept})
-        return str(summary_table(dataclasses.replace(everything, runs=runs, experiment=experiment)).caption)
+        kept = everything.only(*[label for label in everything.labels if label != "autoencoder"])
+        return str(summary_table(dataclasses.replace(kept, runs=[changed(run) for run in kept.runs])).caption)
 
     assert "(AIS): mcem trains no posterior" in caption(2.5)
     assert "effective sample size" not in caption(2.5)
@@ -171,11 +169,8 @@ def test_k_may_be_unknown_throughout(everything):
 
 
 def test_an_algorithm_without_a_posterior_alone(everything, tmp_path):
-    kept = [spec for spec in everything.experiment.inference if spec.name == "mcem"]
     alone = dataclasses.replace(
-        everything,
-        experiment=everything.experiment.model_copy(update={"inference": kept}),
-        runs=everything.runs_of("mcem"),
+        everything.only("mcem"),
         checks=PosteriorChecks(4, "mcem", gradients={"mcem": everything.checks.gradients["mcem"]}),
     )
     assert headers(summary_table(alone))[2] == "log p(x)"
