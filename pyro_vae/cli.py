@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -133,9 +133,7 @@ def compare_command(
     ] = None,
     vary: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A key and values that make candidates, such as prior=Normal,flow or latent=4,8; repeatable."
-        ),
+        typer.Option(help="A key and its values, which make candidates: prior=Normal,flow or latent=4,8; repeatable."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder to make, or to go on with; default: runs/<data>-<time>.")
@@ -143,12 +141,14 @@ def compare_command(
     allow_code: _AllowCode = False,
 ) -> None:
     """Train models and algorithms x seeds on one data set, and report by how much they differ."""
+    from pyro_vae.experiment.command_line import experiment_of, part, path_or_mapping
+
     flags = {
-        "data": _path_flag(data),
+        "data": path_or_mapping(data),
         "program": program,
-        "prior": _part(prior),
-        "likelihood": _part(likelihood),
-        "posterior": _part(posterior),
+        "prior": part(prior),
+        "likelihood": part(likelihood),
+        "posterior": part(posterior),
         "latent": latent,
         "inference": inference,
         "training.epochs": epochs,
@@ -156,7 +156,7 @@ def compare_command(
         "device": device,
     }
     given = {key: value for key, value in flags.items() if value is not None}
-    _compare(_experiment(file, given, settings or [], vary or []), out)
+    _compare(experiment_of(file, given, settings or [], vary or []), out)
 
 
 def _compare(experiment: Experiment, out: Path | None) -> None:
@@ -164,7 +164,7 @@ def _compare(experiment: Experiment, out: Path | None) -> None:
     from pyro_vae.comparison.compare import prepare
     from pyro_vae.comparison.folder import default_folder, new_folder, unfinished, write_run
     from pyro_vae.comparison.report.page import write_report
-    from pyro_vae.comparison.report.tables import difference_table, summary_table
+    from pyro_vae.comparison.report.tables import tables
 
     prepared = prepare(experiment, progress=True)
     for label, reason in prepared.left_out.items():
@@ -185,9 +185,8 @@ def _compare(experiment: Experiment, out: Path | None) -> None:
         typer.echo(f"stopped; it goes on with: {again}", err=True)
         raise typer.Exit(130) from None
     console = _console()
-    console.print(summary_table(result))
-    if len(result.labels) > 1:
-        console.print(difference_table(result))
+    for table in tables(result):
+        console.print(table)
     console.print(f"report: {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -320,68 +319,11 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _experiment(file: Path | None, flags: dict[str, Any], settings: list[str], vary: list[str]) -> Experiment:
-    """The file, changed by the flags and then by the settings; a data file's path is relative to where it is named."""
-    from pyro_vae.experiment.experiment import Experiment
-    from pyro_vae.experiment.grid import assign
-    from pyro_vae.experiment.yaml_file import parse_yaml, read_yaml
-
-    content = {} if file is None else read_yaml(file)
-    for key, value in flags.items():
-        assign(content, key, value, "--set")
-    given = dict.fromkeys(flags, "a flag")
-    for setting in settings:
-        key, separator, text = setting.partition("=")
-        key = key.strip()
-        if not separator or not key:
-            raise InputError(f"--set: expected key=value, such as training.batch_size=50; got `{setting}`.")
-        if key in given:
-            raise InputError(f"--set: `{key}` is given twice, also by {given[key]}; give it once.")
-        given[key] = "--set"
-        assign(content, key, parse_yaml(text, f"--set {key}"), "--set")
-    for setting in vary:
-        key, values = _varied(setting)
-        grid = content.setdefault("vary", {})
-        if not isinstance(grid, dict):
-            raise InputError("vary: expected a mapping from keys to lists of values.")
-        grid[key] = values
-    folder = Path() if file is None or "data" in flags else file.parent
-    return Experiment.parse(content, "command line" if file is None else str(file)).relative_to(folder)
-
-
-def _varied(text: str) -> tuple[str, list[Any]]:
-    """The key and the values of ``prior=Normal,flow``; values may be mappings in braces."""
-    from pyro_vae.experiment.yaml_file import parse_yaml
-
-    key, separator, values = text.partition("=")
-    if not separator or not key.strip() or not values.strip():
-        raise InputError(f"--vary: expected key=value,value, such as prior=Normal,flow; got `{text}`.")
-    listed = values if values.lstrip().startswith("[") else f"[{values}]"
-    found = parse_yaml(listed, f"--vary {key.strip()}")
-    return key.strip(), found if isinstance(found, list) else [found]
-
-
 def _console() -> Console:
     from pyro_vae.runtime.terminal import Console
 
     console = Console()
     return console if console.is_terminal else Console(width=100)
-
-
-def _part(text: str | None) -> Any:
-    """A family's name, another part's (flow, mixture), or a mapping with its parameters."""
-    return None if text is None else _parsed(text)
-
-
-def _path_flag(text: str | None) -> Any:
-    """A data set's name, or a mapping such as ``{name: digits, binarisation: none}``."""
-    return _parsed(text) if text is not None and text.lstrip().startswith("{") else text
-
-
-def _parsed(text: str) -> Any:
-    from pyro_vae.experiment.yaml_file import parse_yaml
-
-    return parse_yaml(text, "command line")
 
 
 def _from(table: pd.DataFrame, first: str) -> list[str]:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyro_vae.datasets.data import Data
+from pyro_vae.distributions.support import is_discrete
 from pyro_vae.errors import InputError
 from pyro_vae.experiment.choices import InferenceSpec
 from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.experiment.grid import variants
+from pyro_vae.experiment.mixed import MixedSpec
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Candidate:
         data: Its data, prepared for its likelihood.
         spec: The algorithm.
         changes: What varies, by the key's path in the file.
+        measure: What log p(x) is the log of; only candidates of one measure are compared.
     """
 
     label: str
@@ -31,6 +34,7 @@ class Candidate:
     data: Data
     spec: InferenceSpec
     changes: Mapping[str, Any] = field(default_factory=dict)
+    measure: str = ""
 
     @property
     def file_name(self) -> str:
@@ -82,6 +86,35 @@ def declared_candidates(experiment: Experiment) -> list[Declared]:
         if names.count(name) > 1:
             raise InputError(f"two candidates are called `{each.label}`; name them by `models`.")
     return found
+
+
+def measure_of(experiment: Experiment, data: Data, model: Any) -> str:
+    """Returns what log p(x) of a model is the log of: a density or a probability, and of which data.
+
+    Densities are in the data's own units, whatever the scaling. So they are comparable with each other, and not with
+    probabilities of whole numbers or of bits.
+
+    Arguments:
+        experiment: The experiment, as `Experiment.completed` returns it.
+        data: Its data.
+        model: The model that it builds.
+    """
+    if data.cross_entropy:
+        return "cross-entropy of grey values, not a likelihood"
+    likelihood = experiment.likelihood
+    if experiment.program is not None:
+        discrete = list(model.observed_discrete.values())
+    elif isinstance(likelihood, MixedSpec):
+        discrete = [is_discrete(support) for support in likelihood.supports.values()]
+    else:
+        discrete = [likelihood.support is not None and is_discrete(likelihood.support)]
+    if all(discrete):
+        drawn = "threshold" if data.binarisation == "threshold" else "random"
+        return "probability of the values" if data.binarisation == "none" else f"probability of {drawn} bits"
+    if not any(discrete):
+        return "density in the data's own units"
+    kinds = "".join("p" if each else "d" for each in discrete)
+    return f"probability of some columns and density of others ({kinds})"
 
 
 def file_name(label: str) -> str:

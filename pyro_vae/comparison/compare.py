@@ -12,7 +12,7 @@ from typing import Any
 import pyro
 import torch
 
-from pyro_vae.comparison.candidate import Candidate, Declared, declared_candidates
+from pyro_vae.comparison.candidate import Candidate, Declared, declared_candidates, measure_of
 from pyro_vae.comparison.checkpoint_folder import checkpoint_folder, note_execution, noted_execution
 from pyro_vae.comparison.checks import PosteriorChecks, check_posteriors
 from pyro_vae.comparison.comparison import Comparison
@@ -161,9 +161,9 @@ def prepare(experiment: Experiment, data: Data | None = None, progress: bool = F
         experiment = experiment.resolved()
         data = experiment.load_data(progress) if data is None else data
         experiment = experiment.completed(data)
-        check(experiment, data)
+        measure = measure_of(experiment, data, check(experiment, data))
         ready = [each.experiment.resolved().completed(data) for each in declared]
-        return Prepared(experiment, [_candidate(*pair, data) for pair in zip(declared, ready, strict=True)])
+        return Prepared(experiment, [_candidate(*pair, data, measure) for pair in zip(declared, ready, strict=True)])
     loaded: dict[str, Data] = {}
     candidates, left_out = [], {}
     for each in declared:
@@ -175,8 +175,8 @@ def prepare(experiment: Experiment, data: Data | None = None, progress: bool = F
             if key not in loaded:
                 loaded[key] = one.load_data(progress) if data is None else data
             one = one.completed(loaded[key])
-            check(one, loaded[key])
-            candidates.append(_candidate(each, one, loaded[key]))
+            measure = measure_of(one, loaded[key], check(one, loaded[key]))
+            candidates.append(_candidate(each, one, loaded[key], measure))
         except InputError as error:
             left_out[each.label] = str(error)
     if not candidates:
@@ -185,12 +185,12 @@ def prepare(experiment: Experiment, data: Data | None = None, progress: bool = F
     return Prepared(experiment, candidates, left_out)
 
 
-def _candidate(declared: Declared, experiment: Experiment, data: Data) -> Candidate:
-    return Candidate(declared.label, experiment, data, declared.spec, declared.changes)
+def _candidate(declared: Declared, experiment: Experiment, data: Data, measure: str) -> Candidate:
+    return Candidate(declared.label, experiment, data, declared.spec, declared.changes, measure)
 
 
-def check(experiment: Experiment, data: Data) -> None:
-    """Raises an `InputError` if data, VAE and algorithms do not fit each other."""
+def check(experiment: Experiment, data: Data) -> Any:
+    """Returns a model of the experiment; raises an `InputError` if data, model and algorithms do not fit each other."""
     device = experiment.torch_device
     if data.test is None or len(data.test) < 2:
         raise InputError("data: a comparison needs at least two test data; give `split` a test fraction.")
@@ -213,3 +213,4 @@ def check(experiment: Experiment, data: Data) -> None:
             check_values(vae, batch, inside, unknown_labels=part == "train" and unknown)
     with torch.no_grad(), isolated(0), evaluating(vae), pyro.validation_enabled(False):
         vae.log_weights(data.batch("test").select(slice(2)).to(device, vae.dtype))  # fails on a wrong offset or mask
+    return vae

@@ -75,6 +75,13 @@ class Comparison:
             checks=PosteriorChecks(0),
         )
 
+    def by_measure(self) -> list[Comparison]:
+        """Returns one comparison for each measure: densities and probabilities are not compared with each other."""
+        measures = dict.fromkeys(each.measure for each in self.candidates)
+        if len(measures) == 1:
+            return [self]
+        return [self.only(*[c.label for c in self.candidates if c.measure == measure]) for measure in measures]
+
     @property
     def num_test(self) -> int:
         """Number of test data."""
@@ -147,7 +154,6 @@ class Comparison:
 
     def record(self) -> dict[str, Any]:
         """Returns the whole result without weights and draws, ready for JSON."""
-        first, *others = self.labels
         return {
             "quantity": self.quantity,
             "units": "nats per datum",
@@ -159,13 +165,18 @@ class Comparison:
             "environment": self.environment,
             "execution": self.execution.record(),
             "summary": {label: self._plain(self.summary(label), label) for label in self.labels},
-            "differences": [
-                {"algorithm": label, "baseline": first} | self._plain(self.difference(label, first), label, first)
-                for label in others
-            ],
+            "differences": [difference for part in self.by_measure() for difference in part._differences()],
             "runs": [run.record() for run in self.runs],
             "posterior_checks": self.checks.record(),
         }
+
+    def _differences(self) -> list[dict[str, Any]]:
+        """The differences of each candidate from the first, ready for JSON."""
+        first, *others = self.labels
+        return [
+            {"algorithm": label, "baseline": first} | self._plain(self.difference(label, first), label, first)
+            for label in others
+        ]
 
     @property
     def varies(self) -> bool:
@@ -175,7 +186,12 @@ class Comparison:
     def _candidates(self) -> dict[str, Any]:
         """What each candidate is, ready for JSON."""
         return {
-            each.label: {"changes": dict(each.changes), "algorithm": each.spec.label, "data": each.data.record()}
+            each.label: {
+                "changes": dict(each.changes),
+                "algorithm": each.spec.label,
+                "measure": each.measure,
+                "data": each.data.record(),
+            }
             for each in self.candidates
         }
 

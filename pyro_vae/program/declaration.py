@@ -36,6 +36,7 @@ class Declared:
         guide: Modules and parameters of the guide.
         reparameterized: Whether gradients pass through the draws of the guide, and through those of the model.
         observed: Where the value of each observed site lies among the data's tensors; None where it is none of them.
+        discrete: Whether the values of each observed site are discrete; factors have none.
     """
 
     layout: Layout
@@ -49,6 +50,7 @@ class Declared:
     guide: Found
     reparameterized: tuple[bool, bool]
     observed: dict[str, int | None]
+    discrete: dict[str, bool]
 
 
 def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
@@ -74,6 +76,7 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
     with torch.no_grad(), isolated(0):
         _check_supports(_first("model", model, data, Found(), drawn), guided)
     leaves = {id(leaf): i for i, leaf in enumerate(form.tensors(batch))}
+    observed = running.observed(modelled)
     return Declared(
         layout,
         sites,
@@ -86,7 +89,17 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
         of_guide,
         (_reparameterized(guided), _reparameterized(modelled)),
         {name: leaves.get(id(node["value"])) for name, node in running.observed(modelled).items()},
+        {
+            name: is_discrete(node["fn"].support)
+            for name, node in running.observed(modelled).items()
+            if _has_values(node)
+        },
     )
+
+
+def _has_values(node: Any) -> bool:
+    """Whether a site has values; a factor has none."""
+    return bool(node["fn"].event_shape.numel() > 0)
 
 
 def _check_callable(**functions: Any) -> None:

@@ -62,6 +62,7 @@ class Program(NamedSites, LocalPosterior):
         sites: The latent sites of each datum, in the order of the model.
         enumerated_sites: Names of the discrete sites that are summed out.
         shared_sites: The latent sites outside the plate over data.
+        observed_discrete: Whether the values of each observed site are discrete, by name.
         vectorized: Whether K particles run at once; else one after the other.
         latent_shape: Shape of z, ``(L,)``.
 
@@ -98,7 +99,7 @@ class Program(NamedSites, LocalPosterior):
 
     def _declare(self, found: Declared) -> None:
         self.layout, self.sites, self.shared_sites, self.form = found.layout, found.sites, found.shared, found.form
-        self._enumerated = found.enumerated
+        self._enumerated, self.observed_discrete = found.enumerated, found.discrete
         self.max_plate_nesting = found.layout.nesting
         self.size = self._whole_size(found.full_size)
         self._fixed: dict[str, Tensor] = {}

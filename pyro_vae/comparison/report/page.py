@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from pyro_vae.comparison.comparison import Comparison
 from pyro_vae.comparison.report.check_sections import check_sections
 from pyro_vae.comparison.report.model_sections import model_sections
-from pyro_vae.comparison.report.tables import data_phrase, difference_text, seeds_text, summary_text
+from pyro_vae.comparison.report.tables import data_phrase, seeds_text, tables_text
 from pyro_vae.comparison.report.wording import count, enumerated, some_of
 from pyro_vae.datasets.data import Data
 from pyro_vae.experiment.user_program import program_name
@@ -38,7 +38,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
     page = environment.from_string(template).render(
         title=_title(comparison),
         sentence=_sentence(comparison),
-        tables=[summary_text(comparison), *([difference_text(comparison)] if len(comparison.labels) > 1 else [])],
+        tables=tables_text(comparison),
         sections=[*model_sections(comparison), *check_sections(comparison)],
         seeds=seeds_text(comparison),
         experiment=yaml.safe_dump(dump, sort_keys=False, default_flow_style=None, width=100),

@@ -66,6 +66,11 @@ def difference_table(comparison: Comparison) -> Table:
     return _rich(difference_text(comparison))
 
 
+def tables(comparison: Comparison) -> list[Table]:
+    """Returns summary and differences for a terminal; candidates of different measures stand in different tables."""
+    return [_rich(text) for text in tables_text(comparison)]
+
+
 def summary_text(comparison: Comparison) -> TableText:
     """Returns the content of `summary_table`."""
     labels = comparison.labels
@@ -88,7 +93,10 @@ def summary_text(comparison: Comparison) -> TableText:
     several = len(comparison.experiment.seeds) > 1
     parts = [_caption(comparison), _ACTIVE, _sampling(comparison), annealing(comparison), comparison.execution.said]
     caption = " ".join(filter(None, [*parts, _SECONDS if several else ""]))
-    return TableText(f"Test data, by {_named(comparison)}", header, _rows(columns), caption, tuple(comparison.remarks))
+    title = f"Test data, by {_named(comparison)}"
+    if comparison.varies and (measure := comparison.candidates[0].measure):
+        title = f"{title}: {measure}"
+    return TableText(title, header, _rows(columns), caption, tuple(comparison.remarks))
 
 
 def difference_text(comparison: Comparison) -> TableText:
@@ -116,6 +124,16 @@ def difference_text(comparison: Comparison) -> TableText:
             "of the test data, so the interval says nothing about 0; take more samples (evaluation.num_samples)."
         )
     return TableText(f"Difference from {baseline}, paired by seed", header, _rows(columns), caption)
+
+
+def tables_text(comparison: Comparison) -> list[TableText]:
+    """Returns summary and differences, for each measure apart."""
+    found = []
+    for part in comparison.by_measure():
+        found.append(summary_text(part))
+        if len(part.labels) > 1:
+            found.append(difference_text(part))
+    return found
 
 
 def seeds_text(comparison: Comparison) -> TableText:
