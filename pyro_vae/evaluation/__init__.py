@@ -1,6 +1,10 @@
-"""Evaluation of a trained VAE, with errors: log p(x), the ELBO, the gap between them, and the use of the latents."""
+"""Evaluation of a trained VAE, with errors: log p(x), the ELBO, the gap between them, and the use of the latents.
+
+Differences of several trained candidates have intervals over seeds and data.
+"""
 
 from pyro_vae.evaluation.annealed import annealed_importance_sampling
+from pyro_vae.evaluation.best_candidate import BestCandidate, best_candidate
 from pyro_vae.evaluation.bidirectional import Sandwich, bidirectional_monte_carlo
 from pyro_vae.evaluation.calibration import Calibration, simulation_based_calibration
 from pyro_vae.evaluation.estimate import Estimate
@@ -15,22 +19,27 @@ from pyro_vae.evaluation.information import (
     rate_distortion,
 )
 from pyro_vae.evaluation.latent import LatentKL, active_units, kl_per_dimension, latent_kl, posterior_means
+from pyro_vae.evaluation.paired_differences import Difference, PairedDifferences, paired_differences
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.evaluation.posterior_density import posterior_density_estimator
 from pyro_vae.evaluation.site_probabilities import site_probabilities
 
 __all__ = [
     "AggregatePosterior",
+    "BestCandidate",
     "Calibration",
+    "Difference",
     "Estimate",
     "GradientNoise",
     "InferenceGap",
     "LatentKL",
+    "PairedDifferences",
     "RateDistortion",
     "Sandwich",
     "active_units",
     "aggregate_posterior",
     "annealed_importance_sampling",
+    "best_candidate",
     "bidirectional_monte_carlo",
     "elbo",
     "gradient_variance",
@@ -39,6 +48,7 @@ __all__ = [
     "latent_kl",
     "log_marginal",
     "mutual_information",
+    "paired_differences",
     "pareto_k",
     "posterior_density_estimator",
     "posterior_means",
