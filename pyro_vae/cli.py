@@ -187,6 +187,9 @@ def _compare(experiment: Experiment, out: Path | None) -> None:
     console = _console()
     for table in tables(result):
         console.print(table)
+    for part in result.by_measure():
+        found = part.verdict()
+        console.print(" ".join([found.sentence, *found.doubts]), highlight=False, markup=False)
     console.print(f"report: {(folder / 'report.html').resolve()}", soft_wrap=True, highlight=False, markup=False)
 
 

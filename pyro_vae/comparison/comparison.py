@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pandas as pd
+
 from pyro_vae.comparison.candidate import Candidate
 from pyro_vae.comparison.checks import PosteriorChecks
 from pyro_vae.comparison.execution import Execution
 from pyro_vae.comparison.run import METRICS, Run
+from pyro_vae.comparison.verdict import Verdict, verdict
 from pyro_vae.datasets.data import Data
 from pyro_vae.errors import InputError, near_match
 from pyro_vae.evaluation.intervals import UNBOUNDED, Interval, interval
@@ -18,7 +21,7 @@ from pyro_vae.experiment.experiment import Experiment
 from pyro_vae.experiment.user_program import code_record
 
 
-@dataclass
+@dataclass(repr=False)
 class Comparison:
     """The runs of an experiment.
 
@@ -128,6 +131,38 @@ class Comparison:
             for metric in METRICS
         }
 
+    def verdict(self) -> Verdict:
+        """Returns which candidate is best, by how much, and how sure that is.
+
+        Raises:
+            InputError: If the candidates have different measures; take one of `by_measure`.
+        """
+        measures = list(dict.fromkeys(each.measure for each in self.candidates))
+        if len(measures) > 1:
+            raise InputError(
+                f"the candidates have {len(measures)} measures ({'; '.join(measures)}), which are not comparable; take "
+                "the verdict of each comparison of by_measure()."
+            )
+        return verdict(self)
+
+    def best(self) -> str | None:
+        """Returns the label of the best candidate, which is chosen on validation data; see `verdict`."""
+        return self.verdict().best
+
+    def table(self) -> pd.DataFrame:
+        """Returns one row for each candidate: its measure, and each of `METRICS` with the ends of its interval."""
+        rows = []
+        for each in self.candidates:
+            row: dict[str, Any] = {"candidate": each.label, "measure": each.measure}
+            for name, value in self.summary(each.label).items():
+                row |= {name: value.mean, f"{name}_low": value.low, f"{name}_high": value.high}
+            rows.append(row)
+        return pd.DataFrame(rows).set_index("candidate")
+
+    def __repr__(self) -> str:
+        shown = self.table()[list(METRICS)].to_string(float_format=lambda value: f"{value:.2f}")
+        return "\n".join([shown, *(part.verdict().sentence for part in self.by_measure())])
+
     def trusts(self, *labels: str) -> bool:
         """Returns whether log p(x) of these algorithms is to be trusted.
 
@@ -166,6 +201,7 @@ class Comparison:
             "execution": self.execution.record(),
             "summary": {label: self._plain(self.summary(label), label) for label in self.labels},
             "differences": [difference for part in self.by_measure() for difference in part._differences()],
+            "verdicts": [part.verdict().record() for part in self.by_measure()],
             "runs": [run.record() for run in self.runs],
             "posterior_checks": self.checks.record(),
         }

@@ -28,6 +28,8 @@ from pyro_vae.training.history import History
 ANNEALED = "annealed importance sampling"
 # Share of the test data with a Pareto k-hat above its limit, beyond which a log p(x) is not to be trusted.
 MOST_DISTRUSTED = 0.05
+# Largest number of importance samples on validation data.
+_SELECTING = 100
 
 
 @dataclass
@@ -48,7 +50,9 @@ class Run:
             diagnostic ``method``. None for a cross-entropy, which is not a likelihood.
         scores: Further numbers about the test data from the algorithm, by name; see `Inference.scores`.
         active: Whether each latent dimension is active on the test data.
-        valid_elbo: ELBO of the validation data, nats per datum in the data's own units; None where there are none.
+        valid: log p(x) of the validation data (the bound, for a cross-entropy), nats per datum in the data's own
+            units, from at most 100 importance samples: by it the best candidate is chosen. None where there are no
+            such data, or no posterior is trained.
         kl: KL of each latent (dimension, layer of a hierarchy, or all of z if it does not factorise) on the test
             data, and whether it was computed in closed form.
 
@@ -66,7 +70,7 @@ class Run:
     active: Tensor
     kl: LatentKL
     scores: dict[str, float] = field(default_factory=dict)
-    valid_elbo: Estimate | None = None
+    valid: Estimate | None = None
 
     @property
     def annealed(self) -> bool:
@@ -117,8 +121,8 @@ class Run:
         if self.elbo is not None:
             record["elbo_num_data"] = len(self.elbo.pointwise)
             record["elbo_num_samples"] = self.elbo.diagnostics["num_samples"]
-        if self.valid_elbo is not None:
-            record["valid_elbo"] = finite_or_none(self.valid_elbo.value)
+        if self.valid is not None:
+            record["valid"] = finite_or_none(self.valid.value)
         if self.log_marginal is not None:
             about = self.log_marginal.diagnostics
             record["log_marginal_num_data"] = len(self.log_marginal.pointwise)
@@ -207,10 +211,7 @@ def _evaluated(
     with pyro.validation_enabled(False):  # the data were checked before the first run
         draws = experiment.evaluation.elbo_samples
         bound = elbo(vae, test, draws, seed=seed) if algorithm.trains_posterior else None
-        chosen_by = None
-        if algorithm.trains_posterior and data.valid is not None and len(data.valid):
-            valid = data.batch("valid", experiment.evaluation.num_data).to(vae.device, vae.dtype)
-            chosen_by = elbo(vae, valid, draws, seed=seed).about(data.units.log_jacobian_of(valid.mask), part="valid")
+        valid = _on_validation_data(candidate, algorithm, vae, seed)
         marginal = None if data.cross_entropy else _log_marginal(experiment, algorithm, vae, test, seed, progress)
         active, kl = active_units(vae, test), latent_kl(vae, test, seed=seed)
     about = {"data": data.name, "part": "test", "binarisation": data.binarisation}
@@ -227,8 +228,21 @@ def _evaluated(
         active=active.cpu(),
         kl=kl,
         scores=algorithm.scores(vae, test),
-        valid_elbo=chosen_by,
+        valid=valid,
     )
+
+
+def _on_validation_data(candidate: Candidate, algorithm: Inference, vae: Any, seed: int) -> Estimate | None:
+    """The estimate by which the best candidate is chosen; see `Run.valid`."""
+    data, evaluation = candidate.data, candidate.experiment.evaluation
+    if not algorithm.trains_posterior or data.valid is None or not len(data.valid):
+        return None
+    batch = data.batch("valid", evaluation.num_data).to(vae.device, vae.dtype)
+    samples = min(evaluation.num_samples, _SELECTING)
+    estimate = (
+        elbo(vae, batch, samples, seed=seed) if data.cross_entropy else log_marginal(vae, batch, samples, seed=seed)
+    )
+    return estimate.about(data.units.log_jacobian_of(batch.mask), part="valid")
 
 
 def _log_marginal(

@@ -88,12 +88,8 @@ def declared(model: Any, guide: Any, example: Any, plate: str) -> Declared:
         of_model,
         of_guide,
         (_reparameterized(guided), _reparameterized(modelled)),
-        {name: leaves.get(id(node["value"])) for name, node in running.observed(modelled).items()},
-        {
-            name: is_discrete(node["fn"].support)
-            for name, node in running.observed(modelled).items()
-            if _has_values(node)
-        },
+        {name: leaves.get(id(node["value"])) for name, node in observed.items()},
+        {name: is_discrete(node["fn"].support) for name, node in observed.items() if _has_values(node)},
     )
 
 

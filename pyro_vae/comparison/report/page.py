@@ -38,6 +38,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
     page = environment.from_string(template).render(
         title=_title(comparison),
         sentence=_sentence(comparison),
+        verdicts=[part.verdict() for part in comparison.by_measure()],
         tables=tables_text(comparison),
         sections=[*model_sections(comparison), *check_sections(comparison)],
         seeds=seeds_text(comparison),
@@ -50,7 +51,8 @@ def write_report(comparison: Comparison, path: Path) -> None:
 
 def _title(comparison: Comparison) -> str:
     labels = comparison.labels
-    what = enumerated(labels) if len(labels) <= _FEW else f"{len(labels)} inference algorithms"
+    kind = "candidates" if comparison.varies else "inference algorithms"
+    what = enumerated(labels) if len(labels) <= _FEW and not comparison.varies else f"{len(labels)} {kind}"
     return f"{what} on {comparison.data.name}"
 
 
@@ -60,8 +62,11 @@ def _sentence(comparison: Comparison) -> str:
     training = experiment.training
     length = count(training.epochs, "epoch") if training.epochs is not None else count(training.steps or 0, "step")
     verb = "compared as inference algorithms for" if len(comparison.labels) > 1 else "used to train"
+    subject = f"{enumerated(comparison.labels)} {verb} {_model(comparison)}"
+    if comparison.varies:
+        subject = f"{count(len(comparison.labels), 'candidate')}, each a model and the algorithm that trains it"
     return (
-        f"{enumerated(comparison.labels)} {verb} {_model(comparison)}: trained for {length} on the "
+        f"{subject}: trained for {length} on the "
         f"{len(data.train)} training data of {data_phrase(comparison)}, under {count(len(experiment.seeds), 'seed')}, "
         f"and evaluated on {some_of(comparison.num_evaluated, comparison.num_test, drawn=True).removeprefix('all ')}."
     )

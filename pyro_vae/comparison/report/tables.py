@@ -132,8 +132,27 @@ def tables_text(comparison: Comparison) -> list[TableText]:
     for part in comparison.by_measure():
         found.append(summary_text(part))
         if len(part.labels) > 1:
-            found.append(difference_text(part))
+            found.append(from_best_text(part) if part.varies else difference_text(part))
     return found
+
+
+def from_best_text(comparison: Comparison) -> TableText:
+    """Returns the differences of all other candidates from the best one, with intervals that hold together."""
+    found = comparison.verdict()
+    if found.differences is None:
+        return TableText("Difference from the best candidate", ("candidate",), [], found.sentence)
+    rows: list[tuple[str, ...]] = []
+    for pair in sorted(found.differences.pairs, key=lambda pair: -pair.mean):
+        doubtful = not comparison.trusts(pair.label, pair.baseline)
+        worse = "unknown" if doubtful or pair.covers is None else "yes" if pair.distinguishable else "no"
+        rows.append((pair.label, f"{pair:+.2f}".replace("± +", "± ") + " (k-hat)" * doubtful, worse))
+    header = ("candidate", found.quantity, "distinguishable")
+    caption = (
+        "Each candidate minus the best one, on the test data, paired by seed and by datum; below 0 is worse. "
+        + "Distinguishable: 0 lies outside the interval; all intervals hold together with a probability of at least "
+        + f"{found.differences.level:.0%}."
+    )
+    return TableText(f"Difference from the best candidate, {found.best}", header, rows, caption)
 
 
 def seeds_text(comparison: Comparison) -> TableText:
