@@ -77,7 +77,7 @@ def declared_candidates(experiment: Experiment) -> list[Declared]:
             found.append(Declared(variant.label, experiment, variant.changes, variant.reason))
             continue
         for spec in variant.experiment.inference:
-            shown = len(several) > 1 or len(grid) == 1
+            shown = len(several) > 1 or not variant.label
             said = [variant.label, *([spec.label] if shown and "inference" not in variant.changes else [])]
             one = variant.experiment.model_copy(update={"inference": [spec]})
             found.append(Declared(", ".join(filter(None, said)), one, variant.changes))

@@ -103,7 +103,7 @@ def annealed_importance_sampling(
 
     Example:
         >>> import pyro.distributions as dist, torch
-        >>> from pyro_vae import Conditional, Fixed, mlp
+        >>> from pyro_vae import VAE, Conditional, Fixed, mlp
         >>> prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
         >>> vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 7)))
         >>> annealed_importance_sampling(vae, torch.zeros(5, 6), temperatures=10).pointwise.shape

@@ -113,7 +113,7 @@ def bidirectional_monte_carlo(
 
     Example:
         >>> import pyro.distributions as dist, torch
-        >>> from pyro_vae import Conditional, Fixed, mlp
+        >>> from pyro_vae import VAE, Conditional, Fixed, mlp
         >>> prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
         >>> vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 7)))
         >>> bidirectional_monte_carlo(vae, 5, temperatures=10).data.shape

@@ -98,7 +98,7 @@ def posterior_density_estimator(
 
     Example:
         >>> import pyro.distributions as dist, torch
-        >>> from pyro_vae import Conditional, Fixed, mlp
+        >>> from pyro_vae import VAE, Conditional, Fixed, mlp
         >>> prior = Conditional(dist.Normal, (2,), loc=Fixed(0.0), scale=Fixed(1.0))
         >>> vae = VAE(prior, Conditional(dist.Bernoulli, (6,), given=mlp(2, 7)))
         >>> posterior_density_estimator(vae, torch.zeros(5, 6), 100, burn_in=20).pointwise.shape

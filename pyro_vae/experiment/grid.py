@@ -107,15 +107,11 @@ def _keys(written: str) -> list[str]:
 
 
 def _axis(written: str, values: list[Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The labels and changes of one key, or of several that vary together."""
+    """The labels and changes of one key, or of several that vary together; a single value has no label."""
     names = _keys(written)
     rows = values if len(names) > 1 else [[value] for value in values]
     return [
-        (
-            ", ".join(_said(key, value) for key, value in zip(names, row, strict=True)),
-            dict(zip(names, row, strict=True)),
-        )
-        for row in rows
+        (", ".join(map(_said, names, row)) if len(rows) > 1 else "", dict(zip(names, row, strict=True))) for row in rows
     ]
 
 
