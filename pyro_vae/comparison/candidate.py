@@ -80,7 +80,7 @@ def declared_candidates(experiment: Experiment) -> list[Declared]:
             shown = len(several) > 1 or not variant.label
             said = [variant.label, *([spec.label] if shown and "inference" not in variant.changes else [])]
             one = variant.experiment.model_copy(update={"inference": [spec]})
-            found.append(Declared(", ".join(filter(None, said)), one, variant.changes))
+            found.append(Declared(", ".join(filter(None, said)) or spec.label, one, variant.changes))
     names = [file_name(each.label) for each in found]
     for each, name in zip(found, names, strict=True):
         if names.count(name) > 1:

@@ -89,12 +89,19 @@ def representative(distribution: TorchDistribution) -> Tensor:
     Returns:
         Tensor of shape ``batch_shape + event_shape``.
     """
-    value = centre(distribution)
+    return representative_and_error(distribution)[0]
+
+
+def representative_and_error(distribution: TorchDistribution) -> tuple[Tensor, Tensor | None]:
+    """Returns what `representative` returns, and the variance of its Monte Carlo error; see `centre_and_error`."""
+    value, error = centre_and_error(distribution)
     mode = _statistic(distribution, "mode")
     if distribution.support.is_discrete or mode is None:
-        return value
+        return value, error
     inside = distribution.support.check(value)
-    return torch.where(inside.reshape(*inside.shape, *(1 for _ in range(value.dim() - inside.dim()))), value, mode)
+    return torch.where(
+        inside.reshape(*inside.shape, *(1 for _ in range(value.dim() - inside.dim()))), value, mode
+    ), error
 
 
 def spread(distribution: TorchDistribution) -> Tensor | None:

@@ -18,11 +18,14 @@ from pyro_vae.evaluation.information import (
     mutual_information,
     rate_distortion,
 )
+from pyro_vae.evaluation.interpolation import Interpolation, interpolate
 from pyro_vae.evaluation.latent import LatentKL, active_units, kl_per_dimension, latent_kl, posterior_means
+from pyro_vae.evaluation.latent_map import latent_map
 from pyro_vae.evaluation.paired_differences import Difference, PairedDifferences, paired_differences
 from pyro_vae.evaluation.pareto import pareto_k
 from pyro_vae.evaluation.posterior_density import posterior_density_estimator
 from pyro_vae.evaluation.site_probabilities import site_probabilities
+from pyro_vae.evaluation.traversal import Traversal, traverse
 
 __all__ = [
     "AggregatePosterior",
@@ -32,10 +35,12 @@ __all__ = [
     "Estimate",
     "GradientNoise",
     "InferenceGap",
+    "Interpolation",
     "LatentKL",
     "PairedDifferences",
     "RateDistortion",
     "Sandwich",
+    "Traversal",
     "active_units",
     "aggregate_posterior",
     "annealed_importance_sampling",
@@ -44,8 +49,10 @@ __all__ = [
     "elbo",
     "gradient_variance",
     "inference_gap",
+    "interpolate",
     "kl_per_dimension",
     "latent_kl",
+    "latent_map",
     "log_marginal",
     "mutual_information",
     "paired_differences",
@@ -55,4 +62,5 @@ __all__ = [
     "rate_distortion",
     "simulation_based_calibration",
     "site_probabilities",
+    "traverse",
 ]

@@ -17,7 +17,7 @@ from pyro_vae import Batch, evaluation
 from pyro_vae.errors import InputError
 from pyro_vae.evaluation import Estimate
 
-DETERMINISTIC = {"posterior_means", "active_units"}
+DETERMINISTIC = {"posterior_means", "active_units", "latent_map", "interpolate"}
 IN_TRAINING_MODE = {"gradient_variance"}  # by definition: the gradients are those of training
 SIMULATES = {"bidirectional_monte_carlo", "simulation_based_calibration"}  # takes no data
 ALL = pytest.mark.parametrize("name", EVALUATIONS)
@@ -97,6 +97,7 @@ def test_values_that_are_not_finite_are_refused(name: str) -> None:
 
 
 WEIGHTED = {"log_marginal", "elbo", "gradient_variance", "posterior_means", "active_units"}
+WEIGHTED |= {"latent_map", "traverse", "interpolate"}  # each datum is one point
 
 
 @ALL

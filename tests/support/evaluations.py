@@ -36,7 +36,15 @@ EVALUATIONS: dict[str, Callable[[VAE, Tensor, int], list[Estimate | Tensor]]] = 
     "latent_kl": lambda vae, x, seed: [evaluation.latent_kl(vae, x, seed=seed).value],
     "posterior_means": lambda vae, x, seed: [evaluation.posterior_means(vae, x)],
     "active_units": lambda vae, x, seed: [evaluation.active_units(vae, x)],
+    "latent_map": lambda vae, x, seed: [mapped(vae, x, seed)],
+    "traverse": lambda vae, x, seed: [evaluation.traverse(vae, x, steps=3, seed=seed).x],
+    "interpolate": lambda vae, x, seed: [evaluation.interpolate(vae, x, x, steps=3, seed=seed).x],
 }
+
+
+def mapped(vae: VAE, x: Tensor, seed: int) -> Tensor:
+    frame = evaluation.latent_map(vae, x, seed=seed)
+    return torch.from_numpy(frame[frame.attrs["coordinates"]].to_numpy(copy=True))
 
 
 def annealing(vae: VAE, x: Tensor, seed: int) -> list[Estimate | Tensor]:
