@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pyro_vae import experiment as experiment
     from pyro_vae import inference as inference
     from pyro_vae import networks as networks
+    from pyro_vae import plots as plots
     from pyro_vae import training as training
     from pyro_vae.batch import Batch as Batch
     from pyro_vae.comparison.compare import compare as compare
@@ -99,6 +100,7 @@ _ROOMS = (
     "experiment",
     "inference",
     "networks",
+    "plots",
     "training",
 )
 

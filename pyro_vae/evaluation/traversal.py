@@ -118,7 +118,7 @@ def traverse(
         first = 0 if isinstance(start, Tensor) else start
         one = batch.select(slice(first, first + 1)).to(vae.device, vae.dtype)
         coordinates = Coordinates(vae, one)
-        if not bool(coordinates.prior.support.check(origin).all()):
+        if isinstance(start, Tensor) and not bool(coordinates.prior.support.check(origin).all()):
             raise InputError(
                 f"traverse: `start` lies outside the support {coordinates.prior.support} of the prior; pass a z inside."
             )

@@ -24,6 +24,7 @@ ROOMS = {
     "experiment",
     "inference",
     "networks",
+    "plots",
     "training",
 }
 
@@ -56,6 +57,7 @@ for arguments in (["--help"], ["--version"], ["compare", "--help"], ["score", "-
         [
             ("from pyro_vae import VAE, fit", HEAVY | {"zuko"}),
             ("import pyro_vae; pyro_vae.inference, pyro_vae.networks, pyro_vae.engine, pyro_vae.evaluation", HEAVY),
+            ("import pyro_vae; pyro_vae.plots.plot_curves", HEAVY),
             ("from pyro_vae import to_arviz", HEAVY),
         ],
         [(COMMANDS, LIBRARIES - {"rich", "pydantic"})],  # typer needs these two

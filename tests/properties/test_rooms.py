@@ -20,7 +20,7 @@ FLOORS = (
     {"inference"},
     {"evaluation"},
     {"training"},
-    {"experiment"},
+    {"experiment", "plots"},
     {"comparison"},
     {"cli"},
     {"__init__", "__main__"},
