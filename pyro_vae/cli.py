@@ -131,6 +131,7 @@ def compare_command(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Any key of the file, such as training.batch_size=50; repeatable.")
     ] = None,
+    workers: Annotated[int, typer.Option(help="Processes among which the runs are divided, of one thread each.")] = 1,
     vary: Annotated[
         list[str] | None,
         typer.Option(help="A key and its values, which make candidates: prior=Normal,flow or latent=4,8; repeatable."),
@@ -156,10 +157,10 @@ def compare_command(
         "device": device,
     }
     given = {key: value for key, value in flags.items() if value is not None}
-    _compare(experiment_of(file, given, settings or [], vary or []), out)
+    _compare(experiment_of(file, given, settings or [], vary or []), out, workers)
 
 
-def _compare(experiment: Experiment, out: Path | None) -> None:
+def _compare(experiment: Experiment, out: Path | None, workers: int) -> None:
     """Runs an experiment, writes its folder and prints its tables."""
     from pyro_vae.comparison.compare import prepare
     from pyro_vae.comparison.folder import default_folder, new_folder, unfinished, write_run
@@ -177,7 +178,7 @@ def _compare(experiment: Experiment, out: Path | None) -> None:
     try:
         with new_folder(folder) as partial:
             checkpoints = unfinished(folder) / "checkpoints"
-            result = prepared.run(command=command, progress=True, checkpoints=checkpoints)
+            result = prepared.run(command=command, progress=True, checkpoints=checkpoints, workers=workers)
             write_report(result, partial / "report.html")
             write_run(result, partial)  # last, for it writes the checksums of all files
     except KeyboardInterrupt:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pyro_vae.comparison.candidate import Candidate
 from pyro_vae.comparison.execution import Execution
 from pyro_vae.errors import InputError
@@ -22,7 +20,7 @@ from pyro_vae.runtime.whole_file import write_whole
 NOTED = "comparison.json"
 
 
-def checkpoint_folder(folder: Path, experiment: Experiment, candidates: Sequence[Candidate]) -> Path:
+def checkpoint_folder(folder: Path, experiment: Experiment, candidates: Sequence[Candidate], threads: int) -> Path:
     """Creates the folder of a comparison's checkpoints, or checks that it belongs to the same comparison.
 
     Candidates, seeds and evaluation may differ: each run has its own checkpoint, which is made before evaluation.
@@ -31,7 +29,7 @@ def checkpoint_folder(folder: Path, experiment: Experiment, candidates: Sequence
     others = experiment.model_dump(mode="json", exclude={"data", "inference", "seeds", "evaluation", "vary", "models"})
     others["changes"] = {each.label: dict(each.changes) for each in candidates if each.changes}
     device = experiment.torch_device
-    where = {"device": str(device), "threads": torch.get_num_threads(), "versions": versions()}
+    where = {"device": str(device), "threads": threads, "versions": versions()}
     about = {"data": data.record(), **others, **where}
     if experiment.program is not None:
         about["code"] = code_record(experiment.program)

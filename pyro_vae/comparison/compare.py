@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from pyro_vae.comparison.candidate import Candidate, Declared, declared_candidat
 from pyro_vae.comparison.checkpoint_folder import checkpoint_folder, note_execution, noted_execution
 from pyro_vae.comparison.checks import PosteriorChecks, check_posteriors
 from pyro_vae.comparison.comparison import Comparison
-from pyro_vae.comparison.execution import decide
-from pyro_vae.comparison.run import Run, trained_runs
+from pyro_vae.comparison.execution import Execution, decide
+from pyro_vae.comparison.run import Run, trained, trained_runs
+from pyro_vae.comparison.workers import runs_in_workers
 from pyro_vae.datasets.data import Data
 from pyro_vae.errors import InputError
 from pyro_vae.experiment.experiment import Experiment
@@ -36,6 +38,7 @@ def compare(
     command: str = "",
     progress: bool = False,
     checkpoints: str | os.PathLike[str] | None = None,
+    workers: int = 1,
 ) -> Comparison:
     """Trains and evaluates every candidate of an experiment under every seed.
 
@@ -59,6 +62,8 @@ def compare(
             from this folder, also with more or fewer candidates and seeds. Trained runs are evaluated again, but not
             trained again. If seeds are trained together, the folder keeps finished candidates, but not one that is
             still in training. The caller removes the folder.
+        workers: Number of processes among which the runs are divided, of one thread each (and of one CUDA device each,
+            in turn). Where a process is killed, its run is done again from its checkpoint.
 
     Raises:
         InputError: If experiment and data do not fit each other (before the first run), or if ``checkpoints`` belongs
@@ -69,7 +74,8 @@ def compare(
     """
     if vary is not None:
         experiment = experiment.varied(vary)
-    return prepare(experiment, data, progress).run(command=command, progress=progress, checkpoints=checkpoints)
+    prepared = prepare(experiment, data, progress)
+    return prepared.run(command=command, progress=progress, checkpoints=checkpoints, workers=workers)
 
 
 # Largest number of candidates of a grid whose posteriors are checked, which takes about as long as training.
@@ -101,6 +107,7 @@ class Prepared:
         command: str = "",
         progress: bool = False,
         checkpoints: str | os.PathLike[str] | None = None,
+        workers: int = 1,
     ) -> Comparison:
         """Trains and evaluates every candidate under every seed, as `compare` does after `prepare`.
 
@@ -108,19 +115,28 @@ class Prepared:
             command: Command line to record with the result.
             progress: Whether to show a progress bar for each run.
             checkpoints: Folder for the state of each run; see `compare`.
+            workers: Number of processes; see `compare`.
         """
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+            raise InputError(f"compare: `workers` is a number of processes, at least 1; got `{workers!r}`.")
         start = time.perf_counter()
         experiment, candidates = self.experiment, self.candidates
-        kept = None if checkpoints is None else checkpoint_folder(Path(checkpoints), experiment, candidates)
+        threads = 1 if workers > 1 else torch.get_num_threads()
+        kept = None if checkpoints is None else checkpoint_folder(Path(checkpoints), experiment, candidates, threads)
         resumed = kept is not None and any(kept.glob("*.checkpoint"))
         execution = noted_execution(kept) or decide(candidates, progress)
         note_execution(kept, execution)
         with runs_line(len(candidates) * len(experiment.seeds), progress) as line:
-            runs = trained_runs(candidates, execution, line, kept)
+            if workers > 1:
+                pairs = [(each, seed) for seed in experiment.seeds for each in candidates]
+                runs = runs_in_workers(pairs, partial(_alone, execution, kept), workers, line)
+            else:
+                runs = trained_runs(candidates, execution, line, kept)
             if line is not None:
                 line.finish()
             checks = self._checks(runs, progress)
-        where = {**environment(experiment.torch_device, command), "wall_seconds": round(time.perf_counter() - start, 1)}
+        where = {**environment(experiment.torch_device, command), "threads": threads, "workers": workers}
+        where = {**where, "wall_seconds": round(time.perf_counter() - start, 1)}
         if resumed:
             where["resumed"] = "wall time covers only the last part, and the runs were made at different times"
         return Comparison(experiment, candidates, runs, where, execution, checks, self.left_out)
@@ -142,6 +158,11 @@ class Prepared:
             seed=experiment.seeds[0],
             progress=progress,
         )
+
+
+def _alone(execution: Execution, checkpoints: Path | None, candidate: Candidate, seed: int) -> Run:
+    """Trains and evaluates one candidate under one seed, without a line of progress."""
+    return trained(candidate, [seed], execution, None, checkpoints)[0]
 
 
 def prepare(experiment: Experiment, data: Data | None = None, progress: bool = False) -> Prepared:

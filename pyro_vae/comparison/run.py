@@ -142,6 +142,14 @@ class Run:
 METRICS = ("elbo", "log_marginal", "active_units", "seconds_per_epoch")
 
 
+def seeds_in_one_program(candidates: Sequence[Candidate], execution: Execution) -> bool:
+    """Whether the seeds of each candidate are trained in one program."""
+    return all(
+        seeds_together(each.experiment) and (each.experiment.training.together or execution.compiled)
+        for each in candidates
+    )
+
+
 def trained_runs(
     candidates: Sequence[Candidate], execution: Execution, line: Line | None, checkpoints: Path | None
 ) -> list[Run]:
@@ -155,18 +163,14 @@ def trained_runs(
             together; see `pyro_vae.compare`.
     """
     seeds = candidates[0].experiment.seeds
-    together = [
-        seeds_together(each.experiment) and (each.experiment.training.together or execution.compiled)
-        for each in candidates
-    ]
-    if not all(together):
+    if not seeds_in_one_program(candidates, execution):
         pairs = [(seed, candidate) for seed in seeds for candidate in candidates]
-        return [_trained(candidate, [seed], execution, line, checkpoints)[0] for seed, candidate in pairs]
-    of_candidates = [_trained(candidate, seeds, execution, line, checkpoints) for candidate in candidates]
+        return [trained(candidate, [seed], execution, line, checkpoints)[0] for seed, candidate in pairs]
+    of_candidates = [trained(candidate, seeds, execution, line, checkpoints) for candidate in candidates]
     return [run for of_seed in zip(*of_candidates, strict=True) for run in of_seed]
 
 
-def _trained(
+def trained(
     candidate: Candidate, seeds: Sequence[int], execution: Execution, line: Line | None, checkpoints: Path | None
 ) -> list[Run]:
     """Trains and evaluates one candidate under the seeds, in one program if there are several."""
