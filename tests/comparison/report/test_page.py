@@ -184,7 +184,7 @@ def page(digits, tmp_path_factory):
 
 def test_the_page_of_images_has_every_part(digits, page):
     _, parsed = page
-    wanted = ["results", "curves", "samples", "reconstructions", "latent", "weights", "checks"]
+    wanted = ["verdict", "results", "curves", "samples", "reconstructions", "latent", "weights", "checks"]
     wanted += ["seeds", "experiment", "provenance"]
     assert parsed.sections == wanted
     assert all(label in parsed.text for label in digits.labels)
@@ -232,7 +232,7 @@ def test_the_grid_of_another_prior_follows_its_quantiles(make_vae):
 def test_the_page_of_a_table_escapes_names_and_compares_columns_in_own_units(table, tmp_path):
     text, parsed = read(table, tmp_path)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    wanted = ["results", "curves", "marginals", "latent", "weights", "checks"]
+    wanted = ["verdict", "results", "curves", "marginals", "latent", "weights", "checks"]
     wanted += ["seeds", "experiment", "provenance"]
     assert parsed.sections == wanted
     assert "<script>alert(1)</script>" in parsed.text
