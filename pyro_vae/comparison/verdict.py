@@ -19,6 +19,8 @@ from pyro_vae.training.history import History
 
 # Rise of the validation bound over the last fifth of the training, in nats per datum, from which on it still rises.
 _RISE = 0.05
+# Up to so many candidates are named in a sentence.
+_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,11 @@ class Verdict:
         text = f"Best: {self.best}, chosen by {self.chosen_by}."
         if worse:
             nearest = worse[0]
-            others = f"{_listed([pair.label for pair in worse])}: " if len(worse) > 1 else ""
+            others = f"{_some([pair.label for pair in worse], len(pairs))}: " if len(worse) > 1 else ""
             text += f" On test data it is better than {others}{_by(nearest, len(worse) > 1)}."
         unsure = [pair.label for pair in known if pair.low <= 0 <= pair.high]
         if unsure:
-            text += f" Not distinguishable from it: {_listed(unsure)}."
+            text += f" Not distinguishable from it: {_some(unsure, len(pairs))}."
         if better:
             text += f" On test data {_listed([pair.label for pair in better])} is better, against the choice."
         without = [pair.label for pair in pairs if pair.covers is None]
@@ -125,6 +127,11 @@ def _listed(labels: Sequence[str]) -> str:
     return "; ".join(labels) if any("," in label for label in labels) else ", ".join(labels)
 
 
+def _some(labels: Sequence[str], total: int) -> str:
+    """The labels, or how many of all others they are if there are many."""
+    return _listed(labels) if len(labels) <= _NAMED else f"{len(labels)} of {total} others"
+
+
 def _marginal_of(run: Run) -> Estimate | None:
     return run.log_marginal
 
@@ -162,7 +169,7 @@ def _doubts(comparison: Any) -> list[str]:
     distrusted = [label for label in comparison.labels if not comparison.trusts(label)]
     if distrusted:
         found.append(
-            f"log p(x) of {_listed(distrusted)} is not to be trusted (Pareto k-hat): take more samples "
+            f"log p(x) of {_few(distrusted, comparison)} is not to be trusted (Pareto k-hat): take more samples "
             "(evaluation.num_samples), or use annealed importance sampling."
         )
     rising = {label: max(map(_rise, (run.history for run in comparison.runs_of(label)))) for label in comparison.labels}
@@ -172,13 +179,18 @@ def _doubts(comparison: Any) -> list[str]:
         longer = f"train for {2 * epochs} epochs" if epochs is not None else "train for twice as many steps"
         most = max(rising[label] for label in still)
         found.append(
-            f"The validation bound of {_listed(still)} still rises, by up to {most:.2f} nats in the last fifth of the "
-            f"training: {longer}."
+            f"The validation bound of {_few(still, comparison)} still rises, by up to {most:.2f} nats in the last "
+            f"fifth of the training: {longer}."
         )
     left_out = list(comparison.left_out)
     if left_out:
-        found.append(f"Left out, since they cannot work: {_listed(left_out)}.")
+        found.append(f"Left out, since they cannot work: {'; '.join(left_out)}.")
     return found
+
+
+def _few(labels: Sequence[str], comparison: Any) -> str:
+    total = len(comparison.labels)
+    return _listed(labels) if len(labels) <= _NAMED else f"{len(labels)} of {total} candidates (see the table)"
 
 
 def _rise(history: History) -> float:
