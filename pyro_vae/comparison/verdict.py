@@ -34,6 +34,7 @@ class Verdict:
         differences: Each other candidate minus the best one on the test data, with intervals that hold together; None
             if there is nothing to compare.
         doubts: Sentences on what the verdict is not sure of.
+        distrusted: Candidates whose log p(x) is not to be trusted, so that nothing is said of their differences.
     """
 
     best: str | None
@@ -41,6 +42,7 @@ class Verdict:
     quantity: str
     differences: PairedDifferences | None
     doubts: tuple[str, ...] = ()
+    distrusted: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -51,21 +53,19 @@ class Verdict:
             return f"{self.best} stands alone: there is nothing to compare."
         pairs = self.differences.pairs
         known = [pair for pair in pairs if pair.covers is not None]
-        worse = sorted((pair for pair in known if pair.high < 0), key=lambda pair: -pair.mean)
-        better = [pair for pair in known if pair.low > 0]
+        trusted = [pair for pair in known if not {pair.label, pair.baseline} & set(self.distrusted)]
+        worse = sorted((pair for pair in trusted if pair.high < 0), key=lambda pair: -pair.mean)
+        said = {
+            "Not distinguishable from it": [pair.label for pair in trusted if pair.low <= 0 <= pair.high],
+            "Better on test data, against the choice": [pair.label for pair in trusted if pair.low > 0],
+            "Unknown, since log p(x) is not to be trusted": [pair.label for pair in known if pair not in trusted],
+            "Without an interval": [pair.label for pair in pairs if pair.covers is None],
+        }
         text = f"Best: {self.best}, chosen by {self.chosen_by}."
         if worse:
-            nearest = worse[0]
             others = f"{_some([pair.label for pair in worse], len(pairs))}: " if len(worse) > 1 else ""
-            text += f" On test data it is better than {others}{_by(nearest, len(worse) > 1)}."
-        unsure = [pair.label for pair in known if pair.low <= 0 <= pair.high]
-        if unsure:
-            text += f" Not distinguishable from it: {_some(unsure, len(pairs))}."
-        if better:
-            text += f" On test data {_listed([pair.label for pair in better])} is better, against the choice."
-        without = [pair.label for pair in pairs if pair.covers is None]
-        if without:
-            text += f" Without an interval: {_listed(without)}."
+            text += f" On test data it is better than {others}{_by(worse[0], len(worse) > 1)}."
+        text += "".join(f" {what}: {_some(labels, len(pairs))}." for what, labels in said.items() if labels)
         if known:
             over = known[0].covers
             alone = ", since there is one seed" if over == "data" else ""
@@ -107,14 +107,16 @@ def verdict(comparison: Any) -> Verdict:
     present = [label for label, table in test.items() if bool(table.isfinite().any())]
     eligible = {label: chosen[label] for label in present if bool(chosen[label].isfinite().any())}
     doubts = tuple(_doubts(comparison))
+    distrusted = () if bound else tuple(label for label in comparison.labels if not comparison.trusts(label))
     if not eligible:
-        return Verdict(None, chosen_by, quantity, None, doubts)
+        return Verdict(None, chosen_by, quantity, None, doubts, distrusted)
     if len(present) == 1:
-        return Verdict(present[0], chosen_by, quantity, None, doubts)
+        return Verdict(present[0], chosen_by, quantity, None, doubts, distrusted)
     best = best_candidate(_alike(eligible)).label if len(eligible) > 1 else next(iter(eligible))
     pairs = len(present) * (len(present) - 1) // 2
     tables = _alike({label: test[label] for label in present})
-    return Verdict(best, chosen_by, quantity, paired_differences(tables, best, num_comparisons=pairs), doubts)
+    differences = paired_differences(tables, best, num_comparisons=pairs)
+    return Verdict(best, chosen_by, quantity, differences, doubts, distrusted)
 
 
 def _by(pair: Difference, least: bool) -> str:

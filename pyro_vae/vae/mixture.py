@@ -192,10 +192,11 @@ class Mixture(Trunk):
         if self.given is not None and any(isinstance(source, Network) for source in sources.values()):
             return Conditional(self.family, shape, given=self.head_network(), **sources)
         stacked = Conditional(self.family, shape, **sources)
-        if self.given is not None and set(stacked.sources) - set(sources):
+        undeclared = [name for name in stacked.sources if name not in sources]
+        if self.given is not None and undeclared:
             return Conditional(self.family, shape, given=self.head_network(), **sources)
         with torch.no_grad():
-            for name in set(stacked.sources) - set(sources):
+            for name in undeclared:
                 parameter = getattr(stacked, f"learned_{name}")
                 parameter.add_(_NOISE * torch.randn_like(parameter))
         return stacked

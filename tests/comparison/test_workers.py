@@ -20,7 +20,8 @@ from pyro_vae.comparison import workers as workers_module
 from pyro_vae.errors import InputError
 from pyro_vae.experiment import Experiment
 
-GRID = {**SMALL, "vary": {"prior": ["Normal", "flow"], "latent": [2, 3]}, "inference": ["aevb"]}
+PRIORS = ["Normal", "flow", {"mixture": {"components": 4}}]
+GRID = {**SMALL, "vary": {"prior": PRIORS, "latent": [2, 3]}, "inference": ["aevb"]}
 
 
 @pytest.fixture

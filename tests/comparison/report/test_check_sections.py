@@ -91,7 +91,18 @@ def test_tables_of_all_algorithms_fit_a_hundred_columns(everything):
 
 
 def test_the_page_has_every_section_with_its_numbers_in_words(everything, text_of):
-    first = ["verdict", "results", "curves", "samples", "reconstructions", "latent", "gap", "calibration", "weights", "gradients"]
+    first = [
+        "verdict",
+        "results",
+        "curves",
+        "samples",
+        "reconstructions",
+        "latent",
+        "gap",
+        "calibration",
+        "weights",
+        "gradients",
+    ]
     assert text_of.sections == [*first, "seeds", "experiment", "provenance"]
     alts = [image["alt"] for image in text_of.images]
     checks = everything.checks
