@@ -192,7 +192,7 @@ def prepare(experiment: Experiment, data: Data | None = None, progress: bool = F
             if each.reason:
                 raise InputError(each.reason)
             one = each.experiment.resolved()
-            key = f"{one.data!r} {one.program} {one.likelihood.support!r}"
+            key = f"{one.data!r} {one.data_support!r}"
             if key not in loaded:
                 loaded[key] = one.load_data(progress) if data is None else data
             one = one.completed(loaded[key])

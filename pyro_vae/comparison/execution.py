@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -67,7 +67,7 @@ def decide(candidates: Sequence[Candidate], progress: bool = False) -> Execution
     """
     modes = {candidate.experiment.training.compile for candidate in candidates}
     if modes != {"auto"}:
-        said = enumerated_modes(modes)
+        said = ", ".join(sorted(str(mode).lower() for mode in modes))
         return Execution(modes != {False}, f"the experiment says `compile: {said}`")
     if any(each.experiment.training.together and len(each.experiment.seeds) > 1 for each in candidates):
         return Execution(True, "the experiment says `together: true`")
@@ -76,11 +76,6 @@ def decide(candidates: Sequence[Candidate], progress: bool = False) -> Execution
         note("timing a few steps of every candidate, to decide whether to compile ...")
     compiled, reason = _decided(candidates)
     return Execution(compiled, reason, time.perf_counter() - start)
-
-
-def enumerated_modes(modes: Collection[bool | str]) -> str:
-    """Returns modes of compilation as a file has them."""
-    return ", ".join(sorted(str(mode).lower() for mode in modes))
 
 
 def _decided(candidates: Sequence[Candidate]) -> tuple[bool, str]:

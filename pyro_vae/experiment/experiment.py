@@ -298,17 +298,24 @@ class Experiment(Strict):
             return self
         return self.model_copy(update={"likelihood": likelihood.completed(int(total))})
 
+    @property
+    def data_support(self) -> Any:
+        """The support, or that of each column, for which the data are prepared; None for a program."""
+        likelihood = self.resolved().likelihood
+        if self.program is not None:
+            return None
+        return likelihood.supports if isinstance(likelihood, MixedSpec) else likelihood.support
+
     def load_data(self, progress: bool = False) -> Data:
         """Returns the data, prepared for the likelihood's support; for a program, as real numbers.
 
         Raises:
             InputError: If the data cannot be found, read or used with the likelihood.
         """
-        spec, likelihood = self.data, self.resolved().likelihood
-        support: Any = likelihood.supports if isinstance(likelihood, MixedSpec) else likelihood.support
+        spec = self.data
         return loading.load(
             spec.name,
-            support=None if self.program is not None else support,
+            support=self.data_support,
             binarisation=spec.binarisation,
             scaling=spec.scaling,
             missing=spec.missing,

@@ -55,5 +55,6 @@ def panels(caller: str, ax: Axes | Sequence[Axes] | None, n: int, size: tuple[fl
 def figure_of(axes: Axes) -> Figure:
     """Returns the figure in which axes lie."""
     figure: Figure | None = axes.get_figure(root=True)
-    assert figure is not None
+    if figure is None:
+        raise InputError("`ax` lies in no figure any more; pass axes of a figure, such as plt.subplots()[1].")
     return figure
