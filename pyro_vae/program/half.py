@@ -14,6 +14,7 @@ from pyro_vae.batch import Batch
 from pyro_vae.program import running
 from pyro_vae.program.sites import flat_of, values_of
 from pyro_vae.runtime.random_streams import isolated
+from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 
 class Function:
@@ -24,6 +25,22 @@ class Function:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Function:
         return self
+
+
+class Runs(LatentVariableModel):
+    """A program as its parts see it: what they ask is runs of its model or its guide."""
+
+    def _run(
+        self,
+        function: Any,
+        batch: Batch,
+        particles: int | None = None,
+        given: Mapping[str, Tensor] | None = None,
+        dreaming: bool = False,
+        enumerating: bool = False,
+    ) -> Trace:
+        """Runs the model or the guide on a batch; see `pyro_vae.program.running.run`."""
+        raise NotImplementedError
 
 
 class Half:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints
@@ -14,11 +13,11 @@ from torch.distributions import constraints
 from pyro_vae.batch import Batch
 from pyro_vae.distributions.free_parameters import free_parameters, with_parameters
 from pyro_vae.errors import InputError
+from pyro_vae.program.half import Runs
 from pyro_vae.program.joint import LatentDistribution
 from pyro_vae.program.sites import Site
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.latent_variable_model import LatentVariableModel
 
 # The place of each free parameter, by site and parameter.
 Places = Mapping[str, Mapping[str, Site]]
@@ -42,7 +41,7 @@ class Offsets(Messenger):
             msg["fn"] = with_parameters(msg["fn"], lambda name, value: value + of_site[name].value(self.numbers))
 
 
-class LocalPosterior(LatentVariableModel):
+class LocalPosterior(Runs):
     r"""The posteriors that a guide becomes if each datum has parameters of its own.
 
     For each datum, each cell of an inner plate, each local site of the guide and each parameter of its distribution,
@@ -56,17 +55,6 @@ class LocalPosterior(LatentVariableModel):
 
     sites: tuple[Site, ...]
     _guide: Any
-
-    def _run(
-        self,
-        function: Any,
-        batch: Batch,
-        particles: int | None = None,
-        given: Mapping[str, Tensor] | None = None,
-        dreaming: bool = False,
-        enumerating: bool = False,
-    ) -> Trace:
-        raise NotImplementedError
 
     def _inside(self, handler: Messenger, function: Any) -> Any:
         """A half of the program inside a handler."""

@@ -2,7 +2,7 @@ r"""The sites of a program as variables: values whose dimensions have the names 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,14 +13,14 @@ from torch.distributions import Independent
 
 from pyro_vae.batch import Batch
 from pyro_vae.program import running
+from pyro_vae.program.half import Runs
 from pyro_vae.program.sites import Layout, Site, values_of
 from pyro_vae.runtime.modes import evaluating
 from pyro_vae.runtime.random_streams import isolated
-from pyro_vae.vae.latent_variable_model import LatentVariableModel
 from pyro_vae.vae.named import DATUM, DRAW, Named
 
 
-class NamedSites(LatentVariableModel):
+class NamedSites(Runs):
     """The variables of a `Program` by name.
 
     A site's dimensions are the plates around it, by their names, and those of its event: ``<site>_dim_0`` and so on.
@@ -34,17 +34,6 @@ class NamedSites(LatentVariableModel):
     _fixed: dict[str, Tensor]
     _observed: dict[str, int | None]
     _enumerated: tuple[Site, ...]
-
-    def _run(
-        self,
-        function: Any,
-        batch: Batch,
-        particles: int | None = None,
-        given: Mapping[str, Tensor] | None = None,
-        dreaming: bool = False,
-        enumerating: bool = False,
-    ) -> Trace:
-        raise NotImplementedError
 
     def _latent_nodes(self, trace: Trace) -> dict[str, Any]:
         """The local latents and the enumerated sites in a trace."""

@@ -99,6 +99,16 @@ def test_densities_and_probabilities_stand_in_different_tables(counts_file):
     assert result.record()["verdicts"][0]["best"] == "Poisson"
 
 
+def test_likelihoods_of_columns_are_candidates_beside_one_for_all(counts_file):
+    mixed = {"mixed": {"a": "Poisson", "b": "Normal", "c": "Poisson"}}
+    content = {**SMALL, "data": str(counts_file), "inference": ["aevb"]}
+    prepared = prepare(Experiment.parse({**content, "vary": {"likelihood": ["Normal", mixed]}}))
+    assert [candidate.measure for candidate in prepared.candidates] == [
+        "density in the data's own units",
+        "probability of some columns and density of others (pdp)",
+    ]
+
+
 def test_the_same_normal_in_raw_and_standardised_units_has_the_same_density(counts_file):
     """N(loc, scale) of a model without latents: raw parameters are the standardised ones, moved and scaled."""
     content = {**SMALL, "data": str(counts_file), "likelihood": "Normal", "inference": ["aevb"], "seeds": 1}
